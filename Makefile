@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv, and again whenever pyproject.toml changes. Needs git, make and Python 3.11 or newer.
+
+PYTHON ?= python3
+PIP_EXTRAS := dev,viz
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores)"
+	@echo "make test    run the tests"
+	@echo "make check   the gate: format, lint, types on source and tests, tests"
+	@echo "make format  rewrite the code as the gate wants it, where that can be done by a machine"
+	@echo "make clean   remove everything that these targets made, except runs/"
+
+demo: $(STAMP)
+	$(BIN)/ceit demo --output runs/demo
+
+# One thread a worker: torch would otherwise start as many as there are cores in each of them.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
+
+check: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
+	$(MAKE) --no-print-directory test
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv build dist .coverage .hypothesis .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[$(PIP_EXTRAS)]'
+	@touch $@

@@ -1,0 +1,154 @@
+"""``ceit evaluate``: how good a trained model is on a split of a data set."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
+from ceit.data.loader import make_loader
+from ceit.inference.device import PRECISIONS, autocast_dtype, default_device
+from ceit.inference.predictor import default_preprocessing, stored_preprocessing
+from ceit.train.metrics import ClassAccuracy, Evaluation, evaluate
+from ceit.weights import load_checkpoint, read_description
+
+_LISTED_CLASSES = 40
+_BAR_CELLS = 20
+
+
+def main(arguments: list[str]) -> None:
+    """Print loss, top-1, top-5 and the accuracy of every class, as tables or as one JSON document.
+
+    Raises: ValueError for a checkpoint or data that cannot be read, classes that differ, or a split that is not there.
+    """
+    options = _parser().parse_args(arguments)
+    model = load_checkpoint(options.checkpoint)
+    description = read_description(options.checkpoint)
+    training = (description and description.training) or {}
+    preprocessing = stored_preprocessing(model) or default_preprocessing(model)
+    dataset = load_dataset(
+        options.data,
+        img_size=model.config.image_hw,
+        in_chans=model.config.in_chans,
+        seed=training.get("seed", 0),
+        skip_broken=options.skip_broken,
+    )
+    for file in dataset.skipped:
+        print(f"skipped {file}", file=sys.stderr)
+    class_names = model.class_names or dataset.class_names
+    split = with_labels_of(class_names, dataset, _split(options.split, dataset, training))
+    device = default_device()
+    dtype = autocast_dtype(options.precision, device)
+    loader = make_loader(
+        split, batch_size=options.batch_size, img_size=model.config.image_hw, preprocessing=preprocessing
+    )
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=loader.images)
+        result = evaluate(
+            model.to(device),
+            loader,
+            class_names=class_names,
+            device=device,
+            autocast_dtype=dtype,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    heading = {
+        "checkpoint": options.checkpoint,
+        "data": dataset.name,
+        "split": options.split,
+        "precision": "float32" if dtype is None else "bf16",
+    }
+    if options.json:
+        print(json.dumps({**heading, **result.as_dict()}))
+    else:
+        _print_tables(heading, result)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ceit evaluate", description="Measure a trained model on every image of a split of a data set."
+    )
+    parser.add_argument("--checkpoint", metavar="RUN|FILE", required=True, help="a run directory or a file of weights")
+    parser.add_argument("--data", metavar="NAME|DIR", required=True, help="a data set's name, or a folder of class folders")
+    parser.add_argument("--split", choices=("test", "validation", "train"), default="test", help="default: test")
+    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default: 250)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster here (default)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--skip-broken", action="store_true", help="leave files out that cannot be read, and name them")
+    return parser
+
+
+def _split(name: str, dataset: ImageDataset, training: dict[str, Any]) -> Split:
+    """The split as training had it: where the data has no validation split, training has cut one from the training images."""
+    if name == "test":
+        return dataset.test
+    if dataset.validation is not None:
+        return dataset.validation if name == "validation" else dataset.train
+    if "validation_percent" in training:
+        train, validation = cut_validation(dataset.train, training["validation_percent"], training["seed"])
+        return validation if name == "validation" else train
+    if name == "validation":
+        raise ValueError(f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train")
+    return dataset.train
+
+
+def with_labels_of(class_names: Sequence[str], dataset: ImageDataset, split: Split) -> Split:
+    """The split with every label as its class is numbered in ``class_names``.
+
+    Raises: ValueError naming the first class that only one of the two has.
+    """
+    known, given = set(class_names), set(dataset.class_names)
+    if strange := [name for name in dataset.class_names if name not in known]:
+        raise ValueError(f"class {strange[0]!r} of {dataset.name} is not among the {len(known)} of the checkpoint")
+    if missing := [name for name in class_names if name not in given]:
+        raise ValueError(f"class {missing[0]!r} of the checkpoint is not among the {len(given)} of {dataset.name}")
+    number = {name: i for i, name in enumerate(class_names)}
+    return replace(split, labels=torch.tensor([number[name] for name in dataset.class_names])[split.labels])
+
+
+def _print_tables(heading: dict[str, str], result: Evaluation) -> None:
+    console = Console(highlight=False)
+    summary = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in heading.items():
+        summary.add_row(Text(name, "dim"), Text(value))
+    summary.add_row(Text("images", "dim"), f"{result.images:,}")
+    summary.add_row(Text("loss", "dim"), f"{result.loss:.4f}")
+    summary.add_row(Text("top-1", "dim"), Text(f"{result.top1_percent:.2f}%", "bold"))
+    if result.top5_percent is not None:
+        summary.add_row(Text("top-5", "dim"), f"{result.top5_percent:.2f}%")
+    console.print(summary)
+
+    listed = result.per_class
+    if len(listed) > _LISTED_CLASSES:
+        measured = [entry for entry in listed if entry.top1_percent is not None]
+        listed = sorted(measured, key=lambda entry: entry.top1_percent or 0.0)[:_LISTED_CLASSES]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("class", no_wrap=True, max_width=32)
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("top-1", no_wrap=True)
+    for entry in listed:
+        table.add_row(Text(entry.label), f"{entry.images:,}", _bar(entry))
+    console.print()
+    console.print(table)
+    if len(listed) < len(result.per_class):
+        console.print(f"the {len(listed)} least recognised of {len(result.per_class)} classes; --json has all", style="dim")
+
+
+def _bar(entry: ClassAccuracy) -> Text:
+    if entry.top1_percent is None:
+        return Text("no images", "dim")
+    filled = round(_BAR_CELLS * entry.top1_percent / 100)
+    bar = ("█" * filled, "green"), ("░" * (_BAR_CELLS - filled), "dim")
+    return Text.assemble(*bar, f" {entry.top1_percent:6.2f}%")

@@ -1,0 +1,243 @@
+"""``ceit info``: parameters and multiply-accumulates of a model, module by module, beside its DeiT twin."""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ceit.model import MODELS, CeiTConfig, config_of
+from ceit.model.complexity import Complexity, analysis, complexity, deit_twin, letters, resnet50_stages
+
+TOTALS = {
+    "parameters": "parameters",
+    "macs": "MACs, full, with attention products",
+    "macs_without_attention_products": "MACs, full, without attention products",
+    "live_macs": "MACs, live, with attention products",
+    "live_macs_without_attention_products": "MACs, live, without attention products",
+}
+CONVENTIONS = {
+    "MACs": "of convolutions, linears and matrix products for one image, nothing else",
+    "attention products": "QK^T and AV of the encoder and of LCA",
+    "full": "what the release computes always, and training by default",
+    "live": "what eval mode computes: in the last block only what can reach the logits",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Print what a model costs, as tables or as one JSON document.
+
+    Raises ValueError for an unknown model, a geometry that no model has, or a checkpoint that cannot be read.
+    """
+    options = _parser().parse_args(arguments)
+    config = _config(options.model, _geometry(options))
+    if options.json:
+        print(json.dumps(_document(options.model, config), indent=2))
+        return
+    console = Console(highlight=False)
+    for renderable in _report(options.model, config):
+        if isinstance(renderable, Table):  # a number is never cut, however narrow the terminal
+            renderable.width = console.measure(renderable, options=console.options.update(width=1000)).maximum
+        console.print(renderable, crop=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ceit info",
+        description="Print a model's parameters and multiply-accumulates, module by module, beside its DeiT twin.",
+        epilog=f"models: {', '.join(MODELS)}",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL|CHECKPOINT", help="a model's name, a run directory or a file of weights"
+    )
+    parser.add_argument(
+        "--img-size", type=int, nargs="+", metavar=("H", "W"), help="image size in pixels: a side, or two"
+    )
+    parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the head")
+    parser.add_argument("--in-chans", type=int, metavar="C", help="channels of the images")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def _geometry(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the configuration that the command line asks for."""
+    geometry: dict[str, Any] = {}
+    if options.img_size is not None:
+        if len(options.img_size) > 2:
+            raise ValueError(f"--img-size takes one side, or height and width, not {len(options.img_size)} numbers")
+        geometry["img_size"] = tuple(options.img_size) if len(options.img_size) == 2 else options.img_size[0]
+    if options.num_classes is not None:
+        if options.num_classes < 1:
+            raise ValueError(f"--num-classes {options.num_classes} must be at least 1: a classifier needs a class")
+        geometry["num_classes"] = options.num_classes
+    if options.in_chans is not None:
+        geometry["in_chans"] = options.in_chans
+    return geometry
+
+
+def _config(model: str, geometry: dict[str, Any]) -> CeiTConfig:
+    """Of a named model, else of a checkpoint; a word that neither exists nor looks like a path is a misspelt name."""
+    path = Path(model)
+    if model in MODELS or not (path.exists() or path.suffix or len(path.parts) > 1):
+        return config_of(model, **geometry)
+    from ceit.weights import load_checkpoint  # a name needs no weights
+
+    return replace(load_checkpoint(path).config, **geometry)
+
+
+def _document(model: str, config: CeiTConfig) -> dict[str, Any]:
+    own = complexity(config)
+    return {
+        "model": model,
+        "config": asdict(config),
+        "conventions": CONVENTIONS,
+        **_totals(own),
+        "modules": [asdict(module) for module in own.modules],
+        "twin": _totals(complexity(deit_twin(config))),
+        "analysis": [asdict(cost) for cost in analysis(config)],
+    }
+
+
+def _totals(cost: Complexity) -> dict[str, int]:
+    return {name: getattr(cost, name) for name in (*TOTALS, "dead_macs")}
+
+
+def _report(model: str, config: CeiTConfig) -> Iterator[RenderableType]:
+    own, twin = complexity(config), complexity(deit_twin(config))
+    image = f"image {config.in_chans}x{config.image_hw[0]}x{config.image_hw[1]}"
+    patches = f"{config.grid[0]}x{config.grid[1]} patches"
+    yield Text.assemble("\n", (model, "bold"), f"  {image}, {patches}, {config.num_classes:,} classes")
+    yield _module_table(config, own)
+    yield _total_table(own, twin)
+    conventions = [f"{word}: {meaning}" for word, meaning in CONVENTIONS.items()]
+    yield Text("\n".join([*conventions, f"live leaves out {own.dead_macs:,} MACs here"]), style="dim")
+    yield _part_table(config, own, twin)
+    yield _analysis_table(config)
+    yield Text(_analysis_notes(config), style="dim")
+
+
+def _module_table(config: CeiTConfig, own: Complexity) -> Table:
+    table = _table(
+        "Modules (MACs full, with attention products)",
+        "module",
+        "shape in",
+        "shape out",
+        numbers=["parameters", "MACs", "share"],
+    )
+
+    def add(name: str, part: Complexity, style: str | None = None, *, keeps_shape: bool = False) -> None:
+        shape_in = part.modules[0].shape_in
+        shape_out = shape_in if keeps_shape else part.modules[-1].shape_out
+        shapes = ("x".join(map(str, shape)) for shape in (shape_in, shape_out))
+        share = "100%" if part is own else f"{100 * part.macs / own.macs:.2f}%" if part.macs else "-"
+        table.add_row(name, *shapes, _count(part.parameters), _count(part.macs), share, style=style)
+
+    def add_children(prefix: str, indent: str) -> None:
+        for module in own.part(prefix).modules:
+            add(indent + module.name.removeprefix(prefix), Complexity((module,)))
+
+    add("patch_embed", own.part("patch_embed."), "bold")
+    add_children("patch_embed.", " ")
+    add("cls_token", own.part("cls_token"), "bold")
+    add("pos_embed", own.part("pos_embed"), "bold")
+    add(f"blocks 1-{config.depth}" if config.depth > 1 else "block 1", own.part("blocks."), "bold", keeps_shape=True)
+    add(" each block", own.part("blocks.0."), keeps_shape=True)
+    add_children("blocks.0.", "  ")
+    if config.lca:
+        add("lca", own.part("lca."), "bold")
+        add_children("lca.", " ")
+    add("norm", own.part("norm"), "bold")
+    if config.num_classes:
+        add("head", own.part("head"), "bold")
+    table.add_section()
+    add("total", own, "bold")
+    return table
+
+
+def _total_table(own: Complexity, twin: Complexity) -> Table:
+    table = _table(
+        "Beside the DeiT twin (patch embedding, MLP, no LCA)", "", numbers=["this model", "DeiT twin", "ratio"]
+    )
+    for field, name in TOTALS.items():
+        mine, other = getattr(own, field), getattr(twin, field)
+        table.add_row(name, _count(mine), _count(other), f"{mine / other:.3f}")
+    return table
+
+
+def _part_table(config: CeiTConfig, own: Complexity, twin: Complexity) -> Table:
+    blocks = [f"blocks.{i}." for i in range(config.depth)]
+    parts = {
+        "stem": ["patch_embed."],
+        "class token, positions": ["cls_token", "pos_embed"],
+        "attention": [f"{block}attn." for block in blocks],
+        "feed-forward": [f"{block}mlp." for block in blocks],
+        "layer norms": ["norm", *(f"{block}norm" for block in blocks)],
+        "LCA": ["lca."],
+        "head": ["head"],
+    }
+    numbers = ["parameters", "DeiT twin", "MACs", "DeiT twin"]
+    table = _table("Part by part (MACs full, with attention products)", "", numbers=numbers)
+    for name, prefixes in parts.items():
+        mine, other = own.part(*prefixes), twin.part(*prefixes)
+        if mine.modules:
+            table.add_row(name, *map(_count, (mine.parameters, other.parameters, mine.macs, other.macs)))
+    table.add_section()
+    table.add_row("total", *map(_count, (own.parameters, twin.parameters, own.macs, twin.macs)), style="bold")
+    return table
+
+
+def _analysis_table(config: CeiTConfig) -> Table:
+    title = "Complexity analysis (MACs full, with attention products)"
+    table = _table(title, "", "closed form", numbers=["MACs", "ratio"])
+    part = ""
+    for cost in analysis(config):
+        if cost.part != part:
+            part = cost.part
+            table.add_row(part, style="bold")
+        table.add_row(
+            f" {cost.name}",
+            cost.formula,
+            _count(cost.macs),
+            f"{cost.ratio:,.0f}" if cost.ratio >= 1000 else f"{cost.ratio:.4g}",
+        )
+    return table
+
+
+def _analysis_notes(config: CeiTConfig) -> str:
+    used = {letter for cost in analysis(config) for letter in re.findall("[A-Za-z]", cost.formula)}
+    values = " ".join(f"{letter}={value}" for letter, value in letters(config).items() if letter in used)
+    notes = [values, "ratio: to the part's first row"]
+    if config.feed_forward == "leff":
+        notes[-1] += "; per patch, that of the depth-wise conv is k^2/(2*D)"
+    if stages := resnet50_stages(config):
+        included = "stage 1" if stages == 1 else f"stages 1 to {stages}"
+        side, channels = config.patch_size // 2 ** (stages + 1), 128 * 2**stages
+        notes.append(
+            f"hybrid ResNet-50 stem: its 7x7 convolution, {included} with the shortcuts, and a {side}x{side} "
+            f"convolution of their {channels} channels to D; no later stage, no classifier"
+        )
+    return "\n".join(notes)
+
+
+def _table(title: str, *words: str, numbers: list[str]) -> Table:
+    """With the numbers of the largest model, 80 columns wide."""
+    table = Table(
+        title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.show_edge = table.pad_edge = False
+    for word in words:
+        table.add_column(word, no_wrap=True)
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    return table
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else "-"

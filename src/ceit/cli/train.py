@@ -1,0 +1,164 @@
+"""``ceit train``: a recipe and a data set to a trained model."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ceit.train.config import TrainConfig, known_keys, read_recipe, recipe_names, seconds_of
+from ceit.train.run import Result, train
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, train, print the test report."""
+    config, asked = parse(arguments)
+    output = Path(asked.output)
+    console = Console(stderr=True)
+    with LiveProgress(console) as live:
+        result = train(
+            config,
+            asked.data,
+            output,
+            resume=asked.resume,
+            time_budget_seconds=None if asked.time_budget is None else seconds_of(asked.time_budget),
+            say=live.say,
+            show=live.show,
+        )
+    print_report(result, Console())
+
+
+def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
+    """The configuration that recipe and command line give together, and the arguments that are not part of it.
+
+    A resumed run takes recipe, data and options from its ``config.yaml``. Raises ValueError for unknown recipe keys.
+    """
+    arguments = [_underscored(argument) for argument in arguments]
+    parser = _parser()
+    first, _ = _first_look().parse_known_args(arguments)
+    defaults: dict[str, Any] = read_recipe(first.recipe) if first.recipe else {}
+    saved = Path(first.output or ".") / "config.yaml"
+    if first.resume and first.output and saved.is_file():
+        values = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        parser.set_defaults(data=values.pop("data"))
+        defaults = _flatten(values)
+    parser.set_defaults(defaults)
+    asked = parser.parse_args(arguments)
+    for name in ("data", "output"):
+        if getattr(asked, name) is None:
+            parser.error(f"--{name} is missing")
+    asked = parser.instantiate_classes(asked)
+    config = TrainConfig(**{key: getattr(asked, key) for key in known_keys() if "." not in key})
+    return config, asked
+
+
+def _first_look() -> argparse.ArgumentParser:
+    """Only what decides the other options' defaults."""
+    parser = argparse.ArgumentParser(prog="ceit train", add_help=False, allow_abbrev=False)
+    for name in ("recipe", "output", "resume"):
+        parser.add_argument(f"--{name}")
+    return parser
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="ceit train", description="Train a classifier from scratch on a named data set or a folder.")
+    parser.add_argument("--recipe", type=str | None, help=f"overrides of the options below: {', '.join(recipe_names())}, or a YAML file")
+    parser.add_argument("--data", type=str | None, help="cifar10, cifar100, fashion_mnist, mnist, digits, or a folder of class folders")
+    parser.add_argument("--output", type=str | None, help="run directory; must be new or empty unless resuming")
+    parser.add_argument("--resume", type=str | None, help="auto (the newest checkpoint in --output), or a checkpoint's path")
+    parser.add_argument("--time_budget", type=str | None, help="such as 30m: choose the epochs from the measured time of a step")
+    parser.add_class_arguments(TrainConfig, None)
+    return parser
+
+
+def _underscored(argument: str) -> str:
+    """``--time-budget=30m`` is ``--time_budget=30m``: option names may be written either way."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a saved configuration as dotted keys."""
+    keys = set(known_keys())
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        section = isinstance(value, dict) and any(known.startswith(f"{key}.") for known in keys)
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if section else {key: value}
+    return flat
+
+
+class LiveProgress:
+    """A progress bar on a terminal; elsewhere one line per epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.images_per_second = 0.0
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+        )
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task("train", total=None, epoch="", state="starting")
+
+    def __enter__(self) -> "LiveProgress":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+    def say(self, message: str) -> None:
+        """One message above the bar."""
+        self.console.print(message, highlight=False, soft_wrap=True)
+
+    def show(self, state: dict[str, Any]) -> None:
+        """The state after a step, or a line of metrics.jsonl."""
+        if state.get("event") == "epoch":
+            validation = ", ".join(
+                f"{kind} {found['top1_percent']:.2f} %" for kind, found in state["validation"].items() if found is not None
+            )
+            self.say(
+                f"epoch {state['epoch']:>3}: loss {state['train_loss']:.3f}, validation top-1 {validation}, "
+                f"{state['elapsed_seconds']:.0f} s"
+            )
+        elif state.get("event") == "step":
+            self.images_per_second = state["images_per_second"]
+        elif "total_steps" in state:
+            accuracy = "" if state["top1_percent"] is None else f"  top-1 {state['top1_percent']:.1f} %"
+            text = f"loss {state['loss']:.3f}{accuracy}  {self.images_per_second:.0f} images/s"
+            self.bar.update(
+                self.task, total=state["total_steps"], completed=state["step"], epoch=state["epoch"], state=text
+            )
+
+
+def print_report(result: Result, console: Console) -> None:
+    """Per-class and total accuracy on the test split."""
+    test = result.test
+    table = Table(title=f"test split of {result.dataset.name}: {test.images} images", title_justify="left")
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    table.add_column("top-1 %", justify="right")
+    for row in test.per_class:
+        table.add_row(row.label, str(row.images), "-" if row.top1_percent is None else f"{row.top1_percent:.2f}")
+    table.add_section()
+    table.add_row("all", str(test.images), f"{test.top1_percent:.2f}")
+    console.print(table)
+    best = result.best
+    console.print(
+        f"best: {best['weights']} weights of epoch {best['epoch']} ({best['validation_top1_percent']:.2f} % on validation); "
+        f"training took {result.train_seconds:.0f} s\nmodel: {result.output / 'model.safetensors'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sys.stdout.flush()

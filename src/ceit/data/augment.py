@@ -1,0 +1,88 @@
+"""Augmentation of whole batches, every image by its own random numbers.
+
+Letters: B batch, H height, W width, C channels.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ceit.data.random_bits import random_bits, random_integers
+
+# Streams: the independent draws of one image. The last seeds the transforms that work on single images.
+_FLIP, _SHIFT_Y, _SHIFT_X, _CUT_Y, _CUT_X, SINGLE_IMAGE_STREAM = range(1, 7)
+
+_RAND_AUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d*\.?\d+|t(weights|3aw?)))*")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied; every choice is a function of (seed, epoch, index of the image).
+
+    Flip, translation and cut-out are computed for a whole batch at once; the other three image by image, by timm.
+    Raises: ValueError for a value out of range.
+    """
+
+    flip: bool = True
+    """Mirror half of the images left to right."""
+    translate: int = 0
+    """Shift by up to this many pixels each way; the reflected border fills in."""
+    cutout: int = 0
+    """Side in pixels of a square set to the mean, its centre anywhere in the image; 0 is off."""
+    rand_augment: str | None = None
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; null is off."""
+    crop_scale: tuple[float, float] | None = None
+    """Smallest and largest share of the area in a random resized crop; null takes the centre crop."""
+    random_erasing: float = 0.0
+    """Probability of replacing a random rectangle by noise."""
+
+    def __post_init__(self) -> None:
+        if self.translate < 0 or self.cutout < 0:
+            raise ValueError(f"translate {self.translate} and cutout {self.cutout} must not be negative (pixels)")
+        if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
+            raise ValueError(f"rand_augment {self.rand_augment!r} must be of the form 'rand-m9-mstd0.5-inc1'")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale {self.crop_scale} must be two shares, 0 < smallest <= largest <= 1")
+        if not 0 <= self.random_erasing <= 1:
+            raise ValueError(f"random_erasing {self.random_erasing} must be a probability between 0 and 1")
+
+    @property
+    def image_by_image(self) -> bool:
+        """Whether some part of it works on single images."""
+        return self.rand_augment is not None or self.crop_scale is not None or self.random_erasing > 0
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises ValueError if images of ``size`` are too small to be translated so far."""
+        if self.translate >= min(size):
+            raise ValueError(f"translate {self.translate} must be below the image's shorter side of {min(size)} pixels")
+
+    def source_rows_and_columns(
+        self, size: tuple[int, int], seed: int, epoch: int, indices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Flip and translation: from which row of its image each output row comes, ``(B, H)``; columns ``(B, W)``."""
+        height, width = size
+        shifts = (-self.translate, self.translate + 1)
+        shift_y_b = random_integers(seed, epoch, indices, _SHIFT_Y, *shifts)
+        shift_x_b = random_integers(seed, epoch, indices, _SHIFT_X, *shifts)
+        mirrored_b = self.flip & (random_bits(seed, epoch, indices, _FLIP) >> np.uint64(63) == 1)
+        columns_bw = np.where(mirrored_b[:, None], np.arange(width)[::-1], np.arange(width)) + shift_x_b[:, None]
+        rows_bh = np.arange(height) + shift_y_b[:, None]
+        return _reflect(rows_bh, height), _reflect(columns_bw, width)
+
+    def cut_out_(self, images_bhwc: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+        """Sets a square of each normalised image to zero, the mean, in place; what reaches over the border is lost."""
+        if self.cutout > 0:
+            _, height, width, _ = images_bhwc.shape
+            tops = random_integers(seed, epoch, indices, _CUT_Y, 0, height) - self.cutout // 2
+            lefts = random_integers(seed, epoch, indices, _CUT_X, 0, width) - self.cutout // 2
+            for image, top, left in zip(images_bhwc.numpy(), tops.tolist(), lefts.tolist(), strict=True):
+                image[max(top, 0) : max(top + self.cutout, 0), max(left, 0) : max(left + self.cutout, 0)] = 0
+        return images_bhwc
+
+
+def _reflect(positions: np.ndarray, size: int) -> np.ndarray:
+    """Positions outside ``0 .. size - 1`` mirrored at the border pixel, which is not repeated."""
+    last = size - 1
+    return last - np.abs(last - np.abs(positions))

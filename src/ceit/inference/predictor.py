@@ -1,0 +1,209 @@
+"""Images in, labels and probabilities out: a network with the preprocessing and class names that belong to it.
+
+Letters: B batch, C channels, H height, W width.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ceit.data.dataset import IN_MEMORY_SIDE
+from ceit.data.image import BrokenImageError, read_image
+from ceit.data.preprocessing import IMAGENET, Preprocessing, to_image
+from ceit.inference.device import default_device
+from ceit.model.ceit import CeiT
+from ceit.weights import load_checkpoint
+
+ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+logger = logging.getLogger("ceit")
+
+
+class Score(NamedTuple):
+    """A label and its probability in 0..1."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one image, most probable first; or ``error``, the reason why the image could not be read.
+
+    ``path`` is None for an image that did not come from a file.
+    """
+
+    path: str | None
+    predictions: tuple[Score, ...] = ()
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: ``{path, predictions: [{label, probability}]}`` or ``{path, error}``."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        return {"path": self.path, "predictions": [score._asdict() for score in self.predictions]}
+
+
+class _Read(NamedTuple):
+    """An image on its way to the network: what it sees, ``(C, H, W)``, or why there is nothing to see."""
+
+    path: str | None
+    pixels: Tensor | None = None
+    error: str | None = None
+
+
+class Predictor:
+    """Classifies images.
+
+    An image is a path, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``; arrays and tensors hold uint8, or
+    floats in 0..1, which are rounded to 8 bits. All are brought to the network's size and channels as files are in evaluation.
+    """
+
+    def __init__(
+        self,
+        model: CeiT,
+        *,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Takes the model as it is, to ``device`` (the machine's accelerator by default) and in eval mode.
+
+        ``class_names`` default to "class 0", ...; ``preprocessing`` to ImageNet's; that is said through the logger ``ceit``.
+        Raises: ValueError if either does not fit the model.
+        """
+        classes = model.config.num_classes
+        if class_names is None:
+            logger.warning("the checkpoint names no classes: they are called class 0 to class %d", classes - 1)
+            class_names = [f"class {i}" for i in range(classes)]
+        if len(class_names) != classes or not classes:
+            raise ValueError(f"{len(class_names)} class names do not fit a model of {classes} classes")
+        preprocessing = preprocessing or default_preprocessing(model)
+        if preprocessing.in_chans != model.config.in_chans:
+            raise ValueError(f"mean and std of {preprocessing.in_chans} channels do not fit a model of {model.config.in_chans}")
+        self.device = default_device() if device is None else torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.class_names = tuple(class_names)
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:
+        """The predictor in a run directory or a file of weights. Raises: as ``load_checkpoint``."""
+        return cls.from_model(load_checkpoint(Path(path)), device=device)
+
+    @classmethod
+    def from_model(cls, model: CeiT, *, device: torch.device | str | None = None) -> Self:
+        """The predictor of a network that carries its class names and preprocessing, as one that was loaded does."""
+        return cls(model, class_names=model.class_names, preprocessing=stored_preprocessing(model), device=device)
+
+    def predict(
+        self, images: ImageInput | Iterable[ImageInput], *, top_k: int = 5, batch_size: int = 32
+    ) -> list[Prediction]:
+        """The ``top_k`` most probable classes of every image, in order; a single image gives a list of one.
+
+        Raises: ValueError for an array that is no image. A file that cannot be read gives a ``Prediction`` with an ``error``.
+        """
+        return list(self.predict_stream(_as_images(images), top_k=top_k, batch_size=batch_size))
+
+    def predict_stream(
+        self, images: Iterable[ImageInput], *, top_k: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """As ``predict``, in constant memory: at most two batches ahead, read in threads while the network computes."""
+        if top_k < 1:
+            raise ValueError(f"top_k {top_k} must be at least 1")
+        if batch_size < 1:
+            raise ValueError(f"batch size {batch_size} must be at least 1")
+        return self._stream(iter(images), min(top_k, len(self.class_names)), batch_size)
+
+    def _stream(self, images: Iterator[ImageInput], top_k: int, batch_size: int) -> Iterator[Prediction]:
+        ahead: deque[Future[_Read]] = deque()
+        with ThreadPoolExecutor() as pool:
+            while True:
+                ahead.extend(pool.submit(self._read, image) for image in islice(images, 2 * batch_size - len(ahead)))
+                if not ahead:
+                    return
+                batch = [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
+                pixels = [read.pixels for read in batch if read.pixels is not None]
+                scores = iter(self._scores(torch.stack(pixels), top_k) if pixels else [])
+                for read in batch:
+                    found = () if read.pixels is None else next(scores)
+                    yield Prediction(read.path, found, read.error)
+
+    def _read(self, source: ImageInput) -> _Read:
+        path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        config = self.model.config
+        try:
+            if isinstance(source, np.ndarray | Tensor):
+                source = to_pillow(source)
+            image = read_image(source if isinstance(source, Image.Image) else Path(source), config.in_chans)
+            return _Read(path, self.preprocessing.apply(image, config.image_hw))
+        except BrokenImageError as error:
+            return _Read(path, error=error.reason)
+        except OSError as error:
+            return _Read(path, error=error.strerror or str(error))
+
+    def _scores(self, images_bchw: Tensor, top_k: int) -> list[tuple[Score, ...]]:
+        with torch.inference_mode():
+            images_bchw = images_bchw.contiguous(memory_format=torch.channels_last).to(self.device)
+            top = self.model(images_bchw).float().softmax(-1).topk(top_k)
+        if not top.values.isfinite().all():
+            raise ValueError("the network's answer is not a number: its weights are damaged, or its training diverged")
+        names = [[self.class_names[i] for i in row] for row in top.indices.tolist()]
+        return [tuple(map(Score, *row)) for row in zip(names, top.values.tolist(), strict=True)]
+
+
+def stored_preprocessing(model: CeiT) -> Preprocessing | None:
+    """What the model's checkpoint says of preprocessing, None if nothing. Raises: ValueError if it is incomplete."""
+    return None if model.preprocessing is None else Preprocessing.from_dict(model.preprocessing)
+
+
+def default_preprocessing(model: CeiT) -> Preprocessing:
+    """ImageNet's, said through the logger; small images are taken whole. Raises: ValueError unless the model has three channels."""
+    if model.config.in_chans != IMAGENET.in_chans:
+        raise ValueError(
+            f"the checkpoint has no preprocessing, and ImageNet's does not fit its {model.config.in_chans} channels; "
+            "write mean and std into its JSON file"
+        )
+    logger.warning("the checkpoint has no preprocessing: ImageNet's is used")
+    return replace(IMAGENET, crop=1.0) if max(model.config.image_hw) <= IN_MEMORY_SIDE else IMAGENET
+
+
+def to_pillow(image: np.ndarray | Tensor) -> Image.Image:
+    """An array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``, of uint8 or of floats in 0..1, as an image.
+
+    Raises: ValueError for another shape, dtype or range.
+    """
+    kind, shape, dtype = type(image).__name__, tuple(image.shape), image.dtype
+    if isinstance(image, Tensor):
+        image = (image.float() if image.is_floating_point() else image).detach().cpu()
+        pixels = image.permute(1, 2, 0).numpy() if image.ndim == 3 else np.empty(0)
+    else:
+        pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in shape:
+        form = "(C, H, W)" if isinstance(image, Tensor) else "(H, W) or (H, W, C)"
+        raise ValueError(f"{kind} of shape {shape} must be {form} with 1 to 4 channels")
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(f"{kind} of {dtype} in {pixels.min():g} to {pixels.max():g} must be in 0 to 1, or uint8")
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"{kind} of {dtype} must be uint8, or floats in 0 to 1")
+    return to_image(pixels)
+
+
+def _as_images(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
+    single = isinstance(images, str | os.PathLike | Image.Image) or (
+        isinstance(images, np.ndarray | Tensor) and images.ndim < 4
+    )
+    return [images] if single else images

@@ -1,0 +1,47 @@
+"""Multi-head attention of the encoder blocks and of LCA.
+
+Shapes: ``B`` batch, ``T`` tokens, ``Q`` queries, ``K`` heads, ``D`` embed dim, ``d = D / K``.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MultiHeadSelfAttention(nn.Module):
+    """``MSA(x) = proj(concat_k softmax(q_k k_k^T / sqrt(d)) v_k)`` with q, k, v linear in x.
+
+    Shape: ``(B, T, D)`` to ``(B, T, D)``; with ``queries_bqd``, some of the tokens, to ``(B, Q, D)``: attention of those only,
+    which costs O(Q T) instead of O(T^2).
+    Raises: ValueError if ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads {num_heads} must divide dim {dim} (remainder {dim % num_heads})")
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens_btd: Tensor, queries_bqd: Tensor | None = None) -> Tensor:
+        if queries_bqd is None:
+            q_bqd, k_btd, v_btd = self.qkv(tokens_btd).chunk(3, dim=-1)
+        else:
+            dim = tokens_btd.shape[-1]
+            q_weight, kv_weight = self.qkv.weight.split([dim, 2 * dim])
+            q_bias, kv_bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split([dim, 2 * dim])
+            q_bqd = F.linear(queries_bqd, q_weight, q_bias)
+            k_btd, v_btd = F.linear(tokens_btd, kv_weight, kv_bias).chunk(2, dim=-1)
+        q_bkqd, k_bktd, v_bktd = self._split_heads(q_bqd), self._split_heads(k_btd), self._split_heads(v_btd)
+        if tokens_btd.device.type == "cpu" and torch.is_grad_enabled():
+            # the fused kernel's backward is slow on CPU for the few tokens that are trained there
+            weights_bkqt = (q_bkqd * self.scale @ k_bktd.transpose(-2, -1)).softmax(dim=-1)
+            mixed_bkqd = weights_bkqt @ v_bktd
+        else:
+            mixed_bkqd = F.scaled_dot_product_attention(q_bkqd, k_bktd, v_bktd)
+        return self.proj(mixed_bkqd.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x_btd: Tensor) -> Tensor:
+        return x_btd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,127 @@
+"""The geometry of one CeiT: every size, every ablation switch, every difference between the paper's text and the release."""
+
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import Any, Literal, get_args, get_origin
+
+from ceit.model.names import unknown
+
+
+@dataclass(frozen=True)
+class CeiTConfig:
+    """Geometry of a CeiT; the defaults are the released CeiT-T at 224 px.
+
+    With ``stem="patch"``, ``feed_forward="mlp"`` and ``lca=False`` the same network is a DeiT.
+    Fields that timm has keep timm's name. Where the paper's text [P] and the released weights [R] differ, the default
+    is [R] and the field's comment says what [P] reads as; each has a page in docs/decisions.
+
+    Raises:
+        ValueError: a field is outside its range; the sentence names the value and the limit.
+
+    Source: arXiv 2103.11816 and the released implementation.
+    """
+
+    img_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
+    in_chans: int = 3
+    num_classes: int = 1000  # 0: no head, features only
+    patch_size: int = 16  # pixels a token covers on each side; the stem's stride times the side of the patches cut from it
+    embed_dim: int = 192
+    depth: int = 12
+    num_heads: int = 3
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    drop_path_rate: float = 0.0  # of the last block; linear over depth from zero
+
+    stem: Literal["i2t", "patch"] = "i2t"  # patch: DeiT's linear embedding of raw pixels
+    stem_channels: int = 64  # 32 in ports, said to be the paper's; only 64 gives the published parameter counts
+    stem_kernel_size: int = 7
+    stem_stride: int = 2
+    stem_pool: bool = True  # max-pool 3x3 stride 2
+    stem_norm: Literal["batch", "none"] = "batch"
+
+    feed_forward: Literal["leff", "mlp"] = "leff"
+    leff_kernel_size: int = 3
+    leff_norm: Literal["batch", "none"] = "batch"
+    leff_last_activation: bool = False  # [P]: True, a GELU after the last norm too
+    leff_class_token: Literal["normalized", "identity"] = "normalized"  # what LeFF adds: LN2(cls) in [R], nothing in [P]
+
+    lca: bool = True
+    lca_pos_embed: bool = True  # the learned layer embedding of [R]; the paper's text has none
+
+    skip_dead: bool = False  # train without the last block's patch rows, which cannot reach the logits
+
+    def __post_init__(self) -> None:
+        if isinstance(self.img_size, list):  # JSON and YAML have no tuples
+            object.__setattr__(self, "img_size", tuple(self.img_size))
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(unknown(field.name, str(value), get_args(kind)))
+            if kind in _KINDS and not _is_a(kind, value):
+                raise ValueError(f"{field.name} {value!r} must be {_KINDS[kind]}")
+        sides = self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+        if len(sides) != 2 or not all(_is_a(int, side) for side in sides):
+            raise ValueError(f"img_size {self.img_size!r} must be a whole number of pixels, or two: height and width")
+        for name in ("in_chans", "patch_size", "embed_dim", "depth", "num_heads", "stem_channels", "stem_stride"):
+            _require(getattr(self, name) >= 1, name, self, "must be at least 1")
+        _require(self.num_classes >= 0, "num_classes", self, "must be at least 0 (0 means features without a head)")
+        _require(
+            isfinite(self.mlp_ratio) and int(self.embed_dim * self.mlp_ratio) >= 1, "mlp_ratio", self, "must be positive"
+        )
+        _require(0.0 <= self.drop_path_rate < 1.0, "drop_path_rate", self, "must be in [0, 1)")
+        _require(0.0 < self.layer_norm_eps < 1.0, "layer_norm_eps", self, "must be between 0 and 1")
+        for name in ("stem_kernel_size", "leff_kernel_size"):
+            kernel = getattr(self, name)
+            _require(kernel >= 1 and kernel % 2 == 1, name, self, "must be odd, so that the padding keeps the grid")
+        divides = f"must divide embed_dim {self.embed_dim} (remainder {self.embed_dim % self.num_heads})"
+        _require(self.embed_dim % self.num_heads == 0, "num_heads", self, divides)
+        if self.stem == "i2t":
+            multiple = f"must be a multiple of the stem's total stride {self.total_stem_stride}"
+            _require(self.patch_size % self.total_stem_stride == 0, "patch_size", self, multiple)
+        height, width = self.image_hw
+        rest = (height % self.patch_size, width % self.patch_size)
+        if any(rest):
+            raise ValueError(
+                f"image size {(height, width)} must be a multiple of {self.patch_size} (remainder {rest[0]}, {rest[1]})"
+            )
+        if min(height, width) < self.patch_size:
+            raise ValueError(f"image size {(height, width)} must be at least {self.patch_size} on each side, one patch")
+        if height == width:  # 224 and (224, 224) are one configuration
+            object.__setattr__(self, "img_size", height)
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Image size ``(height, width)`` in pixels."""
+        return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch tokens ``(H, W)`` that an image gives."""
+        height, width = self.image_hw
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def total_stem_stride(self) -> int:
+        """``S``: pixels between neighbours of the map that I2T cuts its patches from."""
+        return self.stem_stride * (2 if self.stem_pool else 1)
+
+    @property
+    def expanded_dim(self) -> int:
+        """``E = e * D``: channels inside LeFF and the MLP."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value is of a field's kind; a whole number is a number too, true and false are none."""
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, int | float) if kind is float else isinstance(value, int)
+
+
+def _require(holds: bool, name: str, config: Any, limit: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} {getattr(config, name)} {limit}")

@@ -1,0 +1,16 @@
+"""Unknown names, answered with the nearest known one."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence that rejects ``name``: it names the value, the nearest known name, and all of them where they are few."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.4)
+    sentence = f"unknown {kind} {name!r}"
+    if near:
+        sentence += f"; did you mean {near[0]!r}?"
+    if len(names) <= 12:
+        sentence += f" {'Known' if near else '; known'}: {', '.join(names)}".replace(" ;", ";")
+    return sentence

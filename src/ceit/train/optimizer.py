@@ -1,0 +1,45 @@
+"""The optimizer and the learning rate of every step, both timm's."""
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from ceit.model.ceit import CeiT
+from ceit.model.names import unknown
+from ceit.train.config import TrainConfig
+
+
+def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
+    """``config.optimizer`` over the model's parameters; what ``no_weight_decay`` names, 1-D tensors and biases are not decayed.
+
+    Raises: ValueError for a name timm does not have, or arguments that the optimizer does not take.
+    """
+    if config.optimizer not in list_optimizers():
+        raise ValueError(unknown("optimizer", config.optimizer, list_optimizers()))
+    try:
+        return create_optimizer_v2(
+            model, opt=config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **config.optimizer_args
+        )
+    except TypeError as error:
+        raise ValueError(f"optimizer {config.optimizer} does not take {config.optimizer_args}: {error}") from error
+
+
+def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, epochs: int) -> Scheduler:
+    """Linear warm-up from ``warmup_lr`` to ``peak_lr``, then a fall to ``final_lr`` at the last step; a function of the step alone.
+
+    Differs: the release steps once an epoch and one epoch late, see docs/decisions.
+    """
+    total = steps_per_epoch * epochs
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+    options = {
+        "t_initial": total - warmup,
+        "lr_min": min(config.final_lr, config.peak_lr),
+        "warmup_t": warmup,
+        "warmup_lr_init": min(config.warmup_lr, config.peak_lr),
+        "warmup_prefix": True,
+        "t_in_epochs": False,
+    }
+    if config.schedule == "cosine":
+        return CosineLRScheduler(optimizer, **options)
+    return PolyLRScheduler(optimizer, power=1.0, **options)

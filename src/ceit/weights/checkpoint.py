@@ -1,0 +1,233 @@
+"""Networks by name, to disk and from disk."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Protocol
+
+import timm
+import torch
+from safetensors.torch import save
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import clean_state_dict
+from torch import Tensor
+
+from ceit.model import CeiT, CeiTConfig, config_of
+from ceit.weights.atomic import replace_files
+from ceit.weights.description import Description
+from ceit.weights.geometry import config_from_shapes, name_of, require_fields, require_fit, require_same
+from ceit.weights.stored import METADATA_KEY, StoredNetwork, read_stored, side_file
+
+logger = logging.getLogger("ceit")
+
+ImageSize = int | tuple[int, int]
+
+RELEASED_PREPROCESSING = {
+    "mean": list(IMAGENET_DEFAULT_MEAN),
+    "std": list(IMAGENET_DEFAULT_STD),
+    "crop": 0.875,  # at 384 px too: the release resizes to 256/224 of any size
+    "interpolation": "bicubic",
+}
+
+
+class SupportsAsDict(Protocol):
+    """A preprocessing of ``ceit.data``, say."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    img_size: ImageSize | None = None,
+    in_chans: int | None = None,
+    **geometry: Any,
+) -> CeiT:
+    """A registered network, freshly initialised and in training mode: the same as ``timm.create_model(name, ...)``.
+
+    With ``checkpoint`` it has that file's weights and is in eval mode, as from ``load_checkpoint``. Classes and
+    channels are then the file's unless given; the image size is the name's unless given, and the position embedding
+    is interpolated if the file's is another. ``geometry`` are fields of ``CeiTConfig``.
+
+    Raises: ValueError for an unknown name or field, with the nearest, for a value out of range, for ``pretrained``
+    where no weights come with the package, and for a checkpoint of another geometry, naming both.
+    """
+    asked = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    config = config_of(name, **asked, **geometry)
+    if checkpoint is None:
+        network = timm.create_model(name, pretrained=pretrained, **asked, **geometry)
+        assert isinstance(network, CeiT)
+        return network
+    if pretrained:
+        raise ValueError("pretrained and checkpoint exclude each other: the weights come from one of the two")
+    return load_checkpoint(
+        checkpoint, num_classes=num_classes, in_chans=in_chans, img_size=config.image_hw, model_name=name, **geometry
+    )
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    img_size: ImageSize | None = None,
+    model_name: str | None = None,
+    entry: str | None = None,
+    **geometry: Any,
+) -> CeiT:
+    """The network in a file or run directory: float32, on the CPU, in eval mode, with its class names and preprocessing.
+
+    Reads our safetensors with their JSON side file, the release's ``.pth``, and files with our or timm's keys (timm's
+    DeiT among them), and executes nothing in them. Nothing is changed unless asked, and what is changed is said
+    through the logger ``ceit``: ``num_classes`` other than the file's gives a fresh head, ``in_chans`` an adapted
+    first convolution, ``img_size`` an interpolated position embedding.
+
+    Files without a side file do not tell everything: ``model_name`` or fields of ``CeiTConfig`` do. A ``.pth`` of a
+    training script may hold several state dicts; ``entry`` picks one, such as ``model_ema``.
+
+    Raises: ValueError with one sentence for a damaged or foreign file, one that would execute something, one of a
+    newer format, or one of another geometry than ``model_name``; OSError for one that cannot be read.
+    """
+    require_fields(geometry)
+    return network_of(
+        read_stored(Path(path), entry),
+        num_classes=num_classes,
+        in_chans=in_chans,
+        img_size=img_size,
+        model_name=model_name,
+        **geometry,
+    )
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: CeiT,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: SupportsAsDict | dict[str, Any] | None = None,
+    model_name: str | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write ``NAME.safetensors`` and ``NAME.json``, each whole or not at all.
+
+    The JSON file is for readers of any kind; the safetensors file holds a copy, so that it stands alone and the two
+    cannot be mixed up. Class names and preprocessing are by default those that the network carries; ``model_name``
+    the registered one of its geometry. ``training`` is free: anything that JSON can hold.
+
+    Raises: ValueError if ``path`` does not end in ``.safetensors``, the class names do not match the head, or the
+    network no longer matches its configuration; OSError if the disk is full, with the files that stood there before
+    untouched.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} must end in .safetensors")
+    state = {key: value.detach().cpu().contiguous() for key, value in clean_state_dict(model.state_dict()).items()}
+    require_fit(state, model.config)
+    preprocessing = model.preprocessing if preprocessing is None else preprocessing
+    description = Description(
+        model.config,
+        model_name or name_of(model.config),
+        model.class_names if class_names is None else class_names,
+        preprocessing if preprocessing is None or isinstance(preprocessing, dict) else preprocessing.as_dict(),
+        training,
+    )
+    text = description.to_json(_fingerprint(state, description))
+    replace_files({path: save(state, {METADATA_KEY: text}), side_file(path): text.encode()})
+
+
+def network_of(
+    stored: StoredNetwork,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    img_size: ImageSize | None = None,
+    model_name: str | None = None,
+    **geometry: Any,
+) -> CeiT:
+    """What ``load_checkpoint`` makes of a file that has been read."""
+    try:
+        config = _config_of(stored, model_name, img_size, geometry)
+        network = require_fit(stored.state, config)
+        state = {key: stored.state[key].to(like.dtype).contiguous() for key, like in network.state_dict().items()}
+        if in_chans is not None and in_chans != config.in_chans:
+            adapted = replace(config, in_chans=in_chans)
+            first = "patch_embed.conv.weight" if config.stem == "i2t" else "patch_embed.proj.weight"
+            state[first] = adapt_input_channels(state[first], in_chans)
+            network = require_fit(state, adapted)
+        network.load_state_dict(state, assign=True)
+        network.class_names, network.preprocessing = _class_names(stored), _preprocessing(stored)
+        _adapt(network, config, num_classes, img_size, stored.path)
+    except ValueError as error:
+        raise ValueError(f"{stored.path}: {error}") from error
+    return network.eval()
+
+
+def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:
+    """A first convolution's weight ``(D, C, k, k)`` for other channels: summed for one, else repeated and rescaled.
+
+    An image that is the same in all channels gives the same features as before. Source: timm's ``adapt_input_conv``,
+    for any ``C``.
+    """
+    channels = weight.shape[1]
+    if in_chans == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight.repeat(1, ceil(in_chans / channels), 1, 1)[:, :in_chans]
+    return repeated * (channels / in_chans)
+
+
+def _config_of(
+    stored: StoredNetwork, name: str | None, img_size: ImageSize | None, geometry: dict[str, Any]
+) -> CeiTConfig:
+    expected = None if name is None else config_of(name, **geometry)
+    if stored.description is None:
+        return config_from_shapes(stored.state, name=name, expected=expected, img_size=img_size, **geometry)
+    if name is not None and expected is not None:
+        require_same(stored.description.config, name, expected)
+    return replace(stored.description.config, **geometry)
+
+
+def _adapt(network: CeiT, config: CeiTConfig, num_classes: int | None, img_size: ImageSize | None, path: Path) -> None:
+    """Changes what was asked for and says so; ``config`` is the file's."""
+    if network.config.in_chans != config.in_chans:
+        channels = f"{config.in_chans} to {network.config.in_chans}"
+        logger.warning(
+            "%s: first convolution adapted from %s channels; its preprocessing no longer fits", path, channels
+        )
+        network.preprocessing = None
+    if img_size is not None:
+        network.set_input_size(img_size)
+        if network.config.grid != config.grid:
+            grids = "from {} x {} to {} x {} patches".format(*config.grid, *network.config.grid)
+            logger.warning("%s: position embedding interpolated %s", path, grids)
+    if num_classes is not None and num_classes != config.num_classes:
+        network.reset_classifier(num_classes)
+        network.class_names = None
+        heads = f"{num_classes} classes replaces the one of {config.num_classes}"
+        logger.warning("%s: a fresh head of %s; train it before use", path, heads)
+
+
+def _class_names(stored: StoredNetwork) -> list[str] | None:
+    names = stored.description and stored.description.class_names
+    return list(names) if names else None
+
+
+def _preprocessing(stored: StoredNetwork) -> dict[str, Any] | None:
+    """As saved; for the release its own, whatever the data set; else not known."""
+    if stored.description is not None:
+        return stored.description.preprocessing
+    return dict(RELEASED_PREPROCESSING) if stored.layout == "released" else None
+
+
+def _fingerprint(state: dict[str, Tensor], description: Description) -> str:
+    digest = hashlib.sha256(description.to_json("").encode())
+    for key, value in state.items():
+        digest.update(key.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,205 @@
+"""A network's geometry from the shapes of its tensors, and whether two geometries are the same.
+
+Shapes: ``D`` embed dim, ``E`` expanded dim.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from math import inf, isqrt, nextafter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ceit.model import MODELS, CeiT, CeiTConfig, config_of
+from ceit.model.names import unknown
+from ceit.weights.layouts import first_of
+
+# What loading may change or training may choose, the architecture being the same.
+_FREE = {"img_size", "num_classes", "in_chans", "drop_path_rate", "skip_dead"}
+# What no shape tells.
+_UNTOLD = ("num_heads", "stem_stride", "stem_pool", "layer_norm_eps", "leff_last_activation", "leff_class_token")
+
+
+def config_from_shapes(
+    state: Mapping[str, Tensor],
+    *,
+    name: str | None = None,
+    expected: CeiTConfig | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    **geometry: Any,
+) -> CeiTConfig:
+    """The configuration that a state dict of our keys was made with.
+
+    Shapes do not tell the number of heads nor the stem's stride and pooling. These are taken from ``geometry``, from
+    the ``expected`` network called ``name``, from the registered model of the same stem and width, or from DeiT,
+    which has 64 channels a head. The grid is taken to be square; where the token count forbids that, ``img_size``
+    must say it.
+
+    Raises: ValueError if something cannot be told, with what to pass, or if the shapes contradict ``geometry`` or
+    ``expected``.
+    """
+    told = _told(state)
+    side = _shape(state, "patch_embed.proj.weight", 4)[-1]
+    if expected is not None:
+        held = told | {"patch_size": side * _stem_stride(expected)}
+        _refuse_difference("a network", held, name or "the model", _architecture(expected))
+    for key, value in geometry.items():
+        if told.get(key, value) != value:
+            raise ValueError(f"the weights have {key} {told[key]}, not {value}")
+    lender = expected or _registered(told["stem"], told["embed_dim"], side)
+    values = {**({key: getattr(lender, key) for key in _UNTOLD} if lender else {}), **told, **geometry}
+    if "num_heads" not in values:
+        raise ValueError(
+            f"the number of heads cannot be told from weights of width {told['embed_dim']}; "
+            "name their model, or pass num_heads"
+        )
+    stride = _stem_stride(
+        CeiTConfig(**{key: values[key] for key in ("stem", "stem_stride", "stem_pool") if key in values})
+    )
+    values.setdefault("patch_size", side * stride)
+    return CeiTConfig(**values, img_size=_image_hw(state, values["patch_size"], img_size))
+
+
+def require_fields(geometry: Mapping[str, Any]) -> None:
+    """Raises: ValueError if a key is no field of ``CeiTConfig``, naming the nearest."""
+    known = {field.name for field in fields(CeiTConfig)}
+    for key in geometry:
+        if key not in known:
+            raise ValueError(unknown("model field", key, known))
+
+
+def require_same(config: CeiTConfig, name: str, expected: CeiTConfig) -> None:
+    """Raises: ValueError naming both geometries if weights of ``config`` do not belong into ``expected``, a ``name``."""
+    _refuse_difference(name_of(config) or "a network", _architecture(config), name, _architecture(expected))
+
+
+def require_fit(state: Mapping[str, Tensor], config: CeiTConfig) -> CeiT:
+    """A network of ``config`` without memory (on ``meta``), which ``state`` fits tensor by tensor.
+
+    Raises: ValueError naming the first tensors that are missing, left over or of another shape.
+    """
+    with torch.device("meta"):
+        network = CeiT(config)
+    wanted = network.state_dict()
+    missing = [key for key in wanted if key not in state]
+    extra = [key for key in state if key not in wanted]
+    other = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    faults = {"missing": missing, "unexpected": extra, "of another shape": other}
+    if any(faults.values()):
+        listed = "; ".join(f"{fault}: {first_of(keys)}" for fault, keys in faults.items() if keys)
+        raise ValueError(f"the weights do not fit their network: {listed}")
+    return network
+
+
+def name_of(config: CeiTConfig) -> str | None:
+    """The registered model of this architecture and image size, whatever its classes and channels, or None."""
+    for name in MODELS:
+        registered = config_of(name)
+        if registered.image_hw == config.image_hw and _architecture(registered) == _architecture(config):
+            return name
+    return None
+
+
+def _architecture(config: CeiTConfig) -> dict[str, Any]:
+    """The fields that make the computation, without those of parts that are switched off."""
+    off = ("stem_",) if config.stem == "patch" else ()
+    off += ("leff_",) if config.feed_forward == "mlp" else ()
+    off += () if config.lca else ("lca_",)
+    values = asdict(config) | {"mlp_ratio": _ratio(config.expanded_dim, config.embed_dim)}
+    return {key: value for key, value in values.items() if key not in _FREE and not key.startswith(off)}
+
+
+def _refuse_difference(holder: str, held: Mapping[str, Any], name: str, wanted: Mapping[str, Any]) -> None:
+    different = [key for key in held if key in wanted and held[key] != wanted[key]]
+    if different:
+        raise ValueError(
+            f"the weights are of {holder} with {_listed(held, different)}, "
+            f"but {name} has {_listed(wanted, different)}; name the model that they were made with"
+        )
+
+
+def _listed(values: Mapping[str, Any], keys: list[str]) -> str:
+    return ", ".join(f"{key} {values[key]}" for key in keys)
+
+
+def _told(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields that shapes and keys tell."""
+    i2t = "patch_embed.conv.weight" in state
+    leff = "blocks.0.mlp.expand.weight" in state
+    dim = _shape(state, "pos_embed", 3)[-1]
+    first_conv = _shape(state, "patch_embed.conv.weight" if i2t else "patch_embed.proj.weight", 4)
+    expanded = _shape(state, "blocks.0.mlp.expand.weight" if leff else "blocks.0.mlp.fc1.weight", 2)[0]
+    told: dict[str, Any] = {
+        "in_chans": first_conv[1],
+        "num_classes": _shape(state, "head.weight", 2)[0] if "head.weight" in state else 0,
+        "embed_dim": dim,
+        "depth": _depth(state),
+        "mlp_ratio": _ratio(expanded, dim),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "stem": "i2t" if i2t else "patch",
+        "feed_forward": "leff" if leff else "mlp",
+        "lca": "lca.norm1.weight" in state,
+    }
+    if i2t:
+        told |= {"stem_channels": first_conv[0], "stem_kernel_size": first_conv[-1]}
+        told["stem_norm"] = "batch" if "patch_embed.norm.weight" in state else "none"
+    if leff:
+        told["leff_kernel_size"] = _shape(state, "blocks.0.mlp.depthwise.weight", 4)[-1]
+        told["leff_norm"] = "batch" if "blocks.0.mlp.expand_norm.weight" in state else "none"
+    if told["lca"]:
+        told["lca_pos_embed"] = "lca.pos_embed" in state
+    return told
+
+
+def _registered(stem: str, dim: int, side: int) -> CeiTConfig | None:
+    """A registered model, or DeiT, with this stem, width and side of the patches cut from the stem's map."""
+    for config in map(config_of, MODELS):
+        if (config.stem, config.embed_dim, config.patch_size // _stem_stride(config)) == (stem, dim, side):
+            return config
+    if stem == "patch" and side == 16 and dim in (192, 384, 768):
+        return CeiTConfig(stem="patch", embed_dim=dim, num_heads=dim // 64)
+    return None
+
+
+def _stem_stride(config: CeiTConfig) -> int:
+    return config.total_stem_stride if config.stem == "i2t" else 1
+
+
+def _ratio(expanded: int, dim: int) -> float:
+    """The ratio of which ``int(ratio * dim)`` is ``expanded``, rounding notwithstanding."""
+    ratio = expanded / dim
+    return ratio if int(ratio * dim) == expanded else nextafter(ratio, inf)
+
+
+def _image_hw(state: Mapping[str, Tensor], patch_size: int, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    patches = _shape(state, "pos_embed", 3)[1] - 1
+    side = isqrt(max(patches, 0))
+    if side * side == patches:
+        return side * patch_size, side * patch_size
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (0, 0)
+    if (height // patch_size) * (width // patch_size) != patches:
+        raise ValueError(f"{patches} patches make no square grid; pass their image size as img_size=(height, width)")
+    return height, width
+
+
+def _depth(state: Mapping[str, Tensor]) -> int:
+    blocks = {int(block[1]) for key in state if (block := re.match(r"blocks\.(\d+)\.", key))}
+    if blocks != set(range(len(blocks))):
+        raise ValueError(
+            f"these are not the whole weights of a CeiT: of {max(blocks) + 1} blocks only {len(blocks)} are there"
+        )
+    return len(blocks)
+
+
+def _shape(state: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
+    if key not in state:
+        raise ValueError(f"these are not the whole weights of a CeiT: {key} is missing")
+    if state[key].ndim != ndim:
+        raise ValueError(f"{key} has shape {tuple(state[key].shape)} where {ndim} dimensions were expected")
+    return tuple(state[key].shape)

@@ -1,0 +1,98 @@
+"""State-dict keys: the release's into ours, and others recognised or refused.
+
+Shapes: ``D`` embed dim, ``E`` expanded dim.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from timm.models import clean_state_dict
+from torch import Tensor
+
+_RELEASED_PREFIXES = {
+    "i2t.backbone.conv.": "patch_embed.conv.",
+    "i2t.backbone.bn.": "patch_embed.norm.",
+    "i2t.proj.": "patch_embed.proj.",
+    "pos_layer_embed": "lca.pos_embed",
+    "lca.feedforward.": "lca.mlp.",
+}
+_RELEASED_LEFF = {
+    "conv1": "expand",
+    "bn1": "expand_norm",
+    "conv2": "depthwise",
+    "bn2": "depthwise_norm",
+    "conv3": "project",
+    "bn3": "project_norm",
+}
+_LEFF_KEY = re.compile(rf"(blocks\.\d+)\.leff\.({'|'.join(_RELEASED_LEFF)})\.")
+_OUR_KEY = re.compile(
+    r"(cls_token|pos_embed|lca\.pos_embed)$|(patch_embed\.(conv|norm|proj)|norm|head)\.|(blocks\.\d+|lca)\.(norm1|attn|norm2|mlp)\."
+)
+_PORT_KEY = re.compile(r"transformer\.layers\.\d+\.1\..*\b(up_proj|depth_conv|down_proj)\.")
+
+
+def convert_released_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The release's state dict under our keys.
+
+    LeFF's 1x1 convolutions become linear layers, ``(E, D, 1, 1)`` to ``(E, D)``; every other tensor keeps its shape.
+    Prefixes ``module.`` and ``_orig_mod.`` are taken off. Keys that are ours already pass unchanged, so converting
+    twice is converting once. Nothing is left out, and nothing that is missing is made up.
+
+    Raises: ValueError for weights of the rishikksh20 port, which compute another network, and for those of any other
+    model.
+    """
+    state_dict = clean_state_dict(dict(state_dict))
+    _refuse_port(state_dict)
+    converted: dict[str, Tensor] = {}
+    foreign: list[str] = []
+    for key, value in state_dict.items():
+        renamed = _rename(key)
+        if not _OUR_KEY.match(renamed):
+            foreign.append(key)
+        elif renamed in converted:
+            raise ValueError(f"two tensors are for {renamed}, the second under {key}")
+        else:
+            converted[renamed] = _squeezed(key, value)
+    if foreign:
+        raise ValueError(f"these are not the weights of a CeiT: unexpected {first_of(foreign)}")
+    return converted
+
+
+def is_released(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the keys, with or without a wrapper's prefix, are the release's."""
+    return any(key != _rename(key) for key in clean_state_dict(dict(state_dict)))
+
+
+def first_of(keys: Iterable[str], most: int = 3) -> str:
+    """The first few keys, and how many more there are."""
+    keys = list(keys)
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
+def _rename(key: str) -> str:
+    if leff := _LEFF_KEY.match(key):
+        return f"{leff[1]}.mlp.{_RELEASED_LEFF[leff[2]]}.{key[leff.end() :]}"
+    for released, ours in _RELEASED_PREFIXES.items():
+        if key.startswith(released):
+            return ours + key.removeprefix(released)
+    return key
+
+
+def _squeezed(key: str, value: Tensor) -> Tensor:
+    if not key.endswith((".leff.conv1.weight", ".leff.conv3.weight")):
+        return value
+    if value.ndim != 4 or value.shape[2:] != (1, 1):
+        raise ValueError(f"{key} has shape {tuple(value.shape)} where a 1x1 convolution was expected")
+    return value.flatten(1)
+
+
+def _refuse_port(state_dict: Mapping[str, Tensor]) -> None:
+    if "pos_embedding" not in state_dict or not any(_PORT_KEY.match(key) for key in state_dict):
+        return
+    channels = state_dict["conv.0.weight"].shape[0] if "conv.0.weight" in state_dict else 32
+    raise ValueError(
+        "these weights have the layout of rishikksh20/CeiT-pytorch, which computes another network than the paper and the "
+        f"release (its class token bypasses LeFF, its LCA is incomplete, its stem has {channels} channels), so they cannot "
+        "be converted; use the released weights or train anew"
+    )

@@ -1,0 +1,129 @@
+"""Tensors out of a file, executing nothing in it: safetensors, and what ``torch.save`` writes, zip or legacy."""
+
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+USUAL_ENTRIES = ("model", "state_dict")
+
+
+def read_tensors(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The named tensors of a file, on the CPU and in memory of their own, and the metadata of a safetensors file.
+
+    A training script's ``.pth`` holds them in an ``entry`` of a dictionary: by default in ``model`` or
+    ``state_dict``, else at the top. Raises: ValueError for a file that is damaged, foreign, or that asks to execute
+    something; OSError for one that cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    if path.suffix != ".safetensors" and head[8:] != b"{":
+        return _state_dict(_unpickle(path), path, entry), {}
+    if entry is not None:
+        raise ValueError(f"{path} is a safetensors file, which has no entries: leave out the entry {entry!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}); copy or download it again") from error
+
+
+class _Namespace:
+    """Stands in for ``argparse.Namespace``, which trainers store beside their weights: accepts any state, keeps none.
+
+    The class itself would let a crafted file set attributes, ``__setstate__`` and ``__class__`` among them.
+    """
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        """Forget it."""
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([(_Namespace, "argparse.Namespace")]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle may fail in any way
+        name = _refused_global(path, error) if isinstance(error, pickle.UnpicklingError) else None
+        if name is None:
+            raise ValueError(f"{path} is damaged or no file of torch.save's; copy or download it again") from error
+        raise ValueError(
+            f"{path} is refused because loading it would call {name}, and nothing in a file is executed; "
+            "ask its author for the plain state dict or for safetensors"
+        ) from error
+
+
+def _refused_global(path: Path, error: pickle.UnpicklingError) -> str | None:
+    """The name that torch's restricted unpickler has refused, or the first suspect one in a pickle too new for it."""
+    if refused := re.search(r"GLOBAL (\S+)", str(error)):
+        return refused[1]
+    try:
+        return next(
+            (name for name in _globals_in(_pickle_of(path)) if not name.startswith(("torch.", "collections."))), None
+        )
+    except (ValueError, OSError, zipfile.BadZipFile):
+        return None
+
+
+def _pickle_of(path: Path) -> bytes:
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+
+
+def _globals_in(data: bytes) -> list[str]:
+    """What a pickle would import, found by parsing it; nothing is run."""
+    names, strings = [], []
+    for opcode, argument, _position in pickletools.genops(data):
+        if opcode.name in ("GLOBAL", "INST"):
+            names.append(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            names.append(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    return names
+
+
+def _state_dict(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__.lstrip('_')} where a state dict was expected")
+    inner = {key: value for key, value in content.items() if isinstance(value, Mapping)}
+    if entry is not None and entry not in inner:
+        raise ValueError(f"{path} has no entry {entry!r}; it has {_list(inner) or 'none'}")
+    entry = entry or next((name for name in USUAL_ENTRIES if name in inner), None)
+    state_dict = content if entry is None else inner[entry]
+    for key, value in state_dict.items():
+        if not _is_plain(value):
+            what = "tensor of another kind" if isinstance(value, Tensor) else type(value).__name__.lstrip("_")
+            raise ValueError(
+                f"{path} holds no plain state dict: {key!r} is a {what}"
+                + (f"; it has the entries {_list(inner)}, name one" if inner and entry is None else "")
+            )
+    return {str(key): value.detach() for key, value in state_dict.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """A dense tensor of numbers in memory: not sparse, not quantised, not on ``meta``."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
+
+
+def _list(names: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,94 @@
+"""A checkpoint as it lies on the disk, in any of the layouts that are understood, before a network is made of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ceit.weights.description import FORMAT, Description
+from ceit.weights.layouts import convert_released_state_dict, is_released
+from ceit.weights.reading import read_tensors
+
+METADATA_KEY = "ceit"
+"""Where the safetensors file itself holds the description."""
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """Tensors under our keys, and the description where the file is ours.
+
+    A ``plain`` file holds our keys or timm's, and no geometry.
+    """
+
+    path: Path
+    layout: Literal["ceit", "released", "plain"]
+    state: dict[str, Tensor]
+    description: Description | None
+
+
+def read_stored(path: Path, entry: str | None = None) -> StoredNetwork:
+    """Read a checkpoint file or a run directory; ``entry`` as in ``read_tensors``.
+
+    Raises: ValueError with one sentence for a damaged or foreign file; OSError for one that cannot be read.
+    """
+    path = _file_of(path)
+    state, metadata = read_tensors(path, entry)
+    try:
+        released = is_released(state)
+        state = convert_released_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    description = _description(path, metadata.get(METADATA_KEY)) if path.suffix == ".safetensors" else None
+    return StoredNetwork(path, "ceit" if description else "released" if released else "plain", state, description)
+
+
+def read_description(path: str | Path) -> Description | None:
+    """What a checkpoint file or run directory of ours says about itself; None for any other."""
+    return read_stored(Path(path)).description
+
+
+def side_file(path: Path) -> Path:
+    """The JSON file beside the tensors."""
+    return path.with_suffix(".json")
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if not (path / "model.safetensors").exists():
+        raise ValueError(
+            f"{path} holds no model.safetensors: name a run directory whose training has saved a model, or a file"
+        )
+    return path / "model.safetensors"
+
+
+def _description(path: Path, embedded: str | None) -> Description | None:
+    """The side file's, if it belongs to these tensors, else the copy inside them.
+
+    The two files are replaced one after the other. Between the two moments, or after a crash there, the side file
+    belongs to other tensors: its fingerprint tells. One that belongs may have been edited, to rename classes say, and
+    is believed.
+    """
+    inside = _parse(path, embedded) if embedded is not None else None
+    beside = _parse(side_file(path), side_file(path).read_bytes()) if side_file(path).exists() else None
+    stale = inside and beside and inside.get("fingerprint") != beside.get("fingerprint")
+    body, source = (inside, path) if stale or not beside else (beside, side_file(path))
+    if body is None:
+        return None
+    try:
+        return Description.from_json(body)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _parse(path: Path, text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object if it is a description of ours: a stranger's JSON may lie beside a stranger's tensors."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); copy it again, or remove it if the tensors beside it are ceit's"
+        ) from error
+    return body if isinstance(body, dict) and body.get("format") == FORMAT else None

@@ -1,0 +1,187 @@
+"""The ``ceit`` command: finds the verb, runs it, and turns what went wrong into one sentence and an exit code.
+
+This file stands outside the package because importing the package imports torch: whoever asks for ``--help``,
+or mistypes a verb, is answered at once. A verb's own file, ``ceit/cli/VERB.py``, is imported only when it runs.
+"""
+
+import contextlib
+import difflib
+import errno
+import importlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+__version__ = "0.1.0"
+
+VERBS = {
+    "train": "train a model from scratch on a data set or on a folder of images",
+    "evaluate": "measure a trained model on a split of a data set",
+    "predict": "classify images with a trained model",
+    "info": "print the parameters and multiply-accumulates of a model, module by module",
+    "convert": "convert released weights to safetensors, executing nothing in them",
+    "data": "fetch data sets by name and check folders of images",
+    "demo": "train, evaluate and picture a small model, from nothing to results",
+}
+
+EXAMPLES = (
+    "ceit demo --output runs/demo",
+    "ceit train --recipe demo --data photos/ --output runs/photos",
+    "ceit evaluate --checkpoint runs/photos --data photos/",
+    "ceit predict --checkpoint runs/photos holiday.jpg",
+    "ceit info ceit_tiny_patch16_224",
+)
+
+# Import names of what only some verbs need, and the extra of the distribution that brings it.
+EXTRAS = {
+    "matplotlib": "viz",
+    "pytorch_grad_cam": "viz",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "openvino": "export",
+    "nncf": "export",
+    "gradio": "web",
+}
+
+DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(SystemExit):
+    """SIGTERM asked the process to end. It passes through ``except Exception``, as KeyboardInterrupt does."""
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    ``arguments`` are those after the program's name, by default the process's own. The code is 0 when done, 1 when
+    failed (one sentence on stderr says why), 2 for wrong usage, 130 when interrupted, 143 when terminated. There is a
+    traceback only with ``--debug``.
+    """
+    debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _sigterm_raises():
+            try:
+                return _dispatch(arguments)
+            finally:
+                sys.stdout.flush()  # here and not at exit, where a failure could no longer be answered
+    except BrokenPipeError:
+        _settle_stdout()  # the reader has gone, as in `ceit info MODEL | head -1`: nobody is left to tell
+        return FAILED
+    except KeyboardInterrupt:
+        _explain("interrupted", debug)
+        return INTERRUPTED
+    except Terminated:
+        _explain("terminated", debug)
+        return TERMINATED
+    except SystemExit as ending:
+        if isinstance(ending.code, str):
+            _explain(ending.code, debug)
+            return FAILED
+        return ending.code or DONE
+    except Exception as error:
+        _explain(f"error: {_sentence(error)}", debug)
+        _settle_stdout()
+        return FAILED
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    match arguments:
+        case []:
+            print(_help(), file=sys.stderr)
+            return USAGE
+        case ["-h" | "--help", *_]:
+            print(_help())
+        case ["--version", *_]:
+            print(f"ceit {__version__}")
+        case [verb, *rest] if verb in VERBS:
+            importlib.import_module(f"ceit.cli.{verb}").main(rest)
+        case [word, *_]:
+            kind = "option" if word.startswith("-") else "verb"
+            known = ["--help", "--version", "--debug"] if kind == "option" else list(VERBS)
+            near = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
+            print(f"error: unknown {kind} '{word}'; {hint}", file=sys.stderr)
+            return USAGE
+    return DONE
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    examples = "\n".join(f"  {example}" for example in EXAMPLES)
+    return f"""usage: ceit VERB [options]
+
+Trains image classifiers from scratch with CeiT, the Convolution-enhanced image Transformer.
+
+verbs:
+{verbs}
+
+options:
+  --help    with a verb: its options; alone: this text
+  --version
+  --debug   show the traceback of an error
+
+examples:
+{examples}"""
+
+
+def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """``--debug`` may stand anywhere, and is the shell's: no verb sees it. What follows ``--`` is the verb's own."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    before, after = list(arguments[:end]), list(arguments[end:])
+    return "--debug" in before, [word for word in before if word != "--debug"] + after
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
+        yield
+        return
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, in the words of the code that raised it, or of the operating system with the file's name."""
+    if isinstance(error, OSError) and error.errno is not None:
+        place = f": '{error.filename}'" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no space left on the disk{place}; free some, or choose another place for the output"
+        return f"{error.strerror}{place}"
+    if isinstance(error, ModuleNotFoundError) and error.name and (root := error.name.split(".")[0]) in EXTRAS:
+        return f"this needs {root}, which is not installed; install it with: pip install 'ceit-vision[{EXTRAS[root]}]'"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (unexpected: --debug shows where)"
+
+
+def _explain(sentence: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(sentence, file=sys.stderr)
+
+
+def _settle_stdout() -> None:
+    """If stdout cannot be written to, let it go nowhere: the interpreter would complain about it once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""What every test runs under: no network, no cache of the user's, a fixed seed, nothing left of the test before."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("gate", deadline=None, derandomize=True, max_examples=25, database=None)
+hypothesis.settings.load_profile("gate")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Seed torch, hide the user's data cache, and forget accelerate's process-wide singletons afterwards."""
+    torch.manual_seed(0)
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path_factory.getbasetemp() / "no-data-here"))
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The directory of what the released implementation computed; its README tells the origin."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).parent.parent

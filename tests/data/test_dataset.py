@@ -1,0 +1,168 @@
+"""Sets by name, and the stratified cut of a validation split."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ceit.data.dataset import ArraySplit, FileSplit, channel_statistics, cut_validation, load_dataset, stratified, subset
+from ceit.data.decode import ARRAY_NAMES
+from ceit.data.preprocessing import fit, to_array, to_image
+from ceit.data.sources import SETS
+
+
+def split_of(labels: list[int]) -> ArraySplit:
+    """Images whose only pixel is their position."""
+    images = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    return ArraySplit(images, torch.tensor(labels))
+
+
+def test_digits_are_the_published_ones() -> None:
+    digits = load_dataset("digits")
+    assert isinstance(digits.train, ArraySplit)
+    assert isinstance(digits.test, ArraySplit)
+    assert (len(digits.train), len(digits.test), digits.validation) == (1437, 360, None)
+    assert digits.train.images.shape == (1437, 1, 8, 8)
+    assert digits.train.images.dtype == torch.uint8
+    assert (digits.img_size, digits.in_chans, len(digits.class_names)) == ((8, 8), 1, 10)
+    counts = torch.bincount(digits.test.labels)
+    assert counts.min() >= 35
+    assert counts.max() <= 37
+    assert "Alpaydin" in digits.citation
+    hashes = [hashlib.sha256(split.pixels().tobytes()).hexdigest()[:16] for split in (digits.train, digits.test)]
+    assert hashes == HASHES
+
+
+def test_the_test_split_of_digits_is_the_stratified_one_of_seed_0() -> None:
+    digits = load_dataset("digits")
+    labels = np.empty(1797, np.int64)
+    stored = np.load(Path(str(load_dataset.__code__.co_filename)).with_name("digits.npz"))
+    labels[:] = stored["labels"]
+    counts = np.bincount(digits.test.labels.numpy())
+    assert np.array_equal(stratified(labels, counts, seed=0), stored["test"])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (16, 24)])
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_images_come_at_the_size_and_channels_asked_for(size: tuple[int, int], in_chans: int) -> None:
+    native, asked = load_dataset("digits").test, load_dataset("digits", img_size=size, in_chans=in_chans)
+    assert isinstance(native, ArraySplit)
+    assert isinstance(asked.test, ArraySplit)
+    assert asked.test.images.shape == (360, in_chans, *size)
+    assert (asked.img_size, asked.in_chans) == (size, in_chans)
+    expected = to_array(fit(to_image(native.pixels()[7]), size))
+    assert np.array_equal(asked.test.pixels()[7], expected.repeat(in_chans, axis=2))
+
+
+def test_rgb_becomes_grey_by_luminance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path))
+    (tmp_path / "cifar10").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    for name in ARRAY_NAMES:
+        np.save(tmp_path / "cifar10" / f"{name}.npy", pixels if "images" in name else np.arange(5, dtype=np.uint8))
+    grey, colour = load_dataset("cifar10", in_chans=1).test, load_dataset("cifar10").test
+    assert isinstance(grey, ArraySplit)
+    assert isinstance(colour, ArraySplit)
+    assert np.array_equal(colour.pixels(), pixels)
+    assert np.array_equal(grey.pixels()[2, :, :, 0], np.asarray(Image.fromarray(pixels[2]).convert("L")))
+
+
+def test_a_large_size_is_left_to_the_loader() -> None:
+    digits = load_dataset("digits", img_size=(224, 224))
+    assert isinstance(digits.test, ArraySplit)
+    assert digits.img_size == (224, 224)
+    assert digits.test.images.shape[2:] == (8, 8)
+    assert digits.preprocessing.crop == 1.0
+
+
+def test_a_set_that_was_not_fetched_says_how() -> None:
+    with pytest.raises(ValueError, match="get it with `ceit data fetch cifar10`, or use digits, which ships"):
+        load_dataset("cifar10")
+
+
+def test_unknown_names_get_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown data set 'cifar01'; did you mean 'cifar10'.*no folder of that name"):
+        load_dataset("cifar01")
+    with pytest.raises(ValueError, match="data folder some/where does not exist"):
+        load_dataset("some/where")
+
+
+@pytest.mark.parametrize(("options", "message"), [({"img_size": (0, 8)}, "must be positive"), ({"in_chans": 2}, "use 1")])
+def test_impossible_wishes(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_dataset("digits", **options)  # pyright: ignore
+
+
+def test_every_source_table_is_complete() -> None:
+    for name, named in SETS.items():
+        assert named.licence, name
+        assert named.citation, name
+        assert named.sources or name == "digits"
+        assert set(named.sha256) in (set(), set(ARRAY_NAMES))
+        assert named.sha256 or name in ("digits", "cifar100")
+        assert len(set(named.class_names)) == len(named.class_names)
+    assert len(SETS["cifar100"].class_names) == 100
+    assert list(SETS["cifar100"].class_names) == sorted(SETS["cifar100"].class_names)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=2, max_size=120),
+    percent=st.floats(1, 99),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_the_cut_is_stratified_and_loses_nothing(labels: list[int], percent: float, seed: int) -> None:
+    split = split_of(labels)
+    count = round(len(labels) * percent / 100)
+    if not 0 < count <= len(labels) - len(set(labels)):
+        with pytest.raises(ValueError, match="every class keeps an image"):
+            cut_validation(split, percent, seed)
+        return
+    rest, part = cut_validation(split, percent, seed)
+    assert isinstance(rest, ArraySplit)
+    assert isinstance(part, ArraySplit)
+    assert len(part) == count
+    positions = torch.cat([rest.images.flatten(), part.images.flatten()])
+    assert positions.sort().values.tolist() == list(range(len(labels)))
+    for kept in (rest, part):
+        assert kept.labels.tolist() == [labels[position] for position in kept.images.flatten().tolist()]
+    for label in set(labels):
+        share = labels.count(label) * count / len(labels)
+        assert part.labels.tolist().count(label) <= share + 1
+        assert rest.labels.tolist().count(label) >= 1
+
+
+def test_the_cut_depends_on_the_seed_alone() -> None:
+    split = split_of([0, 1] * 50)
+    parts = [cut_validation(split, 20, seed)[1].labels.shape[0] for seed in (0, 0, 1)]
+    assert parts == [20, 20, 20]  # an int is a number of images
+    first, again, other = (cut_validation(split, 20.0, seed)[1] for seed in (0, 0, 1))
+    assert isinstance(first, ArraySplit)
+    assert isinstance(again, ArraySplit)
+    assert isinstance(other, ArraySplit)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_subset_of_files() -> None:
+    split = FileSplit((Path("a"), Path("b"), Path("c")), torch.tensor([0, 1, 2]))
+    chosen = subset(split, torch.tensor([2, 0]))
+    assert isinstance(chosen, FileSplit)
+    assert chosen.paths == (Path("c"), Path("a"))
+    assert chosen.labels.tolist() == [2, 0]
+
+
+@given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3]))
+def test_statistics_are_those_of_all_pixels(seed: int, channels: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 3, 5, channels), dtype=np.uint8)
+    mean, std = channel_statistics(pixels)
+    assert np.allclose(mean, (pixels / 255).mean((0, 1, 2)), atol=1e-5)
+    assert np.allclose(std, (pixels / 255).std((0, 1, 2)), atol=1e-5)
+
+
+def test_a_constant_channel_can_be_divided_by() -> None:
+    assert channel_statistics(np.zeros((2, 3, 3, 1), np.uint8)) == ((0.0,), (1.0,))

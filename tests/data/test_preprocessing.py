@@ -1,0 +1,76 @@
+"""The evaluation transform is the released code's, and survives the way into a file and back."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from ceit.data.preprocessing import IMAGENET, Preprocessing, fit, to_array, to_image
+
+sides = st.integers(1, 90)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@given(width=st.integers(8, 80), height=st.integers(8, 80), crop=st.sampled_from([0.875, 0.9, 1.0]))
+def test_equals_the_released_transform(width: int, height: int, crop: float) -> None:
+    image = noise(width, height)
+    released = transforms.Compose(
+        [
+            transforms.Resize(int(24 / crop), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(24),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET.mean, IMAGENET.std),
+        ]
+    )
+    ours = Preprocessing(IMAGENET.mean, IMAGENET.std, crop=crop)
+    assert torch.equal(ours.apply(image, (24, 24)), released(image))
+
+
+@given(width=sides, height=sides, out_height=st.integers(1, 40), out_width=st.integers(1, 40))
+def test_any_image_gets_any_size(width: int, height: int, out_height: int, out_width: int) -> None:
+    assert fit(noise(width, height), (out_height, out_width), crop=0.9).size == (out_width, out_height)
+
+
+def test_an_image_of_the_right_size_is_left_alone() -> None:
+    image = noise(8, 12)
+    assert np.array_equal(to_array(fit(image, (12, 8))), to_array(image))
+
+
+def test_grey_images_keep_their_one_channel() -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    assert np.array_equal(to_array(to_image(pixels)), pixels)
+    tensor = Preprocessing((0.5,), (0.25,)).apply(to_image(pixels), (3, 4))
+    assert torch.allclose(tensor[0], (torch.from_numpy(pixels[..., 0]) / 255 - 0.5) / 0.25)
+
+
+def test_round_trip_through_json() -> None:
+    assert Preprocessing.from_dict(json.loads(json.dumps(IMAGENET.as_dict()))) == IMAGENET
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mean": (0.5,), "std": (0.5, 0.5)}, "must have one value for each channel"),
+        ({"mean": (0.5,), "std": (0.0,)}, "std \\(0.0,\\) must be positive"),
+        ({"mean": (0.5,), "std": (0.5,), "crop": 1.5}, "crop 1.5 must be above 0 and at most 1"),
+        ({"mean": (0.5,), "std": (0.5,), "interpolation": "bicubik"}, "did you mean 'bicubic'"),
+        ({"mean": (0.5,)}, "must hold mean, std, crop and interpolation"),
+        ({"mean": (0.5,), "std": (0.5,), "size": 3}, "must hold mean, std, crop and interpolation"),
+    ],
+)
+def test_values_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.from_dict(values)
+
+
+def test_the_wrong_number_of_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="the image has 3 channels, the preprocessing 1"):
+        Preprocessing((0.5,), (0.5,)).apply(noise(4, 4), (4, 4))

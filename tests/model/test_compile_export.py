@@ -1,0 +1,99 @@
+"""torch.compile without a graph break and torch.export, in training and evaluation, for any batch."""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+import ceit.model
+from ceit.model import CeiT
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"leff_norm": "none", "leff_class_token": "identity", "leff_last_activation": True, "lca_pos_embed": False},
+    {"stem": "patch", "feed_forward": "mlp", "lca": False},
+]
+IMAGES = (2, 3, 32, 48)
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_graphs() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=["ceit", "paper", "deit"])
+def test_evaluation_compiles_to_one_graph(tiny: Callable[..., CeiT], changes: dict[str, Any]) -> None:
+    model, images = tiny(**changes), torch.randn(IMAGES)
+    compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [*VARIANTS, {"skip_dead": True}], ids=["ceit", "paper", "deit", "lean"])
+def test_training_compiles_to_one_graph_with_the_same_gradients(
+    tiny: Callable[..., CeiT], changes: dict[str, Any]
+) -> None:
+    model, images = tiny(**changes).train(), torch.randn(IMAGES)
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    live = [parameter for name, parameter in model.named_parameters() if not name.startswith("blocks.2.mlp")]
+    wanted = torch.autograd.grad(model(images).square().sum(), live, allow_unused=True)
+    got = torch.autograd.grad(compiled(images).square().sum(), live, allow_unused=True)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_one_graph_serves_every_batch_size(tiny: Callable[..., CeiT]) -> None:
+    graphs: list[fx.GraphModule] = []
+
+    def count(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    model = tiny()
+    compiled: Any = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
+    with torch.no_grad():
+        for batch in (2, 3, 7):
+            images = torch.randn(batch, 3, 32, 48)
+            torch.testing.assert_close(compiled(images), model(images), rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=["ceit", "paper", "deit"])
+def test_export_with_any_batch(tiny: Callable[..., CeiT], changes: dict[str, Any]) -> None:
+    model = tiny(**changes)
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (torch.randn(IMAGES),), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
+        )
+        images = torch.randn(5, 3, 32, 48)
+        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_no_grid_is_derived_by_a_root() -> None:
+    findings: list[str] = []
+    for path in sorted(Path(ceit.model.__path__[0]).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            root = isinstance(node, ast.Attribute | ast.Name) and "sqrt" in ast.unparse(node)
+            half = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and ast.unparse(node.right) == "0.5"
+            if root or half:
+                findings.append(f"{path.name}: {ast.unparse(node)}")
+    assert not findings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_inductor_gives_the_same_logits_and_gradients(tiny: Callable[..., CeiT], training: bool) -> None:
+    model, images = tiny().train(training), torch.randn(IMAGES)
+    compiled: Any = torch.compile(model, fullgraph=True)
+    if not training:
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(images), model(images), rtol=1e-4, atol=1e-4)
+        return
+    live = [parameter for name, parameter in model.named_parameters() if not name.startswith("blocks.2.mlp")]
+    wanted = torch.autograd.grad(model(images).square().sum(), live)
+    got = torch.autograd.grad(compiled(images).square().sum(), live)
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)

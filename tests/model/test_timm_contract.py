@@ -1,0 +1,402 @@
+"""timm's contract: every registered name, every model method, timm's own tools for parameter groups and features."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.config import resolve_model_data_config
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+
+import ceit
+from ceit.model import MODELS, CeiT, config_of, list_models, resize_pos_embed
+
+BATCH, DEPTH = 2, 3
+IMAGES = (BATCH, 3, 32, 48)  # of the fixture ``tiny``
+
+
+def small(name: str, **changes: Any) -> Any:
+    """A registered model through timm, cut to three blocks and few tokens, one row of them more than columns."""
+    side = config_of(name).patch_size
+    return timm.create_model(name, **{"img_size": (3 * side, 2 * side), "depth": DEPTH, "num_classes": 7, **changes})
+
+
+def images_for(model: CeiT) -> Tensor:
+    return torch.randn(BATCH, model.config.in_chans, *model.config.image_hw)
+
+
+def test_the_promised_names_are_registered() -> None:
+    large = [f"ceit_{size}_patch16_{side}" for side in (224, 384) for size in ("tiny", "small", "base")]
+    little = [f"{family}_{size}_patch4_32" for family in ("ceit", "deit") for size in ("pico", "nano", "micro")]
+    assert list_models() == large + little
+    assert set(timm.list_models()) >= set(list_models())
+    assert list_models(pretrained=True) == []
+    assert not set(timm.list_models(pretrained=True)) & set(list_models())
+
+
+def test_registering_shadows_no_name_of_timms() -> None:
+    program = """
+import json, timm
+before = {name: timm.models.model_entrypoint(name) for name in timm.list_models(include_tags=False)}
+import ceit
+after = {name: timm.models.model_entrypoint(name) for name in timm.list_models(include_tags=False)}
+changed = [name for name in before if after.get(name) is not before[name]]
+print(json.dumps([changed, sorted(set(after) - set(before))]))
+"""
+    answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    changed, added = json.loads(answer)
+    assert changed == []
+    assert added == sorted(MODELS)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_timm_and_ceit_build_the_same_network(name: str) -> None:
+    with torch.device("meta"):
+        through_timm = timm.create_model(name)
+        through_ceit = ceit.create_model(name)
+    assert isinstance(through_timm, CeiT)
+    assert through_timm.config == through_ceit.config == config_of(name)
+    shapes = {key: tensor.shape for key, tensor in through_timm.state_dict().items()}
+    assert shapes == {key: tensor.shape for key, tensor in through_ceit.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_name_maps_its_own_images_to_logits(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, depth=1)
+    config = config_of(name)
+    assert config.patch_size == int(name.split("patch")[1].split("_")[0])
+    assert config.image_hw == (int(name.rsplit("_", 1)[1]),) * 2
+    assert model(torch.empty(BATCH, 3, *config.image_hw, device="meta")).shape == (BATCH, config.num_classes)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_model_methods_agree_with_forward(name: str) -> None:
+    model = small(name).eval()
+    images = images_for(model)
+    with torch.no_grad():
+        logits, features = model(images), model.forward_features(images)
+        assert logits.shape == (BATCH, 7)
+        assert features.shape == (BATCH, 1 + 6, model.num_features)
+        torch.testing.assert_close(model.forward_head(features), logits, rtol=1e-6, atol=1e-6)
+        assert model.forward_head(features, pre_logits=True).shape == (BATCH, model.head_hidden_size)
+        final, maps = model.forward_intermediates(images)
+        assert torch.equal(final, features)
+        assert [tuple(m.shape) for m in maps] == [(BATCH, model.embed_dim, 3, 2)] * DEPTH
+    assert model.get_classifier() is model.head
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_default_cfg_tells_how_to_feed_and_to_refit_the_model(name: str) -> None:
+    with torch.device("meta"):
+        model: Any = timm.create_model(name)
+    assert model.default_cfg is model.pretrained_cfg
+    data = resolve_model_data_config(model)
+    side = int(name.rsplit("_", 1)[1])
+    assert data["input_size"] == (3, side, side)
+    assert data["interpolation"] == "bicubic"
+    assert data["crop_pct"] == (1.0 if side == 32 else 0.875)
+    assert (data["mean"], data["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    cfg = model.default_cfg
+    assert cfg["architecture"] == name
+    assert cfg["num_classes"] == (10 if side == 32 else 1000)
+    assert cfg["fixed_input_size"]
+    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    assert model.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == 3
+
+
+def test_pretrained_weights_are_refused_with_the_way_to_get_them() -> None:
+    for create in (timm.create_model, ceit.create_model):
+        with pytest.raises(ValueError, match=r"ceit_tiny_patch16_224.*'ceit convert RELEASED\.pth OUT\.safetensors'"):
+            create("ceit_tiny_patch16_224", pretrained=True)
+
+
+@pytest.mark.parametrize("create", [timm.create_model, ceit.create_model], ids=["timm", "ceit"])
+def test_unknown_fields_are_refused_with_the_nearest(create: Callable[..., nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"^unknown model field 'leff_kernel'; did you mean 'leff_kernel_size'"):
+        create("ceit_pico_patch4_32", leff_kernel=5)
+
+
+def test_timms_keywords_reach_the_configuration() -> None:
+    model = timm.create_model(
+        "ceit_pico_patch4_32", num_classes=3, in_chans=1, img_size=(16, 24), drop_path_rate=0.2, global_pool="token"
+    )
+    assert isinstance(model, CeiT)
+    assert model.config == config_of(
+        "ceit_pico_patch4_32", num_classes=3, in_chans=1, img_size=(16, 24), drop_path_rate=0.2
+    )
+    with pytest.raises(ValueError, match=r"^global_pool must be 'token': CeiT classifies its class token$"):
+        timm.create_model("ceit_pico_patch4_32", global_pool="avg")
+
+
+# classes
+
+
+def test_reset_classifier(tiny: Callable[..., CeiT]) -> None:
+    model, images = tiny(), torch.randn(IMAGES)
+    before = model.forward_features(images)
+    model.reset_classifier(9)
+    assert model(images).shape == (BATCH, 9)
+    assert model.num_classes == model.config.num_classes == 9
+    assert torch.equal(model.forward_features(images), before)
+    model.double().reset_classifier(4, global_pool="token")
+    assert model.head.weight.dtype is torch.float64
+    with pytest.raises(ValueError, match=r"^global_pool 'avg' must be 'token': CeiT classifies its class token$"):
+        model.reset_classifier(4, "avg")
+    with pytest.raises(ValueError, match=r"^num_classes -1 must be at least 0"):
+        model.reset_classifier(-1)
+    assert model(images.double()).shape == (BATCH, 4)
+
+
+def test_no_classes_means_features(tiny: Callable[..., CeiT]) -> None:
+    model, images = tiny(num_classes=0), torch.randn(IMAGES)
+    assert not [name for name in model.state_dict() if name.startswith("head")]
+    features = model.forward_features(images)
+    torch.testing.assert_close(model(images), features[:, 0], rtol=1e-6, atol=1e-6)
+    with_head = tiny()
+    with_head.load_state_dict(model.state_dict(), strict=False)
+    with_head.reset_classifier(0)
+    assert torch.equal(with_head(images), model(images))
+    with_head.reset_classifier(6)
+    assert with_head(images).shape == (BATCH, 6)
+
+
+# intermediate features
+
+
+@pytest.mark.parametrize("return_prefix_tokens", [True, False])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("output_fmt", ["NCHW", "NLC"])
+@pytest.mark.parametrize("indices", [None, 2, [0], [0, 2], [-1, -3]], ids=str)
+def test_intermediates_are_the_outputs_of_the_blocks(
+    tiny: Callable[..., CeiT], indices: Any, output_fmt: Any, norm: bool, return_prefix_tokens: bool
+) -> None:
+    model, images = tiny(), torch.randn(IMAGES)
+    outputs: list[Any] = []
+    hooks = [block.register_forward_hook(lambda module, args, output: outputs.append(output)) for block in model.blocks]
+    features = model.forward_features(images)
+    for hook in hooks:
+        hook.remove()
+    options: dict[str, Any] = {"norm": norm, "output_fmt": output_fmt, "return_prefix_tokens": return_prefix_tokens}
+    final, taken = model.forward_intermediates(images, indices, **options)
+    assert torch.equal(final, features)
+    wanted = {"None": [0, 1, 2], "2": [1, 2], "[0]": [0], "[0, 2]": [0, 2], "[-1, -3]": [0, 2]}[str(indices)]
+    assert len(taken) == len(wanted)
+    for i, one in zip(wanted, taken, strict=True):
+        tokens = model.norm(outputs[i]) if norm else outputs[i]
+        patches = tokens[:, 1:]
+        if output_fmt == "NCHW":
+            patches = patches.reshape(BATCH, 2, 3, -1).permute(0, 3, 1, 2)
+        assert torch.equal(one[0] if return_prefix_tokens else one, patches)
+        assert not return_prefix_tokens or torch.equal(one[1], tokens[:, :1])
+    for stop_early in (True, False):
+        only = model.forward_intermediates(images, indices, intermediates_only=True, stop_early=stop_early, **options)
+        torch.testing.assert_close(only, taken, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("stop_early", "blocks_run"), [(True, 2), (False, 3)])
+def test_stopping_early_runs_no_block_behind_the_last_asked_for(
+    tiny: Callable[..., CeiT], stop_early: bool, blocks_run: int
+) -> None:
+    model, ran = tiny(), list[nn.Module]()
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, output: ran.append(module))
+    model.forward_intermediates(torch.randn(IMAGES), [1], stop_early=stop_early, intermediates_only=True)
+    assert len(ran) == blocks_run
+
+
+@pytest.mark.parametrize("indices", [[3], [-4], 4, 0, []], ids=str)
+def test_blocks_that_do_not_exist_are_refused(tiny: Callable[..., CeiT], indices: Any) -> None:
+    with pytest.raises(ValueError, match=r"must lie within the 3 blocks$"):
+        tiny().forward_intermediates(torch.randn(IMAGES), indices)
+    with pytest.raises(ValueError, match=r"must lie within the 3 blocks$"):
+        tiny().prune_intermediate_layers(indices)
+
+
+def test_an_unknown_output_format_is_refused(tiny: Callable[..., CeiT]) -> None:
+    wrong: Any = "NHWC"
+    with pytest.raises(ValueError, match=r"^output_fmt 'NHWC' must be 'NCHW' or 'NLC'$"):
+        tiny().forward_intermediates(torch.randn(IMAGES), output_fmt=wrong)
+
+
+@pytest.mark.parametrize("name", ["ceit_tiny_patch16_224", "ceit_nano_patch4_32", "deit_nano_patch4_32"])
+@pytest.mark.parametrize(("out_indices", "taken"), [((0, 2), [0, 2]), ((-2,), [1]), (2, [1, 2]), (None, [0, 1, 2])])
+def test_features_only(name: str, out_indices: Any, taken: list[int]) -> None:
+    asked = {} if out_indices is None else {"out_indices": out_indices}  # three by default
+    extractor = small(name, features_only=True, **asked).eval()
+    model = extractor.model
+    assert list(extractor.out_indices) == taken
+    assert len(model.blocks) == max(taken) + 1
+    assert extractor.feature_info.channels() == [model.embed_dim] * len(taken)
+    assert extractor.feature_info.reduction() == [model.config.patch_size] * len(taken)
+    assert extractor.feature_info.module_name() == [f"blocks.{i}" for i in taken]
+    images = images_for(model)
+    maps = extractor(images)
+    assert [tuple(m.shape) for m in maps] == [(BATCH, model.embed_dim, 3, 2)] * len(taken)
+    torch.testing.assert_close(maps, model.forward_intermediates(images, taken, intermediates_only=True))
+
+
+@pytest.mark.parametrize("prune_norm", [True, False])
+@pytest.mark.parametrize("prune_head", [True, False])
+@pytest.mark.parametrize(("indices", "last"), [([0, -2], 1), (1, 2)])
+def test_pruning_keeps_the_intermediates_asked_for(
+    tiny: Callable[..., CeiT], indices: Any, last: int, prune_head: bool, prune_norm: bool
+) -> None:
+    model, images = tiny(), torch.randn(IMAGES)
+    wanted = model.forward_intermediates(images, indices, intermediates_only=True)
+    logits = model(images)
+    kept = model.prune_intermediate_layers(indices, prune_norm=prune_norm, prune_head=prune_head)
+    assert kept == ([0, 1] if last == 1 else [2])
+    torch.testing.assert_close(model.forward_intermediates(images, kept, intermediates_only=True), wanted)
+    assert len(model.blocks) == model.config.depth == last + 1
+    assert (model.lca is not None) == model.config.lca == (last == 2 and not prune_head)
+    assert isinstance(model.norm, nn.Identity) == prune_norm
+    assert model(images).shape == (BATCH, 24 if prune_head else 5)
+    if last == 2 and not prune_head and not prune_norm:
+        assert torch.equal(model(images), logits)
+    if not prune_norm:
+        CeiT(model.config).load_state_dict(model.state_dict())
+
+
+# image size
+
+
+@pytest.mark.parametrize("new_size", [(64, 32), 48, (16, 96), (48, 32)], ids=str)
+def test_another_image_size_interpolates_the_position_embedding(tiny: Callable[..., CeiT], new_size: Any) -> None:
+    model = tiny()
+    old = model.pos_embed.detach().clone()
+    model.set_input_size(new_size)
+    height, width = (new_size, new_size) if isinstance(new_size, int) else new_size
+    grid = (height // 16, width // 16)
+    assert model.config.image_hw == (height, width)
+    assert model(torch.randn(BATCH, 3, height, width)).shape == (BATCH, 5)
+    assert torch.equal(model.pos_embed[:, 0], old[:, 0]), "the class token's row stays"
+    for channel in range(24):
+        plane = F.interpolate(old[:, 1:, channel].reshape(1, 1, 2, 3), grid, mode="bicubic", align_corners=False)
+        torch.testing.assert_close(model.pos_embed[0, 1:, channel], plane.flatten())
+    with pytest.raises(ValueError, match=f"px but the network takes {height} x {width};"):
+        model(torch.randn(BATCH, 3, 32, 48))
+
+
+def test_an_image_size_that_does_not_fit_changes_nothing(tiny: Callable[..., CeiT]) -> None:
+    model, images = tiny(), torch.randn(IMAGES)
+    before = model(images)
+    with pytest.raises(ValueError, match=r"^image size \(225, 224\) must be a multiple of 16 \(remainder 1, 0\)$"):
+        model.set_input_size((225, 224))
+    with pytest.raises(ValueError, match=r"^patch_size 8 must stay 16: the stem's weights are made for it$"):
+        model.set_input_size(64, patch_size=8)
+    model.set_input_size(patch_size=(16, 16))
+    model.set_input_size((32, 48), patch_size=16)
+    assert torch.equal(model(images), before)
+
+
+def test_a_frozen_position_embedding_stays_frozen(tiny: Callable[..., CeiT]) -> None:
+    model = tiny().requires_grad_(False)
+    model.set_input_size(64)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_grids_of_as_many_tokens_are_still_different_grids() -> None:
+    old = torch.randn(1, 1 + 16, 4)
+    assert resize_pos_embed(old, (2, 8), (2, 8)) is old
+    for grid in ((4, 4), (8, 2), (16, 1)):
+        new = resize_pos_embed(old, (2, 8), grid)
+        plane = F.interpolate(old[0, 1:].T.reshape(1, 4, 2, 8), grid, mode="bicubic", align_corners=False)
+        torch.testing.assert_close(new[0, 1:], plane[0].flatten(1).T)
+        assert not torch.equal(new, old)
+
+
+def test_a_constant_position_embedding_stays_constant_in_its_own_precision() -> None:
+    constant = torch.full((1, 1 + 6, 4), 0.5, dtype=torch.bfloat16)
+    resized = resize_pos_embed(constant, (2, 3), (5, 4))
+    assert resized.dtype is torch.bfloat16
+    torch.testing.assert_close(resized, torch.full((1, 1 + 20, 4), 0.5, dtype=torch.bfloat16))
+
+
+# training
+
+
+@pytest.mark.parametrize("changes", [{}, {"skip_dead": True}, {"feed_forward": "mlp", "stem": "patch"}], ids=str)
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(
+    tiny: Callable[..., CeiT], changes: dict[str, Any]
+) -> None:
+    plain = tiny(drop_path_rate=0.5, **changes).train()
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing()
+    images, ran = torch.randn(4, 3, 32, 48), list[nn.Module]()
+    saving.blocks[1].register_forward_pre_hook(lambda module, args: ran.append(module))
+    for model in (plain, saving):
+        torch.manual_seed(3)
+        model(images).square().sum().backward()
+    assert len(ran) == 2, "the block runs once more in the backward pass"
+    for (name, parameter), twin in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(twin.grad, parameter.grad, rtol=0, atol=0, msg=name)
+    for (name, buffer), twin in zip(plain.named_buffers(), saving.buffers(), strict=True):
+        assert torch.equal(buffer, twin), name
+    momenta = {module.momentum for module in saving.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert momenta <= {0.1}
+    saving.set_grad_checkpointing(False)
+    assert not saving.grad_checkpointing
+
+
+@pytest.mark.parametrize("coarse", [True, False])
+@pytest.mark.parametrize("name", list_models())
+def test_group_matcher_orders_every_parameter_once_by_depth(name: str, coarse: bool) -> None:
+    model = small(name)
+    groups = group_parameters(model, model.group_matcher(coarse=coarse))
+    assert sorted(name for names in groups.values() for name in names) == sorted(
+        name for name, _ in model.named_parameters()
+    )
+    layer = {name: number for number, names in groups.items() for name in names}
+    stem = {layer[name] for name in layer if name.startswith(("patch_embed", "cls_token", "pos_embed"))}
+    assert stem == {0}
+    for i in range(DEPTH):
+        assert {layer[name] for name in layer if name.startswith(f"blocks.{i}.")} == {1 + i}
+    assert layer["head.weight"] == 1 + DEPTH
+    behind = {layer[name] for name in layer if name.startswith(("norm.", "lca."))}
+    assert behind == {1 + DEPTH} if coarse else {DEPTH}
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_weight_decay_spares_what_the_release_spares(name: str) -> None:
+    model = small(name)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decay) == len(names)
+    for parameter_name, parameter in model.named_parameters():
+        spared = parameter.ndim == 1 or parameter_name in ("cls_token", "pos_embed")
+        assert decay[parameter_name] == (0.0 if spared else 0.05), parameter_name
+    assert ("lca.pos_embed" in decay) == name.startswith("ceit")
+
+
+def test_layer_decay_grows_towards_the_head(tiny: Callable[..., CeiT]) -> None:
+    model = tiny()
+    groups = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scale = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(scale) == len(names)
+    wanted = {"pos_embed": 1 / 16, "blocks.0.norm1.bias": 1 / 8, "blocks.2.norm1.bias": 1 / 2, "lca.pos_embed": 1 / 2}
+    assert {name: scale[name] for name in wanted} == wanted
+    assert scale["head.weight"] == 1.0
+
+
+def test_timms_optimizer_takes_the_model_and_learns(tiny: Callable[..., CeiT]) -> None:
+    model, images, labels = tiny().train(), torch.randn(8, 3, 32, 48), torch.arange(8) % 5
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-2, weight_decay=0.05)
+    losses: list[float] = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]

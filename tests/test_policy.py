@@ -1,0 +1,162 @@
+"""The rules that a machine can check, over source and tests. Each test lists its findings as ``file:line``."""
+
+import ast
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+# Arrows point one way: a part may import itself and any part of a lower layer.
+LAYERS = (
+    {"model"},
+    {"weights"},
+    {"data"},
+    {"inference"},
+    {"train", "bench", "explain"},
+    {"study", "web"},
+    {"cli"},
+)
+LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
+
+
+def test_arrows_point_one_way() -> None:
+    findings: list[str] = []
+    for path in SOURCES:
+        part = part_of(path)
+        if part is None:  # the package's front door, ``python -m ceit`` and the command
+            continue
+        assert part in LAYER, f"{path}: give '{part}' a layer"
+        for line, imported in imports_of_the_package(path):
+            if imported != part and LAYER.get(imported, len(LAYERS)) >= LAYER[part]:
+                findings.append(f"{place(path, line)}: {part} imports {imported}")
+    assert not findings
+
+
+def test_model_reads_and_writes_no_files() -> None:
+    findings = [
+        place(path, node.lineno)
+        for path in SOURCES
+        if part_of(path) == "model"
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in {"open", "Path", "load", "save"}
+    ]
+    assert not findings
+
+
+def test_files_are_named_after_what_they_hold() -> None:
+    vague = {"util", "utils", "helper", "helpers", "common", "misc"}
+    assert not [str(path) for path in SOURCES + TESTS if vague & set(path.with_suffix("").parts[len(ROOT.parts) :])]
+
+
+def test_everything_public_has_a_docstring() -> None:
+    findings: list[str] = []
+    for path in SOURCES:
+        tree = parse(path)
+        if path.stat().st_size and not ast.get_docstring(tree):
+            findings.append(place(path, 1))
+        for node in public_definitions(tree):
+            if not ast.get_docstring(node):
+                findings.append(f"{place(path, node.lineno)}: {node.name}")
+    assert not findings
+
+
+def test_no_exception_is_swallowed() -> None:
+    findings = [
+        place(path, node.lineno)
+        for path in SOURCES + TESTS
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or all(isinstance(step, ast.Pass | ast.Continue) for step in node.body))
+    ]
+    assert not findings
+
+
+def test_no_check_is_silenced_and_nothing_is_left_to_do() -> None:
+    silencer = re.compile(r"noqa|type:\s*ignore|pyright:|ruff:|fmt:|pragma|\b(TODO|FIXME|XXX)\b", re.IGNORECASE)
+    findings: list[str] = []
+    for path in SOURCES + TESTS:
+        with path.open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                if token.type == tokenize.COMMENT and silencer.search(token.string):
+                    findings.append(f"{place(path, token.start[0])}: {token.string}")
+    assert not findings
+
+
+def test_no_test_is_skipped() -> None:
+    ways_out = {"skip", "skipif", "xfail", "importorskip", "skipTest"}
+    findings = [
+        place(path, node.lineno)
+        for path in TESTS
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and node.attr in ways_out
+    ]
+    assert not findings
+
+
+def test_nothing_is_unpickled_without_restriction() -> None:
+    findings: list[str] = []
+    for path in SOURCES:
+        for node in ast.walk(parse(path)):
+            if not isinstance(node, ast.Call):
+                continue
+            name = dotted(node.func)
+            restricted = any(
+                word.arg == "weights_only" and isinstance(word.value, ast.Constant) and word.value.value is True
+                for word in node.keywords
+            )
+            if (name == "torch.load" and not restricted) or name in {"pickle.load", "pickle.loads", "eval", "exec"}:
+                findings.append(f"{place(path, node.lineno)}: {name}")
+    assert not findings
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def place(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT).as_posix()}:{line}"
+
+
+def part_of(path: Path) -> str | None:
+    """``model`` for ``src/ceit/model/lca.py`` and ``weights`` for ``src/ceit/weights.py``."""
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return parts[1] if len(parts) > 1 and not parts[1].startswith("__") else None
+
+
+def imports_of_the_package(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and part of every import of the package, wherever it stands in the file."""
+    package = path.relative_to(ROOT / "src").parts[:-1]
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            modules = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            names = module.split(".")
+            if names[0] == "ceit" and len(names) > 1:
+                yield node.lineno, names[1]
+
+
+def public_definitions(module: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Public functions and classes at the top level of a module."""
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+
+
+def dotted(node: ast.expr) -> str:
+    """``torch.load`` for the expression that reads so, an empty string for anything but names and attributes."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        head = dotted(node.value)
+        return f"{head}.{node.attr}" if head else ""
+    return ""
