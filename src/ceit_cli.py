@@ -75,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _settle_stdout()  # the reader has gone, as in `ceit info MODEL | head -1`: nobody is left to tell
         return FAILED
-    except KeyboardInterrupt:
-        _explain("interrupted", debug)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        _explain(str(stop) or "interrupted", debug)
+        return TERMINATED if getattr(stop, "terminated", False) else INTERRUPTED  # training saves first, then stops so
     except Terminated:
         _explain("terminated", debug)
         return TERMINATED

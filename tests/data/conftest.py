@@ -48,10 +48,9 @@ class Archives(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Archives
-
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range")
+        assert isinstance(server, Archives)
         server.requests.append(f"{self.path} {asked}")
         data = server.files.get(self.path.lstrip("/"))
         if data is None:

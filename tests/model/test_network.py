@@ -140,6 +140,16 @@ def test_training_without_dead_rows_has_the_same_logits_and_gradients(
             torch.testing.assert_close(twin.grad, parameter.grad, rtol=1e-9, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize(("training", "skip_dead", "runs"), [(False, False, 0), (True, False, 1), (True, True, 0)])
+def test_the_last_leff_runs_only_in_full_training(
+    tiny: Callable[..., CeiT], training: bool, skip_dead: bool, runs: int
+) -> None:
+    model, ran = tiny(skip_dead=skip_dead).train(training), list[nn.Module]()
+    model.get_submodule("blocks.2.mlp.expand").register_forward_pre_hook(lambda module, inputs: ran.append(module))
+    model(torch.randn(BATCH, 3, 32, 48))
+    assert len(ran) == runs
+
+
 def test_without_dead_rows_only_the_last_blocks_statistics_stand_still(tiny: Callable[..., CeiT]) -> None:
     model = tiny(skip_dead=True).train()
     model(torch.randn(BATCH, 3, 32, 48))

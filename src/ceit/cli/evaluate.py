@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="ceit evaluate", description="Measure a trained model on every image of a split of a data set."
     )
     parser.add_argument("--checkpoint", metavar="RUN|FILE", required=True, help="a run directory or a file of weights")
-    parser.add_argument("--data", metavar="NAME|DIR", required=True, help="a data set's name, or a folder of class folders")
+    parser.add_argument(
+        "--data", metavar="NAME|DIR", required=True, help="a data set's name, or a folder of class folders"
+    )
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test", help="default: test")
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default: 250)")
     parser.add_argument(
@@ -100,7 +102,9 @@ def _split(name: str, dataset: ImageDataset, training: dict[str, Any]) -> Split:
         train, validation = cut_validation(dataset.train, training["validation_percent"], training["seed"])
         return validation if name == "validation" else train
     if name == "validation":
-        raise ValueError(f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train")
+        raise ValueError(
+            f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train"
+        )
     return dataset.train
 
 
@@ -143,7 +147,9 @@ def _print_tables(heading: dict[str, str], result: Evaluation) -> None:
     console.print()
     console.print(table)
     if len(listed) < len(result.per_class):
-        console.print(f"the {len(listed)} least recognised of {len(result.per_class)} classes; --json has all", style="dim")
+        console.print(
+            f"the {len(listed)} least recognised of {len(result.per_class)} classes; --json has all", style="dim"
+        )
 
 
 def _bar(entry: ClassAccuracy) -> Text:

@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ceit predict", description="Classify images: files, folders with all below them, or - for standard input."
     )
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="an image, a folder of images, or - for standard input")
+    parser.add_argument(
+        "paths", metavar="PATH", nargs="+", help="an image, a folder of images, or - for standard input"
+    )
     parser.add_argument(
         "--checkpoint", metavar="RUN|FILE", help="a run directory or a file of weights (default: the model that ships)"
     )
@@ -66,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON document")
-    form.add_argument("--csv", action="store_true", help="print comma-separated values, a line for every image and rank")
+    form.add_argument(
+        "--csv", action="store_true", help="print comma-separated values, a line for every image and rank"
+    )
     parser.add_argument("--skip-broken", action="store_true", help="files that cannot be read are no failure")
     return parser
 
@@ -143,7 +147,9 @@ def _print_csv(predictions: Iterable[Prediction]) -> None:
             rows.writerow([path, rank, score.label, f"{score.probability:.6f}", ""])
 
 
-def _print_table(predictions: Iterable[Prediction], paths: Sequence[str], class_names: Sequence[str], top_k: int) -> None:
+def _print_table(
+    predictions: Iterable[Prediction], paths: Sequence[str], class_names: Sequence[str], top_k: int
+) -> None:
     """A line for every image as soon as it is known, so all widths are chosen before."""
     console = Console(highlight=False)
     path_cells = min(max(map(cell_len, map(printable, paths))), max(16, console.width * 2 // 5))
@@ -151,9 +157,13 @@ def _print_table(predictions: Iterable[Prediction], paths: Sequence[str], class_
     others_cells = console.width - path_cells - label_cells - _BAR_CELLS - 7 - 3 * len(_GAP)
 
     def print_line(path: str, answer: Text, style: str = "") -> None:
-        console.print(Text.assemble(_end_of(path, path_cells), _GAP, answer, style=style), no_wrap=True, overflow="ellipsis")
+        console.print(
+            Text.assemble(_end_of(path, path_cells), _GAP, answer, style=style), no_wrap=True, overflow="ellipsis"
+        )
 
-    heading = f"{_fit(_LABEL, label_cells)}{_GAP}{'probability':<{_BAR_CELLS + 7}}{_GAP}{'runners-up' if top_k > 1 else ''}"
+    heading = (
+        f"{_fit(_LABEL, label_cells)}{_GAP}{'probability':<{_BAR_CELLS + 7}}{_GAP}{'runners-up' if top_k > 1 else ''}"
+    )
     print_line("image", Text(heading), "bold")
     console.print("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * console.width, style="dim")
     for prediction in predictions:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ceit.train.config import TrainConfig, known_keys, read_recipe, recipe_names, seconds_of
+from ceit.train.config import TrainConfig, config_from, known_keys, read_recipe, recipe_names, seconds_of
 from ceit.train.run import Result, train
 
 
@@ -52,9 +52,8 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     for name in ("data", "output"):
         if getattr(asked, name) is None:
             parser.error(f"--{name} is missing")
-    asked = parser.instantiate_classes(asked)
-    config = TrainConfig(**{key: getattr(asked, key) for key in known_keys() if "." not in key})
-    return config, asked
+    values = asked.as_dict()
+    return config_from({key: values[key] for key in known_keys() if "." not in key}), asked
 
 
 def _first_look() -> argparse.ArgumentParser:
@@ -66,12 +65,24 @@ def _first_look() -> argparse.ArgumentParser:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="ceit train", description="Train a classifier from scratch on a named data set or a folder.")
-    parser.add_argument("--recipe", type=str | None, help=f"overrides of the options below: {', '.join(recipe_names())}, or a YAML file")
-    parser.add_argument("--data", type=str | None, help="cifar10, cifar100, fashion_mnist, mnist, digits, or a folder of class folders")
+    parser = ArgumentParser(
+        prog="ceit train",
+        allow_abbrev=False,
+        description="Train a classifier from scratch on a named data set or a folder.",
+    )
+    parser.add_argument(
+        "--recipe", type=str | None, help=f"overrides of the options below: {', '.join(recipe_names())}, or a YAML file"
+    )
+    parser.add_argument(
+        "--data", type=str | None, help="cifar10, cifar100, fashion_mnist, mnist, digits, or a folder of class folders"
+    )
     parser.add_argument("--output", type=str | None, help="run directory; must be new or empty unless resuming")
-    parser.add_argument("--resume", type=str | None, help="auto (the newest checkpoint in --output), or a checkpoint's path")
-    parser.add_argument("--time_budget", type=str | None, help="such as 30m: choose the epochs from the measured time of a step")
+    parser.add_argument(
+        "--resume", type=str | None, help="auto (the newest checkpoint in --output), or a checkpoint's path"
+    )
+    parser.add_argument(
+        "--time_budget", type=str | None, help="such as 30m: choose the epochs from the measured time of a step"
+    )
     parser.add_class_arguments(TrainConfig, None)
     return parser
 
@@ -126,7 +137,9 @@ class LiveProgress:
         """The state after a step, or a line of metrics.jsonl."""
         if state.get("event") == "epoch":
             validation = ", ".join(
-                f"{kind} {found['top1_percent']:.2f} %" for kind, found in state["validation"].items() if found is not None
+                f"{kind} {found['top1_percent']:.2f} %"
+                for kind, found in state["validation"].items()
+                if found is not None
             )
             self.say(
                 f"epoch {state['epoch']:>3}: loss {state['train_loss']:.3f}, validation top-1 {validation}, "

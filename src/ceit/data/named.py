@@ -30,6 +30,7 @@ def load_named(name: str, img_size: tuple[int, int] | None, in_chans: int | None
         img_size=size,
         licence=named.licence,
         citation=named.citation,
+        mirror_safe=named.mirror_safe,
     )
 
 

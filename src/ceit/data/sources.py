@@ -30,6 +30,7 @@ class NamedSet:
     sources: tuple[Source, ...] = ()
     """Tried in order, the official one first."""
     sha256: dict[str, str] = field(default_factory=dict)
+    mirror_safe: bool = True
     """Of each decoded array, uint8 in C order. Without: shapes and the number of images a class are checked."""
 
 
@@ -142,6 +143,7 @@ SETS: dict[str, NamedSet] = {
     ),
     "mnist": NamedSet(
         title="MNIST",
+        mirror_safe=False,
         class_names=tuple("0123456789"),
         image_shape=(28, 28, 1),
         train_images=60_000,
@@ -164,6 +166,7 @@ SETS: dict[str, NamedSet] = {
     # the indices of the 360 that are our test split: stratified, by seed 0.
     "digits": NamedSet(
         title="Optical Recognition of Handwritten Digits",
+        mirror_safe=False,
         class_names=tuple("0123456789"),
         image_shape=(8, 8, 1),
         train_images=1_437,

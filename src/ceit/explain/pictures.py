@@ -7,6 +7,7 @@ a colour vision deficiency can tell apart; no meaning hangs on colour alone.
 import io
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -98,6 +99,7 @@ def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
     Up to 12 classes the percentages are written in. Shading follows the square root, so that the confusions show beside the diagonal.
     """
     from matplotlib import rc_context
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     counts = np.asarray(evaluation.confusion, dtype=np.float64)
@@ -106,7 +108,7 @@ def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
     with rc_context(_STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=(_WIDTH, 7.2), layout="constrained")
         axes = figure.add_subplot()
-        image = axes.imshow(percent, cmap="Blues", norm="function" if False else _square_root_norm())
+        image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
         axes.set_title(f"{evaluation.top1_percent:.2f}% of {evaluation.images:,} images right; rows add up to 100%")
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
@@ -120,3 +122,127 @@ def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
         else:
             figure.colorbar(image, shrink=0.6, ticks=[0, 1, 5, 10, 25, 50, 100], format="%d%%")
         return _save(figure, Path(path))
+
+
+def draw_prediction_sheet(
+    images: Tensor, labels: Tensor, probabilities: Tensor, class_names: Sequence[str], path: str | Path
+) -> Path:
+    """Draws the first 32 images in their order, nothing chosen, each with the class that the network gives it and how sure it is.
+
+    A wrong answer is framed and crossed and has the true class below it. Shape: images uint8 ``(n, C, H, W)``, labels ``(n,)``,
+    probabilities ``(n, classes)``.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    shown = min(len(images), SHEET_ROWS * SHEET_COLUMNS)
+    pixels_nhwc = images[:shown].permute(0, 2, 3, 1).cpu().numpy()
+    confidences, answers = (values.tolist() for values in probabilities[:shown].max(1))
+    truths = labels[:shown].tolist()
+    right = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
+    rows = -(-shown // SHEET_COLUMNS)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.35 + 1.32 * rows))
+        figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+        figure.suptitle(
+            f"The first {shown} images: {right} right, {shown - right} wrong", x=0.01, ha="left", fontsize=11
+        )
+        grid = figure.subplots(rows, SHEET_COLUMNS, squeeze=False).ravel()
+        for axes in grid[shown:]:
+            axes.set_axis_off()
+        for axes, pixels, answer, confidence, truth in zip(
+            grid, pixels_nhwc, answers, confidences, truths, strict=False
+        ):
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            colour = GREEN if answer == truth else RED
+            axes.spines[:].set(visible=answer != truth, color=colour, linewidth=2.5)
+            mark = "" if answer == truth else "\N{BALLOT X} "
+            axes.set_title(
+                f"{mark}{_plain(class_names[answer], 11)} {100 * confidence:.0f}%",
+                fontsize=8,
+                color=colour,
+                pad=3,
+                loc="center",
+            )
+            axes.set_xlabel(
+                " " if answer == truth else f"is {_plain(class_names[truth], 14)}", fontsize=8, color=RED, labelpad=2
+            )
+        return _save(figure, Path(path))
+
+
+def _draw_loss(loss: "Axes", rate: "Axes", steps: list[dict[str, Any]]) -> None:
+    number = [record["step"] for record in steps]
+    values = np.array([record["loss"] for record in steps])
+    loss.plot(number, values, color=BLUE, alpha=0.25, linewidth=1.0)
+    loss.plot(number, _running_mean(values, max(1, len(values) // 20)), color=BLUE)
+    loss.set_title("Training loss")
+    loss.tick_params(labelbottom=False)
+    rates = [record["learning_rate"] for record in steps]
+    rate.plot(number, rates, color=GREY, linewidth=1.5)
+    rate.set_title("Learning rate")
+    rate.set_xlabel("step")
+    rate.set_yticks([0, max(rates)], ["0", f"{max(rates):.2g}"])
+    rate.locator_params(axis="x", nbins=6)
+
+
+def _draw_accuracy(axes: "Axes", epochs: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    number = [record["epoch"] for record in epochs]
+    marker = "o" if len(epochs) <= 40 else ""
+    for kind, name, colour in (("raw", "weights", BLUE), ("ema", "their moving average", ORANGE)):
+        found = [record["validation"].get(kind) for record in epochs]
+        percent = [np.nan if entry is None else entry["top1_percent"] for entry in found]
+        if not np.all(np.isnan(percent)):
+            axes.plot(
+                number,
+                percent,
+                color=colour,
+                marker=marker,
+                markersize=4,
+                label=f"{name}, best {np.nanmax(percent):.2f}%",
+            )
+    axes.set_title("Validation accuracy, top-1 in %")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if epochs:
+        axes.legend(loc="lower right", handlelength=1.2)
+
+
+def _write_cells(axes: "Axes", percent: np.ndarray) -> None:
+    for row, column in product(range(len(percent)), repeat=2):
+        value = percent[row, column]
+        if value > 0:
+            text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=9, color="white" if value > 30 else "#333333"
+            )
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of ``window`` values around each, of fewer at the ends."""
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is no JSON record: {error}") from error
+    return records
+
+
+def _plain(label: str, letters: int) -> str:
+    """The label, shortened, with nothing in it that would be set as a formula."""
+    return (label if len(label) <= letters else f"{label[: letters - 1]}…").replace("$", r"\$")
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    replace_files({path: png.getvalue()})
+    return path

@@ -91,7 +91,9 @@ class Predictor:
             raise ValueError(f"{len(class_names)} class names do not fit a model of {classes} classes")
         preprocessing = preprocessing or default_preprocessing(model)
         if preprocessing.in_chans != model.config.in_chans:
-            raise ValueError(f"mean and std of {preprocessing.in_chans} channels do not fit a model of {model.config.in_chans}")
+            raise ValueError(
+                f"mean and std of {preprocessing.in_chans} channels do not fit a model of {model.config.in_chans}"
+            )
         self.device = default_device() if device is None else torch.device(device)
         self.model = model.to(self.device).eval()
         self.class_names = tuple(class_names)

@@ -67,7 +67,8 @@ def load_state(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: O
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("state", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be resumed from, it is damaged or no checkpoint: {error}") from error
     if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:

@@ -120,7 +120,9 @@ class TrainConfig:
         geometry_fields = {f.name for f in fields(CeiTConfig)}
         for key in self.geometry:
             if key not in geometry_fields:
-                raise ValueError(unknown("recipe key", f"geometry.{key}", [f"geometry.{name}" for name in geometry_fields]))
+                raise ValueError(
+                    unknown("recipe key", f"geometry.{key}", [f"geometry.{name}" for name in geometry_fields])
+                )
 
     def epochs_for(self, train_images: int) -> int:
         """Epochs over ``train_images``: ``epochs``, else as many as show about ``samples``, 1 to ``max_epochs``."""
@@ -170,7 +172,9 @@ def flat_keys(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def recipe_names() -> list[str]:
     """Recipes that come with the package."""
     return sorted(
-        entry.name.removesuffix(".yaml") for entry in files("ceit.recipes").iterdir() if entry.name.endswith(".yaml")
+        entry.name.removesuffix(".yaml")
+        for entry in files("ceit").joinpath("recipes").iterdir()
+        if entry.name.endswith(".yaml")
     )
 
 
@@ -185,7 +189,7 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
             raise ValueError(f"recipe file {path} does not exist")
         text = path.read_text(encoding="utf-8")
     elif name_or_file in recipe_names():
-        text = files("ceit.recipes").joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
+        text = files("ceit").joinpath("recipes", f"{name_or_file}.yaml").read_text(encoding="utf-8")
     else:
         raise ValueError(unknown("recipe", name_or_file, recipe_names()))
     try:
@@ -195,6 +199,21 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name_or_file} must hold 'key: value' lines, not {type(values).__name__}")
     return flat_keys(values)
+
+
+def recipe_config(name_or_file: str, **overrides: Any) -> TrainConfig:
+    """The configuration of a recipe, with top-level options replaced. Raises ValueError as ``read_recipe`` and for bad values."""
+    values: dict[str, Any] = {}
+    for key, value in read_recipe(name_or_file).items():
+        section, _, name = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[name] = value
+    return config_from(values | overrides)
+
+
+def config_from(values: dict[str, Any]) -> TrainConfig:
+    """A configuration from plain values, sections as dictionaries."""
+    sections = {"augmentation": Augmentation, "mixing": Mixing, "ema": WeightAverage}
+    return TrainConfig(**{key: sections[key](**value) if key in sections else value for key, value in values.items()})
 
 
 def seconds_of(duration: str) -> float:

@@ -62,7 +62,9 @@ def evaluate(
     classes = len(class_names)
     loss_sum = SumMetric().to(device)
     confusion = MulticlassConfusionMatrix(classes, validate_args=False).to(device)
-    top5 = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False).to(device) if classes >= 5 else None
+    top5 = (
+        MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False).to(device) if classes >= 5 else None
+    )
     done = 0
     was_training = model.training
     model.eval()
@@ -78,7 +80,9 @@ def evaluate(
                 loss = F.cross_entropy(logits, labels, reduction="sum")
                 if not loss.isfinite():
                     first, last = batch * loader.batch_size, min((batch + 1) * loader.batch_size, loader.images) - 1
-                    raise ValueError(f"the loss of images {first} to {last} is {loss.item()}: the weights have diverged")
+                    raise ValueError(
+                        f"the loss of images {first} to {last} is {loss.item()}: the weights have diverged"
+                    )
                 loss_sum.update(loss)
                 confusion.update(logits, labels)
                 if top5 is not None:

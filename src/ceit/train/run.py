@@ -9,11 +9,11 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 import yaml
@@ -32,6 +32,11 @@ from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.optimizer import make_optimizer, make_schedule
 from ceit.weights import load_checkpoint, save_checkpoint
 from ceit.weights.atomic import replace_files
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
 
 SMALLEST_SIDE = 16  # pixels; smaller images are enlarged, so that there are tokens to attend to
 EVALUATION_BATCH = 250
@@ -73,7 +78,11 @@ def train(
         checkpoint = _checkpoint_to_resume(output, resume)
         set_seed(config.seed)
         dataset = load_dataset(
-            data, img_size=_hw(config.img_size), in_chans=config.in_chans, seed=config.seed, skip_broken=config.skip_broken
+            data,
+            img_size=_hw(config.img_size),
+            in_chans=config.in_chans,
+            seed=config.seed,
+            skip_broken=config.skip_broken,
         )
         if config.img_size is None and (size := _suitable_size(config, dataset.img_size)) != dataset.img_size:
             dataset = load_dataset(
@@ -121,7 +130,11 @@ def train(
 
 
 def _session(
-    config: TrainConfig, dataset: ImageDataset, output: Path, accelerator: Accelerator, show: Callable[[dict[str, Any]], None]
+    config: TrainConfig,
+    dataset: ImageDataset,
+    output: Path,
+    accelerator: Accelerator,
+    show: Callable[[dict[str, Any]], None],
 ) -> Session:
     height, width = dataset.img_size
     geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
@@ -150,7 +163,11 @@ def _session(
         )
     ]
     model = CeiT(model_config).to(accelerator.device, memory_format=torch.channels_last)
-    ema = ModelEmaV3(model, config.ema.decay, use_warmup=config.ema.warmup, exclude_buffers=True) if config.ema.decay else None
+    ema = (
+        ModelEmaV3(model, config.ema.decay, use_warmup=config.ema.warmup, exclude_buffers=True)
+        if config.ema.decay
+        else None
+    )
     optimizer = make_optimizer(model, config)
     trained, optimizer = accelerator.prepare(model, optimizer)
     epochs = config.epochs_for(len(train_split))
@@ -270,7 +287,9 @@ def _describe(session: Session, data: str, dataset: ImageDataset) -> dict[str, A
 def _require_same(saved: dict[str, Any], asked: dict[str, Any]) -> None:
     for key, value in saved.items():
         if key != "precision" and asked.get(key) != value:
-            raise ValueError(f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options")
+            raise ValueError(
+                f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options"
+            )
 
 
 def _suitable_size(config: TrainConfig, native: tuple[int, int]) -> tuple[int, int]:
@@ -313,8 +332,13 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
         train_step(session, *next(batches), step)
         times.append(time.perf_counter() - began)
     began = time.perf_counter()
-    evaluate(session.model, session.validation_loader, class_names=session.class_names, device=session.accelerator.device,
-             autocast_dtype=session.autocast_dtype)
+    evaluate(
+        session.model,
+        session.validation_loader,
+        class_names=session.class_names,
+        device=session.accelerator.device,
+        autocast_dtype=session.autocast_dtype,
+    )
     validation_seconds = (time.perf_counter() - began) * (2 if session.ema else 1)
     session.model.load_state_dict(before)
     session.optimizer.load_state_dict(optimizer_before)
@@ -324,7 +348,9 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
     step_seconds = sorted(times)[len(times) // 2]
     epoch_seconds = step_seconds * len(session.train_loader) + validation_seconds
     epochs = max(1, int(0.95 * budget_seconds / epoch_seconds))
-    say(f"a step takes {step_seconds:.2f} s and an epoch {epoch_seconds:.0f} s: {epochs} epochs in {budget_seconds:.0f} s")
+    say(
+        f"a step takes {step_seconds:.2f} s and an epoch {epoch_seconds:.0f} s: {epochs} epochs in {budget_seconds:.0f} s"
+    )
     if epoch_seconds > budget_seconds:
         say(f"one epoch takes longer than the time budget of {budget_seconds:.0f} s; it is run all the same")
     return epochs
@@ -340,11 +366,8 @@ def _owned(output: Path, resuming: bool) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as lock:
         try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such lock on Windows
-            pass
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"output directory {output} is in use by another run; name another") from error
         yield
@@ -355,7 +378,9 @@ def _checkpoint_to_resume(output: Path, resume: str | None) -> Path | None:
         return None
     if resume != "auto":
         if not Path(resume).is_file():
-            raise ValueError(f"checkpoint {resume} does not exist; --resume auto takes the newest of {output / 'checkpoints'}")
+            raise ValueError(
+                f"checkpoint {resume} does not exist; --resume auto takes the newest of {output / 'checkpoints'}"
+            )
         return Path(resume)
     found = checkpoints_in(output / "checkpoints")
     return found[-1] if found else None

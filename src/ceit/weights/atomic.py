@@ -10,36 +10,41 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
     """Write files so that a reader, a crash or a full disk never meets half of one.
 
     Everything is first written and flushed to the disk under temporary names beside the targets; only then are the
-    targets replaced, one by one in the order given. Each file changes at once, several do not: make the first one
-    stand alone. Raises: OSError with the target's name when the disk is full or cannot be written; what stood there
-    before is untouched.
+    targets replaced, one by one in the order given. Each changes at once, several do not: make the first stand alone.
+
+    Raises: OSError with the target's name when the disk is full or cannot be written; what stood there is untouched.
     """
     temporary = {target: target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in contents}
-    target = next(iter(temporary))
     try:
         for target, path in temporary.items():
-            with path.open("wb") as file:
-                file.write(contents[target])
-                file.flush()
-                os.fsync(file.fileno())
+            _write(path, contents[target], target)
         for target, path in temporary.items():
             path.replace(target)
         for folder in {target.parent for target in temporary}:
             _flush_folder(folder)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)  # in the good case it has become its target
+
+
+def _write(path: Path, content: bytes, target: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         reason = f"cannot save, what stood there before is untouched: {error.strerror}"
         raise OSError(error.errno, reason, str(target)) from error
-    finally:
-        for path in temporary.values():
-            with suppress(FileNotFoundError):  # the good case: it has become its target
-                path.unlink()
 
 
 def _flush_folder(folder: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):  # Windows has nothing to flush there
+    """Make the new names last as the contents do, where the system can: not on Windows, nor on some network drives."""
+    if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -82,7 +82,7 @@ def load_checkpoint(
     entry: str | None = None,
     **geometry: Any,
 ) -> CeiT:
-    """The network in a file or run directory: float32, on the CPU, in eval mode, with its class names and preprocessing.
+    """The network in a file or run directory: float32, on the CPU, in eval mode, with class names and preprocessing.
 
     Reads our safetensors with their JSON side file, the release's ``.pth``, and files with our or timm's keys (timm's
     DeiT among them), and executes nothing in them. Nothing is changed unless asked, and what is changed is said
@@ -172,8 +172,8 @@ def network_of(
 def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:
     """A first convolution's weight ``(D, C, k, k)`` for other channels: summed for one, else repeated and rescaled.
 
-    An image that is the same in all channels gives the same features as before. Source: timm's ``adapt_input_conv``,
-    for any ``C``.
+    For one channel, or a multiple of ``C``, an image that is the same in all of them gives the same features as
+    before. Source: timm's ``adapt_input_conv``, for any ``C``.
     """
     channels = weight.shape[1]
     if in_chans == 1:

@@ -71,7 +71,7 @@ def require_fields(geometry: Mapping[str, Any]) -> None:
 
 
 def require_same(config: CeiTConfig, name: str, expected: CeiTConfig) -> None:
-    """Raises: ValueError naming both geometries if weights of ``config`` do not belong into ``expected``, a ``name``."""
+    """Raises: ValueError naming both geometries if weights of ``config`` are not for ``expected``, a ``name``."""
     _refuse_difference(name_of(config) or "a network", _architecture(config), name, _architecture(expected))
 
 

@@ -26,7 +26,9 @@ _RELEASED_LEFF = {
 }
 _LEFF_KEY = re.compile(rf"(blocks\.\d+)\.leff\.({'|'.join(_RELEASED_LEFF)})\.")
 _OUR_KEY = re.compile(
-    r"(cls_token|pos_embed|lca\.pos_embed)$|(patch_embed\.(conv|norm|proj)|norm|head)\.|(blocks\.\d+|lca)\.(norm1|attn|norm2|mlp)\."
+    r"(cls_token|pos_embed|lca\.pos_embed)$"
+    r"|(patch_embed\.(conv|norm|proj)|norm|head)\."
+    r"|(blocks\.\d+|lca)\.(norm1|attn|norm2|mlp)\."
 )
 _PORT_KEY = re.compile(r"transformer\.layers\.\d+\.1\..*\b(up_proj|depth_conv|down_proj)\.")
 
@@ -38,8 +40,7 @@ def convert_released_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
     Prefixes ``module.`` and ``_orig_mod.`` are taken off. Keys that are ours already pass unchanged, so converting
     twice is converting once. Nothing is left out, and nothing that is missing is made up.
 
-    Raises: ValueError for weights of the rishikksh20 port, which compute another network, and for those of any other
-    model.
+    Raises: ValueError for weights of the rishikksh20 port, which compute another network, and of any other model.
     """
     state_dict = clean_state_dict(dict(state_dict))
     _refuse_port(state_dict)
@@ -92,7 +93,7 @@ def _refuse_port(state_dict: Mapping[str, Tensor]) -> None:
         return
     channels = state_dict["conv.0.weight"].shape[0] if "conv.0.weight" in state_dict else 32
     raise ValueError(
-        "these weights have the layout of rishikksh20/CeiT-pytorch, which computes another network than the paper and the "
-        f"release (its class token bypasses LeFF, its LCA is incomplete, its stem has {channels} channels), so they cannot "
-        "be converted; use the released weights or train anew"
+        "these weights have the layout of rishikksh20/CeiT-pytorch, which computes another network than the paper and "
+        f"the release (its class token bypasses LeFF, its LCA is incomplete, its stem has {channels} channels), so they "
+        "cannot be converted; use the released weights or train anew"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 USUAL_ENTRIES = ("model", "state_dict")
 
@@ -20,8 +20,10 @@ def read_tensors(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor
     """The named tensors of a file, on the CPU and in memory of their own, and the metadata of a safetensors file.
 
     A training script's ``.pth`` holds them in an ``entry`` of a dictionary: by default in ``model`` or
-    ``state_dict``, else at the top. Raises: ValueError for a file that is damaged, foreign, or that asks to execute
-    something; OSError for one that cannot be read.
+    ``state_dict``, else at the top.
+
+    Raises: ValueError for a file that is damaged, foreign, or that asks to execute something; OSError for one that
+    cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(9)
@@ -57,7 +59,9 @@ def _unpickle(path: Path) -> Any:
     except Exception as error:  # a damaged pickle may fail in any way
         name = _refused_global(path, error) if isinstance(error, pickle.UnpicklingError) else None
         if name is None:
-            raise ValueError(f"{path} is damaged or no file of torch.save's; copy or download it again") from error
+            raise ValueError(
+                f"{path} is damaged or not what torch.save writes by default; copy or download it again"
+            ) from error
         raise ValueError(
             f"{path} is refused because loading it would call {name}, and nothing in a file is executed; "
             "ask its author for the plain state dict or for safetensors"
@@ -69,18 +73,18 @@ def _refused_global(path: Path, error: pickle.UnpicklingError) -> str | None:
     if refused := re.search(r"GLOBAL (\S+)", str(error)):
         return refused[1]
     try:
-        return next(
-            (name for name in _globals_in(_pickle_of(path)) if not name.startswith(("torch.", "collections."))), None
-        )
-    except (ValueError, OSError, zipfile.BadZipFile):
-        return None
+        names = _globals_in(_pickle_of(path))
+    except (ValueError, OSError, RuntimeError, EOFError, zipfile.BadZipFile):
+        return None  # it cannot even be parsed
+    return next((name for name in names if not name.startswith(("torch.", "collections."))), None)
 
 
 def _pickle_of(path: Path) -> bytes:
     if not zipfile.is_zipfile(path):
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:
-        return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+        stored = [entry for entry in archive.infolist() if entry.compress_type == zipfile.ZIP_STORED]
+        return b"".join(archive.read(entry) for entry in stored if entry.filename.endswith("data.pkl"))
 
 
 def _globals_in(data: bytes) -> list[str]:
@@ -97,31 +101,33 @@ def _globals_in(data: bytes) -> list[str]:
 
 
 def _state_dict(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__.lstrip('_')} where a state dict was expected")
-    inner = {key: value for key, value in content.items() if isinstance(value, Mapping)}
+    # A file may give its dictionaries and tensors attributes that hide their methods: call those of the class.
+    inner = {key: value for key, value in dict.items(content) if isinstance(value, dict)}
     if entry is not None and entry not in inner:
         raise ValueError(f"{path} has no entry {entry!r}; it has {_list(inner) or 'none'}")
     entry = entry or next((name for name in USUAL_ENTRIES if name in inner), None)
     state_dict = content if entry is None else inner[entry]
-    for key, value in state_dict.items():
+    for key, value in dict.items(state_dict):
         if not _is_plain(value):
             what = "tensor of another kind" if isinstance(value, Tensor) else type(value).__name__.lstrip("_")
             raise ValueError(
                 f"{path} holds no plain state dict: {key!r} is a {what}"
                 + (f"; it has the entries {_list(inner)}, name one" if inner and entry is None else "")
             )
-    return {str(key): value.detach() for key, value in state_dict.items()}
+    return {str(key): Tensor.detach(value) for key, value in dict.items(state_dict)}
 
 
 def _is_plain(value: object) -> bool:
     """A dense tensor of numbers in memory: not sparse, not quantised, not on ``meta``."""
     return (
-        isinstance(value, Tensor)
+        type(value) in (Tensor, nn.Parameter)
+        and isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
-        and not value.is_complex()
+        and not value.dtype.is_complex
     )
 
 

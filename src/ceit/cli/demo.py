@@ -1,0 +1,67 @@
+"""``ceit demo``: from nothing to a trained, evaluated and pictured model."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ceit.cli.train import LiveProgress, print_report
+from ceit.data.dataset import ArraySplit, load_dataset, subset
+from ceit.data.fetch import fetch
+from ceit.data.loader import make_loader
+from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
+from ceit.train.config import recipe_config
+from ceit.train.run import Result, train
+
+SHEET_IMAGES = 32
+
+
+def main(arguments: list[str]) -> None:
+    """Fetch, train by the recipe ``demo``, evaluate, draw. Interrupted, the same command goes on."""
+    parser = argparse.ArgumentParser(prog="ceit demo", description="Train, evaluate and picture a small model.")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument("--data", metavar="NAME", default="cifar10", help="a named set (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    with LiveProgress(console) as live:
+        data = _at_hand(asked.data, live)
+        config = recipe_config("demo", seed=asked.seed)
+        result = train(config, data, asked.output, resume="auto", say=live.say, show=live.show)
+    print_report(result, Console())
+    for path in draw(result):
+        print(f"picture: {path}")
+
+
+def draw(result: Result) -> list[Path]:
+    """``curves.png``, ``confusion.png`` and ``predictions.png`` (the first test images, nothing chosen) beside the model."""
+    folder = result.output
+    first = subset(result.dataset.test, torch.arange(min(SHEET_IMAGES, len(result.dataset.test))))
+    assert isinstance(first, ArraySplit)  # named sets are small
+    loader = make_loader(
+        first, batch_size=SHEET_IMAGES, img_size=result.dataset.img_size, preprocessing=result.dataset.preprocessing
+    )
+    images, labels = next(loader.epoch(0))
+    with torch.inference_mode():
+        probabilities = result.model(images.to(next(result.model.parameters()).device)).softmax(-1).cpu()
+    names = result.dataset.class_names
+    return [
+        draw_curves(folder),
+        draw_confusion(result.test, folder / "confusion.png"),
+        draw_prediction_sheet(first.images, labels, probabilities, names, folder / "predictions.png"),
+    ]
+
+
+def _at_hand(name: str, live: LiveProgress) -> str:
+    """``name`` if it is in the cache or can be fetched, else ``digits``, which is always there; said aloud."""
+    try:
+        load_dataset(name)
+    except ValueError:
+        live.say(f"{name} is not here yet")
+        try:
+            fetch(name)
+        except (ValueError, OSError) as error:
+            live.say(f"{error}\ngoing on with digits instead of {name}: the results are not comparable")
+            return "digits"
+    return name

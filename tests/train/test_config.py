@@ -1,0 +1,86 @@
+"""Recipes and options: what is written is what runs, and what is misspelt is refused with the nearest name."""
+
+from pathlib import Path
+
+import pytest
+
+from ceit.cli.train import parse
+from ceit.train.config import TrainConfig, read_recipe, recipe_config, recipe_names, seconds_of
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid_and_says_how_it_is_run(name: str) -> None:
+    config = recipe_config(name)
+    assert isinstance(config, TrainConfig)
+    text = (Path(__file__).parents[2] / "src" / "ceit" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert "# Run:" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("peek_lr: 0.1", "unknown recipe key 'peek_lr'; did you mean 'peak_lr'?"),
+        ("augmentation:\n  flipp: true", "unknown recipe key 'augmentation.flipp'; did you mean 'augmentation.flip'?"),
+        ("augmentation: true", "recipe key 'augmentation' is a section"),
+        ("- a\n- b", "must hold 'key: value' lines, not list"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=sentence.replace("?", r"\?").replace("[", r"\[")):
+        read_recipe(str(recipe))
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown recipe 'demi'; did you mean 'demo'"):
+        read_recipe("demi")
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("peak_lr: 0.5\nweight_decay: 0.25\naugmentation:\n  translate: 2\n", encoding="utf-8")
+    words = ["--recipe", str(recipe), "--data", "digits", "--output", str(tmp_path / "run"), "--peak-lr", "0.125"]
+    config, asked = parse([*words, "--augmentation.cutout=4", "--geometry.depth", "2"])
+    assert (config.peak_lr, config.weight_decay, config.label_smoothing) == (0.125, 0.25, TrainConfig().label_smoothing)
+    assert (config.augmentation.translate, config.augmentation.cutout) == (2, 4)
+    assert config.geometry == {"depth": 2}
+    assert (asked.data, asked.resume) == ("digits", None)
+
+
+@pytest.mark.parametrize(
+    "words", [["--data", "digits"], ["--output", "x"], ["--data", "digits", "--output", "x", "--peak", "1"]]
+)
+def test_wrong_usage_exits_with_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        parse(words)
+    assert ending.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"epochs": 0}, "epochs 0 must be at least 1"),
+        ({"peak_lr": -1.0}, "peak_lr -1.0 must be positive"),
+        ({"label_smoothing": 1.0}, "label_smoothing 1.0 must be in"),
+        ({"validation_percent": 0.0}, "validation_percent 0.0 must be in"),
+        ({"geometry": {"deepth": 3}}, "unknown recipe key 'geometry.deepth'; did you mean 'geometry.depth'"),
+    ],
+)
+def test_values_out_of_range_are_refused(options: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TrainConfig(**options)
+
+
+def test_epochs_follow_from_the_images_to_show() -> None:
+    config = TrainConfig(samples=1000, max_epochs=7)
+    assert [config.epochs_for(n) for n in (500, 100, 3000)] == [2, 7, 1]
+    assert TrainConfig(epochs=3).epochs_for(10) == 3
+
+
+def test_durations_need_a_unit() -> None:
+    assert [seconds_of(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
+    for text in ("30", "0m", "m", "-5m", "1d"):
+        with pytest.raises(ValueError, match="must be a positive number with its unit"):
+            seconds_of(text)

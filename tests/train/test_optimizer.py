@@ -1,0 +1,43 @@
+"""The learning rate of every step, and what weight decay spares."""
+
+import pytest
+
+from ceit.model import CeiT, CeiTConfig
+from ceit.train.config import TrainConfig
+from ceit.train.optimizer import make_optimizer, make_schedule
+
+MODEL = CeiT(CeiTConfig(img_size=16, patch_size=4, embed_dim=8, depth=2, num_heads=2, stem_stride=1, num_classes=3))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_learning_rate_warms_up_to_the_peak_and_falls_to_the_end(schedule: str) -> None:
+    config = TrainConfig(peak_lr=1e-2, warmup_lr=1e-4, final_lr=1e-5, warmup_epochs=0.5, schedule=schedule)  # pyright: ignore[reportArgumentType]
+    optimizer = make_optimizer(MODEL, config)
+    scheduler = make_schedule(optimizer, config, steps_per_epoch=20, epochs=3)
+    rates = []
+    for step in range(60):
+        scheduler.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[10] == pytest.approx(1e-2) == max(rates)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] < 0.03 * 1e-2
+
+
+def test_weight_decay_spares_what_the_release_spares() -> None:
+    optimizer = make_optimizer(MODEL, TrainConfig(weight_decay=0.05))
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, p in MODEL.named_parameters() if id(p) in decayed}
+    assert "lca.pos_embed" in names
+    assert not {"pos_embed", "cls_token"} & names
+    assert all(p.ndim > 1 for name, p in MODEL.named_parameters() if name in names)
+
+
+def test_an_unknown_optimizer_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown optimizer 'adamww'; did you mean 'adamw'"):
+        make_optimizer(MODEL, TrainConfig(optimizer="adamww"))
+
+
+def test_arguments_an_optimizer_does_not_take_are_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer sgd does not take"):
+        make_optimizer(MODEL, TrainConfig(optimizer="sgd", optimizer_args={"no_such_option": 1}))

@@ -1,0 +1,163 @@
+"""Whole runs on the digits that ship with the package, with a network small enough for a test."""
+
+import fcntl
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ceit.data.augment import Augmentation
+from ceit.train.config import Mixing, TrainConfig, WeightAverage
+from ceit.train.loop import Interrupted
+from ceit.train.run import Result, train
+from ceit.weights import load_checkpoint
+
+SMALL = TrainConfig(
+    model="ceit_pico_patch4_32",
+    geometry={"embed_dim": 16, "depth": 2, "num_heads": 2, "stem_channels": 8, "drop_path_rate": 0.2},
+    epochs=2,
+    global_batch_size=32,
+    peak_lr=4e-3,
+    precision="float32",
+    augmentation=Augmentation(flip=False, translate=1),
+    ema=WeightAverage(decay=0.9),
+    clip_norm=1.0,
+    log_every_steps=10,
+)
+TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return train(SMALL, "digits", tmp_path_factory.mktemp("runs") / "whole")
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def test_a_run_directory_holds_what_it_promises(finished: Result) -> None:
+    run = finished.output
+    events = [line["event"] for line in lines(run)]
+    assert events.count("epoch") == 2
+    assert events.count("test") == 1
+    resolved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert (resolved["epochs"], resolved["img_size"], resolved["in_chans"]) == (2, [16, 16], 1)
+    report = json.loads((run / "test.json").read_text(encoding="utf-8"))
+    assert report["images"] == sum(row["images"] for row in report["per_class"]) == 360
+    assert report["top1_percent"] == finished.test.top1_percent
+    model = load_checkpoint(run)
+    assert model.class_names == tuple("0123456789") or list(model.class_names) == list("0123456789")
+    assert any((run / "tensorboard").iterdir())
+
+
+def test_it_learns(finished: Result) -> None:
+    steps = [line["loss"] for line in lines(finished.output) if line["event"] == "step"]
+    assert steps[-1] < 0.9 * steps[0]
+    assert finished.test.top1_percent > 20  # chance is 10
+
+
+def test_the_best_model_was_chosen_on_images_cut_from_the_training_split(finished: Result) -> None:
+    epochs = [line for line in lines(finished.output) if line["event"] == "epoch"]
+    best = max(found["top1_percent"] for line in epochs for found in line["validation"].values())
+    side = json.loads((finished.output / "model.json").read_text(encoding="utf-8"))
+    assert side["training"]["validation_top1_percent"] == best
+    assert side["training"]["weights"] in ("raw", "ema")
+    assert len(finished.dataset.test) == 360  # no test image was cut off
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(finished: Result, tmp_path: Path) -> None:
+    def interrupt_in_the_second_epoch(state: dict[str, Any]) -> None:
+        if state.get("total_steps") and state["step"] == 53:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(
+        Interrupted, match=r"SIGINT: saved step_00000053.safetensors after step 53; go on with: ceit train"
+    ):
+        train(SMALL, "digits", tmp_path / "run", show=interrupt_in_the_second_epoch)
+    resumed = train(SMALL, "digits", tmp_path / "run", resume="auto")
+    ours, theirs = (load_file(run / "model.safetensors") for run in (resumed.output, finished.output))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert lines(resumed.output) == lines(finished.output)
+
+
+def test_a_termination_saves_and_is_told_from_an_interruption(tmp_path: Path) -> None:
+    def terminate(state: dict[str, Any]) -> None:
+        if state.get("total_steps"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stop:
+        train(SMALL, "digits", tmp_path / "run", show=terminate)
+    assert stop.value.terminated
+    assert (tmp_path / "run" / "checkpoints" / "step_00000001.safetensors").is_file()
+
+
+def test_resuming_a_finished_run_only_reports_again(finished: Result) -> None:
+    before = load_file(finished.output / "model.safetensors")
+    again = train(SMALL, "digits", finished.output, resume="auto")
+    assert again.test == finished.test
+    assert all(torch.equal(value, before[key]) for key, value in load_file(again.output / "model.safetensors").items())
+    assert [line["event"] for line in lines(again.output)].count("test") == 1
+
+
+def test_resuming_with_other_options_is_refused(finished: Result) -> None:
+    with pytest.raises(ValueError, match=r"started with peak_lr 0.004, not 0.5: a resumed run keeps its options"):
+        train(replace(SMALL, peak_lr=0.5), "digits", finished.output, resume="auto")
+
+
+def test_a_damaged_checkpoint_is_refused(finished: Result, tmp_path: Path) -> None:
+    damaged = tmp_path / "step_1.safetensors"
+    damaged.write_bytes(next((finished.output / "checkpoints").iterdir()).read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be resumed from, it is damaged or no checkpoint"):
+        train(SMALL, "digits", finished.output, resume=str(damaged))
+
+
+def test_an_output_directory_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not empty; name another, or go on with --resume auto"):
+        train(SMALL, "digits", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_an_output_directory_in_use_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="is in use by another run; name another"):
+            train(SMALL, "digits", tmp_path, resume="auto")
+
+
+def test_mixing_hides_the_training_accuracy_and_trains(tmp_path: Path) -> None:
+    config = replace(SMALL, epochs=1, mixing=Mixing(mixup_alpha=0.8, cutmix_alpha=1.0))
+    train(config, "digits", tmp_path / "run")
+    epoch = next(line for line in lines(tmp_path / "run") if line["event"] == "epoch")
+    assert epoch["train_top1_percent"] is None
+    assert epoch["train_loss"] < 2.4
+
+
+def test_a_time_budget_chooses_the_epochs_and_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = replace(SMALL, epochs=None, global_batch_size=512)
+    train(config, "digits", tmp_path / "run", time_budget_seconds=1e-3, say=said.append)
+    assert any(line.startswith("a step takes") and "1 epochs" in line for line in said)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["epochs"] == 1
+
+
+def test_images_of_digits_are_not_mirrored_whatever_the_recipe_says(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = replace(SMALL, epochs=1, augmentation=Augmentation(flip=True))
+    train(config, "digits", tmp_path / "run", say=said.append)
+    assert any("augmentation.flip is off" in line for line in said)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    config = replace(SMALL, peak_lr=1e30, warmup_epochs=0.0, clip_norm=0.0, optimizer="sgd")
+    with pytest.raises(ValueError, match=r"the loss of step \d+ is nan; lower peak_lr"):
+        train(config, "digits", tmp_path / "run")
