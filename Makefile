@@ -7,12 +7,13 @@ STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean
+.PHONY: help demo test check results format clean
 
 help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores)"
 	@echo "make test    run the tests"
 	@echo "make check   the gate: format, lint, types on source and tests, tests"
+	@echo "make results write the README's table anew from the runs under studies/demo"
 	@echo "make format  rewrite the code as the gate wants it, where that can be done by a machine"
 	@echo "make clean   remove everything that these targets made, except runs/"
 
@@ -28,6 +29,9 @@ check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
 	$(MAKE) --no-print-directory test
+
+results: $(STAMP)
+	$(BIN)/python -m ceit.study.results README.md studies/demo
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only

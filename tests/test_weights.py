@@ -663,10 +663,16 @@ def test_a_namespace_cannot_be_given_methods_or_another_class(tmp_path: Path) ->
 
 def test_attributes_cannot_hide_the_methods_of_a_dictionary_or_tensor(tmp_path: Path) -> None:
     """Such as a torch state dict's ``_metadata``, but ``items``: a call of it would be a call of what the file says."""
-    state: Any = OrderedDict(make(config_of("ceit_pico_patch4_32")).state_dict())
-    state.items = torch.Size
+
+    class Disguised:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return OrderedDict, (), {"items": torch.Size}, None, iter(state.items())
+
+    state: dict[str, Any] = make(config_of("ceit_pico_patch4_32")).state_dict()
     state["cls_token"].detach = torch.Size
-    torch.save(OrderedDict(model=state), tmp_path / "model.pth")
+    torch.save({"model": Disguised()}, tmp_path / "model.pth")
+    content = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
+    assert content.items is content["cls_token"].detach is torch.Size
     assert torch.equal(ceit.load_checkpoint(tmp_path / "model.pth").cls_token, state["cls_token"])
 
 

@@ -1,5 +1,7 @@
 """Augmentation moves pixels and invents none, and each image's draws are its own."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -70,7 +72,7 @@ def test_no_cut_out_leaves_the_images() -> None:
         ({"random_erasing": 2.0}, "random_erasing 2.0 must be a probability"),
     ],
 )
-def test_values_out_of_range_are_refused(values: dict[str, float], message: str) -> None:
+def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augmentation(**values)
 

@@ -95,7 +95,7 @@ def test_a_set_that_was_not_fetched_says_how() -> None:
 
 
 def test_unknown_names_get_the_nearest() -> None:
-    with pytest.raises(ValueError, match="unknown data set 'cifar01'; did you mean 'cifar10'.*no folder of that name"):
+    with pytest.raises(ValueError, match=r"unknown data set 'cifar01'; did you mean 'cifar10'.*no folder of that name"):
         load_dataset("cifar01")
     with pytest.raises(ValueError, match="data folder some/where does not exist"):
         load_dataset("some/where")

@@ -266,7 +266,7 @@ def test_the_command_checks_a_folder(image_folder: Callable[..., Path], capsys: 
         ["all", "24", "3", "3"],
     ]
     (root / "cat" / "broken.jpg").write_text("no image")
-    with pytest.raises(ValueError, match="1 files of .*photos cannot be read: remove them"):
+    with pytest.raises(ValueError, match=r"1 files of .*photos cannot be read: remove them"):
         command.main(["check", str(root)])
     assert "cannot be read: cat/broken.jpg (not an image)" in capsys.readouterr().out
 

@@ -180,7 +180,7 @@ def test_large_images_are_checked_once_until_they_change(
     load_dataset(root)
     assert len(reads) == 12
     (root / "test" / "dog" / "0.png").write_text("broken now")
-    with pytest.raises(ValueError, match="1 of 12 files cannot be read: test/dog/0.png"):
+    with pytest.raises(ValueError, match=r"1 of 12 files cannot be read: test/dog/0.png"):
         load_dataset(root)
 
 

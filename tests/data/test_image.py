@@ -1,6 +1,7 @@
 """Every kind of file becomes the 8-bit image that a person sees; damaged ones are named."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from ceit.data.image import BrokenImageError, read_header, read_image
 
 
-def save(image: Image.Image, path: Path, **options: object) -> Path:
+def save(image: Image.Image, path: Path, **options: Any) -> Path:
     image.save(path, **options)
     return path
 

@@ -1,6 +1,7 @@
 """An epoch is a function of (seed, epoch, index): batch size, workers, resuming and other draws change nothing."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, split: ArraySplit) -> FileSp
     return FileSplit(tuple(paths), split.labels)
 
 
-def loader_of(split: Split, batch_size: int = 5, **options: object) -> Loader:
+def loader_of(split: Split, batch_size: int = 5, **options: Any) -> Loader:
     usual = {"img_size": (8, 8), "preprocessing": COLOUR, "seed": 7, "shuffle": True, "workers": 0}
     return make_loader(split, batch_size=batch_size, **{**usual, **options})
 
@@ -199,7 +200,7 @@ def test_file_channels_follow_the_preprocessing(files: FileSplit) -> None:
         ({"augmentation": Augmentation(translate=9)}, "translate 9 must be below the image's shorter side of 8"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused(split: ArraySplit, options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_loaded_is_refused(split: ArraySplit, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loader_of(split, **options)
 

@@ -1,5 +1,7 @@
 """The learning rate of every step, and what weight decay spares."""
 
+from itertools import pairwise
+
 import pytest
 
 from ceit.model import CeiT, CeiTConfig
@@ -20,7 +22,7 @@ def test_the_learning_rate_warms_up_to_the_peak_and_falls_to_the_end(schedule: s
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[0] == pytest.approx(1e-4)
     assert rates[10] == pytest.approx(1e-2) == max(rates)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[-1] < 0.03 * 1e-2
 
 

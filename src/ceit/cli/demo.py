@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> None:
 
 
 def draw(result: Result) -> list[Path]:
-    """``curves.png``, ``confusion.png`` and ``predictions.png`` (the first test images, nothing chosen) beside the model."""
+    """``curves.png``, ``confusion.png`` and ``predictions.png`` (the first test images, nothing chosen) beside the
+    model."""
     folder = result.output
     first = subset(result.dataset.test, torch.arange(min(SHEET_IMAGES, len(result.dataset.test))))
     assert isinstance(first, ArraySplit)  # named sets are small

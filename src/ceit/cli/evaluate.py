@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _split(name: str, dataset: ImageDataset, training: dict[str, Any]) -> Split:
-    """The split as training had it: where the data has no validation split, training has cut one from the training images."""
+    """The split as training had it: where the data has no validation split, one was cut from the training images."""
     if name == "test":
         return dataset.test
     if dataset.validation is not None:

@@ -1,7 +1,7 @@
 """Pictures of a run as PNG: how it learned, what it confuses, what it says of single images. Needs the extra ``viz``.
 
-All are drawn 8 inches wide at 200 pixels an inch, to be read at half of that. The colours are those of Okabe and Ito, which people with
-a colour vision deficiency can tell apart; no meaning hangs on colour alone.
+All are drawn 8 inches wide at 200 pixels an inch, to be read at half of that. The colours follow Okabe and Ito's, which
+people with a colour vision deficiency can tell apart; no meaning hangs on colour alone.
 """
 
 import io
@@ -24,7 +24,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#00795A", "#C44E00", "#6
 SHEET_ROWS, SHEET_COLUMNS = 4, 8
 
 _WIDTH = 8.0  # inches
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -70,8 +70,9 @@ class Confusable(Protocol):
 def draw_curves(run_dir: str | Path) -> Path:
     """Draws ``curves.png`` from ``metrics.jsonl`` of a run, and returns its path.
 
-    Left the training loss of every recorded step, pale, and its running mean, above the learning rate; right validation accuracy by
-    epoch, of the raw weights and of their moving average. Raises: ValueError if there are no steps to draw.
+    Left the training loss of every recorded step, pale, with its running mean, above the learning rate; right the
+    validation accuracy by epoch, of the weights and of their moving average.
+    Raises: ValueError if there are no steps to draw.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -94,9 +95,9 @@ def draw_curves(run_dir: str | Path) -> Path:
 
 
 def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
-    """Draws the confusion matrix: of each true class, a row, the percentage of its images that was taken for each class.
+    """Draws the confusion matrix: a row for each true class, with the percentage of its images taken for each class.
 
-    Up to 12 classes the percentages are written in. Shading follows the square root, so that the confusions show beside the diagonal.
+    Up to 12 classes the percentages are written in. Shades follow the square root: confusions show beside the diagonal.
     """
     from matplotlib import rc_context
     from matplotlib.colors import PowerNorm
@@ -127,18 +128,18 @@ def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
 def draw_prediction_sheet(
     images: Tensor, labels: Tensor, probabilities: Tensor, class_names: Sequence[str], path: str | Path
 ) -> Path:
-    """Draws the first 32 images in their order, nothing chosen, each with the class that the network gives it and how sure it is.
+    """Draws the first 32 images in their order, nothing chosen, each with the network's answer and how sure it is.
 
-    A wrong answer is framed and crossed and has the true class below it. Shape: images uint8 ``(n, C, H, W)``, labels ``(n,)``,
-    probabilities ``(n, classes)``.
+    A wrong answer is framed and crossed, with the true class below it.
+    Shape: images uint8 ``(n, C, H, W)``, labels ``(n,)``, probabilities ``(n, classes)``.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     shown = min(len(images), SHEET_ROWS * SHEET_COLUMNS)
     pixels_nhwc = images[:shown].permute(0, 2, 3, 1).cpu().numpy()
-    confidences, answers = (values.tolist() for values in probabilities[:shown].max(1))
-    truths = labels[:shown].tolist()
+    best = probabilities[:shown].max(1)
+    confidences, answers, truths = best.values.tolist(), best.indices.tolist(), labels[:shown].tolist()
     right = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
     rows = -(-shown // SHEET_COLUMNS)
     with rc_context(_STYLE):

@@ -1,1 +1,1 @@
-"""From trained weights to answers: ``device`` chooses where and how precisely to compute, ``predictor`` classifies images."""
+"""From weights to answers: ``predictor`` classifies images, ``device`` chooses where and how precisely to compute."""

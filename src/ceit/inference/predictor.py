@@ -39,7 +39,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one image, most probable first; or ``error``, the reason why the image could not be read.
+    """What the network says of one image, most probable first; or ``error``, why the image could not be read.
 
     ``path`` is None for an image that did not come from a file.
     """
@@ -66,8 +66,9 @@ class _Read(NamedTuple):
 class Predictor:
     """Classifies images.
 
-    An image is a path, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``; arrays and tensors hold uint8, or
-    floats in 0..1, which are rounded to 8 bits. All are brought to the network's size and channels as files are in evaluation.
+    An image is a path, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``; arrays and tensors
+    hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought to the network's size and channels as
+    files are in evaluation.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Predictor:
     ) -> None:
         """Takes the model as it is, to ``device`` (the machine's accelerator by default) and in eval mode.
 
-        ``class_names`` default to "class 0", ...; ``preprocessing`` to ImageNet's; that is said through the logger ``ceit``.
+        ``class_names`` default to "class 0" and so on, ``preprocessing`` to ImageNet's; the logger ``ceit`` says so.
         Raises: ValueError if either does not fit the model.
         """
         classes = model.config.num_classes
@@ -114,7 +115,8 @@ class Predictor:
     ) -> list[Prediction]:
         """The ``top_k`` most probable classes of every image, in order; a single image gives a list of one.
 
-        Raises: ValueError for an array that is no image. A file that cannot be read gives a ``Prediction`` with an ``error``.
+        A file that cannot be read gives a ``Prediction`` with an ``error``.
+        Raises: ValueError for an array or tensor that is no image.
         """
         return list(self.predict_stream(_as_images(images), top_k=top_k, batch_size=batch_size))
 
@@ -171,7 +173,7 @@ def stored_preprocessing(model: CeiT) -> Preprocessing | None:
 
 
 def default_preprocessing(model: CeiT) -> Preprocessing:
-    """ImageNet's, said through the logger; small images are taken whole. Raises: ValueError unless the model has three channels."""
+    """ImageNet's, which the logger says; small images are taken whole. Raises: ValueError unless it has three channels."""
     if model.config.in_chans != IMAGENET.in_chans:
         raise ValueError(
             f"the checkpoint has no preprocessing, and ImageNet's does not fit its {model.config.in_chans} channels; "
@@ -186,26 +188,29 @@ def to_pillow(image: np.ndarray | Tensor) -> Image.Image:
 
     Raises: ValueError for another shape, dtype or range.
     """
-    kind, shape, dtype = type(image).__name__, tuple(image.shape), image.dtype
+    shape = tuple(image.shape)
     if isinstance(image, Tensor):
-        image = (image.float() if image.is_floating_point() else image).detach().cpu()
-        pixels = image.permute(1, 2, 0).numpy() if image.ndim == 3 else np.empty(0)
+        form, channels = "a tensor must be (C, H, W)", shape[0] if len(shape) == 3 else 0
+        image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
+        pixels_hwc = np.moveaxis(image, 0, -1) if channels else image
     else:
-        pixels = image[..., None] if image.ndim == 2 else image
-    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in shape:
-        form = "(C, H, W)" if isinstance(image, Tensor) else "(H, W) or (H, W, C)"
-        raise ValueError(f"{kind} of shape {shape} must be {form} with 1 to 4 channels")
-    if np.issubdtype(pixels.dtype, np.floating):
-        if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(f"{kind} of {dtype} in {pixels.min():g} to {pixels.max():g} must be in 0 to 1, or uint8")
-        pixels = np.rint(pixels * 255).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"{kind} of {dtype} must be uint8, or floats in 0 to 1")
-    return to_image(pixels)
+        pixels_hwc = image[:, :, None] if len(shape) == 2 else image
+        form, channels = "an array must be (H, W) or (H, W, C)", pixels_hwc.shape[-1] if pixels_hwc.ndim == 3 else 0
+    if not 1 <= channels <= 4 or 0 in shape:
+        raise ValueError(f"shape {shape} is no image: {form} with 1 to 4 channels")
+    if np.issubdtype(pixels_hwc.dtype, np.floating):
+        least, most = pixels_hwc.min(), pixels_hwc.max()
+        if not (least >= 0 and most <= 1):
+            raise ValueError(f"pixels of {least:g} to {most:g} are out of range: floats must be in 0 to 1")
+        pixels_hwc = np.rint(pixels_hwc * 255).astype(np.uint8)
+    if pixels_hwc.dtype != np.uint8:
+        raise ValueError(f"pixels of {pixels_hwc.dtype} must be uint8, or floats in 0 to 1")
+    return to_image(pixels_hwc)
 
 
 def _as_images(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
-    single = isinstance(images, str | os.PathLike | Image.Image) or (
-        isinstance(images, np.ndarray | Tensor) and images.ndim < 4
-    )
-    return [images] if single else images
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return [images] if images.ndim < 4 else list(images)
+    return images

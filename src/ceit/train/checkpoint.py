@@ -1,4 +1,5 @@
-"""The full state of a run on disk: one safetensors file per checkpoint, everything that is not a tensor as JSON in its header."""
+"""The full state of a run on disk: one safetensors file per checkpoint, everything that is not a tensor as JSON in its
+header."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,8 @@ KEEP = 2  # newest checkpoints that stay
 
 @dataclass
 class Progress:
-    """Where a run stands: ``step`` optimizer steps done, ``batch`` batches into ``epoch`` (from 0), and what it has found."""
+    """Where a run stands: ``step`` optimizer steps done, ``batch`` batches into ``epoch`` (from 0), and what it has
+    found."""
 
     step: int = 0
     epoch: int = 0
@@ -63,7 +65,8 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, ema: nn.Modul
 
 
 def load_state(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Optimizer) -> Progress:
-    """Put a run back to where ``save_state`` left it, generators included. Raises ValueError for a damaged or foreign file."""
+    """Put a run back to where ``save_state`` left it, generators included. Raises ValueError for a damaged or foreign
+    file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("state", "null"))

@@ -34,7 +34,8 @@ class Mixing:
 
 @dataclass(frozen=True)
 class WeightAverage:
-    """Exponential moving average (EMA) of the weights, evaluated beside the raw ones. BatchNorm statistics are copied, not averaged.
+    """Exponential moving average (EMA) of the weights, evaluated beside the raw ones. BatchNorm statistics are copied,
+    not averaged.
 
     Attributes:
         decay: share of the average that a step keeps; 0 turns it off.
@@ -52,7 +53,8 @@ class TrainConfig:
     Attributes:
         model: registered name, such as ceit_nano_patch4_32.
         geometry: fields of CeiTConfig that replace the model's, such as drop_path_rate.
-        img_size: side or [height, width] in pixels; null takes the data's own, enlarged to 16 at least and to a multiple of the patch.
+        img_size: side or [height, width] in pixels; null takes the data's own, enlarged to 16 at least and to a
+            multiple of the patch.
         in_chans: 1 (grey) or 3 (RGB); null takes the data's own.
         epochs: passes over the training images; null chooses them from samples.
         samples: training images to show in all where epochs is null.
@@ -71,7 +73,8 @@ class TrainConfig:
         augmentation: how images are varied.
         mixing: Mixup and CutMix.
         ema: moving average of the weights.
-        validation_percent: share of the training images cut off to choose the best model, where the data has no validation split.
+        validation_percent: share of the training images cut off to choose the best model, where the data has no
+            validation split.
         precision: bf16 autocast or float32; auto takes bf16 where the machine computes it natively.
         workers: processes that read images; null chooses.
         skip_broken: leave unreadable files out instead of stopping.
@@ -202,7 +205,8 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
 
 
 def recipe_config(name_or_file: str, **overrides: Any) -> TrainConfig:
-    """The configuration of a recipe, with top-level options replaced. Raises ValueError as ``read_recipe`` and for bad values."""
+    """The configuration of a recipe, with top-level options replaced. Raises ValueError as ``read_recipe`` and for bad
+    values."""
     values: dict[str, Any] = {}
     for key, value in read_recipe(name_or_file).items():
         section, _, name = key.rpartition(".")

@@ -76,7 +76,8 @@ def fit(session: Session) -> None:
 
 
 def train_step(session: Session, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns the loss and how many images of the batch were recognised (0 where labels are mixed)."""
+    """One optimizer step; returns the loss and how many images of the batch were recognised (0 where labels are
+    mixed)."""
     config = session.config
     device = session.accelerator.device
     images_bchw, labels_b = images_bchw.to(device, non_blocking=True), labels_b.to(device, non_blocking=True)
@@ -246,21 +247,23 @@ def _timed(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[float, tu
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of acting on them, so that a step is never cut in two; a second one acts at once."""
+    """Collects SIGINT and SIGTERM instead of acting on them, so that a step is never cut in two; a second one acts at
+    once."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, before[number])
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {}
     try:
-        before = {number: signal.signal(number, note) for number in numbers}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: the caller keeps its own handling
         yield received
         return
     try:
         yield received
     finally:
-        for number in numbers:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -26,7 +26,8 @@ class ClassAccuracy:
 class Evaluation:
     """The result of one pass over a split.
 
-    ``loss`` is the mean cross-entropy in nats; ``top5_percent`` is None below five classes; ``confusion[true][predicted]`` counts images.
+    ``loss`` is the mean cross-entropy in nats; ``top5_percent`` is None below five classes;
+    ``confusion[true][predicted]`` counts images.
     """
 
     images: int
@@ -52,11 +53,11 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates ``model`` in eval mode on every image of ``loader``, and leaves it in the mode it was in.
 
-    The forward pass runs under autocast if ``autocast_dtype`` is given; the loss is computed in float32. Under torch.distributed every
-    process evaluates its own shard and all get the result of the whole. ``progress`` is called with the number of this process's images
-    done so far.
+    The forward pass runs under autocast if ``autocast_dtype`` is given; the loss is computed in float32. Under
+    torch.distributed every process evaluates its own shard and all get the result of the whole. ``progress`` is called
+    with the number of this process's images done so far.
 
-    Raises: ValueError if the model's classes are not as many as ``class_names``, or if the loss of a batch is not finite.
+    Raises: ValueError if the model's classes are not as many as ``class_names``, or the loss of a batch is not finite.
     """
     device = torch.device(device)
     classes = len(class_names)

@@ -11,12 +11,14 @@ from ceit.train.config import TrainConfig
 
 
 def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
-    """``config.optimizer`` over the model's parameters; what ``no_weight_decay`` names, 1-D tensors and biases are not decayed.
+    """``config.optimizer`` over the model's parameters; what ``no_weight_decay`` names, 1-D tensors and biases are not
+    decayed.
 
     Raises: ValueError for a name timm does not have, or arguments that the optimizer does not take.
     """
-    if config.optimizer not in list_optimizers():
-        raise ValueError(unknown("optimizer", config.optimizer, list_optimizers()))
+    known = [str(name) for name in list_optimizers()]
+    if config.optimizer not in known:
+        raise ValueError(unknown("optimizer", config.optimizer, known))
     try:
         return create_optimizer_v2(
             model, opt=config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **config.optimizer_args
@@ -26,7 +28,8 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, epochs: int) -> Scheduler:
-    """Linear warm-up from ``warmup_lr`` to ``peak_lr``, then a fall to ``final_lr`` at the last step; a function of the step alone.
+    """Linear warm-up from ``warmup_lr`` to ``peak_lr``, then a fall to ``final_lr`` at the last step; a function of the
+    step alone.
 
     Differs: the release steps once an epoch and one epoch late, see docs/decisions.
     """

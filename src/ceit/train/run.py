@@ -1,7 +1,8 @@
 """One training run: from a recipe and a data set to a run directory.
 
-A run directory holds ``config.yaml`` (resolved), ``metrics.jsonl``, ``model.safetensors`` and ``model.json`` (the best model, with
-class names and preprocessing), ``test.json`` (the final report), ``tensorboard/`` and ``checkpoints/`` (full state, for resuming).
+A run directory holds ``config.yaml`` (resolved), ``metrics.jsonl``, ``model.safetensors`` and ``model.json`` (the best
+model, with class names and preprocessing), ``test.json`` (the final report), ``tensorboard/`` and ``checkpoints/``
+(full state, for resuming).
 """
 
 import copy
@@ -67,11 +68,12 @@ def train(
 ) -> Result:
     """Train ``config.model`` on ``data`` (a name or a folder) into ``output``, and report on the test split.
 
-    ``resume`` is ``auto`` (the newest checkpoint in ``output``, or a fresh start if there is none) or a checkpoint's path; the resolved
-    configuration of the run then has to be the same. ``say`` gets messages, ``show`` the state after every step.
+    ``resume`` is ``auto`` (the newest checkpoint in ``output``, or a fresh start if there is none) or a checkpoint's
+    path; the resolved configuration of the run then has to be the same. ``say`` gets messages, ``show`` the state after
+    every step.
 
-    Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that another run is
-    writing; Interrupted (a KeyboardInterrupt) after saving.
+    Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
+    another run is writing; Interrupted (a KeyboardInterrupt) after saving.
     """
     with _owned(output, resume is not None):
         accelerator = Accelerator(log_with="tensorboard", project_dir=output)
@@ -94,6 +96,7 @@ def train(
             config = replace(config, augmentation=replace(config.augmentation, flip=False))
             say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
         session = _session(config, dataset, output, accelerator, show)
+        resolved: dict[str, Any] = {}
         if checkpoint is not None:
             resolved = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
             session.epochs = resolved["epochs"]
@@ -162,7 +165,7 @@ def _session(
             (validation, EVALUATION_BATCH, None),
         )
     ]
-    model = CeiT(model_config).to(accelerator.device, memory_format=torch.channels_last)
+    model = CeiT(model_config).to(accelerator.device)
     ema = (
         ModelEmaV3(model, config.ema.decay, use_warmup=config.ema.warmup, exclude_buffers=True)
         if config.ema.decay
@@ -304,7 +307,8 @@ def _hw(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def _takes_bf16(precision: str, device: torch.device) -> bool:
-    """``auto`` takes bf16 where a matrix product is clearly faster in it: measured, since no name of a processor tells."""
+    """``auto`` takes bf16 where a matrix product is clearly faster in it: measured, since no name of a processor
+    tells."""
     if precision != "auto":
         return precision == "bf16"
     seconds = {}
@@ -320,7 +324,8 @@ def _takes_bf16(precision: str, device: torch.device) -> bool:
 
 
 def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
-    """Epochs that fit, from the measured time of a few steps and of one validation; the weights are put back afterwards."""
+    """Epochs that fit, from the measured time of a few steps and of one validation; the weights are put back
+    afterwards."""
     before = copy.deepcopy(session.model.state_dict())
     optimizer_before = copy.deepcopy(session.optimizer.state_dict())
     generator = torch.get_rng_state()
@@ -358,7 +363,8 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
 
 @contextmanager
 def _owned(output: Path, resuming: bool) -> Iterator[None]:
-    """The output directory, for this run alone. Raises ValueError if it holds something or another run is writing it."""
+    """The output directory, for this run alone. Raises ValueError if it holds something or another run is writing
+    it."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} is a file; name a directory")
     if not resuming and output.is_dir() and any(output.iterdir()):

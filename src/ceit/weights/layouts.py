@@ -94,6 +94,6 @@ def _refuse_port(state_dict: Mapping[str, Tensor]) -> None:
     channels = state_dict["conv.0.weight"].shape[0] if "conv.0.weight" in state_dict else 32
     raise ValueError(
         "these weights have the layout of rishikksh20/CeiT-pytorch, which computes another network than the paper and "
-        f"the release (its class token bypasses LeFF, its LCA is incomplete, its stem has {channels} channels), so they "
-        "cannot be converted; use the released weights or train anew"
+        f"the release (its class token bypasses LeFF, its LCA is incomplete, its stem has {channels} channels), so "
+        "they cannot be converted; use the released weights or train anew"
     )

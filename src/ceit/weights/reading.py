@@ -89,14 +89,21 @@ def _pickle_of(path: Path) -> bytes:
 
 def _globals_in(data: bytes) -> list[str]:
     """What a pickle would import, found by parsing it; nothing is run."""
-    names, strings = [], []
+    names: list[str] = []
+    strings: list[str] = []
+    memo: dict[int, str | None] = {}
+    top: str | None = None
     for opcode, argument, _position in pickletools.genops(data):
         if opcode.name in ("GLOBAL", "INST"):
             names.append(str(argument).replace(" ", "."))
         elif opcode.name == "STACK_GLOBAL":
             names.append(".".join(strings[-2:]))
-        elif isinstance(argument, str):
-            strings.append(argument)
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = top
+        else:
+            top = memo.get(argument) if opcode.name.endswith("BINGET") else argument
+            top = top if isinstance(top, str) else None
+            strings += [] if top is None else [top]
     return names
 
 
