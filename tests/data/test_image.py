@@ -84,7 +84,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     path = save(Image.fromarray(noise), tmp_path / f"a.{suffix}")
     path.write_bytes(path.read_bytes()[:-800])
-    with pytest.raises(BrokenImageError, match=rf"a\.{suffix} cannot be read as an image \(.*truncated"):
+    with pytest.raises(BrokenImageError, match=rf"a\.{suffix} cannot be read as an image \((?i:.*truncated)"):
         read_image(path, 3)
 
 

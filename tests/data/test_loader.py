@@ -180,8 +180,9 @@ def test_a_random_crop_shows_a_part() -> None:
 
 def test_a_file_that_broke_since_is_named(files: FileSplit) -> None:
     files.paths[3].write_bytes(b"no more")
-    with pytest.raises(ValueError, match=r"loader3\.png cannot be read as an image \(not an image\)"):
-        shown(loader_of(files))
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=r"loader3\.png cannot be read as an image \(not an image\)"):
+            shown(loader_of(files, workers=workers))
 
 
 def test_file_channels_follow_the_preprocessing(files: FileSplit) -> None:

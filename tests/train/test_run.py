@@ -134,6 +134,13 @@ def test_an_output_directory_in_use_is_refused(tmp_path: Path) -> None:
             train(SMALL, "digits", tmp_path, resume="auto")
 
 
+def test_a_run_that_cannot_start_leaves_nothing_behind(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="unknown model 'ceit_pica_patch4_32'; did you mean"):
+            train(replace(SMALL, model="ceit_pica_patch4_32"), "digits", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_mixing_hides_the_training_accuracy_and_trains(tmp_path: Path) -> None:
     config = replace(SMALL, epochs=1, mixing=Mixing(mixup_alpha=0.8, cutmix_alpha=1.0))
     train(config, "digits", tmp_path / "run")

@@ -30,8 +30,8 @@ _NAMED_FILES = 3  # of the broken ones, in the last sentence
 def main(arguments: list[str]) -> None:
     """Print what the network says of every image, as a table, as JSON or as CSV, in the order asked.
 
-    Raises: ValueError for a path that does not exist or a folder without images; and after the last image, if some could
-    not be read and that was not accepted beforehand.
+    Raises: ValueError for a path that does not exist or a folder without images; and after the last image, if some
+    could not be read and that was not accepted beforehand.
     """
     options = _parser().parse_args(arguments)
     paths = [path for name in options.paths for path in _images_at(name)]

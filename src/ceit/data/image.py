@@ -15,10 +15,9 @@ _MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
 class BrokenImageError(ValueError):
     """A file that holds no image, or a damaged one; ``reason`` says which."""
 
-    def __init__(self, path: str | Path, error: Exception) -> None:
-        unidentified = isinstance(error, UnidentifiedImageError)
-        self.reason = "not an image" if unidentified else str(error) or type(error).__name__
-        super().__init__(f"{path} cannot be read as an image ({self.reason})")
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def read_image(source: str | Path | Image.Image, in_chans: int) -> Image.Image:
@@ -57,7 +56,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             with Image.open(file) as image:
                 yield image
         except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-            raise BrokenImageError(path, error) from error
+            unidentified = isinstance(error, UnidentifiedImageError)
+            reason = "not an image" if unidentified else str(error) or type(error).__name__
+            raise BrokenImageError(f"{path} cannot be read as an image ({reason})", reason) from error
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:

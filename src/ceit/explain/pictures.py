@@ -43,6 +43,7 @@ _STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
 }
+_MATRIX_STYLE: dict[Any, Any] = {**_STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
 _WRITTEN_CELLS = 12  # classes up to which a confusion matrix has its numbers written in
 _NAMED_CLASSES = 50  # and its classes named
 
@@ -106,7 +107,7 @@ def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
     counts = np.asarray(evaluation.confusion, dtype=np.float64)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     labels = [_plain(entry.label, 14) for entry in evaluation.per_class]
-    with rc_context(_STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+    with rc_context(_MATRIX_STYLE):
         figure = Figure(figsize=(_WIDTH, 7.2), layout="constrained")
         axes = figure.add_subplot()
         image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
@@ -139,37 +140,32 @@ def draw_prediction_sheet(
     shown = min(len(images), SHEET_ROWS * SHEET_COLUMNS)
     pixels_nhwc = images[:shown].permute(0, 2, 3, 1).cpu().numpy()
     best = probabilities[:shown].max(1)
-    confidences, answers, truths = best.values.tolist(), best.indices.tolist(), labels[:shown].tolist()
-    right = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
+    answers = [class_names[int(i)] for i in best.indices]
+    truths = [class_names[int(i)] for i in labels[:shown]]
+    wrong = sum(answer != truth for answer, truth in zip(answers, truths, strict=True))
     rows = -(-shown // SHEET_COLUMNS)
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.35 + 1.32 * rows))
         figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-        figure.suptitle(
-            f"The first {shown} images: {right} right, {shown - right} wrong", x=0.01, ha="left", fontsize=11
-        )
+        title = f"The first {shown} images: {shown - wrong} right, {wrong} wrong"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         grid = figure.subplots(rows, SHEET_COLUMNS, squeeze=False).ravel()
         for axes in grid[shown:]:
             axes.set_axis_off()
-        for axes, pixels, answer, confidence, truth in zip(
-            grid, pixels_nhwc, answers, confidences, truths, strict=False
-        ):
-            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            colour = GREEN if answer == truth else RED
-            axes.spines[:].set(visible=answer != truth, color=colour, linewidth=2.5)
-            mark = "" if answer == truth else "\N{BALLOT X} "
-            axes.set_title(
-                f"{mark}{_plain(class_names[answer], 11)} {100 * confidence:.0f}%",
-                fontsize=8,
-                color=colour,
-                pad=3,
-                loc="center",
-            )
-            axes.set_xlabel(
-                " " if answer == truth else f"is {_plain(class_names[truth], 14)}", fontsize=8, color=RED, labelpad=2
-            )
+        for i, axes in enumerate(grid[:shown]):
+            _draw_answer(axes, pixels_nhwc[i], answers[i], truths[i], float(best.values[i]))
         return _save(figure, Path(path))
+
+
+def _draw_answer(axes: "Axes", pixels_hwc: np.ndarray, answer: str, truth: str, probability: float) -> None:
+    wrong = answer != truth
+    colour = RED if wrong else GREEN
+    heading = f"{_plain(answer, 11)} {100 * probability:.0f}%"
+    axes.imshow(pixels_hwc, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=wrong, color=colour, linewidth=2.5)
+    axes.set_title(f"\N{BALLOT X} {heading}" if wrong else heading, fontsize=8, color=colour, pad=3, loc="center")
+    axes.set_xlabel(f"is {_plain(truth, 14)}" if wrong else " ", fontsize=8, color=colour, labelpad=2)
 
 
 def _draw_loss(loss: "Axes", rate: "Axes", steps: list[dict[str, Any]]) -> None:

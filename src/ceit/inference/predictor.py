@@ -66,9 +66,9 @@ class _Read(NamedTuple):
 class Predictor:
     """Classifies images.
 
-    An image is a path, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``; arrays and tensors
-    hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought to the network's size and channels as
-    files are in evaluation.
+    An image is a path, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``; arrays and
+    tensors hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought to the network's size and
+    channels as files are in evaluation.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ def stored_preprocessing(model: CeiT) -> Preprocessing | None:
 
 
 def default_preprocessing(model: CeiT) -> Preprocessing:
-    """ImageNet's, which the logger says; small images are taken whole. Raises: ValueError unless it has three channels."""
+    """ImageNet's, as the logger says; small images are taken whole. Raises: ValueError unless it has 3 channels."""
     if model.config.in_chans != IMAGENET.in_chans:
         raise ValueError(
             f"the checkpoint has no preprocessing, and ImageNet's does not fit its {model.config.in_chans} channels; "

@@ -30,7 +30,7 @@ class Progress:
     loss_sum: float = 0.0  # of this epoch so far, and the next two likewise
     right: int = 0
     images: int = 0
-    best_top1_percent: float = -1.0
+    best_score: tuple[float, float] = (-1.0, 0.0)  # validation top-1 in percent, then minus the validation loss
     best: dict[str, Any] = field(default_factory=dict)  # epoch and kind (raw or ema) of the best model
 
 
@@ -91,7 +91,9 @@ def load_state(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: O
     torch.set_rng_state(tensors["generator.cpu"])
     if torch.cuda.is_available() and "generator.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["generator.cuda"])
-    return Progress(**header["progress"])
+    progress = Progress(**header["progress"])
+    progress.best_score = (progress.best_score[0], progress.best_score[1])  # JSON has no tuples
+    return progress
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

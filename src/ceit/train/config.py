@@ -53,8 +53,8 @@ class TrainConfig:
     Attributes:
         model: registered name, such as ceit_nano_patch4_32.
         geometry: fields of CeiTConfig that replace the model's, such as drop_path_rate.
-        img_size: side or [height, width] in pixels; null takes the data's own, enlarged to 16 at least and to a
-            multiple of the patch.
+        img_size: side or [height, width] in pixels; null takes the data's own, but at least 16 and at most twice the
+            model's, rounded up to a multiple of its patch.
         in_chans: 1 (grey) or 3 (RGB); null takes the data's own.
         epochs: passes over the training images; null chooses them from samples.
         samples: training images to show in all where epochs is null.

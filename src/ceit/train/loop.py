@@ -158,11 +158,12 @@ def _end_epoch(session: Session) -> None:
     if session.ema is not None:
         candidates["ema"] = session.ema.module
     found = {kind: validate(session, model) for kind, model in candidates.items()}
-    kind = max(found, key=lambda k: found[k].top1_percent)
+    scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}  # equal top-1: the lower loss
+    kind = max(scores, key=lambda kind: scores[kind])
     progress.epoch += 1
     progress.batch = 0
-    if found[kind].top1_percent > progress.best_top1_percent:
-        progress.best_top1_percent = found[kind].top1_percent
+    if scores[kind] > progress.best_score:
+        progress.best_score = scores[kind]
         progress.best = {
             "epoch": progress.epoch,
             "weights": kind,

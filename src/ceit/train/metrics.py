@@ -72,6 +72,8 @@ def evaluate(
     try:
         with torch.inference_mode():
             for batch, (images, labels) in enumerate(loader.epoch(0)):
+                if not len(labels):
+                    continue  # the last batch had fewer images than there are processes
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(images)

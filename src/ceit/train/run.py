@@ -25,10 +25,11 @@ from timm.utils import ModelEmaV3
 import ceit
 from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
 from ceit.data.loader import Loader, make_loader
+from ceit.inference.device import autocast_dtype
 from ceit.model import CeiT, config_of
 from ceit.train.checkpoint import checkpoints_in, load_state
 from ceit.train.config import TrainConfig
-from ceit.train.loop import Interrupted, Session, fit, train_step
+from ceit.train.loop import Interrupted, Session, fit, train_step, validate
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.optimizer import make_optimizer, make_schedule
 from ceit.weights import load_checkpoint, save_checkpoint
@@ -39,6 +40,7 @@ try:
 except ImportError:  # Windows has no such lock
     fcntl = None
 
+LOCK = ".lock"
 SMALLEST_SIDE = 16  # pixels; smaller images are enlarged, so that there are tokens to attend to
 EVALUATION_BATCH = 250
 Say = Callable[[str], None]
@@ -78,6 +80,8 @@ def train(
     with _owned(output, resume is not None):
         accelerator = Accelerator(log_with="tensorboard", project_dir=output)
         checkpoint = _checkpoint_to_resume(output, resume)
+        asked_size = {} if config.img_size is None else {"img_size": config.img_size}
+        config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
         set_seed(config.seed)
         dataset = load_dataset(
             data,
@@ -182,7 +186,12 @@ def _session(
                 best,
                 class_names=dataset.class_names,
                 preprocessing=dataset.preprocessing,
-                training={"data": dataset.name, "model": config.model, **training},
+                training={
+                    "data": dataset.name,
+                    "seed": config.seed,
+                    "validation_percent": config.validation_percent,
+                    **training,
+                },
             )
 
     def record(line: dict[str, Any]) -> None:
@@ -197,7 +206,7 @@ def _session(
         epochs=epochs,
         class_names=dataset.class_names,
         accelerator=accelerator,
-        autocast_dtype=torch.bfloat16 if _takes_bf16(config.precision, accelerator.device) else None,
+        autocast_dtype=autocast_dtype(config.precision, accelerator.device),
         model=model,
         trained=trained,
         optimizer=optimizer,
@@ -296,36 +305,21 @@ def _require_same(saved: dict[str, Any], asked: dict[str, Any]) -> None:
 
 
 def _suitable_size(config: TrainConfig, native: tuple[int, int]) -> tuple[int, int]:
-    """The data's size enlarged to ``SMALLEST_SIDE`` and to a multiple of the model's patch."""
-    patch = config_of(config.model, **config.geometry).patch_size
-    height, width = (max(SMALLEST_SIDE, side) for side in native)
-    return math.ceil(height / patch) * patch, math.ceil(width / patch) * patch
+    """The data's size, at least ``SMALLEST_SIDE`` and at most twice the model's own, as a multiple of its patch."""
+    model = config_of(config.model, **config.geometry)
+    height, width = (
+        math.ceil(min(max(SMALLEST_SIDE, side), 2 * own) / model.patch_size) * model.patch_size
+        for side, own in zip(native, model.image_hw, strict=True)
+    )
+    return height, width
 
 
 def _hw(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size
 
 
-def _takes_bf16(precision: str, device: torch.device) -> bool:
-    """``auto`` takes bf16 where a matrix product is clearly faster in it: measured, since no name of a processor
-    tells."""
-    if precision != "auto":
-        return precision == "bf16"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(768, 768, device=device, dtype=dtype)
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            (a @ a)[0, 0].item()
-            times.append(time.perf_counter() - began)
-        seconds[dtype] = min(times)
-    return seconds[torch.bfloat16] < 0.75 * seconds[torch.float32]
-
-
 def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
-    """Epochs that fit, from the measured time of a few steps and of one validation; the weights are put back
-    afterwards."""
+    """Epochs that fit, by the measured time of a few steps and of one validation; the weights are put back."""
     before = copy.deepcopy(session.model.state_dict())
     optimizer_before = copy.deepcopy(session.optimizer.state_dict())
     generator = torch.get_rng_state()
@@ -337,13 +331,7 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
         train_step(session, *next(batches), step)
         times.append(time.perf_counter() - began)
     began = time.perf_counter()
-    evaluate(
-        session.model,
-        session.validation_loader,
-        class_names=session.class_names,
-        device=session.accelerator.device,
-        autocast_dtype=session.autocast_dtype,
-    )
+    validate(session, session.model)
     validation_seconds = (time.perf_counter() - began) * (2 if session.ema else 1)
     session.model.load_state_dict(before)
     session.optimizer.load_state_dict(optimizer_before)
@@ -353,9 +341,7 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
     step_seconds = sorted(times)[len(times) // 2]
     epoch_seconds = step_seconds * len(session.train_loader) + validation_seconds
     epochs = max(1, int(0.95 * budget_seconds / epoch_seconds))
-    say(
-        f"a step takes {step_seconds:.2f} s and an epoch {epoch_seconds:.0f} s: {epochs} epochs in {budget_seconds:.0f} s"
-    )
+    say(f"a step takes {step_seconds:.2f} s, an epoch {epoch_seconds:.0f} s: {epochs} epochs in {budget_seconds:.0f} s")
     if epoch_seconds > budget_seconds:
         say(f"one epoch takes longer than the time budget of {budget_seconds:.0f} s; it is run all the same")
     return epochs
@@ -363,20 +349,32 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
 
 @contextmanager
 def _owned(output: Path, resuming: bool) -> Iterator[None]:
-    """The output directory, for this run alone. Raises ValueError if it holds something or another run is writing
-    it."""
+    """The output directory, for this run alone; a run that fails before it has written anything leaves nothing behind.
+
+    Raises: ValueError if the directory holds something or another run is writing it.
+    """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} is a file; name a directory")
-    if not resuming and output.is_dir() and any(output.iterdir()):
+    lock_file = output / LOCK
+    is_new = not output.is_dir()
+    if not resuming and not is_new and any(path != lock_file for path in output.iterdir()):
         raise ValueError(f"output directory {output} is not empty; name another, or go on with --resume auto")
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"output directory {output} is in use by another run; name another") from error
-        yield
+    owned = False
+    try:
+        with lock_file.open("w") as lock:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(f"output directory {output} is in use by another run; name another") from error
+            owned = True
+            yield
+    finally:
+        if owned:
+            lock_file.unlink()
+            if is_new and not any(output.iterdir()):
+                output.rmdir()
 
 
 def _checkpoint_to_resume(output: Path, resume: str | None) -> Path | None:

@@ -91,7 +91,7 @@ def _globals_in(data: bytes) -> list[str]:
     """What a pickle would import, found by parsing it; nothing is run."""
     names: list[str] = []
     strings: list[str] = []
-    memo: dict[int, str | None] = {}
+    memo: dict[Any, str | None] = {}
     top: str | None = None
     for opcode, argument, _position in pickletools.genops(data):
         if opcode.name in ("GLOBAL", "INST"):

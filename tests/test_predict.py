@@ -1,0 +1,341 @@
+"""Prediction sees what evaluation sees, whatever an image comes as; and ``ceit predict`` keeps its promises."""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import ceit
+import ceit_cli
+from ceit.data.preprocessing import Preprocessing
+from ceit.inference.predictor import Prediction, Predictor
+
+NAMES = ("ant", "bee", "[bold]cow[/bold]", "dog", "elk", "fox")
+SIZE = (16, 20)
+PREPROCESSING = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+
+
+def network(in_chans: int = 3) -> ceit.CeiT:
+    torch.manual_seed(1)
+    config = ceit.CeiTConfig(
+        img_size=SIZE,
+        in_chans=in_chans,
+        num_classes=len(NAMES),
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        stem_channels=8,
+        stem_kernel_size=3,
+        stem_stride=1,
+    )
+    model = ceit.CeiT(config).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(100)  # answers that differ from image to image
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    ceit.save_checkpoint(folder / "model.safetensors", network(), class_names=NAMES, preprocessing=PREPROCESSING)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(run: Path) -> Predictor:
+    return ceit.Predictor.from_checkpoint(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five images in two folders, with a text file, a hidden one and a hidden folder beside them."""
+    folder = tmp_path_factory.mktemp("photos")
+    for place in ("zoo", "farm/stable", ".thumbnails"):
+        (folder / place).mkdir(parents=True)
+    for i, name in enumerate(("zoo/b.png", "zoo/a.PNG", "farm/stable/c.png", "d.png", "e.png")):
+        pixels = np.random.default_rng(i).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    for name in ("notes.txt", ".hidden.png", ".thumbnails/d.png"):
+        (folder / name).write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def broken(tmp_path: Path, photos: Path) -> list[str]:
+    """A good image between two broken ones."""
+    whole = (photos / "d.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("no image")
+    return [str(tmp_path / "cut.png"), str(photos / "d.png"), str(tmp_path / "text.jpg")]
+
+
+def answer_of(pixels_hwc: np.ndarray) -> list[tuple[str, float]]:
+    """All classes and their probabilities, most probable first, straight from the network."""
+    with torch.inference_mode():
+        images = PREPROCESSING.normalise(pixels_hwc).permute(2, 0, 1)[None]
+        probabilities = network()(images).softmax(1)[0]
+    return [(NAMES[i], probabilities[i].item()) for i in probabilities.argsort(descending=True).tolist()]
+
+
+def test_all_kinds_of_input_get_the_network_s_own_answer(predictor: Predictor, photos: Path) -> None:
+    path = photos / "d.png"
+    pixels = np.asarray(Image.open(path))
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    kinds = [path, str(path), Image.open(path), pixels, pixels / 255, tensor, tensor / 255, (tensor / 255).half()]
+    predictions = predictor.predict(kinds, top_k=6)
+
+    assert [prediction.path for prediction in predictions] == [str(path)] * 2 + [None] * 6
+    for prediction in predictions[:-1]:
+        assert [label for label, _ in prediction.predictions] == [label for label, _ in answer_of(pixels)]
+        expected = [probability for _, probability in answer_of(pixels)]
+        assert [score.probability for score in prediction.predictions] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "batch", [torch.zeros(3, 3, 16, 20, dtype=torch.uint8), np.zeros((3, 16, 20, 3), np.uint8), [np.zeros((9, 9))] * 3]
+)
+def test_batch_is_one_image_after_the_other(predictor: Predictor, batch: Tensor | np.ndarray) -> None:
+    assert len(predictor.predict(batch)) == 3
+
+
+def test_single_image_gives_a_list_of_one(predictor: Predictor, photos: Path) -> None:
+    path = photos / "d.png"
+    for image in (path, str(path), Image.open(path), np.zeros((9, 9), np.uint8), torch.zeros(1, 9, 9)):
+        assert len(predictor.predict(image)) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
+def test_answers_keep_the_order_and_do_not_depend_on_the_batch(
+    predictor: Predictor, photos: Path, broken: list[str], batch_size: int
+) -> None:
+    paths = [*broken, str(photos / "e.png")]
+    predictions = predictor.predict(paths, batch_size=batch_size)
+    assert [prediction.path for prediction in predictions] == paths
+    assert [prediction.error for prediction in predictions] == ["image file is truncated", None, "not an image", None]
+    for path, prediction in zip(paths, predictions, strict=True):
+        if prediction.error is None:
+            expected = [probability for _, probability in answer_of(np.asarray(Image.open(path)))][:5]
+            assert [score.probability for score in prediction.predictions] == pytest.approx(expected, rel=1e-4)
+
+
+def test_stream_is_read_two_batches_ahead_at_most(predictor: Predictor) -> None:
+    taken = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield np.zeros((*SIZE, 3), np.uint8)
+
+    stream = predictor.predict_stream(endless(), batch_size=4)
+    for i in range(20):
+        next(stream)
+        assert taken <= i + 1 + 2 * 4
+
+
+def test_grey_network_takes_colour_and_transparency(tmp_path: Path) -> None:
+    model = network(in_chans=1)
+    predictor = Predictor(model, class_names=NAMES, preprocessing=Preprocessing((0.5,), (0.5,)), device="cpu")
+    grey = np.full((*SIZE, 1), 200, np.uint8)
+    transparent = np.dstack([np.repeat(grey, 3, 2), np.full((*SIZE, 1), 255, np.uint8)])
+    first, second, third = predictor.predict([grey, np.repeat(grey, 3, 2), transparent])
+    assert first == second == third
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (np.zeros((8, 8, 5), np.uint8), r"shape \(8, 8, 5\) is no image: an array must be \(H, W\) or \(H, W, C\) with 1"),
+        (torch.zeros(8, 8, 3), r"shape \(8, 8, 3\) is no image: a tensor must be \(C, H, W\) with 1 to 4 channels"),
+        (torch.zeros(8, 8), r"shape \(8, 8\) is no image"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\) is no image"),
+        (np.full((8, 8, 3), 255.0), "pixels of 255 to 255 are out of range: floats must be in 0 to 1"),
+        (torch.full((3, 8, 8), torch.nan), "pixels of nan to nan are out of range"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "pixels of int64 must be uint8, or floats in 0 to 1"),
+    ],
+)
+def test_array_that_is_no_image_is_an_error(predictor: Predictor, image: np.ndarray | Tensor, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        predictor.predict([image])
+
+
+@pytest.mark.parametrize(("options", "sentence"), [({"top_k": 0}, "top_k 0"), ({"batch_size": 0}, "batch size 0")])
+def test_bad_options_are_an_error_before_the_first_image(
+    predictor: Predictor, options: dict[str, int], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{sentence} must be at least 1"):
+        predictor.predict_stream(iter([]), **options)
+
+
+def test_missing_class_names_and_preprocessing_are_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    predictor = Predictor(network(), device="cpu")
+    assert caplog.messages == [
+        "the checkpoint names no classes: they are called class 0 to class 5",
+        "the checkpoint has no preprocessing: ImageNet's is used",
+    ]
+    assert predictor.class_names[5] == "class 5"
+    assert predictor.preprocessing == Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop=1.0)
+
+
+def test_what_does_not_fit_the_model_is_an_error() -> None:
+    with pytest.raises(ValueError, match="2 class names do not fit a model of 6 classes"):
+        Predictor(network(), class_names=NAMES[:2], preprocessing=PREPROCESSING)
+    with pytest.raises(ValueError, match="mean and std of 3 channels do not fit a model of 1"):
+        Predictor(network(in_chans=1), class_names=NAMES, preprocessing=PREPROCESSING)
+    with pytest.raises(ValueError, match="no preprocessing, and ImageNet's does not fit its 1 channels"):
+        Predictor(network(in_chans=1), class_names=NAMES)
+
+
+def test_diverged_weights_are_an_error() -> None:
+    model = network()
+    torch.nn.init.constant_(model.head.bias, torch.nan)
+    predictor = Predictor(model, class_names=NAMES, preprocessing=PREPROCESSING, device="cpu")
+    with pytest.raises(ValueError, match="the network's answer is not a number"):
+        predictor.predict(np.zeros((9, 9), np.uint8))
+
+
+def test_prediction_as_json() -> None:
+    assert Prediction("a.png", error="not an image").as_dict() == {"path": "a.png", "error": "not an image"}
+
+
+def test_json_is_one_document_in_the_order_asked(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", "--checkpoint", str(run), str(photos / "e.png"), str(photos), "--json", "--top-k", "2"]
+    assert ceit_cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert [entry["path"].removeprefix(f"{photos}{os.sep}") for entry in document] == [
+        "e.png",
+        "d.png",
+        "e.png",
+        "farm/stable/c.png",
+        "zoo/a.PNG",
+        "zoo/b.png",
+    ]
+    assert document[0] == document[2]
+    label, probability = answer_of(np.asarray(Image.open(photos / "e.png")))[0]
+    assert document[0]["predictions"][0] == {"label": label, "probability": pytest.approx(probability, rel=1e-4)}
+    assert [len(entry["predictions"]) for entry in document] == [2] * 6
+    assert captured.err == ""
+
+
+def test_csv_has_a_line_for_every_image_and_rank(
+    run: Path, broken: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", "--checkpoint", str(run), *broken, "--csv", "--top-k", "2", "--skip-broken"]
+    assert ceit_cli.main(arguments) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["path"], row["rank"], row["error"]) for row in rows] == [
+        (broken[0], "", "image file is truncated"),
+        (broken[1], "1", ""),
+        (broken[1], "2", ""),
+        (broken[2], "", "not an image"),
+    ]
+    label, probability = answer_of(np.asarray(Image.open(broken[1])))[0]
+    assert (rows[1]["label"], float(rows[1]["probability"])) == (label, pytest.approx(probability, abs=1e-5))
+
+
+@pytest.mark.parametrize("form", [["--json"], ["--csv"], []])
+def test_broken_file_is_named_in_place_and_fails_at_the_end(
+    run: Path, broken: list[str], form: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ceit_cli.main(["predict", "--checkpoint", str(run), *broken, *form]) == 1
+    captured = capsys.readouterr()
+    sentence = f"2 of 3 images cannot be read: {broken[0]}, {broken[2]}"
+    assert captured.err == f"error: {sentence}; --skip-broken accepts that\n"
+    assert captured.out.count("image file is truncated") == 1
+
+    assert ceit_cli.main(["predict", "--checkpoint", str(run), "--skip-broken", *broken, *form]) == 0
+    again = capsys.readouterr()
+    assert (again.out, again.err) == (captured.out, f"{sentence}\n")
+
+
+def test_table_fits_80_columns_and_shows_names_as_they_are(
+    run: Path, broken: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(b"a very long name that tells nothing [red]\xff\n.png")
+    odd.write_bytes(Path(broken[1]).read_bytes())
+    assert ceit_cli.main(["predict", "--checkpoint", str(run), str(odd), *broken, "--skip-broken"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 4
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["image", "label", "probability", "runners-up"]
+    label, probability = answer_of(np.asarray(Image.open(broken[1])))[0]
+    assert "tells nothing [red]\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.png" in lines[2]
+    assert f"  {label} " in lines[2]
+    assert f"{100 * probability:.1f}%" in lines[2]
+    assert "cannot be read: image file is truncated" in lines[3]
+
+
+def test_dash_is_standard_input(
+    run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content, expected in (((photos / "d.png").read_bytes(), "predictions"), (b"", "error")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        arguments = ["predict", "--checkpoint", str(run), "-", str(photos / "d.png"), "--json"]
+        assert ceit_cli.main(arguments) == (expected == "error")
+        first, second = json.loads(capsys.readouterr().out)
+        assert first["path"] == "-"
+        assert expected in first
+        assert (first.get("predictions") == second["predictions"]) == (expected == "predictions")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["gone.png"], 1, "error: gone.png does not exist"),
+        (["{empty}"], 1, "error: folder {empty} holds no images: their names end in .bmp, .gif,"),
+        ([], 2, "the following arguments are required: PATH"),
+        (["{photos}", "--json", "--csv"], 2, "argument --csv: not allowed with argument --json"),
+        (["{photos}", "--top-k", "0"], 1, "error: top_k 0 must be at least 1"),
+        (["{photos}", "--batch-size", "-3"], 1, "error: batch size -3 must be at least 1"),
+    ],
+)
+def test_bad_command_lines(
+    arguments: list[str],
+    code: int,
+    sentence: str,
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"photos": photos, "empty": tmp_path}
+    arguments = [argument.format(**places) for argument in arguments]
+    assert ceit_cli.main(["predict", "--checkpoint", str(run), *arguments]) == code
+    captured = capsys.readouterr()
+    assert sentence.format(**places) in captured.err
+    assert captured.out == ""
+
+
+def test_without_checkpoint_the_shipped_model_answers_or_one_is_asked_for(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def create(name: str, pretrained: bool) -> ceit.CeiT:
+        assert (name, pretrained) == ("shipped", True)
+        model = network()
+        model.class_names, model.preprocessing = list(NAMES), PREPROCESSING.as_dict()
+        return model
+
+    import ceit.cli.predict
+
+    monkeypatch.setattr(ceit.cli.predict, "list_models", lambda pretrained: [])
+    assert ceit_cli.main(["predict", str(photos)]) == 1
+    expected = "error: no trained model ships with this version: name one with --checkpoint RUN|FILE\n"
+    assert capsys.readouterr().err == expected
+
+    monkeypatch.setattr(ceit.cli.predict, "list_models", lambda pretrained: ["shipped"])
+    monkeypatch.setattr(ceit.cli.predict, "create_model", create)
+    assert ceit_cli.main(["predict", str(photos), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 5

@@ -1,0 +1,147 @@
+"""Evaluation counts every image once, whatever the batch size and the number of processes, and changes nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ceit.data.dataset import ArraySplit
+from ceit.data.loader import Loader, make_loader
+from ceit.data.preprocessing import Preprocessing
+from ceit.train.metrics import ClassAccuracy, evaluate
+
+LETTERS = tuple("abcdefg")
+
+
+class TablesOfLogits(nn.Module):
+    """Answers an image whose first pixel is i with row i of a table."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.seen: list[tuple[bool, bool, torch.dtype]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append((self.training, torch.is_grad_enabled(), torch.get_autocast_dtype("cpu")))
+        return self.logits[(images[:, 0, 0, 0] * 255).round().long()]
+
+
+def loader_of(labels: Tensor, batch_size: int = 8) -> Loader:
+    """A loader whose image number i has i in every pixel."""
+    images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).contiguous()
+    preprocessing = Preprocessing((0.0,), (1.0,))
+    return make_loader(ArraySplit(images, labels), batch_size=batch_size, img_size=(4, 4), preprocessing=preprocessing)
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    return 2 * torch.randn(37, 7)
+
+
+@pytest.fixture
+def labels() -> Tensor:
+    return torch.randint(0, 7, (37,))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 37, 100])
+def test_every_figure_is_that_of_the_definition(logits: Tensor, labels: Tensor, batch_size: int) -> None:
+    result = evaluate(TablesOfLogits(logits), loader_of(labels, batch_size), class_names=LETTERS, device="cpu")
+    order = logits.argsort(1, descending=True)
+    log_probabilities = logits.double().log_softmax(1)
+
+    assert result.images == 37
+    assert result.loss == pytest.approx(-log_probabilities[torch.arange(37), labels].mean().item(), rel=1e-6)
+    assert result.top1_percent == 100 * (order[:, 0] == labels).sum().item() / 37
+    assert result.top5_percent == 100 * (order[:, :5] == labels[:, None]).any(1).sum().item() / 37
+    for true, row in enumerate(result.confusion):
+        assert row == [((labels == true) & (order[:, 0] == said)).sum().item() for said in range(7)]
+        share = 100 * row[true] / sum(row)
+        assert result.per_class[true] == ClassAccuracy(LETTERS[true], sum(row), pytest.approx(share))
+
+
+def test_below_five_classes_there_is_no_top5_and_an_absent_class_has_no_accuracy(logits: Tensor) -> None:
+    result = evaluate(
+        TablesOfLogits(logits[:, :4]), loader_of(torch.zeros(37, dtype=torch.int64)), class_names=LETTERS[:4], device="cpu"
+    )
+    assert result.top5_percent is None
+    assert result.per_class[3] == ClassAccuracy("d", 0, None)
+    assert json.loads(json.dumps(result.as_dict()))["per_class"][3] == {"label": "d", "images": 0, "top1_percent": None}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_is_evaluated_in_eval_mode_and_left_as_it_was(logits: Tensor, labels: Tensor, training: bool) -> None:
+    model = TablesOfLogits(logits).train(training)
+    evaluate(model, loader_of(labels), class_names=LETTERS, device="cpu")
+    assert {(mode, grad) for mode, grad, _ in model.seen} == {(False, False)}
+    assert model.training is training
+
+
+def test_forward_runs_under_the_autocast_asked_for(logits: Tensor, labels: Tensor) -> None:
+    class Linear(TablesOfLogits):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) @ torch.eye(7)
+
+    model = Linear(logits)
+    exact = evaluate(model, loader_of(labels), class_names=LETTERS, device="cpu")
+    rounded = evaluate(model, loader_of(labels), class_names=LETTERS, device="cpu", autocast_dtype=torch.bfloat16)
+    assert rounded.loss != exact.loss
+    assert rounded.loss == pytest.approx(exact.loss, abs=0.02)
+
+
+def test_progress_is_told_the_images_done(logits: Tensor, labels: Tensor) -> None:
+    done: list[int] = []
+    evaluate(TablesOfLogits(logits), loader_of(labels), class_names=LETTERS, device="cpu", progress=done.append)
+    assert done == [8, 16, 24, 32, 37]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_diverged_weights_are_an_error_that_names_the_images(logits: Tensor, labels: Tensor, value: float) -> None:
+    logits[34] = value
+    model = TablesOfLogits(logits).train()
+    with pytest.raises(ValueError, match="the loss of images 32 to 36 is nan: the weights have diverged"):
+        evaluate(model, loader_of(labels), class_names=LETTERS, device="cpu")
+    assert model.training
+
+
+def test_other_number_of_classes_is_an_error(logits: Tensor, labels: Tensor) -> None:
+    with pytest.raises(ValueError, match="the model tells 7 classes apart, the data set has 3"):
+        evaluate(TablesOfLogits(logits), loader_of(labels), class_names=LETTERS[:3], device="cpu")
+
+
+TWO_PROCESSES = """
+import json, sys, torch
+from torch import nn
+from ceit.data.dataset import ArraySplit
+from ceit.data.loader import make_loader
+from ceit.data.preprocessing import Preprocessing
+from ceit.train.metrics import evaluate
+
+torch.set_num_threads(1)
+rank, processes, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if processes > 1:
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+torch.manual_seed(0)
+split = ArraySplit(torch.randint(0, 256, (9, 1, 4, 4), dtype=torch.uint8), torch.arange(9) % 5)
+model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+options = {"img_size": (4, 4), "preprocessing": Preprocessing((0.5,), (0.25,)), "shard": (rank, processes)}
+result = evaluate(model, make_loader(split, batch_size=4, **options), class_names="abcde", device="cpu")
+print(json.dumps(result.as_dict()))
+"""
+
+
+def test_processes_share_the_images_without_padding_and_all_get_the_whole(tmp_path: Path) -> None:
+    """Nine images in batches of four for two processes: of the last batch one of them gets none."""
+    meeting = (tmp_path / "meeting").as_uri()
+    started = [
+        subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, rank, processes, meeting], stdout=subprocess.PIPE)
+        for rank, processes in (("0", "2"), ("1", "2"), ("0", "1"))
+    ]
+    first, second, alone = (json.loads(process.communicate(timeout=120)[0]) for process in started)
+    assert first == second
+    assert alone["loss"] == pytest.approx(first.pop("loss"))
+    assert {key: alone[key] for key in first} == first
+    assert first["images"] == 9

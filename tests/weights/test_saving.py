@@ -1,0 +1,67 @@
+"""Saving succeeds whole or leaves everything as it was."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ceit
+from ceit.model import CeiT
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """Lets the system refuse files beyond a size, as it does when the disk is full."""
+    import resource  # not on every system, as little as the limit is
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_the_system_cuts_short_leaves_the_old_files(
+    saved: tuple[CeiT, Path], file_size_limit: Callable[[int], None], make: Callable[..., CeiT]
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved[1].parent.iterdir()}
+    file_size_limit(10_000)
+    with pytest.raises(
+        OSError, match=r"cannot save, what stood there before is untouched: File too large: .*model.safetensors"
+    ):
+        ceit.save_checkpoint(saved[1], make())
+    assert {path.name: path.read_bytes() for path in saved[1].parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_a_full_disk_while_saving_leaves_the_old_files(
+    failing_call: int, saved: tuple[CeiT, Path], monkeypatch: pytest.MonkeyPatch, make: Callable[..., CeiT]
+) -> None:
+    calls = 0
+
+    def fsync(_descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path.name: path.read_bytes() for path in saved[1].parent.iterdir()}
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(
+        OSError, match="cannot save, what stood there before is untouched: No space left on device"
+    ) as caught:
+        ceit.save_checkpoint(saved[1], make())
+    assert caught.value.errno == errno.ENOSPC
+    assert {path.name: path.read_bytes() for path in saved[1].parent.iterdir()} == before
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, make: Callable[..., CeiT]) -> None:
+    with pytest.raises(ValueError, match=r"model.pth must end in .safetensors"):
+        ceit.save_checkpoint(tmp_path / "model.pth", make())
+    with pytest.raises(ValueError, match="2 class names do not match a head of 5 classes"):
+        ceit.save_checkpoint(tmp_path / "model.safetensors", make(), class_names=["yes", "no"])
+    pruned = make()
+    pruned.blocks = pruned.blocks[:1]
+    with pytest.raises(ValueError, match=r"the weights do not fit their network: missing: blocks\.1"):
+        ceit.save_checkpoint(tmp_path / "model.safetensors", pruned)
+    assert not list(tmp_path.iterdir())
