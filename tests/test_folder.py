@@ -1,4 +1,5 @@
-"""A folder of somebody's own, with every kind of file people have, through the real command line: train, evaluate, predict."""
+"""A folder of somebody's own, with every kind of file people have, through the real command line: train, evaluate,
+predict."""
 
 import json
 from pathlib import Path
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path) -> Path:
     output = folder.parent / "run"
     words = ["train", "--recipe", "demo", "--data", str(folder), "--output", str(output), *OPTIONS]
-    assert ceit_cli.main([*words, "--skip-broken", "true"]) == 0
+    assert ceit_cli.main([*words, "--skip-broken"]) == 0
     return output
 
 

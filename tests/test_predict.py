@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import ceit
 import ceit_cli
+from ceit.cli import predict
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference.predictor import Prediction, Predictor
 
-NAMES = ("ant", "bee", "[bold]cow[/bold]", "dog", "elk", "fox")
+NAMES = ("ant", "bee", "[b]cow[/b]", "dog", "elk", "fox")
 SIZE = (16, 20)
 PREPROCESSING = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
@@ -39,6 +40,7 @@ def network(in_chans: int = 3) -> ceit.CeiT:
         stem_stride=1,
     )
     model = ceit.CeiT(config).eval()
+    assert isinstance(model.head, nn.Linear)
     with torch.no_grad():
         model.head.weight.mul_(100)  # answers that differ from image to image
     return model
@@ -89,7 +91,7 @@ def answer_of(pixels_hwc: np.ndarray) -> list[tuple[str, float]]:
 
 def test_all_kinds_of_input_get_the_network_s_own_answer(predictor: Predictor, photos: Path) -> None:
     path = photos / "d.png"
-    pixels = np.asarray(Image.open(path))
+    pixels = np.array(Image.open(path))
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     kinds = [path, str(path), Image.open(path), pixels, pixels / 255, tensor, tensor / 255, (tensor / 255).half()]
     predictions = predictor.predict(kinds, top_k=6)
@@ -124,7 +126,7 @@ def test_answers_keep_the_order_and_do_not_depend_on_the_batch(
     assert [prediction.error for prediction in predictions] == ["image file is truncated", None, "not an image", None]
     for path, prediction in zip(paths, predictions, strict=True):
         if prediction.error is None:
-            expected = [probability for _, probability in answer_of(np.asarray(Image.open(path)))][:5]
+            expected = [probability for _, probability in answer_of(np.array(Image.open(path)))][:5]
             assert [score.probability for score in prediction.predictions] == pytest.approx(expected, rel=1e-4)
 
 
@@ -155,7 +157,10 @@ def test_grey_network_takes_colour_and_transparency(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-        (np.zeros((8, 8, 5), np.uint8), r"shape \(8, 8, 5\) is no image: an array must be \(H, W\) or \(H, W, C\) with 1"),
+        (
+            np.zeros((8, 8, 5), np.uint8),
+            r"shape \(8, 8, 5\) is no image: an array must be \(H, W\) or \(H, W, C\) with 1",
+        ),
         (torch.zeros(8, 8, 3), r"shape \(8, 8, 3\) is no image: a tensor must be \(C, H, W\) with 1 to 4 channels"),
         (torch.zeros(8, 8), r"shape \(8, 8\) is no image"),
         (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\) is no image"),
@@ -198,7 +203,8 @@ def test_what_does_not_fit_the_model_is_an_error() -> None:
 
 def test_diverged_weights_are_an_error() -> None:
     model = network()
-    torch.nn.init.constant_(model.head.bias, torch.nan)
+    assert isinstance(model.head, nn.Linear)
+    nn.init.constant_(model.head.bias, torch.nan)
     predictor = Predictor(model, class_names=NAMES, preprocessing=PREPROCESSING, device="cpu")
     with pytest.raises(ValueError, match="the network's answer is not a number"):
         predictor.predict(np.zeros((9, 9), np.uint8))
@@ -208,9 +214,7 @@ def test_prediction_as_json() -> None:
     assert Prediction("a.png", error="not an image").as_dict() == {"path": "a.png", "error": "not an image"}
 
 
-def test_json_is_one_document_in_the_order_asked(
-    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_one_document_in_the_order_asked(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["predict", "--checkpoint", str(run), str(photos / "e.png"), str(photos), "--json", "--top-k", "2"]
     assert ceit_cli.main(arguments) == 0
     captured = capsys.readouterr()
@@ -224,7 +228,7 @@ def test_json_is_one_document_in_the_order_asked(
         "zoo/b.png",
     ]
     assert document[0] == document[2]
-    label, probability = answer_of(np.asarray(Image.open(photos / "e.png")))[0]
+    label, probability = answer_of(np.array(Image.open(photos / "e.png")))[0]
     assert document[0]["predictions"][0] == {"label": label, "probability": pytest.approx(probability, rel=1e-4)}
     assert [len(entry["predictions"]) for entry in document] == [2] * 6
     assert captured.err == ""
@@ -242,7 +246,7 @@ def test_csv_has_a_line_for_every_image_and_rank(
         (broken[1], "2", ""),
         (broken[2], "", "not an image"),
     ]
-    label, probability = answer_of(np.asarray(Image.open(broken[1])))[0]
+    label, probability = answer_of(np.array(Image.open(broken[1])))[0]
     assert (rows[1]["label"], float(rows[1]["probability"])) == (label, pytest.approx(probability, abs=1e-5))
 
 
@@ -271,7 +275,7 @@ def test_table_fits_80_columns_and_shows_names_as_they_are(
     assert len(lines) == 2 + 4
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["image", "label", "probability", "runners-up"]
-    label, probability = answer_of(np.asarray(Image.open(broken[1])))[0]
+    label, probability = answer_of(np.array(Image.open(broken[1])))[0]
     assert "tells nothing [red]\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.png" in lines[2]
     assert f"  {label} " in lines[2]
     assert f"{100 * probability:.1f}%" in lines[2]
@@ -328,14 +332,12 @@ def test_without_checkpoint_the_shipped_model_answers_or_one_is_asked_for(
         model.class_names, model.preprocessing = list(NAMES), PREPROCESSING.as_dict()
         return model
 
-    import ceit.cli.predict
-
-    monkeypatch.setattr(ceit.cli.predict, "list_models", lambda pretrained: [])
+    monkeypatch.setattr(predict, "list_models", lambda pretrained: [])
     assert ceit_cli.main(["predict", str(photos)]) == 1
     expected = "error: no trained model ships with this version: name one with --checkpoint RUN|FILE\n"
     assert capsys.readouterr().err == expected
 
-    monkeypatch.setattr(ceit.cli.predict, "list_models", lambda pretrained: ["shipped"])
-    monkeypatch.setattr(ceit.cli.predict, "create_model", create)
+    monkeypatch.setattr(predict, "list_models", lambda pretrained: ["shipped"])
+    monkeypatch.setattr(predict, "create_model", create)
     assert ceit_cli.main(["predict", str(photos), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 5

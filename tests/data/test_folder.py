@@ -146,7 +146,8 @@ def test_broken_files_are_named_and_counted(image_folder: ImageFolder, size: tup
         load_dataset(root)
     sentence = str(raised.value)
     assert sentence.startswith("2 of 14 files cannot be read: train/dog/a.jpg (")
-    assert sentence.endswith("train/dog/b1.jpg (not an image); remove them or pass --data.skip_broken true")
+    fix = "remove them or leave them out with --skip-broken"
+    assert sentence.endswith(f"train/dog/b1.jpg (not an image); {fix}")
     assert "truncated" in sentence
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers.drop import DropPath
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ceit.model import CeiT, CeiTConfig
@@ -64,7 +64,7 @@ def test_the_strategy_draws_every_field() -> None:
     assert not [name for name, values in drawn.items() if len(values) == 1]
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(configurations())
 def test_every_field_reaches_the_state_dict(config: CeiTConfig) -> None:
     model = CeiT(config)
@@ -72,7 +72,7 @@ def test_every_field_reaches_the_state_dict(config: CeiTConfig) -> None:
     assert {norm.eps for norm in model.modules() if isinstance(norm, nn.LayerNorm)} == {config.layer_norm_eps}
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(configurations())
 def test_one_step_of_training_reaches_all_that_lives_and_nothing_else(config: CeiTConfig) -> None:
     model = CeiT(config).train()
@@ -95,7 +95,7 @@ def test_one_step_of_training_reaches_all_that_lives_and_nothing_else(config: Ce
     assert after.isfinite().all()
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(configurations())
 def test_evaluation_leaves_out_only_what_is_dead(config: CeiTConfig) -> None:
     model = CeiT(config).eval()

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from ceit.model import CeiT, CeiTConfig
-from ceit.train.config import TrainConfig
+from ceit.train.config import TrainConfig, config_from
 from ceit.train.optimizer import make_optimizer, make_schedule
 
 MODEL = CeiT(CeiTConfig(img_size=16, patch_size=4, embed_dim=8, depth=2, num_heads=2, stem_stride=1, num_classes=3))
@@ -13,7 +13,8 @@ MODEL = CeiT(CeiTConfig(img_size=16, patch_size=4, embed_dim=8, depth=2, num_hea
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_learning_rate_warms_up_to_the_peak_and_falls_to_the_end(schedule: str) -> None:
-    config = TrainConfig(peak_lr=1e-2, warmup_lr=1e-4, final_lr=1e-5, warmup_epochs=0.5, schedule=schedule)  # pyright: ignore[reportArgumentType]
+    values = {"peak_lr": 1e-2, "warmup_lr": 1e-4, "final_lr": 1e-5, "warmup_epochs": 0.5, "schedule": schedule}
+    config = config_from(values)
     optimizer = make_optimizer(MODEL, config)
     scheduler = make_schedule(optimizer, config, steps_per_epoch=20, epochs=3)
     rates = []

@@ -12,6 +12,7 @@ from ceit.data.fetch import fetch
 from ceit.data.loader import make_loader
 from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.train.config import recipe_config
+from ceit.train.memory import keep_freed_memory
 from ceit.train.run import Result, train
 
 SHEET_IMAGES = 32
@@ -24,6 +25,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", metavar="NAME", default="cifar10", help="a named set (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
+    keep_freed_memory()
     console = Console(stderr=True)
     with LiveProgress(console) as live:
         data = _at_hand(asked.data, live)

@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> None:
         split, batch_size=options.batch_size, img_size=model.config.image_hw, preprocessing=preprocessing
     )
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=loader.images)
         result = evaluate(
             model.to(device),
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps({**heading, **result.as_dict()}))
     else:
-        _print_tables(heading, result)
+        print_tables(heading, result)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +99,7 @@ def _split(name: str, dataset: ImageDataset, training: dict[str, Any]) -> Split:
         return dataset.test
     if dataset.validation is not None:
         return dataset.validation if name == "validation" else dataset.train
-    if "validation_percent" in training:
+    if {"validation_percent", "seed"} <= training.keys():
         train, validation = cut_validation(dataset.train, training["validation_percent"], training["seed"])
         return validation if name == "validation" else train
     if name == "validation":
@@ -122,7 +123,8 @@ def with_labels_of(class_names: Sequence[str], dataset: ImageDataset, split: Spl
     return replace(split, labels=torch.tensor([number[name] for name in dataset.class_names])[split.labels])
 
 
-def _print_tables(heading: dict[str, str], result: Evaluation) -> None:
+def print_tables(heading: dict[str, str], result: Evaluation) -> None:
+    """Print the figures of the whole split, then those of its classes; of very many, the least recognised."""
     console = Console(highlight=False)
     summary = Table(box=None, show_header=False, pad_edge=False)
     for name, value in heading.items():

@@ -155,15 +155,14 @@ def _print_table(
     path_cells = min(max(map(cell_len, map(printable, paths))), max(16, console.width * 2 // 5))
     label_cells = min(max(map(cell_len, [*class_names, _LABEL])), 20)
     others_cells = console.width - path_cells - label_cells - _BAR_CELLS - 7 - 3 * len(_GAP)
+    others_heading = "runners-up" if top_k > 1 and others_cells >= len("runners-up") else ""
 
     def print_line(path: str, answer: Text, style: str = "") -> None:
         console.print(
             Text.assemble(_end_of(path, path_cells), _GAP, answer, style=style), no_wrap=True, overflow="ellipsis"
         )
 
-    heading = (
-        f"{_fit(_LABEL, label_cells)}{_GAP}{'probability':<{_BAR_CELLS + 7}}{_GAP}{'runners-up' if top_k > 1 else ''}"
-    )
+    heading = f"{_fit(_LABEL, label_cells)}{_GAP}{'probability':<{_BAR_CELLS + 7}}{_GAP}{others_heading}"
     print_line("image", Text(heading), "bold")
     console.print("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * console.width, style="dim")
     for prediction in predictions:

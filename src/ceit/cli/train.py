@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ceit.train.config import TrainConfig, config_from, known_keys, read_recipe, recipe_names, seconds_of
+from ceit.train.memory import keep_freed_memory
 from ceit.train.run import Result, train
 
 
 def main(arguments: list[str]) -> None:
     """Parse, train, print the test report."""
     config, asked = parse(arguments)
+    keep_freed_memory()
     output = Path(asked.output)
     console = Console(stderr=True)
     with LiveProgress(console) as live:
@@ -38,7 +41,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
 
     A resumed run takes recipe, data and options from its ``config.yaml``. Raises ValueError for unknown recipe keys.
     """
-    arguments = [_underscored(argument) for argument in arguments]
+    arguments = _spelt_out(arguments)
     parser = _parser()
     first, _ = _first_look().parse_known_args(arguments)
     defaults: dict[str, Any] = read_recipe(first.recipe) if first.recipe else {}
@@ -87,12 +90,17 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _underscored(argument: str) -> str:
-    """``--time-budget=30m`` is ``--time_budget=30m``: option names may be written either way."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+def _spelt_out(arguments: list[str]) -> list[str]:
+    """Option names with dashes as the fields they are, and ``--skip-broken`` alone as ``--skip_broken=true``."""
+    spelt = []
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+            if name == "--skip_broken" and not equals and (following is None or following.startswith("--")):
+                equals, value = "=", "true"
+        spelt.append(name + equals + value)
+    return spelt
 
 
 def _flatten(values: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +166,8 @@ class LiveProgress:
 def print_report(result: Result, console: Console) -> None:
     """Per-class and total accuracy on the test split."""
     test = result.test
-    table = Table(title=f"test split of {result.dataset.name}: {test.images} images", title_justify="left")
+    console.print(f"test split of {result.dataset.name}: {test.images} images", highlight=False)
+    table = Table()
     table.add_column("class")
     table.add_column("images", justify="right")
     table.add_column("top-1 %", justify="right")
@@ -169,8 +178,9 @@ def print_report(result: Result, console: Console) -> None:
     console.print(table)
     best = result.best
     console.print(
-        f"best: {best['weights']} weights of epoch {best['epoch']} ({best['validation_top1_percent']:.2f} % on validation); "
-        f"training took {result.train_seconds:.0f} s\nmodel: {result.output / 'model.safetensors'}",
+        f"best: {best['weights']} weights of epoch {best['epoch']}, "
+        f"{best['validation_top1_percent']:.2f} % on validation; training took {result.train_seconds:.0f} s\n"
+        f"model: {result.output / 'model.safetensors'}",
         highlight=False,
         soft_wrap=True,
     )

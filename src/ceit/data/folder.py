@@ -217,5 +217,5 @@ def _each(read: Callable[[Path], _Result], paths: list[Path], description: str) 
 def _broken_sentence(root: Path, broken: dict[Path, str], files: int) -> str:
     named = [f"{path.relative_to(root)} ({reason})" for path, reason in list(broken.items())[:_NAMED_FILES]]
     more = ["..."] if len(broken) > _NAMED_FILES else []
-    fix = "remove them or pass --data.skip_broken true"
+    fix = "remove them or leave them out with --skip-broken"
     return f"{len(broken)} of {files} files cannot be read: {', '.join(named + more)}; {fix}"

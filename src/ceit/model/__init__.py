@@ -1,4 +1,4 @@
-"""The network of the paper, and nothing else: reads and writes no files. Importing it registers the models with timm."""
+"""The network of the paper, and nothing else. Importing it registers the models with timm; it touches no files."""
 
 from ceit.model.ceit import CeiT, resize_pos_embed
 from ceit.model.config import CeiTConfig

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class MultiHeadSelfAttention(nn.Module):
     """``MSA(x) = proj(concat_k softmax(q_k k_k^T / sqrt(d)) v_k)`` with q, k, v linear in x.
 
-    Shape: ``(B, T, D)`` to ``(B, T, D)``; with ``queries_bqd``, some of the tokens, to ``(B, Q, D)``: attention of those only,
-    which costs O(Q T) instead of O(T^2).
+    Shape: ``(B, T, D)`` to ``(B, T, D)``; with ``queries_bqd``, some of the tokens, to ``(B, Q, D)``: attention of
+    those only, which costs O(Q T) instead of O(T^2).
     Raises: ValueError if ``num_heads`` does not divide ``dim``.
     """
 

@@ -1,7 +1,7 @@
 """The network: images to logits, and the methods that timm expects of a model.
 
-Shapes: ``B`` batch, ``H W`` token grid, ``N = H * W`` patches, ``T = N + 1`` tokens (class token first), ``D`` embed dim,
-``L`` encoder blocks.
+Shapes: ``B`` batch, ``H W`` token grid, ``N = H * W`` patches, ``T = N + 1`` tokens (class token first), ``D`` embed
+dim, ``L`` encoder blocks.
 """
 
 from collections.abc import Iterator
@@ -56,13 +56,13 @@ class CeiT(nn.Module):
     Raises: ValueError for an image of another size than ``config.image_hw``.
 
     Only the class token leaves the last block, and LeFF never mixes patches into it, so that block's patch rows cannot
-    reach the logits. ``forward`` leaves them out in eval mode, exactly; in training it computes them as the release does,
-    their BN statistics move and their gradients are zeros, unless ``config.skip_dead``.
+    reach the logits. ``forward`` leaves them out in eval mode, exactly; in training it computes them as the release
+    does, their BN statistics move and their gradients are zeros, unless ``config.skip_dead``.
 
     Source: arXiv 2103.11816 and the released implementation. Differs: see docs/decisions; defaults follow the release.
     """
 
-    # what a checkpoint knows beside the weights: the classes in the order of the logits, and how an image becomes the input
+    # what a checkpoint knows beside the weights: the classes in the order of the logits, and how images are prepared
     class_names: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
 
@@ -106,7 +106,7 @@ class CeiT(nn.Module):
         return self.forward_head(self._forward_tokens(images, live_only))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised tokens ``(B, 1 + N, D)``: LCA's output (or the class token) first, then the last block's patches."""
+        """Normalised tokens ``(B, 1 + N, D)``: LCA's output (or the class token), then the last block's patches."""
         return self._forward_tokens(images, live_only=False)
 
     def forward_head(self, tokens_btd: Tensor, pre_logits: bool = False) -> Tensor:
@@ -151,8 +151,8 @@ class CeiT(nn.Module):
     ) -> Any:
         """Outputs of chosen blocks, as timm's contract has it.
 
-        ``indices`` takes the last n blocks if an int, all if None. Each is a map ``(B, D, H, W)`` or, for ``NLC``, tokens
-        ``(B, N, D)``; with ``return_prefix_tokens`` a pair with the class token ``(B, 1, D)``. Unless
+        ``indices`` takes the last n blocks if an int, all if None. Each is a map ``(B, D, H, W)`` or, for ``NLC``,
+        tokens ``(B, N, D)``; with ``return_prefix_tokens`` a pair with the class token ``(B, 1, D)``. Unless
         ``intermediates_only``, returns ``(forward_features(images), intermediates)``.
         """
         if output_fmt not in ("NCHW", "NLC"):
@@ -201,7 +201,7 @@ class CeiT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head of ``num_classes`` outputs, freshly initialised; none at 0. Raises ValueError for a pooling not ``token``."""
+        """A new head of ``num_classes`` outputs, none at 0. Raises ValueError for another pooling than ``token``."""
         if global_pool not in (None, "token"):
             raise ValueError(f"global_pool {global_pool!r} must be 'token': CeiT classifies its class token")
         self.config = replace(self.config, num_classes=num_classes)
@@ -212,9 +212,14 @@ class CeiT(nn.Module):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Take images of another size: position embedding interpolated (bicubic, no antialias). Raises ValueError for a new patch size."""
+        """Take images of another size: the position embedding is interpolated (bicubic, no antialias).
+
+        Raises: ValueError for a new patch size, or a size that is no multiple of it.
+        """
         if patch_size not in (None, self.config.patch_size, (self.config.patch_size,) * 2):
-            raise ValueError(f"patch_size {patch_size} must stay {self.config.patch_size}: the stem's weights are made for it")
+            raise ValueError(
+                f"patch_size {patch_size} must stay {self.config.patch_size}: the stem's weights are made for it"
+            )
         if img_size is None:
             return
         old_grid = self.config.grid
@@ -234,12 +239,12 @@ class CeiT(nn.Module):
         return {"stem": r"^(?:cls_token|pos_embed|patch_embed)", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of more than one dimension that weight decay spares; the layer embedding of LCA is decayed, as released."""
+        """Tensors beside the 1-D ones that weight decay spares; LCA's layer embedding is decayed, as released."""
         return {"pos_embed", "cls_token"}
 
 
 def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Position embedding ``(1, 1 + N, D)`` on another grid: patches interpolated (bicubic, no antialias), class row kept.
+    """Position embedding on another grid: patches interpolated (bicubic, no antialias), the class row kept.
 
     Shape: ``(1, 1 + H*W, D)`` to ``(1, 1 + H'*W', D)``. Source: the release's way from 224 to 384 px.
     """

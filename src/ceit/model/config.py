@@ -1,4 +1,4 @@
-"""The geometry of one CeiT: every size, every ablation switch, every difference between the paper's text and the release."""
+"""The geometry of one CeiT: every size, every ablation switch, every difference between paper and release."""
 
 from dataclasses import dataclass, fields
 from math import isfinite
@@ -24,7 +24,7 @@ class CeiTConfig:
     img_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
     in_chans: int = 3
     num_classes: int = 1000  # 0: no head, features only
-    patch_size: int = 16  # pixels a token covers on each side; the stem's stride times the side of the patches cut from it
+    patch_size: int = 16  # side in pixels that a token stands for: the stem's stride times the side of its patches
     embed_dim: int = 192
     depth: int = 12
     num_heads: int = 3
@@ -44,7 +44,7 @@ class CeiTConfig:
     leff_kernel_size: int = 3
     leff_norm: Literal["batch", "none"] = "batch"
     leff_last_activation: bool = False  # [P]: True, a GELU after the last norm too
-    leff_class_token: Literal["normalized", "identity"] = "normalized"  # what LeFF adds: LN2(cls) in [R], nothing in [P]
+    leff_class_token: Literal["normalized", "identity"] = "normalized"  # LeFF adds LN2(cls) in [R], nothing in [P]
 
     lca: bool = True
     lca_pos_embed: bool = True  # the learned layer embedding of [R]; the paper's text has none
@@ -67,7 +67,10 @@ class CeiTConfig:
             _require(getattr(self, name) >= 1, name, self, "must be at least 1")
         _require(self.num_classes >= 0, "num_classes", self, "must be at least 0 (0 means features without a head)")
         _require(
-            isfinite(self.mlp_ratio) and int(self.embed_dim * self.mlp_ratio) >= 1, "mlp_ratio", self, "must be positive"
+            isfinite(self.mlp_ratio) and int(self.embed_dim * self.mlp_ratio) >= 1,
+            "mlp_ratio",
+            self,
+            "must be positive",
         )
         _require(0.0 <= self.drop_path_rate < 1.0, "drop_path_rate", self, "must be in [0, 1)")
         _require(0.0 < self.layer_norm_eps < 1.0, "layer_norm_eps", self, "must be between 0 and 1")

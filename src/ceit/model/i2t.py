@@ -1,7 +1,7 @@
 """Image-to-Tokens: what turns pixels into patch tokens.
 
-Shapes: ``B`` batch, ``C`` stem channels, ``H W`` token grid, ``N = H * W``, ``D`` embed dim, ``P`` patch side in pixels,
-``S`` the stem's total stride.
+Shapes: ``B`` batch, ``C`` stem channels, ``H W`` token grid, ``N = H * W``, ``D`` embed dim, ``P`` patch side in
+pixels, ``S`` the stem's total stride.
 """
 
 from torch import Tensor, nn

@@ -1,6 +1,7 @@
 """The feed-forward layer of an encoder block: LeFF, and the MLP that it replaces.
 
-Shapes: ``B`` batch, ``H W`` token grid, ``N = H * W`` patches, ``T = N + 1`` tokens, ``D`` embed dim, ``E`` expanded dim.
+Shapes: ``B`` batch, ``H W`` token grid, ``N = H * W`` patches, ``T = N + 1`` tokens, ``D`` embed dim, ``E`` expanded
+dim.
 """
 
 import torch
@@ -18,13 +19,13 @@ class LocallyEnhancedFeedForward(nn.Module):
         map_behw = GELU(BN(expand(grid(patches_bnd))))
         map_behw = GELU(BN(depthwise(map_behw)))
         out_bnd  = ungrid(BN(project(map_behw)));  the class token skips all of it.
-    Expand and project are linear layers on tokens: the same as the release's 1x1 convolutions, without a change of layout,
-    since tokens ``(B, H*W, E)`` and a channels-last map ``(B, E, H, W)`` share their memory.
+    Expand and project are linear layers on tokens: the same as the release's 1x1 convolutions, without a change of
+    layout, since tokens ``(B, H*W, E)`` and a channels-last map ``(B, E, H, W)`` share their memory.
 
     Shape: tokens ``(B, 1 + H*W, D)`` to the same shape; the grid ``(H, W)`` need not be square.
     Raises: ValueError if the token count is not ``1 + H*W``.
-    Differs: no GELU after the last BN and the normalised class token as its own output, both as in the released weights;
-    ``leff_last_activation`` and ``leff_class_token`` give the paper's text, see docs/decisions.
+    Differs: no GELU after the last BN and the normalised class token as its own output, both as in the released
+    weights; ``leff_last_activation`` and ``leff_class_token`` give the paper's text, see docs/decisions.
     """
 
     def __init__(self, config: CeiTConfig) -> None:
@@ -42,7 +43,9 @@ class LocallyEnhancedFeedForward(nn.Module):
 
     def forward(self, tokens_btd: Tensor, grid: tuple[int, int]) -> Tensor:
         if tokens_btd.shape[1] != 1 + grid[0] * grid[1]:
-            raise ValueError(f"{tokens_btd.shape[1]} tokens must be 1 + {grid[0]} * {grid[1]}, the class token and the grid")
+            raise ValueError(
+                f"{tokens_btd.shape[1]} tokens must be 1 + {grid[0]} * {grid[1]}, the class token and the grid"
+            )
         class_b1d, patches_bnd = tokens_btd[:, :1], tokens_btd[:, 1:]
         map_behw = to_map(self.expand(patches_bnd), grid)
         map_behw = F.gelu(self.expand_norm(map_behw))

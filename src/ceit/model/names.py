@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The sentence that rejects ``name``: it names the value, the nearest known name, and all of them where they are few."""
+    """The sentence that rejects ``name``: with the nearest known name, and all of them where they are few."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.4)
     sentence = f"unknown {kind} {name!r}"

@@ -158,7 +158,8 @@ def _end_epoch(session: Session) -> None:
     if session.ema is not None:
         candidates["ema"] = session.ema.module
     found = {kind: validate(session, model) for kind, model in candidates.items()}
-    scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}  # equal top-1: the lower loss
+    # of equal accuracies the lower loss wins
+    scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}
     kind = max(scores, key=lambda kind: scores[kind])
     progress.epoch += 1
     progress.batch = 0

@@ -120,9 +120,11 @@ def train(
             _cut_back(output / "metrics.jsonl", session.progress.step)
             say(f"resumed after step {session.progress.step} of {session.total_steps} from {checkpoint}")
         say(
-            f"{config.model} on {dataset.name}: {session.train_loader.images} training images an epoch, "
-            f"{session.validation_loader.images} for validation, {len(dataset.class_names)} classes, "
-            f"{session.epochs} epochs of {len(session.train_loader)} steps, {description['precision']}, {accelerator.device}"
+            f"{config.model} on {dataset.name}: {len(dataset.class_names)} classes, "
+            f"{session.train_loader.images} training images an epoch, "
+            f"{session.validation_loader.images} for validation, "
+            f"{session.epochs} epochs of {len(session.train_loader)} steps, "
+            f"{description['precision']}, {accelerator.device}"
         )
         accelerator.init_trackers("tensorboard")
         try:

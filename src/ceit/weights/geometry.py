@@ -53,7 +53,7 @@ def config_from_shapes(
     if "num_heads" not in values:
         raise ValueError(
             f"the number of heads cannot be told from weights of width {told['embed_dim']}; "
-            "name their model, or pass num_heads"
+            "name their model (model_name, --model) or pass num_heads (--num-heads)"
         )
     stride = _stem_stride(
         CeiTConfig(**{key: values[key] for key in ("stem", "stem_stride", "stem_pool") if key in values})

@@ -1,0 +1,228 @@
+"""``ceit evaluate`` measures what it says it measures: the classes, the split and the images that training meant."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import ceit
+import ceit_cli
+from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
+from ceit.data.loader import make_loader
+from ceit.data.preprocessing import Preprocessing
+
+DIGITS = tuple("0123456789")
+PREPROCESSING = Preprocessing((0.3,), (0.4,))
+
+
+def save(folder: Path, *, class_names: Sequence[str] | None = DIGITS, order: Sequence[int] = (), **changes: Any) -> str:
+    """An untrained network for grey images of 16 px, the rows of its head in another order; returns its path."""
+    torch.manual_seed(3)
+    classes = len(class_names or DIGITS)
+    geometry: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2, "stem_channels": 8, "stem_stride": 1}
+    model = ceit.CeiT(ceit.CeiTConfig(img_size=16, in_chans=1, num_classes=classes, patch_size=4, **geometry))
+    assert isinstance(model.head, nn.Linear)
+    with torch.no_grad():
+        model.head.weight.copy_(20 * model.head.weight[list(order or range(classes))])
+    options = {"preprocessing": PREPROCESSING, **changes}
+    ceit.save_checkpoint(folder / "model.safetensors", model, class_names=class_names, **options)
+    return str(folder)
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert ceit_cli.main(["evaluate", "--json", "--precision", "float32", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def figures(run: str, split: Split) -> tuple[float, float]:
+    """Top-1 in percent and loss, by definition."""
+    model = ceit.load_checkpoint(run)
+    loader = make_loader(split, batch_size=1000, img_size=(16, 16), preprocessing=PREPROCESSING)
+    with torch.inference_mode():
+        images, labels = next(loader.epoch(0))
+        logits = model(images).double()
+    loss = nn.functional.cross_entropy(logits, labels)
+    return 100 * (logits.argmax(1) == labels).double().mean().item(), loss.item()
+
+
+@pytest.fixture
+def digits() -> ImageDataset:
+    return load_dataset("digits", img_size=(16, 16))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two classes, to be cut by a seed."""
+    for i in range(40):
+        folder = tmp_path / "photos" / ("cat" if i % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_json_has_the_figures_of_the_whole_test_split(
+    tmp_path: Path, digits: ImageDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(tmp_path)
+    document = evaluated(capsys, "--checkpoint", run, "--data", "digits")
+    top1_percent, loss = figures(run, digits.test)
+    assert document["images"] == 360
+    assert document["top1_percent"] == pytest.approx(top1_percent, abs=1e-9)
+    assert document["loss"] == pytest.approx(loss, rel=1e-5)
+    assert document["top1_percent"] <= document["top5_percent"] <= 100
+    assert [entry["label"] for entry in document["per_class"]] == list(DIGITS)
+    assert sum(map(sum, document["confusion"])) == 360
+    assert (document["split"], document["data"], document["precision"]) == ("test", "digits", "float32")
+
+
+def test_table_shows_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save(tmp_path)
+    document = evaluated(capsys, "--checkpoint", run, "--data", "digits")
+    arguments = ["evaluate", "--checkpoint", run, "--data", "digits", "--precision", "float32", "--batch-size", "77"]
+    assert ceit_cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    rows = [line.split() for line in captured.out.splitlines()]
+    for row in (
+        ["images", "360"],
+        ["top-1", f"{document['top1_percent']:.2f}%"],
+        ["top-5", f"{document['top5_percent']:.2f}%"],
+        ["loss", f"{document['loss']:.4f}"],
+    ):
+        assert row in rows
+    for entry in document["per_class"]:
+        assert any(
+            row[:2] == [entry["label"], str(entry["images"])] and row[-1] == f"{entry['top1_percent']:.2f}%"
+            for row in rows
+        )
+    assert captured.err == ""
+
+
+def test_classes_in_another_order_give_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = evaluated(capsys, "--checkpoint", save(tmp_path), "--data", "digits")
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    run = save(tmp_path, class_names=[DIGITS[i] for i in order], order=order)
+    document = evaluated(capsys, "--checkpoint", run, "--data", "digits")
+    assert document["top1_percent"] == expected["top1_percent"]
+    assert document["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert document["per_class"] == [expected["per_class"][i] for i in order]
+
+
+def test_checkpoint_without_class_names_takes_those_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = evaluated(capsys, "--checkpoint", save(tmp_path), "--data", "digits")
+    document = evaluated(capsys, "--checkpoint", save(tmp_path, class_names=None), "--data", "digits")
+    assert document == expected
+
+
+@pytest.mark.parametrize("split", ["validation", "train"])
+def test_split_is_cut_as_training_has_cut_it(
+    tmp_path: Path, digits: ImageDataset, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(tmp_path, training={"seed": 5, "validation_percent": 10.0})
+    train, validation = cut_validation(digits.train, 10.0, seed=5)
+    expected = validation if split == "validation" else train
+    document = evaluated(capsys, "--checkpoint", run, "--data", "digits", "--split", split)
+    assert document["images"] == len(expected)
+    if split == "validation":
+        assert (document["top1_percent"], document["loss"]) == pytest.approx(figures(run, expected), rel=1e-5)
+
+
+def test_folder_is_cut_with_the_seed_of_training(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(tmp_path, class_names=["cat", "dog"], training={"seed": 7})
+    document = evaluated(capsys, "--checkpoint", run, "--data", str(photos))
+    losses = [figures(run, load_dataset(photos, seed=seed).test)[1] for seed in (7, 0)]
+    assert document["loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert document["loss"] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_broken_files_are_an_error_or_left_out_and_named(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "cat/broken.jpg").write_text("no image")
+    run = save(tmp_path, class_names=["cat", "dog"])
+    arguments = ["evaluate", "--checkpoint", run, "--data", str(photos)]
+
+    assert ceit_cli.main([*arguments, "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "broken.jpg (not an image)" in captured.err
+    assert captured.out == ""
+
+    assert ceit_cli.main([*arguments, "--json", "--skip-broken"]) == 0
+    captured = capsys.readouterr()
+    assert "skipped cat/broken.jpg (not an image)\n" in captured.err
+    assert json.loads(captured.out)["images"] == 4
+
+
+def test_below_five_classes_there_is_no_top5(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save(tmp_path, class_names=["cat", "dog"])
+    assert evaluated(capsys, "--checkpoint", run, "--data", str(photos))["top5_percent"] is None
+    assert ceit_cli.main(["evaluate", "--checkpoint", run, "--data", str(photos)]) == 0
+    assert "top-5" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("class_names", "sentence"),
+    [
+        ((*"012345678", "nine"), "class '9' of digits is not among the 10 of the checkpoint"),
+        (("ten", *"123456789"), "class '0' of digits is not among the 10 of the checkpoint"),
+    ],
+)
+def test_other_classes_are_an_error_that_names_the_first(
+    tmp_path: Path, class_names: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ceit_cli.main(["evaluate", "--checkpoint", save(tmp_path, class_names=class_names), "--data", "digits"]) == 1
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_class_that_the_data_lacks_is_an_error(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(tmp_path, class_names=["cat", "dog", *"abcdefgh"])
+    assert ceit_cli.main(["evaluate", "--checkpoint", run, "--data", str(photos)]) == 1
+    assert "error: class 'a' of the checkpoint is not among the 2 of photos\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--data", "digit"], 1, "error: unknown data set 'digit'; did you mean 'digits'?"),
+        (
+            ["--data", "digits", "--split", "validation"],
+            1,
+            "error: digits has no validation split, and the checkpoint tells of none; choose test or train",
+        ),
+        (["--data", "digits", "--batch-size", "0"], 1, "error: batch size 0 must be at least 1"),
+        (["--data", "digits", "--split", "tset"], 2, "invalid choice: 'tset'"),
+        ([], 2, "the following arguments are required: --data"),
+    ],
+)
+def test_bad_command_lines(
+    tmp_path: Path, arguments: list[str], code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ceit_cli.main(["evaluate", "--checkpoint", save(tmp_path), *arguments]) == code
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.out == ""
+
+
+def test_of_many_classes_the_table_lists_the_least_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    from ceit.cli.evaluate import print_tables
+    from ceit.train.metrics import ClassAccuracy, Evaluation
+
+    per_class = [ClassAccuracy(f"class {i}", 100, float(i)) for i in reversed(range(100))]
+    per_class.append(ClassAccuracy("never seen", 0, None))
+    print_tables({}, Evaluation(10_000, 1.0, 49.5, 90.0, tuple(per_class), []))
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[1] for line in lines if line.startswith("class ") and line.endswith("%")]
+    assert listed == [str(i) for i in range(40)]
+    assert lines[-1] == "the 40 least recognised of 101 classes; --json has all"

@@ -1,0 +1,118 @@
+"""Pictures of a run: whole files, the same for the same data, with nothing chosen and nothing wrong hidden."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageColor
+
+from ceit.explain.pictures import GREEN, ORANGE, RED, draw_confusion, draw_curves, draw_prediction_sheet
+from ceit.train.metrics import ClassAccuracy, Evaluation
+
+NAMES = ("ant", "bee", "a cat of $20 or $30")
+
+
+def pixels_of(path: Path, colour: str) -> int:
+    """How many pixels of the picture have exactly this colour."""
+    with Image.open(path) as image:
+        return int((np.array(image.convert("RGB")) == ImageColor.getrgb(colour)).all(-1).sum())
+
+
+def write_run(folder: Path, epochs: int = 3, ema: bool = True) -> Path:
+    records: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        for step in range((epoch - 1) * 40 + 20, epoch * 40 + 1, 20):
+            records.append({"event": "step", "step": step, "epoch": epoch, "loss": 2 / step, "learning_rate": 1e-3})
+        validation: dict[str, Any] = {"raw": {"top1_percent": 50.0 + epoch, "loss": 1.0}}
+        validation["ema"] = {"top1_percent": 60.0 + epoch, "loss": 1.0} if ema else None
+        records.append({"event": "epoch", "epoch": epoch, "step": 40 * epoch, "validation": validation})
+    records.append({"event": "test", "step": 40 * epochs, "top1_percent": 55.0})
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return folder
+
+
+def evaluation(classes: int) -> Evaluation:
+    confusion = (np.eye(classes, dtype=int) * 8 + 1).tolist()
+    names = (*NAMES, *(f"class {i}" for i in range(3, classes)))
+    per_class = tuple(ClassAccuracy(name, 9, 90.0) for name in names[:classes])
+    return Evaluation(9 * classes, 0.5, 90.0, None, per_class, confusion)
+
+
+def answers(right: int, wrong: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Grey images of class 0, labels, and probabilities of which the last ``wrong`` are for class 1."""
+    count = right + wrong
+    probabilities = torch.tensor([[0.8, 0.1, 0.1]] * right + [[0.2, 0.7, 0.1]] * wrong)
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
+    return images, torch.zeros(count, dtype=torch.int64), probabilities
+
+
+@pytest.mark.parametrize(("epochs", "ema"), [(3, True), (1, False)])
+def test_curves_show_the_average_where_there_is_one(tmp_path: Path, epochs: int, ema: bool) -> None:
+    path = draw_curves(write_run(tmp_path, epochs, ema))
+    assert path == tmp_path / "curves.png"
+    assert (pixels_of(path, ORANGE) > 100) == ema
+    with Image.open(path) as image:
+        assert image.width == 1600
+
+
+def test_curves_of_a_run_that_has_not_validated_yet(tmp_path: Path) -> None:
+    record = {"event": "step", "step": 20, "epoch": 1, "loss": 2.0, "learning_rate": 1e-3}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record))
+    assert draw_curves(tmp_path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "metrics.jsonl has no steps to draw"),
+        ('{"event": "test"}\n{"event": "st', "line 2 of .*metrics.jsonl is no JSON record"),
+    ],
+)
+def test_curves_without_data_are_an_error(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        draw_curves(tmp_path)
+    assert not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("classes", [3, 30, 60])
+def test_confusion_of_few_and_of_many_classes(tmp_path: Path, classes: int) -> None:
+    path = draw_confusion(evaluation(classes), tmp_path / "confusion.png")
+    with Image.open(path) as image:
+        assert image.width == 1600
+
+
+def test_class_without_images_is_an_empty_row(tmp_path: Path) -> None:
+    per_class = tuple(ClassAccuracy(name, 0, None) for name in NAMES[:2])
+    nothing = Evaluation(1, 0.5, 0.0, None, per_class, [[0, 0], [1, 0]])
+    assert draw_confusion(nothing, tmp_path / "confusion.png").is_file()
+
+
+def test_wrong_answers_are_framed_and_right_ones_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    draw_prediction_sheet(*answers(right=10, wrong=0), NAMES, path)
+    assert pixels_of(path, RED) == 0
+    assert pixels_of(path, GREEN) > 0
+    draw_prediction_sheet(*answers(right=0, wrong=1), NAMES, path)
+    one = pixels_of(path, RED)
+    assert pixels_of(path, GREEN) == 0
+    draw_prediction_sheet(*answers(right=8, wrong=2), NAMES, path)
+    assert one > 1000
+    assert pixels_of(path, RED) == pytest.approx(2 * one, rel=0.02)
+
+
+def test_sheet_shows_the_first_32_and_is_the_same_each_time(tmp_path: Path) -> None:
+    images, labels, probabilities = answers(right=30, wrong=10)
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    draw_prediction_sheet(images, labels, probabilities, NAMES, first)
+    draw_prediction_sheet(images[:32], labels[:32], probabilities[:32], NAMES, again)
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_sheet_in_colour_takes_labels_that_look_like_formulas(tmp_path: Path) -> None:
+    images, labels, probabilities = answers(right=2, wrong=2)
+    colour = images.expand(-1, 3, -1, -1)
+    assert draw_prediction_sheet(colour, labels + 2, probabilities, NAMES, tmp_path / "sheet.png").is_file()
