@@ -119,6 +119,7 @@ class CeiT(nn.Module):
         class_tokens: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if live_only and i == len(self.blocks) - 1:
+                assert isinstance(block, EncoderBlock)
                 tokens_btd = block.forward_class_token(tokens_btd)
             else:
                 tokens_btd = self._forward_block(block, tokens_btd)

@@ -6,7 +6,6 @@ dim.
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ceit.model.config import CeiTConfig
@@ -60,21 +59,23 @@ class LocallyEnhancedFeedForward(nn.Module):
         return class_b1d if self.class_token_rule == "normalized" else torch.zeros_like(class_b1d)
 
 
-class MultilayerPerceptron(Mlp):
+class MultilayerPerceptron(nn.Module):
     """DeiT's feed-forward layer, which LeFF replaces: ``fc2(GELU(fc1(x)))`` on every token alone.
 
     Shape: tokens ``(B, T, D)`` to the same shape; the grid is ignored.
     """
 
     def __init__(self, config: CeiTConfig) -> None:
-        super().__init__(config.embed_dim, config.expanded_dim)
+        super().__init__()
+        self.fc1 = nn.Linear(config.embed_dim, config.expanded_dim)
+        self.fc2 = nn.Linear(config.expanded_dim, config.embed_dim)
 
     def forward(self, tokens_btd: Tensor, grid: tuple[int, int]) -> Tensor:
-        return super().forward(tokens_btd)
+        return self.of_class_token(tokens_btd)
 
-    def of_class_token(self, class_b1d: Tensor) -> Tensor:
-        """What the layer returns for the class token."""
-        return super().forward(class_b1d)
+    def of_class_token(self, tokens_btd: Tensor) -> Tensor:
+        """What the layer returns for any tokens, the class token ``(B, 1, D)`` among them."""
+        return self.fc2(F.gelu(self.fc1(tokens_btd)))
 
 
 def to_map(tokens_bnc: Tensor, grid: tuple[int, int]) -> Tensor:
