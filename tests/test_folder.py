@@ -71,6 +71,7 @@ def test_skipped_on_request_they_are_named_and_the_rest_is_learned(
     folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", "--checkpoint", str(run), "--data", str(folder), "--skip-broken", "--json"]
+    words += ["--precision", "float32"]
     assert ceit_cli.main(words) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)

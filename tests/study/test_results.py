@@ -33,6 +33,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path: Path)
     for seed, epochs in enumerate((3, 4)):
         (tmp_path / str(seed)).mkdir()
         report = shared | {"seed": seed, "epochs": epochs}
+        (tmp_path / str(seed) / "config.yaml").write_text(f"seed: {seed}", encoding="utf-8")
         (tmp_path / str(seed) / "test.json").write_text(json.dumps(report), encoding="utf-8")
     with pytest.raises(ValueError, match="differ in epochs"):
         results_table(tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ceit.cli.train import parse
-from ceit.train.config import TrainConfig, read_recipe, recipe_config, recipe_names, seconds_of
+from ceit.train.config import Mixing, TrainConfig, read_recipe, recipe_config, recipe_names, seconds_of
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -65,6 +65,9 @@ def test_wrong_usage_exits_with_2(words: list[str]) -> None:
         ({"peak_lr": -1.0}, "peak_lr -1.0 must be positive"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0 must be in"),
         ({"validation_percent": 0.0}, "validation_percent 0.0 must be in"),
+        ({"peak_lr": "1e-3"}, "peak_lr '1e-3' must be a number"),
+        ({"geometry": {"num_classes": 3}}, "geometry.num_classes 3 follows from the data"),
+        ({"mixing": Mixing(mixup_alpha=0.8), "global_batch_size": 15}, "global_batch_size 15 must be even to be mixed"),
         ({"geometry": {"deepth": 3}}, "unknown recipe key 'geometry.deepth'; did you mean 'geometry.depth'"),
     ],
 )

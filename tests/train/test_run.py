@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -113,11 +114,54 @@ def test_resuming_with_other_options_is_refused(finished: Result) -> None:
         train(replace(SMALL, peak_lr=0.5), "digits", finished.output, resume="auto")
 
 
-def test_a_damaged_checkpoint_is_refused(finished: Result, tmp_path: Path) -> None:
-    damaged = tmp_path / "step_1.safetensors"
-    damaged.write_bytes(next((finished.output / "checkpoints").iterdir()).read_bytes()[:1000])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.output, copy)
+    older, newest = sorted((copy / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with (copy / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        log.write('{"event": "st')  # and the log was cut in the middle of a line
+    said: list[str] = []
+    again = train(SMALL, "digits", copy, resume="auto", say=said.append)
+    assert any("it is damaged or no checkpoint" in line and "taking the one before" in line for line in said)
+    assert any(line.startswith("resumed after step") and older.name in line for line in said)
+    assert again.test == finished.test
+    assert lines(copy) == lines(finished.output)
+    older.unlink()
+    newest.write_bytes(b"")
+    for path in (copy / "checkpoints").iterdir():
+        path.write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be resumed from, it is damaged or no checkpoint"):
-        train(SMALL, "digits", finished.output, resume=str(damaged))
+        train(SMALL, "digits", copy, resume="auto")
+
+
+def test_a_checkpoint_of_another_run_is_refused(finished: Result, tmp_path: Path) -> None:
+    stranger = tmp_path / "step_00000010.safetensors"
+    stranger.write_bytes(b"")
+    with pytest.raises(ValueError, match="is no checkpoint of the run in"):
+        train(SMALL, "digits", finished.output, resume=str(stranger))
+
+
+def test_results_without_checkpoints_are_never_trained_over(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "committed"
+    shutil.copytree(finished.output, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(ValueError, match="holds files but no run that can be resumed; name another"):
+        train(SMALL, "digits", copy, resume="auto")
+    assert lines(copy) == lines(finished.output)
+
+
+def test_more_epochs_are_refused_on_resume(finished: Result) -> None:
+    with pytest.raises(ValueError, match="started with epochs 2, not 5"):
+        train(replace(SMALL, epochs=5), "digits", finished.output, resume="auto")
+
+
+def test_a_small_set_lowers_the_batch_size_and_says_and_saves_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = replace(SMALL, epochs=1, global_batch_size=4096)
+    train(config, "digits", tmp_path / "run", say=said.append)
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["global_batch_size"]
+    assert saved < 1437
+    assert any(line.endswith(f"global_batch_size is {saved}, not 4096") for line in said)
 
 
 def test_an_output_directory_with_something_in_it_is_refused(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import torch
 from rich.console import Console
 
 from ceit.cli.train import LiveProgress, print_report
-from ceit.data.dataset import ArraySplit, load_dataset, subset
+from ceit.data.dataset import ArraySplit, subset
 from ceit.data.fetch import fetch
 from ceit.data.loader import make_loader
+from ceit.data.sources import SETS
 from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.train.config import recipe_config
 from ceit.train.memory import keep_freed_memory
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> None:
     """Fetch, train by the recipe ``demo``, evaluate, draw. Interrupted, the same command goes on."""
     parser = argparse.ArgumentParser(prog="ceit demo", description="Train, evaluate and picture a small model.")
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/demo"), help="default: %(default)s")
-    parser.add_argument("--data", metavar="NAME", default="cifar10", help="a named set (default: %(default)s)")
+    parser.add_argument("--data", choices=sorted(SETS), default="cifar10", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     keep_freed_memory()
@@ -59,12 +60,8 @@ def draw(result: Result) -> list[Path]:
 def _at_hand(name: str, live: LiveProgress) -> str:
     """``name`` if it is in the cache or can be fetched, else ``digits``, which is always there; said aloud."""
     try:
-        load_dataset(name)
-    except ValueError:
-        live.say(f"{name} is not here yet")
-        try:
-            fetch(name)
-        except (ValueError, OSError) as error:
-            live.say(f"{error}\ngoing on with digits instead of {name}: the results are not comparable")
-            return "digits"
+        fetch(name)
+    except OSError as error:
+        live.say(f"{error}\ngoing on with digits instead of {name}: the results are not comparable")
+        return "digits"
     return name

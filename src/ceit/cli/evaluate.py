@@ -100,7 +100,7 @@ def _split(name: str, dataset: ImageDataset, training: dict[str, Any]) -> Split:
     if dataset.validation is not None:
         return dataset.validation if name == "validation" else dataset.train
     if {"validation_percent", "seed"} <= training.keys():
-        train, validation = cut_validation(dataset.train, training["validation_percent"], training["seed"])
+        train, validation = cut_validation(dataset.train, float(training["validation_percent"]), training["seed"])
         return validation if name == "validation" else train
     if name == "validation":
         raise ValueError(

@@ -6,13 +6,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ceit.train.config import TrainConfig, config_from, known_keys, read_recipe, recipe_names, seconds_of
+from ceit.train.directory import saved_config
 from ceit.train.memory import keep_freed_memory
 from ceit.train.run import Result, train
 
@@ -47,7 +48,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     defaults: dict[str, Any] = read_recipe(first.recipe) if first.recipe else {}
     saved = Path(first.output or ".") / "config.yaml"
     if first.resume and first.output and saved.is_file():
-        values = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        values = saved_config(saved.parent)
         parser.set_defaults(data=values.pop("data"))
         defaults = _flatten(values)
     parser.set_defaults(defaults)
@@ -139,7 +140,7 @@ class LiveProgress:
 
     def say(self, message: str) -> None:
         """One message above the bar."""
-        self.console.print(message, highlight=False, soft_wrap=True)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, state: dict[str, Any]) -> None:
         """The state after a step, or a line of metrics.jsonl."""
@@ -166,13 +167,13 @@ class LiveProgress:
 def print_report(result: Result, console: Console) -> None:
     """Per-class and total accuracy on the test split."""
     test = result.test
-    console.print(f"test split of {result.dataset.name}: {test.images} images", highlight=False)
+    console.print(f"test split of {result.dataset.name}: {test.images} images", markup=False, highlight=False)
     table = Table()
     table.add_column("class")
     table.add_column("images", justify="right")
     table.add_column("top-1 %", justify="right")
     for row in test.per_class:
-        table.add_row(row.label, str(row.images), "-" if row.top1_percent is None else f"{row.top1_percent:.2f}")
+        table.add_row(Text(row.label), str(row.images), "-" if row.top1_percent is None else f"{row.top1_percent:.2f}")
     table.add_section()
     table.add_row("all", str(test.images), f"{test.top1_percent:.2f}")
     console.print(table)
@@ -181,6 +182,7 @@ def print_report(result: Result, console: Console) -> None:
         f"best: {best['weights']} weights of epoch {best['epoch']}, "
         f"{best['validation_top1_percent']:.2f} % on validation; training took {result.train_seconds:.0f} s\n"
         f"model: {result.output / 'model.safetensors'}",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

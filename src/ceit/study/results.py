@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import yaml
+
 from ceit.weights.atomic import replace_files
 
 BEGIN, END = "<!-- results: made by `make results`, do not edit -->", "<!-- end of results -->"
@@ -24,6 +26,8 @@ def results_table(study: Path) -> str:
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(study.glob("*/test.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        report["config"] = {key: value for key, value in config.items() if key != "seed"}
         runs[report["data"], report["model"]].append(report)
     if not runs:
         raise ValueError(f"{study} holds no run with a test.json")
@@ -32,9 +36,11 @@ def results_table(study: Path) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for (data, model), reports in sorted(runs.items(), key=lambda item: (_rank(item[0][0]), item[0])):
-        for key in ("epochs", "parameters", "images"):
-            if len({report[key] for report in reports}) != 1:
+        for key in ("epochs", "parameters", "images", "config"):
+            if any(report[key] != reports[0][key] for report in reports):
                 raise ValueError(f"the runs of {model} on {data} in {study} differ in {key}")
+        if len({report["seed"] for report in reports}) != len(reports):
+            raise ValueError(f"two runs of {model} on {data} in {study} have the same seed")
         accuracies = [report["top1_percent"] for report in reports]
         seconds = max(report["train_seconds"] for report in reports)
         lines.append(

@@ -80,9 +80,12 @@ def load_state(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: O
     def part(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-    model.load_state_dict(part("model."))
-    if ema is not None:
-        ema.load_state_dict(part("ema."))
+    try:
+        model.load_state_dict(part("model."))
+        if ema is not None:
+            ema.load_state_dict(part("ema."))
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds a network of another geometry than the run's {type(model).__name__}") from error
     state: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in header["optimizer"]["numbers"].items()}
     for key, value in part("optimizer.").items():
         index, name = key.split(".", 1)

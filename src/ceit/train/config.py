@@ -14,6 +14,8 @@ from ceit.data.augment import Augmentation
 from ceit.model.config import CeiTConfig
 from ceit.model.names import unknown
 
+NUMBER = "must be a number (YAML reads 1e-3 as text, 1.0e-3 as a number)"
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -66,7 +68,7 @@ class TrainConfig:
         schedule: how the learning rate falls after the warm-up.
         warmup_epochs: epochs of linear warm-up from warmup_lr; a fraction is allowed.
         warmup_lr: learning rate of the first step.
-        final_lr: learning rate of the last step.
+        final_lr: learning rate that the fall leads to, one step behind the last.
         weight_decay: spares biases, 1-D tensors, class token and position embedding.
         clip_norm: largest norm of the gradient; 0 turns clipping off.
         label_smoothing: share of the label's mass spread over all classes.
@@ -111,6 +113,17 @@ class TrainConfig:
     log_every_steps: int = 20
 
     def __post_init__(self) -> None:
+        for key in (
+            "peak_lr",
+            "warmup_epochs",
+            "warmup_lr",
+            "final_lr",
+            "weight_decay",
+            "clip_norm",
+            "label_smoothing",
+            "validation_percent",
+        ):
+            _require(isinstance(getattr(self, key), int | float), key, repr(getattr(self, key)), NUMBER)
         for key, least in (("global_batch_size", 1), ("samples", 1), ("max_epochs", 1), ("log_every_steps", 1)):
             _require(getattr(self, key) >= least, key, getattr(self, key), f"must be at least {least}")
         _require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "must be at least 1")
@@ -120,6 +133,20 @@ class TrainConfig:
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be in [0, 1)")
         _require(0 < self.validation_percent <= 50, "validation_percent", self.validation_percent, "must be in (0, 50]")
         _require(0 <= self.ema.decay < 1, "ema.decay", self.ema.decay, "must be in [0, 1)")
+        mixing = self.mixing
+        for key, value in (("mixing.mixup_alpha", mixing.mixup_alpha), ("mixing.cutmix_alpha", mixing.cutmix_alpha)):
+            _require(value >= 0, key, value, "must not be negative")
+        for key in ("probability", "switch_probability"):
+            _require(0 <= getattr(mixing, key) <= 1, f"mixing.{key}", getattr(mixing, key), "must be in [0, 1]")
+        if mixing.mixup_alpha or mixing.cutmix_alpha:
+            _require(
+                self.global_batch_size % 2 == 0, "global_batch_size", self.global_batch_size, "must be even to be mixed"
+            )
+        for key in ("img_size", "in_chans", "num_classes"):
+            if key in self.geometry:
+                raise ValueError(
+                    f"geometry.{key} {self.geometry[key]} follows from the data; set img_size or in_chans instead"
+                )
         geometry_fields = {f.name for f in fields(CeiTConfig)}
         for key in self.geometry:
             if key not in geometry_fields:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -73,6 +73,8 @@ def fit(session: Session) -> None:
         while session.progress.epoch < session.epochs:
             _train_epoch(session, received)
             _end_epoch(session)
+            if received:
+                _stop(session, received[0])
 
 
 def train_step(session: Session, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -145,10 +147,14 @@ def _train_epoch(session: Session, received: list[int]) -> None:
                 "top1_percent": None if _mixes(config) else 100 * progress.right / progress.images,
             }
         )
-        if received and progress.step < session.total_steps:
-            path = save_now(session)
-            name = signal.Signals(received[0]).name
-            raise Interrupted(f"{name}: saved {path.name} after step {progress.step}", received[0] == signal.SIGTERM)
+        if received:
+            _stop(session, received[0])
+
+
+def _stop(session: Session, number: int) -> NoReturn:
+    path = save_now(session)
+    name = signal.Signals(number).name
+    raise Interrupted(f"{name}: saved {path.name} after step {session.progress.step}", number == signal.SIGTERM)
 
 
 def _end_epoch(session: Session) -> None:

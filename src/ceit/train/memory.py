@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that a step frees, and take it in huge pages.
 
     Every step allocates and frees the same large tensors. glibc gives such memory back to the kernel each time, which
-    then clears it anew, page by page: a seventh of the CPU time of a small model's training. Process-wide, so for
-    commands to call and not for the library; without effect where the C library is not glibc.
+    then clears it anew, page by page, and that shows in the time of a step. Process-wide, so for commands to call and
+    not for the library; without effect where the C library is not glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large allocation
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):

@@ -28,7 +28,7 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, epochs: int) -> Scheduler:
-    """Linear warm-up from ``warmup_lr`` to ``peak_lr``, then a fall to ``final_lr`` at the last step; a function of the
+    """Linear warm-up from ``warmup_lr`` to ``peak_lr``, then a fall to ``final_lr``; a function of the
     step alone.
 
     Differs: the release steps once an epoch and one epoch late, see docs/decisions.

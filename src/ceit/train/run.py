@@ -10,8 +10,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,25 @@ from timm.utils import ModelEmaV3
 import ceit
 from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
 from ceit.data.loader import Loader, make_loader
+from ceit.data.sources import SETS
 from ceit.inference.device import autocast_dtype
 from ceit.model import CeiT, config_of
 from ceit.train.checkpoint import checkpoints_in, load_state
 from ceit.train.config import TrainConfig
+from ceit.train.directory import (
+    checkpoints_to_resume,
+    cut_back,
+    lines_of,
+    owned,
+    require_same,
+    saved_config,
+    write_text,
+)
 from ceit.train.loop import Interrupted, Session, fit, train_step, validate
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.optimizer import make_optimizer, make_schedule
 from ceit.weights import load_checkpoint, save_checkpoint
-from ceit.weights.atomic import replace_files
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None
-
-LOCK = ".lock"
 SMALLEST_SIDE = 16  # pixels; smaller images are enlarged, so that there are tokens to attend to
 EVALUATION_BATCH = 250
 Say = Callable[[str], None]
@@ -77,48 +79,33 @@ def train(
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
     another run is writing; Interrupted (a KeyboardInterrupt) after saving.
     """
-    with _owned(output, resume is not None):
-        accelerator = Accelerator(log_with="tensorboard", project_dir=output)
-        checkpoint = _checkpoint_to_resume(output, resume)
-        asked_size = {} if config.img_size is None else {"img_size": config.img_size}
-        config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
+    accelerator = Accelerator(log_with="tensorboard", project_dir=output)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"training runs in one process, not {accelerator.num_processes}: start it without a launcher")
+    with owned(output, resume is not None):
+        checkpoints = checkpoints_to_resume(output, resume)
+        saved = saved_config(output) if checkpoints else {}
+        if checkpoints and config.precision == "auto":
+            config = replace(config, precision=saved["precision"])  # a busy machine may measure otherwise today
+        if checkpoints and time_budget_seconds is not None:
+            time_budget_seconds = None
+            say(f"the time budget chose {saved['epochs']} epochs when this run was started; they stay")
+        dataset, config = _dataset(config, data, say)
         set_seed(config.seed)
-        dataset = load_dataset(
-            data,
-            img_size=_hw(config.img_size),
-            in_chans=config.in_chans,
-            seed=config.seed,
-            skip_broken=config.skip_broken,
-        )
-        if config.img_size is None and (size := _suitable_size(config, dataset.img_size)) != dataset.img_size:
-            dataset = load_dataset(
-                data, img_size=size, in_chans=config.in_chans, seed=config.seed, skip_broken=config.skip_broken
-            )
-        for line in dataset.skipped:
-            say(f"skipped {line}")
-        if config.augmentation.flip and not dataset.mirror_safe:
-            config = replace(config, augmentation=replace(config.augmentation, flip=False))
-            say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
-        session = _session(config, dataset, output, accelerator, show)
-        resolved: dict[str, Any] = {}
-        if checkpoint is not None:
-            resolved = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
-            session.epochs = resolved["epochs"]
-        elif time_budget_seconds is not None:
+        session = _session(config, dataset, output, accelerator, show, say)
+        if time_budget_seconds is not None:
             session.epochs = _epochs_within(time_budget_seconds, session, say)
-        session.config = replace(config, epochs=session.epochs)
+        elif checkpoints and config.epochs is None:
+            session.epochs = saved["epochs"]
+        session.config = replace(session.config, epochs=session.epochs)
         session.schedule = make_schedule(session.optimizer, config, len(session.train_loader), session.epochs)
         description = _describe(session, data, dataset)
-        if checkpoint is None:
-            _write_text(output / "config.yaml", yaml.safe_dump(description, sort_keys=False))
-            (output / "metrics.jsonl").write_text("", encoding="utf-8")
+        if checkpoints:
+            require_same(saved, description)
+            _take_up(session, checkpoints, output, say)
         else:
-            _require_same(resolved, description)
-            session.progress = load_state(
-                checkpoint, session.model, session.ema.module if session.ema else None, session.optimizer
-            )
-            _cut_back(output / "metrics.jsonl", session.progress.step)
-            say(f"resumed after step {session.progress.step} of {session.total_steps} from {checkpoint}")
+            write_text(output / "config.yaml", yaml.safe_dump(description, sort_keys=False))
+            write_text(output / "metrics.jsonl", "")
         say(
             f"{config.model} on {dataset.name}: {len(dataset.class_names)} classes, "
             f"{session.train_loader.images} training images an epoch, "
@@ -129,13 +116,49 @@ def train(
         accelerator.init_trackers("tensorboard")
         try:
             fit(session)
+            return _report(session, dataset, output)
         except Interrupted as stop:
             raise Interrupted(
                 f"{stop}; go on with: ceit train --output {output} --resume auto", stop.terminated
             ) from None
         finally:
             accelerator.end_training()
-        return _report(session, dataset, output)
+
+
+def _dataset(config: TrainConfig, data: str, say: Say) -> tuple[ImageDataset, TrainConfig]:
+    """The data at the size that the model takes it, and the configuration without what does not suit it."""
+    asked_size = {} if config.img_size is None else {"img_size": config.img_size}
+    config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
+    options = {"in_chans": config.in_chans, "seed": config.seed, "skip_broken": config.skip_broken}
+    dataset = load_dataset(data, img_size=_hw(config.img_size), **options)
+    if config.img_size is None and (size := _suitable_size(config, dataset.img_size)) != dataset.img_size:
+        dataset = load_dataset(data, img_size=size, **options)
+    for line in dataset.skipped:
+        say(f"skipped {line}")
+    if config.augmentation.flip and not dataset.mirror_safe:
+        config = replace(config, augmentation=replace(config.augmentation, flip=False))
+        say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
+    return dataset, config
+
+
+def _take_up(session: Session, checkpoints: list[Path], output: Path, say: Say) -> None:
+    """Go on from the first checkpoint that can be read; what lies behind it is dropped, the run writes it again."""
+    for checkpoint in checkpoints:
+        try:
+            session.progress = load_state(
+                checkpoint, session.model, session.ema.module if session.ema else None, session.optimizer
+            )
+        except ValueError as error:
+            if checkpoint == checkpoints[-1]:
+                raise
+            say(f"{error}; taking the one before")
+            continue
+        for later in checkpoints_in(output / "checkpoints"):
+            if later.name > checkpoint.name:
+                later.unlink()
+        cut_back(output / "metrics.jsonl", session.progress.step)
+        say(f"resumed after step {session.progress.step} of {session.total_steps} from {checkpoint}")
+        return
 
 
 def _session(
@@ -144,6 +167,7 @@ def _session(
     output: Path,
     accelerator: Accelerator,
     show: Callable[[dict[str, Any]], None],
+    say: Say,
 ) -> Session:
     height, width = dataset.img_size
     geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
@@ -151,7 +175,8 @@ def _session(
     train_split, validation = _splits(config, dataset)
     processes = accelerator.num_processes
     if len(train_split) < config.global_batch_size:
-        batch_size = max(processes, len(train_split) // 4)  # a few steps an epoch even for a handful of images
+        batch_size = max(2, len(train_split) // 8 * 2)  # a few steps an epoch even for a handful; even, for Mixup
+        say(f"{len(train_split)} training images: global_batch_size is {batch_size}, not {config.global_batch_size}")
         config = replace(config, global_batch_size=batch_size)
     loaders = [
         make_loader(
@@ -227,7 +252,7 @@ def _splits(config: TrainConfig, dataset: ImageDataset) -> tuple[Split, Split]:
     """Training and validation images: the data set's own validation split, else one cut from the training images."""
     if dataset.validation is not None:
         return dataset.train, dataset.validation
-    return cut_validation(dataset.train, config.validation_percent, config.seed)
+    return cut_validation(dataset.train, float(config.validation_percent), config.seed)
 
 
 def _report(session: Session, dataset: ImageDataset, output: Path) -> Result:
@@ -261,8 +286,8 @@ def _report(session: Session, dataset: ImageDataset, output: Path) -> Result:
         **test.as_dict(),
     }
     if session.accelerator.is_main_process:
-        _write_text(output / "test.json", json.dumps(report, indent=1) + "\n")
-        _cut_back(output / "metrics.jsonl", progress.step, drop="test")
+        write_text(output / "test.json", json.dumps(report, indent=1) + "\n")
+        cut_back(output / "metrics.jsonl", progress.step, drop="test")
         short = {key: value for key, value in test.as_dict().items() if key != "confusion"}
         session.record({"event": "test", "step": progress.step, **short})
     return Result(output, model, dataset, test, progress.best, progress.elapsed_seconds)
@@ -270,7 +295,7 @@ def _report(session: Session, dataset: ImageDataset, output: Path) -> Result:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The machine that a figure was measured on."""
-    names = [line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    names = [line.split(":", 1)[1].strip() for line in lines_of(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -282,28 +307,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
 def _describe(session: Session, data: str, dataset: ImageDataset) -> dict[str, Any]:
     """The resolved configuration: every option with the value that this run uses."""
     height, width = dataset.img_size
     return {
-        "data": data,
+        "data": data if data in SETS else str(Path(data).expanduser().resolve()),
         **session.config.as_dict(),
         "img_size": [height, width],
         "in_chans": dataset.in_chans,
         "precision": "float32" if session.autocast_dtype is None else "bf16",
     }
-
-
-def _require_same(saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    for key, value in saved.items():
-        if key != "precision" and asked.get(key) != value:
-            raise ValueError(
-                f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options"
-            )
 
 
 def _suitable_size(config: TrainConfig, native: tuple[int, int]) -> tuple[int, int]:
@@ -324,14 +337,14 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
     """Epochs that fit, by the measured time of a few steps and of one validation; the weights are put back."""
     before = copy.deepcopy(session.model.state_dict())
     optimizer_before = copy.deepcopy(session.optimizer.state_dict())
-    generator = torch.get_rng_state()
     batches = session.train_loader.epoch(0)
     times = []
     session.trained.train()
-    for step in range(min(8, len(session.train_loader))):
-        began = time.perf_counter()
-        train_step(session, *next(batches), step)
-        times.append(time.perf_counter() - began)
+    with torch.random.fork_rng():
+        for step in range(min(8, len(session.train_loader))):
+            began = time.perf_counter()
+            train_step(session, *next(batches), step)
+            times.append(time.perf_counter() - began)
     began = time.perf_counter()
     validate(session, session.model)
     validation_seconds = (time.perf_counter() - began) * (2 if session.ema else 1)
@@ -339,7 +352,6 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
     session.optimizer.load_state_dict(optimizer_before)
     if session.ema is not None:
         session.ema.set(session.model)
-    torch.set_rng_state(generator)
     step_seconds = sorted(times)[len(times) // 2]
     epoch_seconds = step_seconds * len(session.train_loader) + validation_seconds
     epochs = max(1, int(0.95 * budget_seconds / epoch_seconds))
@@ -347,56 +359,6 @@ def _epochs_within(budget_seconds: float, session: Session, say: Say) -> int:
     if epoch_seconds > budget_seconds:
         say(f"one epoch takes longer than the time budget of {budget_seconds:.0f} s; it is run all the same")
     return epochs
-
-
-@contextmanager
-def _owned(output: Path, resuming: bool) -> Iterator[None]:
-    """The output directory, for this run alone; a run that fails before it has written anything leaves nothing behind.
-
-    Raises: ValueError if the directory holds something or another run is writing it.
-    """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output {output} is a file; name a directory")
-    lock_file = output / LOCK
-    is_new = not output.is_dir()
-    if not resuming and not is_new and any(path != lock_file for path in output.iterdir()):
-        raise ValueError(f"output directory {output} is not empty; name another, or go on with --resume auto")
-    output.mkdir(parents=True, exist_ok=True)
-    owned = False
-    try:
-        with lock_file.open("w") as lock:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(f"output directory {output} is in use by another run; name another") from error
-            owned = True
-            yield
-    finally:
-        if owned:
-            lock_file.unlink()
-            if is_new and not any(output.iterdir()):
-                output.rmdir()
-
-
-def _checkpoint_to_resume(output: Path, resume: str | None) -> Path | None:
-    if resume is None:
-        return None
-    if resume != "auto":
-        if not Path(resume).is_file():
-            raise ValueError(
-                f"checkpoint {resume} does not exist; --resume auto takes the newest of {output / 'checkpoints'}"
-            )
-        return Path(resume)
-    found = checkpoints_in(output / "checkpoints")
-    return found[-1] if found else None
-
-
-def _cut_back(metrics: Path, step: int, drop: str | None = None) -> None:
-    """Drop the lines behind ``step``, which the resumed run writes again."""
-    lines = [json.loads(line) for line in _lines(metrics)]
-    kept = [line for line in lines if line["step"] <= step and line["event"] != drop]
-    _write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _scalars(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -407,7 +369,3 @@ def _scalars(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and key != "step":
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _write_text(path: Path, text: str) -> None:
-    replace_files({path: text.encode()})

@@ -1,0 +1,111 @@
+"""The directory of a run: whose it is, what was saved in it, and what a resumed run takes up."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ceit.train.checkpoint import checkpoints_in
+from ceit.weights.atomic import replace_files
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
+
+LOCK = ".lock"
+_RESULTS = ("model.safetensors", "test.json")
+
+
+@contextmanager
+def owned(output: Path, resuming: bool) -> Iterator[None]:
+    """The output directory, for this run alone; a run that fails before it has written anything leaves nothing behind.
+
+    Raises: ValueError if the directory holds something that is not to be resumed, or another run is writing it.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output {output} is a file; name a directory")
+    lock_file = output / LOCK
+    is_new = not output.is_dir()
+    held = [] if is_new else [path.name for path in output.iterdir() if path != lock_file]
+    if held and not resuming:
+        raise ValueError(f"output directory {output} is not empty; name another, or go on with --resume auto")
+    if held and not checkpoints_in(output / "checkpoints") and ("config.yaml" not in held or set(_RESULTS) & set(held)):
+        raise ValueError(f"output directory {output} holds files but no run that can be resumed; name another")
+    output.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("w") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"output directory {output} is in use by another run; name another") from error
+        try:
+            yield
+        finally:
+            with suppress(PermissionError):  # Windows keeps a file that is open
+                lock_file.unlink(missing_ok=True)
+            if is_new and not any(output.iterdir()):
+                output.rmdir()
+
+
+def checkpoints_to_resume(output: Path, resume: str | None) -> list[Path]:
+    """What to try in turn, the newest first: none for a fresh start.
+
+    Raises: ValueError for a path that is no checkpoint of this run.
+    """
+    found = checkpoints_in(output / "checkpoints")[::-1]
+    if resume is None or resume == "auto":
+        return found if resume else []
+    asked = Path(resume)
+    if asked.resolve() not in [path.resolve() for path in found]:
+        raise ValueError(f"{resume} is no checkpoint of the run in {output}; --resume auto takes the newest there is")
+    return [asked]
+
+
+def saved_config(output: Path) -> dict[str, Any]:
+    """The resolved configuration that a run was started with. Raises ValueError if it is missing or damaged."""
+    path = output / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read, without it the run cannot be resumed") from error
+    if not isinstance(values, dict) or not {"data", "epochs", "precision"} <= values.keys():
+        raise ValueError(f"{path} is not the configuration of a run, without it the run cannot be resumed")
+    return values
+
+
+def require_same(saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raises ValueError naming the first option in which a resumed run would differ from the run that was started."""
+    for key, value in saved.items():
+        if asked.get(key) != value:
+            raise ValueError(
+                f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options; "
+                "name another --output for a new run"
+            )
+
+
+def cut_back(metrics: Path, step: int, drop: str | None = None) -> None:
+    """Drop the lines of ``metrics.jsonl`` behind ``step``, which the resumed run writes again.
+
+    A last line that a crash has cut in two is dropped too.
+    """
+    kept = []
+    for text in lines_of(metrics):
+        with suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            if line["step"] <= step and line["event"] != drop:
+                kept.append(json.dumps(line) + "\n")
+    write_text(metrics, "".join(kept))
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file, none if it does not exist."""
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or nothing of it."""
+    replace_files({path: text.encode()})
