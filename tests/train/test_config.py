@@ -50,12 +50,20 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
 
 
 @pytest.mark.parametrize(
-    "words", [["--data", "digits"], ["--output", "x"], ["--data", "digits", "--output", "x", "--peak", "1"]]
+    ("words", "sentence"),
+    [
+        (["--data", "digits"], "--output is missing"),
+        (["--output", "x"], "--data is missing"),
+        (["--data", "digits", "--output", "x", "--epochs", "abc"], "--epochs does not take abc"),
+        (["--data", "digits", "--output", "x", "--peek-lr=1"], "unknown option 'peek_lr'; did you mean 'peak_lr'?"),
+        (["--data", "digits", "--output", "x", "stray"], "unrecognized arguments: stray"),
+    ],
 )
-def test_wrong_usage_exits_with_2(words: list[str]) -> None:
+def test_wrong_usage_exits_with_2(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:
         parse(words)
     assert ending.value.code == 2
+    assert capsys.readouterr().err == f"error: {sentence}; see ceit train --help\n"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """``ceit train``: a recipe and a data set to a trained model."""
 
 import argparse
+import re
 import sys
+from argparse import ArgumentError
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from ceit.model.names import unknown
 from ceit.train.config import TrainConfig, config_from, known_keys, read_recipe, recipe_names, seconds_of
 from ceit.train.directory import saved_config
 from ceit.train.memory import keep_freed_memory
@@ -52,12 +55,27 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
         parser.set_defaults(data=values.pop("data"))
         defaults = _flatten(values)
     parser.set_defaults(defaults)
-    asked = parser.parse_args(arguments)
+    try:
+        asked = parser.parse_args(arguments)
+    except ArgumentError as error:
+        _wrong_usage(str(error))
     for name in ("data", "output"):
         if getattr(asked, name) is None:
-            parser.error(f"--{name} is missing")
+            _wrong_usage(f"--{name} is missing")
     values = asked.as_dict()
     return config_from({key: values[key] for key in known_keys() if "." not in key}), asked
+
+
+def _wrong_usage(message: str) -> NoReturn:
+    """One sentence on stderr, exit code 2; the parser's own message is many lines long."""
+    wrong_value = re.search(r'Parser key "([^"]+)".*Given value: (.*)', message, re.DOTALL)
+    unknown_option = re.search(r"unrecognized arguments: --([\w.]+)", message)
+    if wrong_value:
+        message = f"--{wrong_value[1]} does not take {wrong_value[2].strip()}"
+    elif unknown_option:
+        message = unknown("option", unknown_option[1], known_keys())
+    print(f"error: {' '.join(message.split())}; see ceit train --help", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _first_look() -> argparse.ArgumentParser:
@@ -72,6 +90,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ceit train",
         allow_abbrev=False,
+        exit_on_error=False,
         description="Train a classifier from scratch on a named data set or a folder.",
     )
     parser.add_argument(
