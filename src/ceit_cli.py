@@ -38,6 +38,9 @@ EXAMPLES = (
 
 # Import names of what only some verbs need, and the extra of the distribution that brings it.
 EXTRAS = {
+    "datasets": "data",
+    "pyarrow": "data",
+    "scipy": "data",
     "matplotlib": "viz",
     "pytorch_grad_cam": "viz",
     "onnx": "export",

@@ -32,6 +32,19 @@ def image_folder(tmp_path: Path) -> ImageFolder:
     return make
 
 
+@pytest.fixture
+def photo() -> Callable[[Path, int], Path]:
+    """Writes a photograph of 40 x 30 noisy pixels, whose mean is known: ``photo(path, 120)``; returns the path."""
+
+    def make(path: Path, brightness: int) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(brightness).integers(-4, 5, (30, 40, 3))
+        Image.fromarray((noise + brightness).clip(0, 255).astype(np.uint8)).save(path, "JPEG", quality=95)
+        return path
+
+    return make
+
+
 class Archives(ThreadingHTTPServer):
     """Serves ``files`` by name; the first ``cuts`` answers end after half of the bytes asked for."""
 

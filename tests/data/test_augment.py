@@ -70,6 +70,7 @@ def test_no_cut_out_leaves_the_images() -> None:
         ({"rand_augment": "rand-weird"}, "must be of the form"),
         ({"crop_scale": (0.5, 0.1)}, "crop_scale .* must be two shares"),
         ({"random_erasing": 2.0}, "random_erasing 2.0 must be a probability"),
+        ({"repeats": 0}, "repeats 0 must be at least 1, which shows every image once an epoch"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:

@@ -1,6 +1,8 @@
 """Sets by name, and the stratified cut of a validation split."""
 
+import gzip
 import hashlib
+import struct
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from ceit.data.dataset import (
     cut_validation,
     load_dataset,
     stratified,
-    subset,
 )
 from ceit.data.decode import ARRAY_NAMES
 from ceit.data.preprocessing import fit, to_array, to_image
@@ -108,6 +109,45 @@ def test_impossible_wishes() -> None:
         load_dataset("digits", in_chans=2)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_files_of_the_owners_archive(tmp_path: Path, zipped: bool) -> None:
+    """MNIST's four files, as they come or unpacked, wherever they lie in the folder that is named."""
+    images = {"train": np.arange(12, dtype=np.uint8).reshape(3, 2, 2), "t10k": np.full((2, 2, 2), 9, np.uint8)}
+    (tmp_path / "raw").mkdir()
+    for part, pixels in images.items():
+        for kind, values in (("images", pixels), ("labels", np.arange(len(pixels), dtype=np.uint8))):
+            header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}i", *values.shape)
+            data, name = header + values.tobytes(), f"{part}-{kind}-idx{values.ndim}-ubyte"
+            (tmp_path / "raw" / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(data) if zipped else data)
+    mnist = load_dataset(f"mnist:{tmp_path}")
+    assert isinstance(mnist.train, ArraySplit)
+    assert (len(mnist.train), len(mnist.test), mnist.mirror_safe) == (3, 2, False)
+    assert mnist.licence == SETS["mnist"].licence
+    assert mnist.test.labels.tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"cifar10 is not in .*: it holds no data_batch_1\.bin"):
+        load_dataset(f"cifar10:{tmp_path}")
+    with pytest.raises(ValueError, match=r"mnist is not in .*nowhere: there is no such folder"):
+        load_dataset(f"mnist:{tmp_path / 'nowhere'}")
+    with pytest.raises(ValueError, match=r"digits is not in .*: it ships with the package"):
+        load_dataset(f"digits:{tmp_path}")
+
+
+def test_some_classes_of_a_named_set() -> None:
+    whole, some = load_dataset("digits"), load_dataset("digits", classes=["7", "1"])
+    assert isinstance(whole.train, ArraySplit)
+    assert isinstance(some.train, ArraySplit)
+    assert some.class_names == ("7", "1")
+    assert len(some.train) == int(((whole.train.labels == 7) | (whole.train.labels == 1)).sum())
+    for index in (0, 1, 2, 3):
+        key = int(some.train.key(index))
+        assert torch.equal(some.train.images[index], whole.train.images[key])
+        assert some.class_names[some.train.labels[index]] == whole.class_names[whole.train.labels[key]]
+    assert (some.licence, some.citation, some.mirror_safe) == (whole.licence, whole.citation, False)
+    assert some.mean != whole.mean
+    with pytest.raises(ValueError, match=r"unknown class 'seven'.* in digits"):
+        load_dataset("digits", classes=["seven", "1"])
+
+
 def test_every_source_table_is_complete() -> None:
     for name, named in SETS.items():
         assert named.licence, name
@@ -159,11 +199,19 @@ def test_the_cut_depends_on_the_seed_alone() -> None:
 
 
 def test_subset_of_files() -> None:
-    split = FileSplit((Path("a"), Path("b"), Path("c")), torch.tensor([0, 1, 2]))
-    chosen = subset(split, torch.tensor([2, 0]))
-    assert isinstance(chosen, FileSplit)
-    assert chosen.paths == (Path("c"), Path("a"))
+    split = FileSplit((Path("r/x/a.png"), Path("r/x/b.png"), Path("/far/c.png")), torch.tensor([0, 1, 2]), Path("r"))
+    chosen = split.subset(torch.tensor([2, 0]))
+    assert chosen.paths == (Path("/far/c.png"), Path("r/x/a.png"))
     assert chosen.labels.tolist() == [2, 0]
+    assert [chosen.key(0), chosen.key(1)] == ["/far/c", "x/a"]
+
+
+def test_a_sample_keeps_its_key_in_every_subset() -> None:
+    split = split_of([0, 1, 0, 1])
+    chosen = split.subset(torch.tensor([3, 1, 2])).subset(torch.tensor([2, 0]))
+    assert [chosen.key(0), chosen.key(1)] == ["2", "3"]
+    assert [chosen.read(i, 1).getpixel((0, 0)) for i in (0, 1)] == [2, 3]
+    assert chosen.read(1, 3).getpixel((0, 0)) == (3, 3, 3)
 
 
 @given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ceit.data import folder as folder_module
+from ceit.data import files as files_module
 from ceit.data.dataset import ArraySplit, FileSplit, ImageDataset, load_dataset
 from ceit.data.preprocessing import IMAGENET
 
@@ -174,8 +174,8 @@ def test_large_images_are_checked_once_until_they_change(
     image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, reads = image_folder(SPLIT, size=(70, 66)), []
-    read_image = folder_module.read_image
-    monkeypatch.setattr(folder_module, "read_image", lambda *given: reads.append(given) or read_image(*given))
+    read_image = files_module.read_image
+    monkeypatch.setattr(files_module, "read_image", lambda *given: reads.append(given) or read_image(*given))
     load_dataset(root)
     assert len(reads) == 12
     load_dataset(root)
@@ -203,7 +203,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
         ({"train/cat": 5, "train/dog": 5, "test/cat": 0}, "test has no images"),
         ({**SPLIT, "test/owl": 1}, "class 'owl' of folder .*photos is in test but not in train"),
         ({**SPLIT, "val/owl": 1}, "class 'owl' of folder .*photos is in validation but not in train"),
-        ({"cat": 5, "dog": 2}, "class 'dog' has 2 images: a folder that is not split yet needs 3 of each"),
+        ({"cat": 5, "dog": 2}, "class 'dog' has 2 images: a set that is not split yet needs 3 of each"),
     ],
 )
 def test_what_is_no_data_set(image_folder: ImageFolder, counts: dict[str, int], message: str) -> None:

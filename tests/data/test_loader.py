@@ -1,11 +1,14 @@
 """An epoch is a function of (seed, epoch, index): batch size, workers, resuming and other draws change nothing."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -148,6 +151,125 @@ def test_any_size(split: ArraySplit, img_size: tuple[int, int], augmentation: Au
         assert torch.equal(images[3], COLOUR.apply(to_image(split.pixels()[3]), img_size))
 
 
+REPEATED = Augmentation(crop_scale=(0.3, 1.0), repeats=3)
+
+
+def labels_of(loader: Loader, epoch: int = 0, start_batch: int = 0) -> list[int]:
+    return [label for _, labels in loader.epoch(epoch, start_batch) for label in labels.tolist()]
+
+
+@pytest.mark.parametrize("augmentation", [REPEATED, Augmentation(translate=2, cutout=3, repeats=3)])
+def test_copies_follow_each_other_and_differ(split: ArraySplit, augmentation: Augmentation) -> None:
+    once = shown(loader_of(split, augmentation=replace(augmentation, repeats=1)), epoch=2)
+    loader = loader_of(split, augmentation=augmentation)
+    batches = list(loader.epoch(2))
+    labels = torch.cat([labels for _, labels in batches]).tolist()
+    images = torch.cat([images for images, _ in batches])
+    assert len(labels) == loader.images == len(split) == 23
+    assert [len(set(labels[start : start + 3])) for start in range(0, 21, 3)] == [1] * 7
+    assert len(set(labels)) == 8  # seven images three times, the eighth is cut
+    for start in range(0, 21, 3):
+        copies = images[start : start + 3]
+        assert torch.equal(copies[0], once[labels[start]])
+        assert not torch.equal(copies[1], copies[2])
+        assert not torch.equal(copies[0], copies[1])
+
+
+@given(
+    images=st.integers(3, 40),
+    batch_size=st.integers(1, 16),
+    repeats=st.integers(1, 4),
+    processes=st.integers(1, 4),
+    drop_last=st.booleans(),
+    sampling=st.sampled_from(["shuffle", "balanced"]),
+    epoch=st.integers(0, 50),
+)
+def test_processes_part_every_batch_and_any_batch_can_be_resumed_from(
+    images: int, batch_size: int, repeats: int, processes: int, drop_last: bool, sampling: str, epoch: int
+) -> None:
+    batch_size = min(images, batch_size)
+    options = {
+        "batch_size": batch_size,
+        "augmentation": Augmentation(repeats=repeats),
+        "drop_last": drop_last,
+        "sampling": sampling,
+    }
+    split = noise_split(images)
+    whole = list(loader_of(split, **options).epoch(epoch))
+    parts = [list(loader_of(split, **options, shard=(rank, processes)).epoch(epoch)) for rank in range(processes)]
+    assert sum(len(labels) for _, labels in whole) == (images // batch_size * batch_size if drop_last else images)
+    for number, (pixels, labels) in enumerate(whole):
+        for rank, part in enumerate(parts):
+            assert torch.equal(part[number][0], pixels[rank::processes])
+            assert torch.equal(part[number][1], labels[rank::processes])
+    start = len(whole) // 2
+    rest = list(loader_of(split, **options).epoch(epoch, start))
+    assert len(rest) == len(whole) - start
+    assert all(torch.equal(first, second) for (first, _), (second, _) in zip(whole[start:], rest, strict=True))
+
+
+def test_as_many_processes_as_copies_see_no_image_twice(split: ArraySplit) -> None:
+    for rank in range(3):
+        for _, labels in loader_of(split, batch_size=12, augmentation=REPEATED, shard=(rank, 3)).epoch(0):
+            assert len(set(labels.tolist())) == len(labels)
+
+
+def test_an_imagenet_epoch_of_repeated_images_has_the_released_length() -> None:
+    """SPEC: floor(n / 256) * 256 samples, about n / 3 distinct images; and few images are no special case."""
+    for images, batch_size, expected in ((1000, 256, 768), (300, 256, 256), (5, 4, 4)):
+        loader = loader_of(
+            noise_split(images, 4), batch_size=batch_size, img_size=(4, 4), augmentation=REPEATED, drop_last=True
+        )
+        labels = loader.keys(0)
+        assert len(labels) == loader.images == expected == len(loader) * batch_size
+        assert len(set(labels)) == -(-expected // 3)
+
+
+def test_classes_are_balanced(split: ArraySplit) -> None:
+    uneven = ArraySplit(split.images, torch.tensor([0] * 19 + [1] * 3 + [4]))
+    loader = loader_of(uneven, sampling="balanced", augmentation=AUGMENTATIONS[0], drop_last=True)
+    labels = torch.cat([labels for _, labels in loader.epoch(0)])
+    assert torch.bincount(labels)[[0, 1, 4]].sort().values.tolist() == [6, 7, 7]
+    batches = list(loader.epoch(0))
+    only = torch.cat([images for images, _ in batches])[labels == 4]
+    assert len({tuple(image.flatten().tolist()) for image in only}) >= 5  # the one image of its class, varied
+
+
+def test_keys_are_what_an_epoch_shows(files: FileSplit) -> None:
+    for options in ({}, {"sampling": "balanced"}, {"augmentation": REPEATED}, {"shuffle": False}):
+        loader = loader_of(files, drop_last=True, **options)
+        assert loader.keys(3) == [files.key(label) for label in labels_of(loader, 3)]
+    assert loader.keys(0) == [files.key(index) for index in range(20)]
+
+
+def test_shards_are_gone_through_a_window_at_a_time(split: ArraySplit) -> None:
+    in_shards = Shards(split.images, split.labels)
+    loader = loader_of(in_shards, shard_window=2)
+    for epoch in range(3):
+        shards = [label // 5 for label in labels_of(loader, epoch)]
+        assert sorted(labels_of(loader, epoch)) == list(range(23))
+        assert all(shards[end:].count(shards[0]) == 0 for end in (10, 15))
+    assert loader_of(in_shards, shard_window=5).keys(1) == loader_of(split).keys(1)
+
+
+class Shards(ArraySplit):
+    """Five images to a shard."""
+
+    @property
+    def shard_of(self) -> np.ndarray:
+        return np.arange(len(self)) // 5
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_few_batches_are_the_first_ones(split: ArraySplit, drop_last: bool) -> None:
+    whole = labels_of(loader_of(split, drop_last=drop_last))
+    for limit in (1, 2, 9):
+        loader = loader_of(split, drop_last=drop_last, limit_batches=limit)
+        labels = labels_of(loader)
+        assert labels == whole[: 5 * limit]
+        assert (len(loader), loader.images) == (-(-len(labels) // 5), len(labels))
+
+
 def test_grey_images_go_through_everything() -> None:
     grey = Preprocessing((0.3,), (0.2,))
     everything = Augmentation(True, 2, 2, "rand-m9-mstd0.5-inc1", (0.5, 1.0), 0.5)
@@ -178,13 +300,6 @@ def test_a_random_crop_shows_a_part() -> None:
     assert max(spans) < 0.7 * 240 / 255 / COLOUR.std[0]
 
 
-def test_a_file_that_broke_since_is_named(files: FileSplit) -> None:
-    files.paths[3].write_bytes(b"no more")
-    for workers in (0, 1):
-        with pytest.raises(ValueError, match=r"loader3\.png cannot be read as an image \(not an image\)"):
-            shown(loader_of(files, workers=workers))
-
-
 def test_file_channels_follow_the_preprocessing(files: FileSplit) -> None:
     grey = Preprocessing((0.3,), (0.2,))
     images = shown(loader_of(files, preprocessing=grey))
@@ -199,6 +314,11 @@ def test_file_channels_follow_the_preprocessing(files: FileSplit) -> None:
         ({"batch_size": 24, "drop_last": True}, "batch size 24 is larger than the split of 23 images"),
         ({"preprocessing": Preprocessing((0.5,), (0.5,))}, "the images have 3 channels, the preprocessing 1"),
         ({"augmentation": Augmentation(translate=9)}, "translate 9 must be below the image's shorter side of 8"),
+        ({"limit_batches": 0}, "limit_batches 0 must be at least 1, or None for all"),
+        ({"sampling": "ballanced"}, "unknown sampling 'ballanced'.*balanced"),
+        ({"shard_window": -1}, "shard_window -1 must not be negative"),
+        ({"shard_window": 4}, "shard_window 4 needs images in shards, which these are not: set it to 0"),
+        ({"shard_window": 4, "sampling": "balanced"}, "balanced sampling draws from all images, not from 4 shards"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(split: ArraySplit, options: dict[str, Any], message: str) -> None:

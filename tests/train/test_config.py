@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ceit.cli.train import parse
-from ceit.train.config import Mixing, TrainConfig, read_recipe, recipe_config, recipe_names, seconds_of
+from ceit.train.config import Mixing, TrainConfig
+from ceit.train.recipe import read_recipe, recipe_config, recipe_names, seconds_of
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -72,7 +73,8 @@ def test_wrong_usage_exits_with_2(words: list[str], sentence: str, capsys: pytes
         ({"epochs": 0}, "epochs 0 must be at least 1"),
         ({"peak_lr": -1.0}, "peak_lr -1.0 must be positive"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0 must be in"),
-        ({"validation_percent": 0.0}, "validation_percent 0.0 must be in"),
+        ({"validation_percent": 51.0}, "validation_percent 51.0 must be in"),
+        ({"validation_percent": 0.0}, "validation_percent 0.0 leaves nothing to select the best by: set select last"),
         ({"peak_lr": "1e-3"}, "peak_lr '1e-3' must be a number"),
         ({"geometry": {"num_classes": 3}}, "geometry.num_classes 3 follows from the data"),
         ({"mixing": Mixing(mixup_alpha=0.8), "global_batch_size": 15}, "global_batch_size 15 must be even to be mixed"),

@@ -7,13 +7,13 @@ import torch
 from rich.console import Console
 
 from ceit.cli.train import LiveProgress, print_report
-from ceit.data.dataset import ArraySplit, subset
+from ceit.data.dataset import ArraySplit
 from ceit.data.fetch import fetch
 from ceit.data.loader import make_loader
 from ceit.data.sources import SETS
 from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
-from ceit.train.config import recipe_config
 from ceit.train.memory import keep_freed_memory
+from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
 
 SHEET_IMAGES = 32
@@ -41,7 +41,7 @@ def draw(result: Result) -> list[Path]:
     """``curves.png``, ``confusion.png`` and ``predictions.png`` (the first test images, nothing chosen) beside the
     model."""
     folder = result.output
-    first = subset(result.dataset.test, torch.arange(min(SHEET_IMAGES, len(result.dataset.test))))
+    first = result.dataset.test.subset(torch.arange(min(SHEET_IMAGES, len(result.dataset.test))))
     assert isinstance(first, ArraySplit)  # named sets are small
     loader = make_loader(
         first, batch_size=SHEET_IMAGES, img_size=result.dataset.img_size, preprocessing=result.dataset.preprocessing

@@ -1,6 +1,8 @@
 """``ceit train``: a recipe and a data set to a trained model."""
 
 import argparse
+import json
+import os
 import re
 import sys
 from argparse import ArgumentError
@@ -8,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,18 +18,41 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.model.names import unknown
-from ceit.train.config import TrainConfig, config_from, known_keys, read_recipe, recipe_names, seconds_of
+from ceit.train.config import TrainConfig, config_from, known_keys
 from ceit.train.directory import saved_config
 from ceit.train.memory import keep_freed_memory
-from ceit.train.run import Result, train
+from ceit.train.probe import RangeTest
+from ceit.train.recipe import read_recipe, recipe_names, seconds_of
+from ceit.train.run import Result, find_learning_rate, train
+from ceit.train.schema import recipe_schema
+
+SWITCHES = {
+    "fast_dev_run": "try everything out: one epoch of two batches, with evaluation and saving",
+    "lr_range_test": "instead of training, find a learning rate: steps at rising rates, and what the loss does",
+    "print_config": "print every option with its value, as a recipe, and do nothing else",
+    "print_schema": "print the JSON schema of recipes, for editors, and do nothing else",
+}
 
 
 def main(arguments: list[str]) -> None:
     """Parse, train, print the test report."""
     config, asked = parse(arguments)
+    if asked.print_schema:
+        print(json.dumps(recipe_schema(), indent=1))
+        return
+    if asked.print_config:
+        print_config(config)
+        return
     keep_freed_memory()
     output = Path(asked.output)
-    console = Console(stderr=True)
+    is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
+    console = Console(stderr=True, quiet=not is_main)
+    if asked.lr_range_test:
+        with LiveProgress(console) as live:
+            found = find_learning_rate(config, asked.data, output, say=live.say)
+        if is_main:
+            print_range_test(found, output)
+        return
     with LiveProgress(console) as live:
         result = train(
             config,
@@ -37,7 +63,8 @@ def main(arguments: list[str]) -> None:
             say=live.say,
             show=live.show,
         )
-    print_report(result, Console())
+    if is_main:
+        print_report(result, Console())
 
 
 def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
@@ -60,21 +87,27 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     except ArgumentError as error:
         _wrong_usage(str(error))
     for name in ("data", "output"):
-        if getattr(asked, name) is None:
+        if getattr(asked, name) is None and not (asked.print_config or asked.print_schema):
             _wrong_usage(f"--{name} is missing")
     values = asked.as_dict()
+    if asked.fast_dev_run:
+        values |= {"epochs": 1, "limit_batches": 2, "log_every_steps": 1}
     return config_from({key: values[key] for key in known_keys() if "." not in key}), asked
 
 
 def _wrong_usage(message: str) -> NoReturn:
     """One sentence on stderr, exit code 2; the parser's own message is many lines long."""
-    wrong_value = re.search(r'Parser key "([^"]+)".*Given value: (.*)', message, re.DOTALL)
+    message = " ".join(message.split())
+    wrong_value = re.search(r'Parser key "([^"]+)".*Given value: (.*)', message)
+    wrong_choice = re.search(r'Parser key "([^"]+)".*Expected a typing.Literal\[(.*?)\]. Got value: (.*)', message)
     unknown_option = re.search(r"unrecognized arguments: --([\w.]+)", message)
     if wrong_value:
         message = f"--{wrong_value[1]} does not take {wrong_value[2].strip()}"
+    elif wrong_choice:
+        message = f"--{wrong_choice[1]} {wrong_choice[3].strip()} must be one of {wrong_choice[2].replace(chr(39), '')}"
     elif unknown_option:
         message = unknown("option", unknown_option[1], known_keys())
-    print(f"error: {' '.join(message.split())}; see ceit train --help", file=sys.stderr)
+    print(f"error: {message}; see ceit train --help", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -97,7 +130,10 @@ def _parser() -> ArgumentParser:
         "--recipe", type=str | None, help=f"overrides of the options below: {', '.join(recipe_names())}, or a YAML file"
     )
     parser.add_argument(
-        "--data", type=str | None, help="cifar10, cifar100, fashion_mnist, mnist, digits, or a folder of class folders"
+        "--data",
+        type=str | None,
+        help="a set by name, such as cifar10 or imagenet:DIR, hf:NAME, a CSV or Parquet file of labels, a folder of "
+        "class folders, or a folder of shards",
     )
     parser.add_argument("--output", type=str | None, help="run directory; must be new or empty unless resuming")
     parser.add_argument(
@@ -106,18 +142,21 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--time_budget", type=str | None, help="such as 30m: choose the epochs from the measured time of a step"
     )
+    for name, text in SWITCHES.items():
+        parser.add_argument(f"--{name}", type=bool, default=False, help=text)
     parser.add_class_arguments(TrainConfig, None)
     return parser
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
-    """Option names with dashes as the fields they are, and ``--skip-broken`` alone as ``--skip_broken=true``."""
+    """Option names with dashes as the fields they are, and switches alone as ``--skip_broken=true``."""
+    switches = {f"--{name}" for name in (*SWITCHES, "skip_broken", "deterministic")}
     spelt = []
     for argument, following in zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
-            if name == "--skip_broken" and not equals and (following is None or following.startswith("--")):
+            if name in switches and not equals and (following is None or following.startswith("--")):
                 equals, value = "=", "true"
         spelt.append(name + equals + value)
     return spelt
@@ -131,6 +170,25 @@ def _flatten(values: dict[str, Any]) -> dict[str, Any]:
         section = isinstance(value, dict) and any(known.startswith(f"{key}.") for known in keys)
         flat |= {f"{key}.{name}": item for name, item in value.items()} if section else {key: value}
     return flat
+
+
+def print_config(config: TrainConfig) -> None:
+    """Every option as YAML, to be used as a recipe, and the learning rate that they give."""
+    print(yaml.safe_dump(config.as_dict(), sort_keys=False), end="")
+    if config.lr_base_size is not None:
+        print(
+            f"# learning rate after the warm-up: {config.peak_lr:g} * {config.global_batch_size} / "
+            f"{config.lr_base_size} = {config.scaled_lr:g}"
+        )
+
+
+def print_range_test(found: RangeTest, output: Path) -> None:
+    """Every tenth rate with its loss, and the suggestion."""
+    print("learning rate        loss")
+    for rate, loss in list(zip(found.rates, found.losses, strict=True))[::10]:
+        print(f"{rate:13.2e}  {loss:10.4f}")
+    print(f"suggested peak_lr: {found.suggested:.1e}, a tenth of the rate of the lowest loss")
+    print(f"every step: {output / 'lr_range_test.json'}")
 
 
 class LiveProgress:
@@ -197,9 +255,11 @@ def print_report(result: Result, console: Console) -> None:
     table.add_row("all", str(test.images), f"{test.top1_percent:.2f}")
     console.print(table)
     best = result.best
+    percent = best["validation_top1_percent"]
+    accuracy = "nothing measured" if percent is None else f"{percent:.2f} %"
     console.print(
-        f"best: {best['weights']} weights of epoch {best['epoch']}, "
-        f"{best['validation_top1_percent']:.2f} % on validation; training took {result.train_seconds:.0f} s\n"
+        f"kept: {best['weights']} weights of epoch {best['epoch']}, {accuracy} on validation; "
+        f"training took {result.train_seconds:.0f} s\n"
         f"model: {result.output / 'model.safetensors'}",
         markup=False,
         highlight=False,

@@ -19,7 +19,7 @@ _RAND_AUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d*\.?\d+|t(weight
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied; every choice is a function of (seed, epoch, index of the image).
+    """How training images are varied; every choice is a function of (seed, epoch, index of the image, copy).
 
     Flip, translation and cut-out are computed for a whole batch at once; the other three image by image, by timm.
     Raises: ValueError for a value out of range.
@@ -36,7 +36,9 @@ class Augmentation:
     crop_scale: tuple[float, float] | None = None
     """Smallest and largest share of the area in a random resized crop; null takes the centre crop."""
     random_erasing: float = 0.0
-    """Probability of replacing a random rectangle by noise."""
+    """Probability of replacing a random rectangle of 2 to 33 % of the area by noise."""
+    repeats: int = 1
+    """Times that an epoch shows each of its images, varied differently: it is no longer and sees fewer of them."""
 
     def __post_init__(self) -> None:
         if self.translate < 0 or self.cutout < 0:
@@ -47,6 +49,8 @@ class Augmentation:
             raise ValueError(f"crop_scale {self.crop_scale} must be two shares, 0 < smallest <= largest <= 1")
         if not 0 <= self.random_erasing <= 1:
             raise ValueError(f"random_erasing {self.random_erasing} must be a probability between 0 and 1")
+        if self.repeats < 1:
+            raise ValueError(f"repeats {self.repeats} must be at least 1, which shows every image once an epoch")
 
     @property
     def image_by_image(self) -> bool:

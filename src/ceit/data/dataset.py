@@ -4,14 +4,17 @@ Letters: n images, C channels, H height, W width.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ceit.data.image import image_mode
+from ceit.data.image import image_mode, read_image
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
 from ceit.data.random_bits import shuffled
 from ceit.model.names import unknown
@@ -19,12 +22,41 @@ from ceit.model.names import unknown
 IN_MEMORY_SIDE = 64  # up to this many pixels a side, all images are decoded once and stay in memory as uint8
 
 
+class Split(Protocol):
+    """Labelled images, wherever they lie: a frozen dataclass, so that ``dataclasses.replace`` gives it other labels."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 ``(n,)``."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        """One image as ``RGB`` (three channels) or ``L`` (one). Raises: BrokenImageError, which names the sample."""
+        ...
+
+    def key(self, index: int) -> str:
+        """The sample's name, stable across runs, machines and subsets: ``class/name``, or a number."""
+        ...
+
+    def subset(self, indices: Tensor) -> "Split":
+        """The samples at ``indices``, in that order."""
+        ...
+
+
 @dataclass(frozen=True)
 class ArraySplit:
-    """Images in memory: uint8 ``(n, C, H, W)`` whose channels lie innermost, and int64 labels ``(n,)``."""
+    """Images in memory: uint8 ``(n, C, H, W)`` whose channels lie innermost, and int64 labels ``(n,)``.
+
+    ``keys`` are the names of the samples; without any they are numbered.
+    """
 
     images: Tensor
     labels: Tensor
+    keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,19 +65,40 @@ class ArraySplit:
         """The images as ``(n, H, W, C)``, the way they lie in memory; no copy."""
         return self.images.permute(0, 2, 3, 1).numpy()
 
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        return to_image(self.images[index].permute(1, 2, 0).numpy()).convert(image_mode(in_chans))
+
+    def key(self, index: int) -> str:
+        return self.keys[index] if self.keys else str(index)
+
+    def subset(self, indices: Tensor) -> "ArraySplit":
+        keys = tuple(self.key(index) for index in indices.tolist())
+        return ArraySplit(from_pixels(self.pixels()[indices.numpy()]), self.labels[indices], keys)
+
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Images on the disk, read when they are needed, and int64 labels ``(n,)``."""
+    """Images on the disk, read when they are needed, and int64 labels ``(n,)``.
+
+    A sample's key is its path relative to ``root``, without suffix; a path that lies elsewhere stays whole.
+    """
 
     paths: tuple[Path, ...]
     labels: Tensor
+    root: Path = Path()
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        return read_image(self.paths[index], in_chans)
 
-Split = ArraySplit | FileSplit
+    def key(self, index: int) -> str:
+        name = os.path.splitext(self.paths[index])[0]
+        return name.removeprefix(os.path.join(self.root, "")).replace(os.sep, "/")
+
+    def subset(self, indices: Tensor) -> "FileSplit":
+        return FileSplit(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.root)
 
 
 @dataclass(frozen=True)
@@ -85,39 +138,122 @@ def load_dataset(
     in_chans: int | None = None,
     seed: int = 0,
     skip_broken: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> ImageDataset:
-    """A set by name (``cifar10``, ...), else by folder: see ``ceit.data.folder.load_folder``.
+    """The data set that ``name_or_dir`` names.
+
+    | given | read by |
+    |---|---|
+    | ``NAME``, in the cache | ``ceit.data.named`` (``cifar10``, ...) or ``ceit.data.published`` (``imagenet``, ...) |
+    | ``NAME:DIR``, that set's files as its owner packs them, unpacked in DIR | the same |
+    | ``hf:REPO`` or ``hf:DIR`` | ``ceit.data.huggingface`` |
+    | ``FILE.csv``, ``FILE.parquet`` | ``ceit.data.labels`` |
+    | a folder of WebDataset shards | ``ceit.data.shards`` |
+    | a folder of class folders | ``ceit.data.folder`` |
 
     ``img_size`` ``(H, W)`` and ``in_chans`` (1 or 3) are those of the set unless given. Up to 64 px the images are held
-    in memory at exactly that size; larger ones stay as they are and the loader resizes them. ``seed`` splits a folder
-    that comes unsplit. ``skip_broken`` leaves unreadable files of a folder out and names them in ``skipped``.
+    in memory at exactly that size; larger ones stay as they are and the loader resizes them. ``seed`` splits a set that
+    comes unsplit. ``skip_broken`` leaves unreadable files out and names them in ``skipped``. ``classes`` keeps only the
+    images of these classes and numbers them in that order; the set is split before.
 
-    Raises: ValueError for an unknown name, a set not fetched yet, a folder that is no data set, or unreadable files.
+    Raises: ValueError for an unknown name or class, a set that is not there, data that are no data set, or unreadable
+    files.
     """
-    from ceit.data.folder import load_folder
-    from ceit.data.named import load_named
-    from ceit.data.sources import SETS
+    from ceit.data.published import place_of
 
     if img_size is not None and min(img_size) < 1:
         raise ValueError(f"image size {img_size} must be positive")
     if in_chans is not None:
         image_mode(in_chans)
     text = os.fspath(name_or_dir)
-    if text in SETS:
-        return load_named(text, img_size, in_chans)
-    folder = Path(text).expanduser()
-    if folder.exists():
-        return load_folder(folder, img_size, in_chans, seed, skip_broken)
-    if folder.name == text:
-        raise ValueError(f"{unknown('data set', text, SETS)}; there is no folder of that name either")
+    dataset = _load(text, place_of(text), img_size, in_chans, seed, skip_broken)
+    return dataset if classes is None else keep_classes(dataset, classes)
+
+
+def absolute(name_or_dir: str | Path) -> str:
+    """What was given to ``load_dataset``, so that it means the same in any working directory."""
+    from ceit.data.huggingface import PREFIX
+    from ceit.data.published import place_of
+
+    text = os.fspath(name_or_dir)
+    if (named := place_of(text)) is not None:
+        name, folder = named
+        return name if folder is None else f"{name}:{folder.resolve()}"
+    if text.startswith(PREFIX):
+        folder = Path(text.removeprefix(PREFIX)).expanduser()
+        return f"{PREFIX}{folder.resolve()}" if folder.is_dir() else text
+    return str(Path(text).expanduser().resolve())
+
+
+def keep_classes(dataset: ImageDataset, classes: Sequence[str]) -> ImageDataset:
+    """The data set of these classes alone, numbered in the order given.
+
+    Raises: ValueError for an unknown class, one named twice, fewer than two, or a split left without an image.
+    """
+    if strange := [name for name in classes if name not in dataset.class_names]:
+        raise ValueError(f"{unknown('class', strange[0], dataset.class_names)} in {dataset.name}")
+    if twice := {name for name in classes if list(classes).count(name) > 1}:
+        raise ValueError(f"class {min(twice)!r} is named twice: name each class once")
+    if len(classes) < 2:
+        raise ValueError(f"{len(classes)} classes of {dataset.name} are kept: a classifier needs at least two")
+    numbers = torch.full((len(dataset.class_names),), -1)
+    numbers[[dataset.class_names.index(name) for name in classes]] = torch.arange(len(classes))
+
+    def kept(split: Split, name: str) -> Split:
+        labels = numbers[split.labels]
+        chosen = torch.nonzero(labels >= 0).flatten()
+        if len(chosen) == 0:
+            raise ValueError(f"the {name} split of {dataset.name} has no image of the classes {', '.join(classes)}")
+        return replace(split.subset(chosen), labels=labels[chosen])
+
+    train = kept(dataset.train, "train")
+    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else (dataset.mean, dataset.std)
+    return replace(
+        dataset,
+        class_names=tuple(classes),
+        train=train,
+        validation=None if dataset.validation is None else kept(dataset.validation, "validation"),
+        test=kept(dataset.test, "test"),
+        mean=mean,
+        std=std,
+    )
+
+
+def _load(
+    text: str,
+    named: tuple[str, Path | None] | None,
+    img_size: tuple[int, int] | None,
+    in_chans: int | None,
+    seed: int,
+    skip_broken: bool,
+) -> ImageDataset:
+    from ceit.data.folder import load_folder
+    from ceit.data.huggingface import PREFIX, load_hub
+    from ceit.data.labels import SUFFIXES, load_labels
+    from ceit.data.named import load_named
+    from ceit.data.published import PUBLISHED, load_published
+    from ceit.data.shards import has_shards, load_shards
+    from ceit.data.sources import SETS
+
+    if named is not None and named[0] in PUBLISHED:
+        return load_published(*named, img_size, in_chans, skip_broken)
+    if named is not None:
+        return load_named(*named, img_size, in_chans)
+    if text.startswith(PREFIX):
+        return load_hub(text.removeprefix(PREFIX), img_size, in_chans, seed, skip_broken)
+    path = Path(text).expanduser()
+    if path.suffix.lower() in SUFFIXES and not path.is_dir():
+        return load_labels(path, img_size, in_chans, seed, skip_broken)
+    if path.is_dir() and has_shards(path):
+        return load_shards(path, img_size, in_chans, seed, skip_broken)
+    if path.exists():
+        return load_folder(path, img_size, in_chans, seed, skip_broken)
+    if path.name == text:
+        raise ValueError(f"{unknown('data set', text, [*SETS, *PUBLISHED])}; there is no folder of that name either")
+    prefix, colon, _ = text.partition(":")
+    if colon and len(prefix) > 1 and prefix.isidentifier():  # not C:, the drive
+        raise ValueError(unknown("data set", prefix, [*SETS, *PUBLISHED]))
     raise ValueError(f"data folder {text} does not exist")
-
-
-def subset(split: Split, indices: Tensor) -> Split:
-    """The images at ``indices``, in that order."""
-    if isinstance(split, ArraySplit):
-        return ArraySplit(from_pixels(split.pixels()[indices.numpy()]), split.labels[indices])
-    return FileSplit(tuple(split.paths[i] for i in indices.tolist()), split.labels[indices])
 
 
 def cut_validation(split: Split, percent_or_count: float, seed: int) -> tuple[Split, Split]:
@@ -135,7 +271,23 @@ def cut_validation(split: Split, percent_or_count: float, seed: int) -> tuple[Sp
         raise ValueError(f"a validation part of {count} images cannot be cut off {len(labels)}: {limit}")
     part = stratified(labels, _shares(sizes, count), seed)
     rest = np.setdiff1d(np.arange(len(labels)), part)
-    return subset(split, torch.from_numpy(rest)), subset(split, torch.from_numpy(part))
+    return split.subset(torch.from_numpy(rest)), split.subset(torch.from_numpy(part))
+
+
+def cut_tenths(labels: np.ndarray, class_names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
+    """Which samples of a set that comes unsplit train, validate and test: 80/10/10, class by class, by the seed.
+
+    Every part has at least one image of each class. Raises: ValueError for a class of fewer than three images.
+    """
+    sizes = np.bincount(labels, minlength=len(class_names))
+    if sizes.min() < 3:
+        smallest = class_names[int(sizes.argmin())]
+        raise ValueError(f"class {smallest!r} has {sizes.min()} images: a set that is not split yet needs 3 of each")
+    tenths = np.maximum(1, np.rint(sizes / 10).astype(np.int64))
+    test = stratified(labels, tenths, seed)
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    validation = rest[stratified(labels[rest], tenths, seed)]
+    return {"train": np.setdiff1d(rest, validation), "validation": validation, "test": test}
 
 
 def stratified(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -35,11 +35,17 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     name, is tried first, then the sources in order. A download that was cut is resumed, by the next call too. The
     folder ``{train,test}_{images,labels}.npy`` appears whole or not at all, and only if the hashes are right.
 
-    Raises: ValueError for an unknown name; ConnectionError, naming what was tried, if no source gave the set; OSError
-    if it cannot be stored.
+    Of the large sets of ``ceit.data.published`` the folder is as ``fetch_published`` leaves it.
+
+    Raises: ValueError for an unknown name or a set that only its owner gives; ConnectionError, naming what was tried,
+    if no source gave the set; OSError if it cannot be stored.
     """
+    from ceit.data.published import PUBLISHED, fetch_published
+
+    if name in PUBLISHED:
+        return fetch_published(name, cache or cache_dir())
     if name not in SETS:
-        raise ValueError(unknown("data set", name, SETS))
+        raise ValueError(unknown("data set", name, [*SETS, *PUBLISHED]))
     named, folder = SETS[name], (cache or cache_dir()) / name
     if not named.sources or folder.is_dir():
         return folder
@@ -71,10 +77,31 @@ class _SourceError(Exception):
         super().__init__(f"{url} ({reason})")
 
 
-def _candidates(named: NamedSet) -> Iterator[Source]:
+def copy_from_mirror(names: Sequence[str], folder: Path) -> list[str]:
+    """Downloads files of these names into ``folder`` from CEIT_DATA_MIRROR, if set; returns what failed, and why."""
+    base, failures = _mirror(), []
+    if base is not None:
+        with _progress() as show:
+            for name in names:
+                url = f"{base}/{name}"
+                try:
+                    if not (folder / name).exists():
+                        _download(url, folder / name, show(url))
+                except _SourceError as failure:
+                    failures.append(str(failure))
+    return failures
+
+
+def _mirror() -> str | None:
     mirror = os.environ.get("CEIT_DATA_MIRROR")
-    if mirror:
-        base = mirror.rstrip("/") if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
+    if not mirror:
+        return None
+    return mirror.rstrip("/") if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
+
+
+def _candidates(named: NamedSet) -> Iterator[Source]:
+    base = _mirror()
+    if base is not None:
         for source in named.sources:
             yield Source(tuple(f"{base}/{_file_name(url)}" for url in source.urls), source.decode, source.sha256)
     yield from named.sources

@@ -10,7 +10,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
-ORDER_STREAM = 0  # the streams of one (seed, epoch, index) are independent; callers number their own from 1 on
+ORDER_STREAM = 0  # the streams of one (seed, epoch, index) are independent; orders have the others below 0
 
 
 def random_bits(seed: int, epoch: int, indices: np.ndarray, stream: int) -> np.ndarray:
@@ -27,9 +27,9 @@ def random_integers(seed: int, epoch: int, indices: np.ndarray, stream: int, low
     return (upper_half * np.uint64(high - low) >> np.uint64(32)).astype(np.int64) + low
 
 
-def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+def shuffled(count: int, seed: int, epoch: int, stream: int = ORDER_STREAM) -> np.ndarray:
     """A permutation of ``range(count)``."""
-    return np.argsort(random_bits(seed, epoch, np.arange(count), ORDER_STREAM), kind="stable")
+    return np.argsort(random_bits(seed, epoch, np.arange(count), stream), kind="stable")
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "float32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bf16")
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bf16", "fp16")
 
 _PROBE_SIDE = 768
 
@@ -24,7 +24,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     """
     if precision == "auto":
         precision = "bf16" if _seconds(torch.bfloat16, device) < 0.75 * _seconds(torch.float32, device) else "float32"
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def _seconds(dtype: torch.dtype, device: torch.device) -> float:

@@ -1,45 +1,74 @@
 """The full state of a run on disk: one safetensors file per checkpoint, everything that is not a tensor as JSON in its
-header."""
+header.
+
+No generator is saved: what is random in an epoch is a function of (seed, epoch, image), what is random in a step one of
+(seed, step, process).
+"""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ceit.weights.atomic import replace_files
 
-FORMAT_VERSION = 1
-KEEP = 2  # newest checkpoints that stay
+FORMAT_VERSION = 2
 
 
 @dataclass
 class Progress:
-    """Where a run stands: ``step`` optimizer steps done, ``batch`` batches into ``epoch`` (from 0), and what it has
-    found."""
+    """Where a run stands: ``step`` steps done, ``batch`` batches into ``epoch`` (from 0), and what it has found.
+
+    ``loss_sum``, ``right`` and ``images`` are this epoch's so far; ``best_score`` is the validation top-1 in percent,
+    then minus the validation loss; ``best`` tells the epoch and the kind (raw or ema) of the model that is kept.
+    """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     elapsed_seconds: float = 0.0
-    loss_sum: float = 0.0  # of this epoch so far, and the next two likewise
+    loss_sum: float = 0.0
     right: int = 0
     images: int = 0
-    best_score: tuple[float, float] = (-1.0, 0.0)  # validation top-1 in percent, then minus the validation loss
-    best: dict[str, Any] = field(default_factory=dict)  # epoch and kind (raw or ema) of the best model
+    skipped_in_row: int = 0
+    best_score: tuple[float, float] = (-1.0, 0.0)
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean_loss(self) -> float:
+        """Of this epoch so far; 0 before the first image."""
+        return self.loss_sum / max(1, self.images)
+
+    @property
+    def top1_percent(self) -> float:
+        """Of this epoch so far; 0 before the first image."""
+        return 100 * self.right / max(1, self.images)
 
 
-def save_state(folder: Path, progress: Progress, model: nn.Module, ema: nn.Module | None, optimizer: Optimizer) -> Path:
-    """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest two."""
-    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    if ema is not None:
-        tensors |= {f"ema.{key}": value for key, value in ema.state_dict().items()}
-    state = optimizer.state_dict()
+class Parts(NamedTuple):
+    """What has a state in a run."""
+
+    model: nn.Module
+    ema: nn.Module | None
+    optimizer: Optimizer
+    scaler: GradScaler
+
+
+def save_state(folder: Path, progress: Progress, parts: Parts, circumstances: dict[str, Any], keep: int) -> Path:
+    """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest ``keep``.
+
+    ``circumstances`` are what a resumed run may change, and then says: the number of processes, say.
+    """
+    tensors = {f"model.{key}": value for key, value in parts.model.state_dict().items()}
+    if parts.ema is not None:
+        tensors |= {f"ema.{key}": value for key, value in parts.ema.state_dict().items()}
+    state = parts.optimizer.state_dict()
     numbers: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
         for key, value in entries.items():
@@ -47,26 +76,27 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, ema: nn.Modul
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
-    tensors["generator.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["generator.cuda"] = torch.cuda.get_rng_state()
     header = {
         "format_version": FORMAT_VERSION,
         "progress": asdict(progress),
         "optimizer": {"groups": state["param_groups"], "numbers": numbers},
+        "scaler": parts.scaler.state_dict(),
+        "circumstances": circumstances,
     }
-    path = folder / f"step_{progress.step:08d}.safetensors"
+    path = folder / checkpoint_name(progress.step)
     folder.mkdir(exist_ok=True)
     contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     replace_files({path: save(contiguous, metadata={"state": json.dumps(header)})})
-    for old in checkpoints_in(folder)[:-KEEP]:
+    for old in checkpoints_in(folder)[:-keep]:
         old.unlink()
     return path
 
 
-def load_state(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Optimizer) -> Progress:
-    """Put a run back to where ``save_state`` left it, generators included. Raises ValueError for a damaged or foreign
-    file."""
+def load_state(path: Path, parts: Parts) -> tuple[Progress, dict[str, Any]]:
+    """Put a run back to where ``save_state`` left it; returns its progress and circumstances.
+
+    Raises: ValueError for a damaged or foreign file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("state", "null"))
@@ -81,22 +111,26 @@ def load_state(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: O
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
     try:
-        model.load_state_dict(part("model."))
-        if ema is not None:
-            ema.load_state_dict(part("ema."))
+        parts.model.load_state_dict(part("model."))
+        if parts.ema is not None:
+            parts.ema.load_state_dict(part("ema."))
     except RuntimeError as error:
-        raise ValueError(f"{path} holds a network of another geometry than the run's {type(model).__name__}") from error
+        raise ValueError(f"{path} holds a network of another geometry than the run's") from error
     state: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in header["optimizer"]["numbers"].items()}
     for key, value in part("optimizer.").items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": header["optimizer"]["groups"]})
-    torch.set_rng_state(tensors["generator.cpu"])
-    if torch.cuda.is_available() and "generator.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["generator.cuda"])
+    parts.optimizer.load_state_dict({"state": state, "param_groups": header["optimizer"]["groups"]})
+    if header["scaler"]:
+        parts.scaler.load_state_dict(header["scaler"])
     progress = Progress(**header["progress"])
     progress.best_score = (progress.best_score[0], progress.best_score[1])  # JSON has no tuples
-    return progress
+    return progress, header["circumstances"]
+
+
+def checkpoint_name(step: int) -> str:
+    """The file name of the checkpoint after so many steps."""
+    return f"step_{step:08d}.safetensors"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

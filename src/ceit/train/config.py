@@ -1,14 +1,9 @@
-"""What a training run is told: typed options, recipes that override them, and how a recipe adapts to its data."""
+"""What a training run is told: typed options, each with its limits."""
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal, get_type_hints
-
-import yaml
 
 from ceit.data.augment import Augmentation
 from ceit.model.config import CeiTConfig
@@ -33,19 +28,45 @@ class Mixing:
     probability: float = 1.0
     switch_probability: float = 0.5
 
+    @property
+    def on(self) -> bool:
+        """Whether labels are mixed."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
 
 @dataclass(frozen=True)
 class WeightAverage:
-    """Exponential moving average (EMA) of the weights, evaluated beside the raw ones. BatchNorm statistics are copied,
-    not averaged.
+    """Exponential moving average (EMA) of the weights, evaluated beside the raw ones.
 
     Attributes:
         decay: share of the average that a step keeps; 0 turns it off.
         warmup: start with a short average that grows with the steps.
+        batch_norm: the statistics that the averaged weights are evaluated with: averaged as the weights are, or copied
+            from the raw model.
     """
 
     decay: float = 0.0
     warmup: bool = True
+    batch_norm: Literal["average", "copy"] = "average"
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Knowledge distillation from a trained classifier of the same classes, which sees the same augmented images.
+
+    Attributes:
+        teacher: any model that timm knows, this project's own among them; null turns distillation off.
+        checkpoint: its weights, a file or a run directory; null takes timm's pre-trained ones.
+        kind: soft compares the distributions at a temperature, hard takes the teacher's decision as a second label.
+        weight: share of the loss that is the teacher's.
+        temperature: of the soft distributions.
+    """
+
+    teacher: str | None = None
+    checkpoint: str | None = None
+    kind: Literal["soft", "hard"] = "hard"
+    weight: float = 0.5
+    temperature: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -55,93 +76,125 @@ class TrainConfig:
     Attributes:
         model: registered name, such as ceit_nano_patch4_32.
         geometry: fields of CeiTConfig that replace the model's, such as drop_path_rate.
+        initial_checkpoint: weights to start from, a file or a run directory; another number of classes gets a new head,
+            another image size resized position embeddings.
         img_size: side or [height, width] in pixels; null takes the data's own, but at least 16 and at most twice the
             model's, rounded up to a multiple of its patch.
         in_chans: 1 (grey) or 3 (RGB); null takes the data's own.
+        classes: names of the classes to keep, in this order; null keeps all.
         epochs: passes over the training images; null chooses them from samples.
         samples: training images to show in all where epochs is null.
         max_epochs: the most epochs that samples may choose.
         global_batch_size: images per optimizer step, over all processes.
+        device_batch_size: the most images that a process computes at once, the gradients of the rest of its share are
+            accumulated; null computes the whole share, auto finds what fits into memory.
         optimizer: any of timm's, by name.
         optimizer_args: further keywords of that optimizer.
         peak_lr: learning rate after the warm-up.
+        lr_base_size: the global batch that peak_lr is meant for, another one scales it linearly; null takes peak_lr as
+            it stands.
         schedule: how the learning rate falls after the warm-up.
         warmup_epochs: epochs of linear warm-up from warmup_lr; a fraction is allowed.
         warmup_lr: learning rate of the first step.
         final_lr: learning rate that the fall leads to, one step behind the last.
+        layer_decay: factor from each block's learning rate to that of the block below; 1 treats all alike.
         weight_decay: spares biases, 1-D tensors, class token and position embedding.
         clip_norm: largest norm of the gradient; 0 turns clipping off.
         label_smoothing: share of the label's mass spread over all classes.
+        sampling: shuffle shows every image once an epoch, balanced every class equally often.
+        class_weights: balanced weighs each image's loss by the inverse of its class's size.
+        shard_window: shards that an epoch mixes at a time, for slow storage; 0 mixes all images.
         augmentation: how images are varied.
         mixing: Mixup and CutMix.
         ema: moving average of the weights.
+        distillation: a teacher's opinion as a second label.
+        batch_norm: statistics of each process (local) or of all together (sync) in training; frozen trains with the
+            running statistics and leaves them as they are.
         validation_percent: share of the training images cut off to choose the best model, where the data has no
-            validation split.
-        precision: bf16 autocast or float32; auto takes bf16 where the machine computes it natively.
+            validation split; 0 is for select last alone.
+        select: best keeps the weights of the best validation accuracy, last those of the last epoch.
+        early_stopping_epochs: stop after so many epochs without a better validation accuracy; null never does.
+        precision: bf16 or fp16 autocast, float32 or float64; auto takes bf16 where the machine computes it natively.
+        distributed: with several processes, ddp keeps the whole model in each, fsdp shards it (GPUs only).
+        deterministic: the same bits in every run on the same machine, with slower kernels where need be.
+        max_skipped_steps: steps in a row that may be skipped for a loss or gradient that is not finite.
         workers: processes that read images; null chooses.
         skip_broken: leave unreadable files out instead of stopping.
         seed: of initialisation, split, order, augmentation and drop path.
         log_every_steps: steps between two lines of metrics.jsonl.
+        checkpoint_every_steps: steps between two checkpoints within an epoch; null saves at the end of each epoch only.
+        keep_checkpoints: newest checkpoints that stay.
+        limit_batches: the most batches that an epoch trains and evaluates on, to try a recipe out.
+        overfit_batches: train and validate on the first so many batches alone, unvaried; null is off.
     """
 
     model: str = "ceit_nano_patch4_32"
     geometry: dict[str, Any] = field(default_factory=dict)
+    initial_checkpoint: str | None = None
     img_size: int | tuple[int, int] | None = None
     in_chans: int | None = None
+    classes: tuple[str, ...] | None = None
     epochs: int | None = None
     samples: int = 200_000
     max_epochs: int = 300
     global_batch_size: int = 256
+    device_batch_size: int | Literal["auto"] | None = None
     optimizer: str = "adamw"
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     peak_lr: float = 1e-3
+    lr_base_size: int | None = None
     schedule: Literal["cosine", "linear"] = "cosine"
     warmup_epochs: float = 0.5
     warmup_lr: float = 1e-6
     final_lr: float = 1e-5
+    layer_decay: float = 1.0
     weight_decay: float = 0.05
     clip_norm: float = 0.0
     label_smoothing: float = 0.1
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    class_weights: Literal["none", "balanced"] = "none"
+    shard_window: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixing: Mixing = field(default_factory=Mixing)
     ema: WeightAverage = field(default_factory=WeightAverage)
+    distillation: Distillation = field(default_factory=Distillation)
+    batch_norm: Literal["local", "sync", "frozen"] = "local"
     validation_percent: float = 5.0
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    select: Literal["best", "last"] = "best"
+    early_stopping_epochs: int | None = None
+    precision: Literal["auto", "bf16", "fp16", "float32", "float64"] = "auto"
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    deterministic: bool = False
+    max_skipped_steps: int = 10
     workers: int | None = None
     skip_broken: bool = False
     seed: int = 0
     log_every_steps: int = 20
+    checkpoint_every_steps: int | None = None
+    keep_checkpoints: int = 2
+    limit_batches: int | None = None
+    overfit_batches: int | None = None
 
     def __post_init__(self) -> None:
-        for key in (
-            "peak_lr",
-            "warmup_epochs",
-            "warmup_lr",
-            "final_lr",
-            "weight_decay",
-            "clip_norm",
-            "label_smoothing",
-            "validation_percent",
-        ):
-            _require(isinstance(getattr(self, key), int | float), key, repr(getattr(self, key)), NUMBER)
-        for key, least in (("global_batch_size", 1), ("samples", 1), ("max_epochs", 1), ("log_every_steps", 1)):
-            _require(getattr(self, key) >= least, key, getattr(self, key), f"must be at least {least}")
-        _require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "must be at least 1")
-        _require(0 < self.peak_lr < math.inf, "peak_lr", self.peak_lr, "must be positive")
-        for key in ("warmup_epochs", "warmup_lr", "final_lr", "weight_decay", "clip_norm"):
-            _require(getattr(self, key) >= 0, key, getattr(self, key), "must not be negative")
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be in [0, 1)")
-        _require(0 < self.validation_percent <= 50, "validation_percent", self.validation_percent, "must be in (0, 50]")
-        _require(0 <= self.ema.decay < 1, "ema.decay", self.ema.decay, "must be in [0, 1)")
-        mixing = self.mixing
-        for key, value in (("mixing.mixup_alpha", mixing.mixup_alpha), ("mixing.cutmix_alpha", mixing.cutmix_alpha)):
-            _require(value >= 0, key, value, "must not be negative")
-        for key in ("probability", "switch_probability"):
-            _require(0 <= getattr(mixing, key) <= 1, f"mixing.{key}", getattr(mixing, key), "must be in [0, 1]")
-        if mixing.mixup_alpha or mixing.cutmix_alpha:
+        self._check_numbers()
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(self.classes))  # YAML gives a list
+        if self.mixing.on:
             _require(
                 self.global_batch_size % 2 == 0, "global_batch_size", self.global_batch_size, "must be even to be mixed"
             )
+            _require(
+                self.class_weights == "none", "class_weights", self.class_weights, "need labels that are not mixed"
+            )
+        if self.select == "best":
+            _require(
+                self.validation_percent > 0,
+                "validation_percent",
+                self.validation_percent,
+                "leaves nothing to select the best by: set select last",
+            )
+        if self.early_stopping_epochs is not None:
+            _require(self.select == "best", "early_stopping_epochs", self.early_stopping_epochs, "needs select best")
         for key in ("img_size", "in_chans", "num_classes"):
             if key in self.geometry:
                 raise ValueError(
@@ -154,6 +207,42 @@ class TrainConfig:
                     unknown("recipe key", f"geometry.{key}", [f"geometry.{name}" for name in geometry_fields])
                 )
 
+    def _check_numbers(self) -> None:
+        numbers = ("peak_lr", "warmup_epochs", "warmup_lr", "final_lr", "layer_decay", "weight_decay", "clip_norm")
+        for key in (*numbers, "label_smoothing", "validation_percent"):
+            _require(isinstance(getattr(self, key), int | float), key, repr(getattr(self, key)), NUMBER)
+        for key in ("global_batch_size", "samples", "max_epochs", "log_every_steps", "max_skipped_steps"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "must be at least 1")
+        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+        optional = ("epochs", "lr_base_size", "early_stopping_epochs", "checkpoint_every_steps")
+        for key in (*optional, "limit_batches", "overfit_batches"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, key, value, "must be at least 1")
+        if isinstance(self.device_batch_size, int):
+            _require(self.device_batch_size >= 1, "device_batch_size", self.device_batch_size, "must be at least 1")
+        _require(0 < self.peak_lr < math.inf, "peak_lr", self.peak_lr, "must be positive")
+        for key in ("warmup_epochs", "warmup_lr", "final_lr", "weight_decay", "clip_norm", "shard_window"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "must not be negative")
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "must be in (0, 1]")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be in [0, 1)")
+        _require(
+            0 <= self.validation_percent <= 50, "validation_percent", self.validation_percent, "must be in [0, 50]"
+        )
+        _require(0 <= self.ema.decay < 1, "ema.decay", self.ema.decay, "must be in [0, 1)")
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            _require(getattr(self.mixing, key) >= 0, f"mixing.{key}", getattr(self.mixing, key), "must not be negative")
+        for key in ("probability", "switch_probability"):
+            value = getattr(self.mixing, key)
+            _require(0 <= value <= 1, f"mixing.{key}", value, "must be in [0, 1]")
+        teaching = self.distillation
+        _require(0 <= teaching.weight <= 1, "distillation.weight", teaching.weight, "must be in [0, 1]")
+        _require(teaching.temperature > 0, "distillation.temperature", teaching.temperature, "must be positive")
+
+    @property
+    def scaled_lr(self) -> float:
+        """``peak_lr * global_batch_size / lr_base_size``: the rate that the warm-up leads to."""
+        return self.peak_lr * (self.global_batch_size / self.lr_base_size if self.lr_base_size else 1.0)
+
     def epochs_for(self, train_images: int) -> int:
         """Epochs over ``train_images``: ``epochs``, else as many as show about ``samples``, 1 to ``max_epochs``."""
         return self.epochs or max(1, min(self.max_epochs, round(self.samples / train_images)))
@@ -161,6 +250,22 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for YAML."""
         return _plain(asdict(self))
+
+
+SECTIONS = {"augmentation": Augmentation, "mixing": Mixing, "ema": WeightAverage, "distillation": Distillation}
+
+
+def config_from(values: dict[str, Any]) -> TrainConfig:
+    """A configuration from plain values, sections as dictionaries."""
+    return TrainConfig(**{key: SECTIONS[key](**value) if key in SECTIONS else value for key, value in values.items()})
+
+
+def known_keys(of: type = TrainConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all options, sections included."""
+    for name, hint in get_type_hints(of).items():
+        yield prefix + name
+        if is_dataclass(hint) and isinstance(hint, type):
+            yield from known_keys(hint, f"{prefix}{name}.")
 
 
 def _require(holds: bool, name: str, value: Any, limit: str) -> None:
@@ -172,84 +277,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def known_keys(of: type = TrainConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all options, sections included."""
-    for name, hint in get_type_hints(of).items():
-        yield prefix + name
-        if is_dataclass(hint) and isinstance(hint, type):
-            yield from known_keys(hint, f"{prefix}{name}.")
-
-
-def flat_keys(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested recipe as dotted keys. Raises ValueError for a key that no option has, with the nearest one."""
-    known = set(known_keys())
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name not in known:
-            raise ValueError(unknown("recipe key", name, known))
-        if f"{name}." in {key[: len(name) + 1] for key in known}:
-            if not isinstance(value, dict):
-                raise ValueError(f"recipe key {name!r} is a section and must hold keys, not {value!r}")
-            flat |= flat_keys(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
-def recipe_names() -> list[str]:
-    """Recipes that come with the package."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in files("ceit").joinpath("recipes").iterdir()
-        if entry.name.endswith(".yaml")
-    )
-
-
-def read_recipe(name_or_file: str) -> dict[str, Any]:
-    """The overrides of a recipe, by name or from a YAML file, as dotted keys.
-
-    Raises: ValueError for an unknown recipe, a file that is not YAML, or an unknown key (with the nearest known one).
-    """
-    if name_or_file.endswith((".yaml", ".yml")):
-        path = Path(name_or_file)
-        if not path.is_file():
-            raise ValueError(f"recipe file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
-    elif name_or_file in recipe_names():
-        text = files("ceit").joinpath("recipes", f"{name_or_file}.yaml").read_text(encoding="utf-8")
-    else:
-        raise ValueError(unknown("recipe", name_or_file, recipe_names()))
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {name_or_file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {name_or_file} must hold 'key: value' lines, not {type(values).__name__}")
-    return flat_keys(values)
-
-
-def recipe_config(name_or_file: str, **overrides: Any) -> TrainConfig:
-    """The configuration of a recipe, with top-level options replaced. Raises ValueError as ``read_recipe`` and for bad
-    values."""
-    values: dict[str, Any] = {}
-    for key, value in read_recipe(name_or_file).items():
-        section, _, name = key.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[name] = value
-    return config_from(values | overrides)
-
-
-def config_from(values: dict[str, Any]) -> TrainConfig:
-    """A configuration from plain values, sections as dictionaries."""
-    sections = {"augmentation": Augmentation, "mixing": Mixing, "ema": WeightAverage}
-    return TrainConfig(**{key: sections[key](**value) if key in sections else value for key, value in values.items()})
-
-
-def seconds_of(duration: str) -> float:
-    """Seconds of ``90s``, ``30m`` or ``1.5h``. Raises ValueError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", duration.strip())
-    if match is None or float(match[1]) == 0:
-        raise ValueError(f"duration {duration!r} must be a positive number with its unit, such as 90s, 30m or 1.5h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]

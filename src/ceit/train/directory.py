@@ -42,6 +42,8 @@ def owned(output: Path, resuming: bool) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"output directory {output} is in use by another run; name another") from error
+        for left_over in (*output.glob(".*.tmp"), *output.glob("checkpoints/.*.tmp")):
+            left_over.unlink()  # of a run that was killed while it was writing
         try:
             yield
         finally:

@@ -49,11 +49,13 @@ def evaluate(
     class_names: Sequence[str],
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     progress: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Evaluates ``model`` in eval mode on every image of ``loader``, and leaves it in the mode it was in.
 
-    The forward pass runs under autocast if ``autocast_dtype`` is given; the loss is computed in float32. Under
+    Images come in ``dtype``, the forward pass runs under autocast if ``autocast_dtype`` is given; the loss is computed
+    in float32 or more. Under
     torch.distributed every process evaluates its own shard and all get the result of the whole. ``progress`` is called
     with the number of this process's images done so far.
 
@@ -74,12 +76,12 @@ def evaluate(
             for batch, (images, labels) in enumerate(loader.epoch(0)):
                 if not len(labels):
                     continue  # the last batch had fewer images than there are processes
-                images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                images, labels = images.to(device, dtype, non_blocking=True), labels.to(device, non_blocking=True)
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(images)
                 if logits.shape[1] != classes:
                     raise ValueError(f"the model tells {logits.shape[1]} classes apart, the data set has {classes}")
-                logits = logits.float()
+                logits = logits if logits.dtype == torch.float64 else logits.float()
                 loss = F.cross_entropy(logits, labels, reduction="sum")
                 if not loss.isfinite():
                     first, last = batch * loader.batch_size, min((batch + 1) * loader.batch_size, loader.images) - 1

@@ -21,14 +21,19 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
         raise ValueError(unknown("optimizer", config.optimizer, known))
     try:
         return create_optimizer_v2(
-            model, opt=config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **config.optimizer_args
+            model,
+            opt=config.optimizer,
+            lr=config.scaled_lr,
+            weight_decay=config.weight_decay,
+            layer_decay=None if config.layer_decay == 1 else config.layer_decay,
+            **config.optimizer_args,
         )
     except TypeError as error:
         raise ValueError(f"optimizer {config.optimizer} does not take {config.optimizer_args}: {error}") from error
 
 
 def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, epochs: int) -> Scheduler:
-    """Linear warm-up from ``warmup_lr`` to ``peak_lr``, then a fall to ``final_lr``; a function of the
+    """Linear warm-up from ``warmup_lr`` to ``scaled_lr``, then a fall to ``final_lr``; a function of the
     step alone.
 
     Differs: the release steps once an epoch and one epoch late, see docs/decisions.
@@ -37,9 +42,9 @@ def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: in
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
     options = {
         "t_initial": total - warmup,
-        "lr_min": min(config.final_lr, config.peak_lr),
+        "lr_min": min(config.final_lr, config.scaled_lr),
         "warmup_t": warmup,
-        "warmup_lr_init": min(config.warmup_lr, config.peak_lr),
+        "warmup_lr_init": min(config.warmup_lr, config.scaled_lr),
         "warmup_prefix": True,
         "t_in_epochs": False,
     }

@@ -1,0 +1,243 @@
+"""Does reading images hold training up? ``python -m ceit.bench.loading --output FILE.json [--folder DIR]``.
+
+On ``cores`` cores, where decoding and varying an image costs ``a`` core-seconds and its share of a training step ``b``,
+no order of work trains on more than ``cores / (a + b)`` images a second. Measured are ``a`` (one core, nothing else
+runs), ``b`` (a step on images in memory, all cores times its duration) and what training reaches when worker processes
+read while it computes; in turns, several times over, and the medians are reported.
+
+Letters: B batch, C channels, H height, W width.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+
+import ceit
+from ceit.data.augment import Augmentation
+from ceit.data.dataset import FileSplit
+from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.loader import Loader, make_loader
+from ceit.data.preprocessing import IMAGENET
+from ceit.weights.atomic import replace_files
+
+IMG_SIZE = (224, 224)
+PICTURE_WIDTH, PICTURE_HEIGHT, PICTURE_BYTES = 500, 375, 80_000  # of the pictures made here; the last is the least
+AUGMENTATIONS = {
+    "crop_and_flip": Augmentation(crop_scale=(0.08, 1.0)),
+    "full_recipe": Augmentation(crop_scale=(0.08, 1.0), rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25),
+}
+Step = Callable[[Tensor, Tensor], None]
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(prog="python -m ceit.bench.loading", description="Does reading hold training up?")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="images to read; without one, pictures are made")
+    parser.add_argument("--model", default="ceit_tiny_patch16_224", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=384, help="an epoch; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, help="processes that read; by default one per core")
+    asked = parser.parse_args()
+    if asked.images < 2 * asked.batch_size:
+        parser.error(f"--images {asked.images} must be at least two batches of {asked.batch_size}")
+    with tempfile.TemporaryDirectory() as made:
+        split = _images_in(asked.folder or make_pictures(Path(made), asked.images), asked.images)
+        result = measure(split, asked.model, asked.batch_size, asked.repeats, asked.workers)
+    replace_files({asked.output: (json.dumps(result, indent=1) + "\n").encode()})
+    for name, found in result["augmentations"].items():
+        Console(stderr=True).print(
+            f"{name}: {found['images_per_second']} images/s of at most {found['bound_images_per_second']}, "
+            f"{found['percent_of_bound']} %; waited for data {found['data_wait_percent']} % of the time",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers: int | None) -> dict[str, Any]:
+    """The figures for each way of augmentation, with the machine and every repeat."""
+    cores = usable_cores()
+    torch.set_num_threads(cores)
+    step = training_step(ceit.create_model(model, num_classes=1000))
+    loaders = {name: _loader(split, augmentation, batch_size, workers) for name, augmentation in AUGMENTATIONS.items()}
+    readers = {name: _loader(split, augmentation, batch_size, 0) for name, augmentation in AUGMENTATIONS.items()}
+    ready = next(readers["crop_and_flip"].epoch(0))
+    for _ in range(2):
+        step(*ready)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in AUGMENTATIONS}
+    for repeat in range(repeats):
+        for name in AUGMENTATIONS:
+            read = seconds_to_read(readers[name], repeat)
+            compute = cores * seconds_to_step(step, ready, len(loaders[name]))
+            reached, waited = train_epoch(step, loaders[name], repeat)
+            runs[name].append(
+                {
+                    "read_core_seconds": read,
+                    "step_core_seconds": compute,
+                    "bound_images_per_second": cores / (read + compute),
+                    "images_per_second": reached,
+                    "percent_of_bound": 100 * reached * (read + compute) / cores,
+                    "data_wait_percent": waited,
+                }
+            )
+    sizes = [path.stat().st_size for path in split.paths]
+    with Image.open(split.paths[0]) as first:
+        shape = first.size
+    return {
+        "model": model,
+        "img_size": IMG_SIZE,
+        "batch_size": batch_size,
+        "images": len(split),
+        "image_width_height": shape,
+        "file_bytes": {"least": min(sizes), "median": statistics.median(sizes), "most": max(sizes)},
+        "workers": workers if workers is not None else "usual",
+        "augmentations": {
+            name: {
+                **{key: round(statistics.median(run[key] for run in found), 5) for key in found[0]},
+                "repeats": [{key: round(value, 5) for key, value in run.items()} for run in found],
+            }
+            for name, found in runs.items()
+        },
+        "machine": {**machine(), "cores": cores},
+    }
+
+
+def training_step(model: nn.Module) -> Step:
+    """One step as training does it on this machine: bf16 autocast, cross-entropy, AdamW."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.05)
+
+    def step(images_bchw: Tensor, labels_b: Tensor) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(images_bchw)
+        loss = F.cross_entropy(logits.float(), labels_b)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def seconds_to_read(loader: Loader, epoch: int) -> float:
+    """Core-seconds an image, reading in this process on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    began = time.process_time()
+    for _ in loader.epoch(epoch):
+        continue
+    seconds = time.process_time() - began
+    torch.set_num_threads(threads)
+    return seconds / loader.images
+
+
+def seconds_to_step(step: Step, batch: tuple[Tensor, Tensor], steps: int) -> float:
+    """Seconds an image of a step on images at hand."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        step(*batch)
+    return (time.perf_counter() - began) / steps / len(batch[1])
+
+
+def train_epoch(step: Step, loader: Loader, epoch: int) -> tuple[float, float]:
+    """Images per second over a whole epoch, from asking for its first batch on, and percent of it spent waiting."""
+    began, waited = time.perf_counter(), 0.0
+    batches = loader.epoch(epoch)
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            break
+        step(*batch)
+    seconds = time.perf_counter() - began
+    return loader.images / seconds, 100 * waited / seconds
+
+
+def make_pictures(folder: Path, count: int) -> Path:
+    """JPEGs of random structure at every scale, as photographs have, of at least ``PICTURE_BYTES`` each."""
+    for number in range(count):
+        picture = _picture(np.random.default_rng(number))
+        qualities = iter(range(80, 101, 2))
+        content = b""
+        while len(content) < PICTURE_BYTES:
+            file = io.BytesIO()
+            picture.save(file, "JPEG", quality=next(qualities))
+            content = file.getvalue()
+        (folder / f"{number:05}.jpg").write_bytes(content)
+    return folder
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    names = [line.split(":", 1)[1].strip() for line in information.splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "timm", "pillow", "numpy")},
+        "ceit": ceit.__version__,
+    }
+
+
+def _images_in(folder: Path, count: int) -> FileSplit:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if len(paths) < count:
+        raise SystemExit(f"error: {folder} holds {len(paths)} images, not {count}: lower --images")
+    return FileSplit(tuple(paths[:count]), torch.arange(count) % 1000)
+
+
+def _loader(split: FileSplit, augmentation: Augmentation, batch_size: int, workers: int | None) -> Loader:
+    return make_loader(
+        split,
+        batch_size=batch_size,
+        img_size=IMG_SIZE,
+        preprocessing=IMAGENET,
+        augmentation=augmentation,
+        shuffle=True,
+        drop_last=True,
+        workers=workers,
+    )
+
+
+def _picture(random: np.random.Generator) -> Image.Image:
+    """Noise of every wavelength from the whole picture down to a pixel, the shorter the weaker."""
+    size = PICTURE_WIDTH, PICTURE_HEIGHT
+    field_hwc = np.zeros((PICTURE_HEIGHT, PICTURE_WIDTH, 3), np.float32)
+    for octave in range(8):
+        cells = 4 * 2**octave
+        noise_hwc = random.normal(size=(cells * PICTURE_HEIGHT // PICTURE_WIDTH, cells, 3)).astype(np.float32)
+        grown = [
+            np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC))
+            for plane in noise_hwc.transpose(2, 0, 1)
+        ]
+        field_hwc += 0.8**octave * np.stack(grown, axis=2)
+    field_hwc = (field_hwc - field_hwc.mean()) / field_hwc.std()
+    return Image.fromarray((128 + 50 * field_hwc).clip(0, 255).astype(np.uint8))
+
+
+if __name__ == "__main__":
+    main()

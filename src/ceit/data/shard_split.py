@@ -1,0 +1,150 @@
+"""Samples in tar files, read at random by offset.
+
+Letters: n samples.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from ceit.data.image import BrokenImageError, read_image
+
+_OPEN_SHARDS = 128  # at once in a process
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTable:
+    """Where samples lie, as arrays ``(n,)``: number of the shard, offset and size in bytes there, class number.
+
+    Key ``i`` is ``key_bytes[key_ends[i - 1] : key_ends[i]]``: arrays, and not a list of strings, so that a million keys
+    are shared with the workers and never copied.
+    """
+
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    label: np.ndarray
+    key_ends: np.ndarray
+    key_bytes: np.ndarray
+
+    @classmethod
+    def of(cls, places: list[tuple[int, int, int]], labels: list[int], keys: list[str]) -> "SampleTable":
+        """The table of ``(shard, offset, size)``, labels and keys."""
+        shard, offset, size = np.array(places, np.int64).reshape(-1, 3).T.copy()
+        encoded = [key.encode() for key in keys]
+        ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
+        key_bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        return cls(shard.astype(np.int32), offset, size, np.array(labels, np.int64), ends, key_bytes)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "SampleTable":
+        """The inverse of ``to_bytes``. Raises: ValueError if they are damaged."""
+        try:
+            return cls(**load(data))
+        except (SafetensorError, TypeError) as error:
+            raise ValueError(f"not a table of samples ({error})") from error
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        return save({field.name: getattr(self, field.name) for field in fields(self)})
+
+    def key(self, row: int) -> str:
+        """The key of one sample."""
+        start = int(self.key_ends[row - 1]) if row else 0
+        return self.key_bytes[start : int(self.key_ends[row])].tobytes().decode()
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSplit:
+    """Samples in shards, read when they are needed: a ``Split``. Sample ``i`` is row ``rows[i]`` of the table."""
+
+    shards: tuple[Path, ...]
+    table: SampleTable
+    rows: np.ndarray
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shard_of(self) -> np.ndarray:
+        """The number of the shard that each sample lies in, int32 ``(n,)``: for an epoch that goes shard by shard."""
+        return self.table.shard[self.rows]
+
+    def key(self, index: int) -> str:
+        return self.table.key(int(self.rows[index]))
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        with self._image(index) as image:
+            return read_image(image, in_chans)
+
+    def header(self, index: int) -> tuple[tuple[int, int], str]:
+        """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
+        with self._image(index) as image:
+            return image.size, image.mode
+
+    def encoded(self, index: int) -> bytes:
+        """The image file itself. Raises: BrokenImageError if the shard ends before it does."""
+        row = int(self.rows[index])
+        path, size = self.shards[self.table.shard[row]], int(self.table.size[row])
+        data = _opened(path).read(size, int(self.table.offset[row]))
+        if len(data) != size:
+            raise self._broken(index, f"only {len(data)} of {size} bytes are there")
+        return data
+
+    def subset(self, indices: Tensor) -> "ShardSplit":
+        return ShardSplit(self.shards, self.table, self.rows[indices.numpy()], self.labels[indices])
+
+    @contextmanager
+    def _image(self, index: int) -> Iterator[Image.Image]:
+        data = self.encoded(index)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                yield image
+        except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
+            unidentified = isinstance(error, UnidentifiedImageError)
+            raise self._broken(index, "not an image" if unidentified else str(error) or type(error).__name__) from error
+
+    def _broken(self, index: int, reason: str) -> BrokenImageError:
+        shard = self.shards[self.table.shard[self.rows[index]]]
+        return BrokenImageError(f"sample {self.key(index)} of {shard} cannot be read as an image ({reason})", reason)
+
+
+class _OpenShard:
+    """An open file that many threads, and processes forked later, read at any place."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.lock = threading.Lock()
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes from ``offset`` on; fewer only where the file ends."""
+        if hasattr(os, "pread"):
+            return os.pread(self.descriptor, size, offset)
+        with self.lock:  # Windows knows only one position of a file
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            return os.read(self.descriptor, size)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+@lru_cache(_OPEN_SHARDS)
+def _opened(path: Path) -> _OpenShard:
+    return _OpenShard(path)
+
+
+def forget_open_shards() -> None:
+    """Closes the files that are kept open: a shard of that name may be another one now."""
+    _opened.cache_clear()

@@ -1,0 +1,224 @@
+"""The recipes as documents: where each value comes from, how a recipe is run, and what it should cost.
+
+A recipe's header and the comment behind each of its lines are the only source; the pages are computed from them.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from ceit.data.published import PUBLISHED
+from ceit.data.sources import SETS
+from ceit.model.complexity import complexity
+from ceit.model.config import CeiTConfig
+from ceit.model.variants import config_of
+from ceit.train.recipe import recipe_config, recipe_names
+
+GPU_FLOPS = 50e12
+"""Operations a second that one GPU is assumed to sustain: an assumption for the estimates, not a measurement."""
+GPUS_OF_A_NODE = 8
+CPU_FLOPS = 0.11e12
+"""Operations a second of two CPU cores, as in the slowest committed run of the recipe demo on CIFAR-10."""
+
+_LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>[^#]*?))?(?: *# \[(?P<source>[^]]+)\] ?(?P<note>.*))?")
+_HEADER = re.compile(r"# (Source|Run|Hardware|Time|Expected|Measured): +(.*(?:\n#  +.*)*)")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One option of a recipe as it is written: its dotted name, its value in YAML, and where the value comes from.
+
+    Sources: P the paper, R the release, DeiT its published fine-tuning, second-hand what others report, ours the rest.
+    """
+
+    option: str
+    value: str
+    source: str
+    note: str
+
+
+@cache
+def text_of(recipe: str) -> str:
+    """The file of a recipe that comes with the package."""
+    return files("ceit").joinpath("recipes", f"{recipe}.yaml").read_text(encoding="utf-8")
+
+
+def header(recipe: str) -> dict[str, str]:
+    """What a recipe's first lines say: Source, Run, Hardware, Time, Expected and Measured, each as one line."""
+    return {name: re.sub(r"\n# +", " ", text) for name, text in _HEADER.findall(text_of(recipe))}
+
+
+def lines(recipe: str) -> list[Line]:
+    """The options of a recipe, in its order. Raises ValueError for a line that does not say where its value is from."""
+    found, section = [], ""
+    for text in text_of(recipe).splitlines():
+        if text.startswith("#"):
+            continue
+        match = _LINE.fullmatch(text)
+        if match is None or (match["value"] and not match["source"]):
+            raise ValueError(f"recipe {recipe}: the line {text!r} must be 'option: value  # [source] note'")
+        if not match["value"]:
+            section = match["key"]
+            continue
+        name = f"{section}.{match['key']}" if match["indent"] else match["key"]
+        found.append(Line(name, match["value"], match["source"], match["note"]))
+    return found
+
+
+def data_of(recipe: str) -> str:
+    """The data set that a recipe is for."""
+    if recipe.startswith("imagenet_"):
+        return "imagenet"
+    return "cifar10" if recipe == "demo" else recipe.removeprefix("transfer_")
+
+
+def geometry_of(recipe: str) -> CeiTConfig:
+    """The network that a recipe trains on its data."""
+    config, data = recipe_config(recipe), data_of(recipe)
+    if data in SETS:
+        height, width, channels = SETS[data].image_shape
+        own: dict[str, Any] = {"img_size": (height, width), "in_chans": channels}
+        own["num_classes"] = len(SETS[data].class_names)
+    else:
+        own = {"num_classes": PUBLISHED[data].classes}
+    if config.img_size is not None:
+        own["img_size"] = config.img_size
+    return config_of(config.model, **{**config.geometry, **own})
+
+
+def images_shown(recipe: str) -> int:
+    """Images that a recipe trains on in all its epochs, repeats counted, those cut off for validation not."""
+    config, data = recipe_config(recipe), data_of(recipe)
+    images = SETS[data].train_images if data in SETS else PUBLISHED[data].train_images
+    if data in SETS or not PUBLISHED[data].validation_images:
+        images -= round(images * config.validation_percent / 100)
+    return config.epochs_for(images) * images
+
+
+def macs_of(recipe: str) -> int:
+    """MACs of one image forward, without the dead rows where the recipe skips them."""
+    geometry = geometry_of(recipe)
+    cost = complexity(geometry)
+    return cost.live_macs if geometry.skip_dead else cost.macs
+
+
+def training_flops(recipe: str) -> int:
+    """``3 * 2 * MACs * images``: forward and twice as much backward, two operations a MAC. Evaluation is left out."""
+    return 3 * 2 * macs_of(recipe) * images_shown(recipe)
+
+
+def time_estimate(recipe: str) -> str:
+    """The words behind ``Time:`` in a recipe's header."""
+    flops = training_flops(recipe)
+    if geometry_of(recipe).patch_size == 4:
+        return f"estimated {_hours(flops / CPU_FLOPS)} on two CPU cores ({_quantity(flops)})"
+    return f"estimated {_hours(flops / GPU_FLOPS)} on one GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s ({_quantity(flops)})"
+
+
+def overview_table() -> str:
+    """A row for every recipe."""
+    rows = [
+        "| recipe | model | data | epochs | estimated time | expected | measured |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for recipe in sorted(recipe_names(), key=_order):
+        config, head = recipe_config(recipe), header(recipe)
+        epochs = config.epochs or f"{config.samples:,} images"
+        link = f"[`{recipe}`]({page_of(recipe)}#{recipe})"
+        rows.append(
+            f"| {link} | `{config.model}` | {data_of(recipe)} | {epochs} | {_time_column(recipe)} "
+            f"| {head['Expected']} | {head['Measured']} |"
+        )
+    return "\n".join(rows)
+
+
+def section(recipe: str) -> str:
+    """Commands, cost and accuracy of one recipe."""
+    head, data = header(recipe), data_of(recipe)
+    place = data if data in SETS else f"{data}:DIR"
+    words = f"train --recipe {recipe} --data {place} --output runs/{recipe}"
+    start = recipe_config(recipe).initial_checkpoint
+    if start is not None:
+        words += f" \\\n    --initial_checkpoint {start}"
+    node = f"torchrun --nproc-per-node {GPUS_OF_A_NODE}"
+    macs = f"{macs_of(recipe) / 1e9:.3f} G MACs (attention products included)"
+    factors = f"6 x {macs} x {images_shown(recipe) / 1e6:,.1f} M images"
+    return f"""\
+- Cost: {factors} = {_quantity(training_flops(recipe))}, estimated {_time_column(recipe)}
+- Hardware: {head["Hardware"]}
+- Expected: {head["Expected"]}
+- Measured: {head["Measured"]}
+
+```
+# one GPU, or none
+ceit {words}
+# one node of eight GPUs
+{node} -m ceit {words}
+# four such nodes: on each of them, HOST being the first
+{node} --nnodes 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ceit {words}
+```"""
+
+
+def options_table(*recipes: str) -> str:
+    """What recipes set, option by option; where they differ, each with its own value."""
+    by_recipe = {recipe: {line.option: line for line in lines(recipe)} for recipe in recipes}
+    options = list(dict.fromkeys(option for found in by_recipe.values() for option in found))
+    rows = ["| option | value | from | note |", "|---|---|---|---|"]
+    for option in options:
+        groups: dict[Line | None, list[str]] = {}
+        for recipe, found in by_recipe.items():
+            groups.setdefault(found.get(option), []).append(recipe)
+        for line, users in groups.items():
+            if line is not None:
+                who = "" if len(groups) == 1 else f" ({', '.join(users)})"
+                rows.append(f"| `{option}`{who} | `{line.value}` | {line.source} | {line.note} |")
+    return "\n".join(rows)
+
+
+def page_of(recipe: str) -> str:
+    """The page under docs/recipes that tells of a recipe."""
+    if recipe.startswith("imagenet_"):
+        return "imagenet-384.md" if recipe.endswith("_384") else "imagenet.md"
+    return "transfer.md" if recipe.startswith("transfer_") else "from-scratch.md"
+
+
+def resolved(option: str, recipe: str) -> Any:
+    """The value of a dotted option in the resolved recipe, as YAML writes it."""
+    value: Any = recipe_config(recipe).as_dict()
+    for name in option.split("."):
+        value = value[name]
+    return value
+
+
+def written(value: str) -> Any:
+    """A documented value as YAML reads it."""
+    return yaml.safe_load(value)
+
+
+def _order(recipe: str) -> tuple[int, str]:
+    return ("from-scratch.md", "imagenet.md", "imagenet-384.md", "transfer.md").index(page_of(recipe)), recipe
+
+
+def _time_column(recipe: str) -> str:
+    flops = training_flops(recipe)
+    if geometry_of(recipe).patch_size == 4:
+        return f"{_hours(flops / CPU_FLOPS)} on two CPU cores"
+    one, eight = flops / GPU_FLOPS, flops / GPU_FLOPS / GPUS_OF_A_NODE
+    return f"{_hours(one)} on one GPU, {_hours(eight)} on {GPUS_OF_A_NODE}"
+
+
+def _hours(seconds: float) -> str:
+    """Two digits and a unit."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _quantity(flops: float) -> str:
+    size, unit = (1e18, "EFLOP") if flops >= 1e17 else (1e15, "PFLOP")
+    return f"{flops / size:.2g} {unit}" if flops < 100 * size else f"{flops / size:.0f} {unit}"

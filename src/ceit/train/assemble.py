@@ -1,0 +1,274 @@
+"""From options and data to a session: the data at its size, splits, loaders, network, optimizer."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.amp import GradScaler
+
+from ceit.data.augment import Augmentation
+from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
+from ceit.data.loader import Loader, make_loader
+from ceit.data.preprocessing import Preprocessing
+from ceit.data.random_bits import shuffled
+from ceit.inference.device import autocast_dtype
+from ceit.model import CeiT, config_of
+from ceit.train.batch_norm import StatisticsBackup, small_batch_warning
+from ceit.train.config import Mixing, TrainConfig
+from ceit.train.distributed import from_main, shared_gradients
+from ceit.train.objective import Objective, balanced_weights
+from ceit.train.optimizer import make_optimizer, make_schedule
+from ceit.train.session import Session
+from ceit.train.teacher import make_teacher
+from ceit.weights import create_model, save_checkpoint
+
+SMALLEST_SIDE = 16  # pixels; smaller images are enlarged, so that there are tokens to attend to
+EVALUATION_BATCH = 250
+_OVERFIT_ORDER = -2  # no epoch of training has this number, nor has the cut of the validation images
+
+Say = Callable[[str], None]
+Show = Callable[[dict[str, Any]], None]
+
+
+def build(
+    config: TrainConfig, data: str, output: Path, accelerator: Accelerator, say: Say, show: Show
+) -> tuple[Session, ImageDataset]:
+    """Everything a run consists of, at its start, and its data; the session's configuration is what suits the data.
+
+    Raises: ValueError for an unknown model or data set, data that cannot be read, options that do not suit the data or
+    each other, or a checkpoint that does not suit the model.
+    """
+    with accelerator.main_process_first():  # what the first reading leaves in the cache serves the others
+        dataset, config = prepare_data(config, data, say)
+    set_seed(config.seed)
+    model = starting_model(config, dataset, say)
+    dataset = normalised_as(model, dataset)
+    return assemble(config, dataset, model, output, accelerator, say, show), dataset
+
+
+def prepare_data(config: TrainConfig, data: str, say: Say) -> tuple[ImageDataset, TrainConfig]:
+    """The data at the size that the model takes it, and the configuration without what does not suit it."""
+    asked_size = {} if config.img_size is None else {"img_size": config.img_size}
+    config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
+    options = {"in_chans": config.in_chans, "seed": config.seed, "skip_broken": config.skip_broken}
+    if config.classes is not None:
+        options["classes"] = config.classes
+    dataset = load_dataset(data, img_size=_hw(config.img_size), **options)
+    if config.img_size is None and (size := _suitable_size(config, dataset.img_size)) != dataset.img_size:
+        dataset = load_dataset(data, img_size=size, **options)
+    for line in dataset.skipped:
+        say(f"skipped {line}")
+    if config.augmentation.flip and not dataset.mirror_safe:
+        config = replace(config, augmentation=replace(config.augmentation, flip=False))
+        say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
+    return dataset, config if config.overfit_batches is None else _without_variation(config, say)
+
+
+def assemble(
+    config: TrainConfig,
+    dataset: ImageDataset,
+    model: CeiT,
+    output: Path,
+    accelerator: Accelerator,
+    say: Say,
+    show: Show,
+) -> Session:
+    """The session of a network with its initial weights on data at its size."""
+    device = accelerator.device
+    train_split, validation = split(config, dataset)
+    config = _with_batch_that_fits(config, len(train_split), accelerator.num_processes, say)
+    if config.overfit_batches is not None:
+        train_split = validation = _few(train_split, config.overfit_batches * config.global_batch_size, config.seed)
+    train_loader, validation_loader = (
+        None if part is None else _loader(part, config, dataset, accelerator, is_training)
+        for part, is_training in ((train_split, True), (validation, False))
+    )
+    assert train_loader is not None
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    model = model.to(device, dtype).train()
+    if config.batch_norm == "sync" and accelerator.num_processes > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is one itself
+    share = config.global_batch_size // accelerator.num_processes
+    device_batch_size = config.device_batch_size if isinstance(config.device_batch_size, int) else None
+    if warning := small_batch_warning(model, min(share, device_batch_size or share), config.batch_norm):
+        say(warning)
+    ema = (
+        ModelEmaV3(
+            model, config.ema.decay, use_warmup=config.ema.warmup, exclude_buffers=config.ema.batch_norm == "copy"
+        )
+        if config.ema.decay
+        else None
+    )
+    optimizer = make_optimizer(model, config)
+    weights = balanced_weights(train_split.labels, len(dataset.class_names)) if config.class_weights != "none" else None
+    epochs = config.epochs_for(len(train_split))
+
+    def save_best(best: CeiT, training: dict[str, Any]) -> None:
+        if accelerator.is_main_process:
+            options = {"data": dataset.name, "seed": config.seed, "validation_percent": config.validation_percent}
+            save_checkpoint(
+                output / "model.safetensors",
+                best,
+                class_names=dataset.class_names,
+                preprocessing=dataset.preprocessing,
+                training=options | training,
+            )
+
+    def record(line: dict[str, Any]) -> None:
+        if accelerator.is_main_process:
+            with (output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        accelerator.log(_scalars(line), step=line["step"])
+        show(line)
+
+    return Session(
+        config=config,
+        epochs=epochs,
+        class_names=dataset.class_names,
+        accelerator=accelerator,
+        autocast_dtype=_autocast_dtype(config, accelerator),
+        model=model,
+        trained=shared_gradients(model, accelerator),
+        optimizer=optimizer,
+        schedule=make_schedule(optimizer, config, len(train_loader), epochs),
+        scaler=GradScaler(device.type, enabled=config.precision == "fp16"),
+        ema=ema,
+        objective=Objective(
+            config,
+            len(dataset.class_names),
+            None if weights is None else weights.to(device),
+            make_teacher(config.distillation, len(dataset.class_names), dataset.preprocessing, device),
+        ),
+        backup=StatisticsBackup(model),
+        device_batch_size=device_batch_size,
+        train_loader=train_loader,
+        validation_loader=validation_loader,
+        checkpoints=output / "checkpoints",
+        save_best=save_best,
+        record=record,
+        say=say,
+        show=show,
+    )
+
+
+def starting_model(config: TrainConfig, dataset: ImageDataset, say: Say) -> CeiT:
+    """The network with its initial weights: new ones, or a checkpoint's with a new head where the classes differ."""
+    height, width = dataset.img_size
+    geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
+    if config.initial_checkpoint is None:
+        return CeiT(config_of(config.model, **{**config.geometry, **geometry}))
+    model = create_model(config.model, checkpoint=config.initial_checkpoint, **geometry, **config.geometry)
+    if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
+        model.reset_classifier(len(dataset.class_names))
+    say(f"starting from the weights of {config.initial_checkpoint}, at {height} x {width} pixels")
+    return model
+
+
+def normalised_as(model: CeiT, dataset: ImageDataset) -> ImageDataset:
+    """The data normalised as the model's images were, if it was trained before: what it has learnt expects that."""
+    if model.preprocessing is None:
+        return dataset
+    known = Preprocessing.from_dict(model.preprocessing)
+    return replace(dataset, mean=known.mean, std=known.std) if len(known.mean) == dataset.in_chans else dataset
+
+
+def split(config: TrainConfig, dataset: ImageDataset) -> tuple[Split, Split | None]:
+    """Training and validation images: the data set's own validation split, else one cut from the training images."""
+    if dataset.validation is not None:
+        return dataset.train, dataset.validation
+    if config.validation_percent == 0:
+        return dataset.train, None
+    return cut_validation(dataset.train, float(config.validation_percent), config.seed)
+
+
+def evaluation_loader(part: Split, config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator) -> Loader:
+    """Images as prediction sees them, this process's share of them."""
+    return _loader(part, config, dataset, accelerator, is_training=False)
+
+
+def _loader(
+    part: Split, config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator, is_training: bool
+) -> Loader:
+    varied = is_training and config.overfit_batches is None
+    return make_loader(
+        part,
+        batch_size=config.global_batch_size if is_training else EVALUATION_BATCH,
+        img_size=dataset.img_size,
+        preprocessing=dataset.preprocessing,
+        augmentation=config.augmentation if varied else None,
+        seed=config.seed,
+        shuffle=varied,
+        sampling=config.sampling if varied else "shuffle",
+        shard_window=config.shard_window if varied else 0,
+        drop_last=is_training,
+        workers=config.workers,
+        shard=(accelerator.process_index, accelerator.num_processes),
+        limit_batches=config.limit_batches,
+    )
+
+
+def _autocast_dtype(config: TrainConfig, accelerator: Accelerator) -> torch.dtype | None:
+    if config.precision == "float64":
+        return None
+    return from_main(autocast_dtype(config.precision, accelerator.device), accelerator)
+
+
+def _with_batch_that_fits(config: TrainConfig, images: int, processes: int, say: Say) -> TrainConfig:
+    """A few steps an epoch even for a handful of images; even shares, for Mixup."""
+    if images >= config.global_batch_size:
+        return config
+    unit = 2 * processes
+    batch_size = max(unit, images // 4 // unit * unit)
+    say(f"{images} training images: global_batch_size is {batch_size}, not {config.global_batch_size}")
+    return replace(config, global_batch_size=batch_size)
+
+
+def _few(part: Split, images: int, seed: int) -> Split:
+    chosen = shuffled(len(part), seed, _OVERFIT_ORDER)[:images]
+    return part.subset(torch.from_numpy(chosen.astype("int64")))
+
+
+def _without_variation(config: TrainConfig, say: Say) -> TrainConfig:
+    say(
+        f"overfitting {config.overfit_batches} batches: no augmentation, mixing, drop path or label smoothing, "
+        "and validation on the same images"
+    )
+    return replace(
+        config,
+        augmentation=Augmentation(flip=False),
+        mixing=Mixing(),
+        label_smoothing=0.0,
+        geometry=config.geometry | {"drop_path_rate": 0.0},
+    )
+
+
+def _suitable_size(config: TrainConfig, native: tuple[int, int]) -> tuple[int, int]:
+    """The data's size, at least ``SMALLEST_SIDE`` and at most twice the model's own, as a multiple of its patch."""
+    model = config_of(config.model, **config.geometry)
+    height, width = (
+        math.ceil(min(max(SMALLEST_SIDE, side), 2 * own) / model.patch_size) * model.patch_size
+        for side, own in zip(native, model.image_hw, strict=True)
+    )
+    return height, width
+
+
+def _hw(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _scalars(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in line.items():
+        if isinstance(value, dict):
+            flat |= _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key != "step":
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,96 @@
+"""What the processes of one run agree on."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+
+from ceit.inference.device import default_device
+from ceit.train.config import TrainConfig
+
+_Value = TypeVar("_Value")
+
+
+def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
+    """The process's place among all of them, and its device.
+
+    Raises: ValueError for what the device cannot do, or a batch that the processes cannot share.
+    """
+    # BatchNorm statistics are averaged before they are used, see batch_norm; skip_dead leaves parameters unused
+    ddp = DistributedDataParallelKwargs(
+        broadcast_buffers=False, find_unused_parameters=bool(config.geometry.get("skip_dead", False))
+    )
+    # without being told, accelerate takes several processes on a machine without a GPU for single ones
+    accelerator = Accelerator(cpu=default_device().type == "cpu", kwargs_handlers=[ddp], **options)
+    processes, kind = accelerator.num_processes, accelerator.device.type
+    if config.global_batch_size % processes:
+        raise ValueError(
+            f"global_batch_size {config.global_batch_size} must be a multiple of the {processes} processes"
+        )
+    if config.mixing.on and config.global_batch_size // processes % 2:
+        share = config.global_batch_size // processes
+        raise ValueError(f"each process's share of {share} images must be even to be mixed: change global_batch_size")
+    if config.batch_norm == "sync" and kind == "cpu":
+        raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
+    if config.distributed == "fsdp" and kind == "cpu":
+        raise ValueError("distributed fsdp needs GPUs, on the CPU accelerate would pass over it: set it to ddp")
+    return accelerator
+
+
+def shared_gradients(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The network as its processes train it together: gradients are averaged, BatchNorm statistics stay each one's."""
+    if accelerator.num_processes > 1:
+        # a depth-wise weight (E, 1, k, k) is laid out alike in both formats but for the stride of its one channel
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    with warnings.catch_warnings():
+        # torch has renamed the option that keeps the statistics apart, and torch 2.10 has only the old name
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return accelerator.prepare_model(model)
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Says in a sentence that another process of the run is gone, where the backend only lost a connection.
+
+    Raises: ValueError then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if accelerator.num_processes == 1 or not lost:
+            raise
+        raise ValueError(
+            f"process {accelerator.process_index} has lost another process of this run, whose own message says why; "
+            "the last checkpoint is intact"
+        ) from error
+
+
+def total_of(values: list[float], accelerator: Accelerator) -> list[float]:
+    """The sum of each value over all processes."""
+    if accelerator.num_processes == 1:
+        return values
+    # gloo and NCCL both sum float64, but not every accelerator has it
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    totals = torch.tensor(values, dtype=dtype, device=accelerator.device)
+    torch.distributed.all_reduce(totals)
+    return totals.tolist()
+
+
+def from_main(value: _Value, accelerator: Accelerator) -> _Value:
+    """The main process's value, in every process."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def from_all(value: _Value, accelerator: Accelerator) -> list[_Value]:
+    """Every process's value, in every process."""
+    if accelerator.num_processes == 1:
+        return [value]
+    return gather_object([value])

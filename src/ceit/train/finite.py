@@ -1,0 +1,43 @@
+"""Where a loss or a gradient that is not finite comes from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def source_in_forward(model: nn.Module, images_bchw: Tensor, autocast: Any) -> str:
+    """The first place in a forward pass that is not finite: a parameter, the images, or a module's output.
+
+    Runs the network once more, in the mode that it is in; its BatchNorm statistics move.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"parameter {name}"
+    if not images_bchw.isfinite().all():
+        return "the images"
+    found: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.no_grad(), autocast:
+            model(images_bchw)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"module {found[0]}" if found else "the loss"
+
+
+def source_in_backward(model: nn.Module) -> str:
+    """The parameter whose gradient the backward pass, from the logits down, first spoilt."""
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"gradient of {name}"
+    return "the norm of the gradient"

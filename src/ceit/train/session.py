@@ -1,0 +1,83 @@
+"""What one run consists of."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from ceit.data.loader import Loader
+from ceit.model.ceit import CeiT
+from ceit.train.batch_norm import StatisticsBackup, average_over_processes, freeze_statistics
+from ceit.train.checkpoint import Parts, Progress
+from ceit.train.config import TrainConfig
+from ceit.train.objective import Objective
+
+
+@dataclass
+class Session:
+    """One run, put together by ``run.train`` and taken through its epochs by ``loop.fit``."""
+
+    config: TrainConfig
+    epochs: int
+    class_names: tuple[str, ...]
+    accelerator: Accelerator
+    autocast_dtype: torch.dtype | None
+    model: CeiT
+    trained: nn.Module  # the model as accelerate wraps it
+    optimizer: Optimizer
+    schedule: Scheduler
+    scaler: GradScaler
+    ema: ModelEmaV3 | None
+    objective: Objective
+    backup: StatisticsBackup
+    device_batch_size: int | None
+    train_loader: Loader
+    validation_loader: Loader | None
+    checkpoints: Path
+    save_best: Callable[[CeiT, dict[str, Any]], None]
+    record: Callable[[dict[str, Any]], None]  # one line of metrics.jsonl
+    say: Callable[[str], None]
+    show: Callable[[dict[str, Any]], None]  # the progress bar
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * len(self.train_loader)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and images."""
+        return torch.float64 if self.config.precision == "float64" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The number format of forward passes."""
+        dtype = self.autocast_dtype
+        return torch.autocast(self.accelerator.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def parts(self) -> Parts:
+        """What a checkpoint holds."""
+        return Parts(self.model, None if self.ema is None else self.ema.module, self.optimizer, self.scaler)
+
+    def candidates(self) -> dict[str, CeiT]:
+        """The networks that can be kept: raw weights, and their average."""
+        return {"raw": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
+
+    def start_training(self) -> None:
+        """Training mode, with BatchNorm as the options say."""
+        self.trained.train()
+        if self.config.batch_norm == "frozen":
+            freeze_statistics(self.trained)
+
+    def settle_statistics(self) -> None:
+        """One set of BatchNorm statistics over all processes, as evaluating and saving need it."""
+        for network in self.candidates().values():
+            average_over_processes(network, self.accelerator)

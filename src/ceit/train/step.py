@@ -1,0 +1,111 @@
+"""One optimizer step: images to a loss, gradients, and new weights, or to a step that is skipped.
+
+Letters: ``B`` batch, ``C`` channels, ``H W`` pixels.
+"""
+
+import math
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from ceit.train.distributed import from_all, total_of
+from ceit.train.finite import source_in_backward, source_in_forward
+from ceit.train.objective import Targets, seed_of
+from ceit.train.session import Session
+
+
+class StepResult(NamedTuple):
+    """What a step gave, over all processes: the mean loss, images recognised (0 if mixed) and seen.
+
+    ``skipped`` names what was not finite, None if the weights have moved; ``counts`` says whether that is a fault of
+    the run: an overflow that a smaller loss scale cures is not. ``stop`` counts the processes' SIGINTs and SIGTERMs.
+    """
+
+    loss: float
+    right: int
+    images: int
+    skipped: str | None
+    counts: bool
+
+
+def train_step(
+    session: Session, images_bchw: Tensor, labels_b: Tensor, step: int, learning_rate: float | None = None
+) -> StepResult:
+    """One optimizer step on this process's share of a batch, at the schedule's rate unless another is given.
+
+    Every random number in it (drop path, mixing) is a function of (seed, step, process). If the loss or the gradient is
+    not finite, nothing moves: no weight, average, optimizer state or BatchNorm statistic.
+    """
+    config, device = session.config, session.accelerator.device
+    process = session.accelerator.process_index
+    torch.manual_seed(seed_of(config.seed, step, process))
+    session.schedule.step_update(step)
+    if learning_rate is not None:
+        for group in session.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+    session.backup.take()
+    images_bchw = images_bchw.to(device, session.dtype, non_blocking=True)
+    labels_b = labels_b.to(device, non_blocking=True)
+    with session.autocast():
+        images_bchw, targets = session.objective.prepare(images_bchw, labels_b, step, process)
+    local_loss, right = _gradients(session, images_bchw, targets)
+    norm = _gradient_norm(session)
+    share = len(labels_b)
+    loss_sum, all_right, images = total_of([local_loss * share, right, share], session.accelerator)
+    skipped, scale = None, session.scaler.get_scale()
+    finite = math.isfinite(loss_sum)
+    if finite and math.isfinite(norm):
+        session.scaler.step(session.optimizer)
+        if session.ema is not None:
+            session.ema.update(session.model, step=step + 1)
+    else:
+        skipped = _source(session, images_bchw, math.isfinite(local_loss))
+        session.backup.restore()
+    session.scaler.update()
+    session.optimizer.zero_grad(set_to_none=True)
+    counts = skipped is not None and (not finite or scale <= 1)
+    return StepResult(loss_sum / images, int(all_right), int(images), skipped, counts)
+
+
+def _gradients(session: Session, images_bchw: Tensor, targets: Targets) -> tuple[float, int]:
+    """Gradients of the mean loss over the batch, part by part if it does not fit; the loss, and images recognised."""
+    share = len(images_bchw)
+    size = session.device_batch_size or share
+    loss_sum, right = 0.0, 0
+    for start in range(0, share, size):
+        part = slice(start, start + size)
+        is_last = start + size >= share
+        with nullcontext() if is_last else session.accelerator.no_sync(session.trained):
+            with session.autocast():
+                logits = session.trained(images_bchw[part])
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            loss = session.objective.loss(logits, targets.part(part))
+            images = len(logits)
+            session.scaler.scale(loss * (images / share) if images < share else loss).backward()
+        loss_sum += loss.item() * images
+        if targets.labels.dim() == 1:
+            right += int((logits.detach().argmax(1) == targets.labels[part]).sum())
+    return loss_sum / share, right
+
+
+def _gradient_norm(session: Session) -> float:
+    """The norm of the whole gradient, of before it is clipped."""
+    session.scaler.unscale_(session.optimizer)
+    parameters = [parameter for parameter in session.trained.parameters() if parameter.grad is not None]
+    if session.config.clip_norm > 0:
+        return float(clip_grad_norm_(parameters, session.config.clip_norm))
+    return float(get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
+
+
+def _source(session: Session, images_bchw: Tensor, loss_is_finite: bool) -> str:
+    """What was not finite, found by the first process that met it."""
+    process = session.accelerator.process_index
+    if loss_is_finite:
+        found = source_in_backward(session.model)
+    else:
+        found = source_in_forward(session.model, images_bchw, session.autocast())
+    own = (loss_is_finite, process, found)  # a loss comes before the gradients that it spoils everywhere
+    return min(from_all(own, session.accelerator))[2]

@@ -1,0 +1,86 @@
+"""Knowledge distillation: what a trained classifier says of the images that the network is trained on.
+
+Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015), for ``soft``; Touvron et al.,
+DeiT (ICML 2021), for ``hard``.
+"""
+
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from ceit.data.preprocessing import Preprocessing
+from ceit.model import CeiT
+from ceit.model.names import unknown
+from ceit.train.config import Distillation
+from ceit.weights import load_checkpoint
+
+
+class Teacher:
+    """A frozen classifier that takes the student's images, each brought to its own normalisation and size."""
+
+    def __init__(self, network: nn.Module, own: Preprocessing, size: tuple[int, int], student: Preprocessing) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.size = size
+        ours = [torch.tensor(values).view(1, -1, 1, 1) for values in (student.mean, student.std)]
+        theirs = [torch.tensor(values).view(1, -1, 1, 1) for values in (own.mean, own.std)]
+        self.factor = ours[1] / theirs[1]
+        self.offset = (ours[0] - theirs[0]) / theirs[1]
+
+    def __call__(self, images_bchw: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of the student's normalised images ``(B, C, H, W)``."""
+        images_bchw = images_bchw * self.factor.to(images_bchw) + self.offset.to(images_bchw)
+        if images_bchw.shape[2:] != self.size:
+            images_bchw = F.interpolate(images_bchw, self.size, mode="bilinear", antialias=True)
+        with torch.no_grad():
+            return self.network(images_bchw)
+
+
+def make_teacher(config: Distillation, classes: int, student: Preprocessing, device: torch.device) -> Teacher | None:
+    """The teacher that the options name, None where they name none.
+
+    Raises: ValueError for a name that timm does not have, a file that is no checkpoint of it, or other classes.
+    """
+    if config.teacher is None:
+        return None
+    if not timm.is_model(config.teacher):
+        raise ValueError(unknown("teacher", config.teacher, timm.list_models()))
+    if config.checkpoint is not None and config.teacher.startswith(("ceit_", "deit_")):
+        network: nn.Module = load_checkpoint(Path(config.checkpoint), model_name=config.teacher)
+    else:
+        network = _network_of_timm(config, classes)
+    told = network.num_classes
+    if told != classes:
+        raise ValueError(f"teacher {config.teacher} tells {told} classes apart, the data has {classes}: name another")
+    if isinstance(network, CeiT) and network.preprocessing is not None:
+        own, size = Preprocessing.from_dict(network.preprocessing), network.config.image_hw
+    else:
+        found = resolve_model_data_config(network)
+        own, size = Preprocessing(found["mean"], found["std"]), tuple(found["input_size"][1:])
+    if len(own.mean) != len(student.mean):
+        raise ValueError(f"teacher {config.teacher} takes {len(own.mean)} channels, the data has {len(student.mean)}")
+    return Teacher(network.to(device), own, size, student)
+
+
+def _network_of_timm(config: Distillation, classes: int) -> nn.Module:
+    """With a checkpoint the head has the data's classes; timm's pre-trained weights keep their own."""
+    assert config.teacher is not None
+    try:
+        if config.checkpoint is None:
+            return timm.create_model(config.teacher, pretrained=True)
+        return timm.create_model(config.teacher, num_classes=classes, checkpoint_path=config.checkpoint)
+    except (RuntimeError, OSError, KeyError) as error:
+        source = config.checkpoint or "timm's pre-trained weights"
+        raise ValueError(f"teacher {config.teacher} cannot be loaded from {source}: {error}") from error
+
+
+def distillation_loss(logits_bk: Tensor, teacher_bk: Tensor, config: Distillation) -> Tensor:
+    """``CE(z, argmax z_t)`` if hard, ``T^2 KL(softmax(z_t / T) || softmax(z / T))`` if soft, as a mean over images."""
+    if config.kind == "hard":
+        return F.cross_entropy(logits_bk, teacher_bk.argmax(1))
+    temperature = config.temperature
+    ours, theirs = (F.log_softmax(z / temperature, dim=1) for z in (logits_bk, teacher_bk.float()))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2

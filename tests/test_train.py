@@ -1,0 +1,63 @@
+"""``ceit train`` as it is typed: switches, what is printed, and wrong usage."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ceit_cli
+from ceit.train.config import TrainConfig
+
+SMALL = ["--geometry", '{"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}']
+
+
+def test_a_fast_dev_run_does_everything_in_two_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "--recipe", "demo", "--data", "digits", "--output", str(run), *SMALL, "--fast-dev-run"]
+    assert ceit_cli.main(arguments) == 0
+    events = [json.loads(line)["event"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert events == ["step", "step", "epoch", "test"]
+    assert (run / "model.safetensors").is_file()
+    assert "kept: raw weights of epoch 1" in capsys.readouterr().out
+
+
+def test_the_printed_configuration_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--recipe", "demo", "--lr-base-size", "512", "--epochs", "7"]
+    assert ceit_cli.main(["train", *given, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "# learning rate after the warm-up: 0.003 * 256 / 512 = 0.0015" in printed
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed, encoding="utf-8")
+    assert yaml.safe_load(printed)["epochs"] == 7
+    assert ceit_cli.main(["train", "--recipe", str(path), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_the_printed_schema_knows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ceit_cli.main(["train", "--print-schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(TrainConfig().as_dict())
+
+
+def test_the_range_test_prints_a_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--recipe", "demo", "--data", "digits", "--output", str(tmp_path / "range"), *SMALL]
+    assert ceit_cli.main([*arguments, "--lr-range-test"]) == 0
+    assert "suggested peak_lr: " in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "range" / "lr_range_test.json").read_text(encoding="utf-8"))["rates"]) > 10
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--recipe", "demo", "--output", "x"], "--data is missing"),
+        (["--data", "digits", "--output", "x", "--peak_lrr", "1"], "did you mean 'peak_lr'"),
+        (
+            ["--data", "digits", "--output", "x", "--precision", "bf17"],
+            "--precision bf17 must be one of auto, bf16, fp16, float32, float64",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ceit_cli.main(["train", *words]) == 2
+    assert sentence in capsys.readouterr().err

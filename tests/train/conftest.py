@@ -1,0 +1,41 @@
+"""Sessions of a network small enough for a test, on the digits that ship with the package."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ceit.data.augment import Augmentation
+from ceit.train.assemble import build
+from ceit.train.config import TrainConfig
+from ceit.train.distributed import make_accelerator
+from ceit.train.session import Session
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}
+
+MakeSession = Callable[..., Session]
+
+
+@pytest.fixture
+def make_session(tmp_path: Path) -> MakeSession:
+    """A session that has not begun; ``said`` collects its messages."""
+
+    def make(said: list[str] | None = None, geometry: dict[str, Any] | None = None, **options: Any) -> Session:
+        defaults: dict[str, Any] = {
+            "model": "ceit_pico_patch4_32",
+            "geometry": TINY | (geometry or {}),
+            "epochs": 1,
+            "global_batch_size": 32,
+            "peak_lr": 1e-2,
+            "warmup_epochs": 0.0,
+            "precision": "float32",
+            "augmentation": Augmentation(flip=False),
+        }
+        config = TrainConfig(**{**defaults, **options})
+        messages = [] if said is None else said
+        session, _ = build(config, "digits", tmp_path, make_accelerator(config), messages.append, lambda state: None)
+        session.start_training()
+        return session
+
+    return make

@@ -1,0 +1,201 @@
+"""What the options of a run do to it, seen from its directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tests.train.conftest import TINY, MakeSession
+
+import ceit
+from ceit.data.augment import Augmentation
+from ceit.data.preprocessing import Preprocessing
+from ceit.train.config import Mixing, TrainConfig, WeightAverage
+from ceit.train.loop import learning_rate
+from ceit.train.run import train
+
+
+def config(**options: Any) -> TrainConfig:
+    defaults: dict[str, Any] = {
+        "model": "ceit_pico_patch4_32",
+        "geometry": TINY,
+        "epochs": 2,
+        "global_batch_size": 64,
+        "peak_lr": 1e-2,
+        "precision": "float32",
+        "augmentation": Augmentation(flip=False),
+        "log_every_steps": 1,
+        "limit_batches": 4,
+    }
+    return TrainConfig(**{**defaults, **options})
+
+
+def lines(run: Path, event: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in found if line["event"] == event]
+
+
+def test_a_run_stops_when_validation_no_longer_improves_and_resuming_does_not_go_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    # a learning rate at which nothing changes: the first epoch stays the best
+    still = config(epochs=50, peak_lr=1e-12, warmup_lr=0.0, final_lr=0.0, early_stopping_epochs=3, batch_norm="frozen")
+    result = train(still, "digits", tmp_path / "run", say=said.append)
+    assert len(lines(tmp_path / "run", "epoch")) == result.best["epoch"] + 3 < 20
+    assert any("3 epochs without a better validation accuracy" in line for line in said)
+    again = train(still, "digits", tmp_path / "run", resume="auto")
+    assert again.test == result.test
+    assert len(lines(tmp_path / "run", "epoch")) == result.best["epoch"] + 3
+
+
+def test_the_last_weights_are_kept_without_a_validation_split(tmp_path: Path) -> None:
+    result = train(config(select="last", validation_percent=0.0), "digits", tmp_path / "run")
+    assert result.best == {"epoch": 2, "weights": "raw", "validation_top1_percent": None}
+    assert [line["validation"] for line in lines(tmp_path / "run", "epoch")] == [{"raw": None, "ema": None}] * 2
+    last = load_file(tmp_path / "run" / "checkpoints" / "step_00000008.safetensors")
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(kept[key], last[f"model.{key}"]) for key in kept)
+
+
+def test_checkpoints_within_an_epoch_and_how_many_stay(tmp_path: Path) -> None:
+    train(config(epochs=1, limit_batches=7, checkpoint_every_steps=2, keep_checkpoints=3), "digits", tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [f"step_{step:08d}.safetensors" for step in (4, 6, 7)]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config(epochs=1), "digits", run)
+    rests = [run / ".model.safetensors.17.tmp", run / "checkpoints" / ".step_00000004.safetensors.17.tmp"]
+    for rest in rests:
+        rest.write_bytes(b"half")
+    train(config(epochs=1), "digits", run, resume="auto")
+    assert not any(rest.exists() for rest in rests)
+
+
+def test_a_few_batches_can_be_learnt_by_heart(tmp_path: Path) -> None:
+    said: list[str] = []
+    options: dict[str, Any] = {
+        "overfit_batches": 1,
+        "epochs": 60,
+        "limit_batches": None,
+        "mixing": Mixing(mixup_alpha=0.8),
+        "augmentation": Augmentation(translate=3),
+        "geometry": TINY | {"drop_path_rate": 0.5},
+    }
+    train(config(**options), "digits", tmp_path / "run", say=said.append)
+    assert any("overfitting 1 batches: no augmentation" in line for line in said)
+    last = lines(tmp_path / "run", "epoch")[-1]
+    assert last["train_top1_percent"] > 95
+    assert last["validation"]["raw"]["top1_percent"] > 95  # of the same images
+    assert last["step"] == 60
+
+
+def test_the_learning_rate_follows_the_batch_and_the_depth(make_session: MakeSession) -> None:
+    session = make_session(peak_lr=5e-4, lr_base_size=512, global_batch_size=1024, layer_decay=0.5)
+    assert session.config.scaled_lr == pytest.approx(1e-3)
+    session.schedule.step_update(0)
+    assert learning_rate(session) == pytest.approx(1e-3)
+    rates = {}
+    names = {id(parameter): name for name, parameter in session.model.named_parameters()}
+    for group in session.optimizer.param_groups:
+        for parameter in group["params"]:
+            rates[names[id(parameter)]] = group["lr"]
+    assert rates["head.weight"] == pytest.approx(1e-3)
+    below = rates["blocks.1.attn.qkv.weight"] / rates["head.weight"]
+    assert rates["blocks.0.attn.qkv.weight"] / rates["blocks.1.attn.qkv.weight"] == pytest.approx(0.5)
+    assert rates["patch_embed.conv.weight"] / rates["blocks.0.attn.qkv.weight"] == pytest.approx(0.5)
+    assert below <= 1
+
+
+def test_two_deterministic_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"deterministic": True, "mixing": Mixing(mixup_alpha=0.8), "ema": WeightAverage(0.9)}
+    weights = []
+    for name in ("a", "b"):
+        train(config(**options), "digits", tmp_path / name)
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_small_batch_for_batch_norm_is_warned_of_with_its_number(tmp_path: Path) -> None:
+    for options, warned in (
+        ({"global_batch_size": 8}, True),
+        ({"device_batch_size": 15}, True),
+        ({"device_batch_size": 16}, False),
+        ({"global_batch_size": 8, "batch_norm": "frozen"}, False),
+    ):
+        said: list[str] = []
+        train(
+            config(epochs=1, limit_batches=1, **options),
+            "digits",
+            tmp_path / str(len(list(tmp_path.iterdir()))),
+            say=said.append,
+        )
+        number = options.get("device_batch_size", options.get("global_batch_size"))
+        assert any(line.startswith(f"BatchNorm sees {number} images") for line in said) == warned
+
+
+def test_imbalance_can_be_weighed_or_sampled_away(make_session: MakeSession) -> None:
+    weighed = make_session(class_weights="balanced")
+    labels = torch.cat([labels for _, labels in make_session(global_batch_size=2).train_loader.epoch(0)])
+    assert weighed.objective.weights_k is not None
+    totals = torch.bincount(labels, weighed.objective.weights_k[labels].double())
+    assert totals.tolist() == pytest.approx([len(labels) / 10] * 10, rel=0.02)  # the last image may be left out
+    sampled = make_session(sampling="balanced", seed=1)
+    counts = torch.bincount(torch.cat([labels for _, labels in sampled.train_loader.epoch(0)]))
+    assert sampled.objective.weights_k is None
+    assert counts.max() - counts.min() <= 2  # an epoch ends before its last round does
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """A run on six classes at 16 px."""
+    chosen = config(classes=tuple("012345"), limit_batches=None, epochs=3, ema=WeightAverage())
+    train(chosen, "digits", tmp_path / "six")
+    return tmp_path / "six"
+
+
+def test_fine_tuning_to_other_classes_and_another_size(pretrained: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    options: dict[str, Any] = {
+        "classes": tuple("6789"),
+        "img_size": 24,
+        "initial_checkpoint": str(pretrained),
+        "geometry": TINY | {"drop_path_rate": 0.1},
+        "epochs": 1,
+    }
+    result = train(config(**options), "digits", tmp_path / "four", say=said.append)
+    assert any(line.startswith(f"starting from the weights of {pretrained}, at 24 x 24 pixels") for line in said)
+    assert result.dataset.class_names == tuple("6789")
+    assert result.model.config.image_hw == (24, 24)
+    assert result.model.config.drop_path_rate == 0.1
+    resolved = yaml.safe_load((tmp_path / "four" / "config.yaml").read_text(encoding="utf-8"))
+    assert resolved["initial_checkpoint"] == str(pretrained)
+    before, after = (
+        json.loads((run / "model.json").read_text(encoding="utf-8")) for run in (pretrained, tmp_path / "four")
+    )
+    assert before["preprocessing"] == after["preprocessing"]  # what the weights have learnt to expect
+
+
+def test_fine_tuning_starts_from_the_weights_and_keeps_a_head_only_for_the_same_classes(
+    pretrained: Path, make_session: MakeSession
+) -> None:
+    stored = load_file(pretrained / "model.safetensors")
+    same = make_session(initial_checkpoint=str(pretrained), classes=tuple("012345"))
+    assert all(torch.equal(value, stored[key]) for key, value in same.model.state_dict().items())
+    other = make_session(initial_checkpoint=str(pretrained), classes=tuple("456789"))
+    differ = {key for key, value in other.model.state_dict().items() if not torch.equal(value, stored[key])}
+    assert "head.weight" in differ <= {"head.weight", "head.bias"}
+    assert other.model.training
+
+
+def test_a_checkpoint_of_another_geometry_is_refused(tmp_path: Path, make_session: MakeSession) -> None:
+    path = tmp_path / "wide.safetensors"
+    ceit.save_checkpoint(
+        path, ceit.create_model("ceit_pico_patch4_32"), preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3)
+    )
+    with pytest.raises(ValueError, match="embed_dim"):
+        make_session(initial_checkpoint=str(path))

@@ -1,0 +1,155 @@
+"""Runs in two processes (gloo on the CPU), started as users start them, against the same run in one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ceit.train.config import TrainConfig
+from ceit.train.distributed import make_accelerator
+
+GEOMETRY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}
+OPTIONS = {
+    "data": "digits",
+    "model": "ceit_pico_patch4_32",
+    "geometry": json.dumps(GEOMETRY),
+    "global_batch_size": "128",
+    "peak_lr": "1e-2",
+    "log_every_steps": "1",
+    "workers": "0",
+}
+START = "import sys, ceit_cli; sys.exit(ceit_cli.main(sys.argv[1:]))"
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+
+
+def start(tmp_path: Path, output: Path, processes: int, script: str = START, **options: str) -> subprocess.Popen[str]:
+    program = tmp_path / "start.py"
+    program.write_text(script, encoding="utf-8")
+    launcher = [sys.executable] if processes == 1 else TWO_PROCESSES
+    given = [word for key, value in (OPTIONS | options).items() for word in (f"--{key}", value)]
+    command = [*launcher, str(program), "train", *given, "--output", str(output)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(tmp_path: Path, output: Path, processes: int, script: str = START, **options: str) -> str:
+    process = start(tmp_path, output, processes, script, **options)
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    return messages
+
+
+def lines(output: Path, event: str) -> list[dict[str, Any]]:
+    found = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in found if line["event"] == event]
+
+
+def test_two_processes_of_64_images_are_one_of_128(tmp_path: Path) -> None:
+    options = {"precision": "float64", "batch_norm": "frozen", "epochs": "5"}
+    for processes in (1, 2):
+        run(tmp_path, tmp_path / str(processes), processes, **options)
+    one, two = ([line["loss"] for line in lines(tmp_path / str(number), "step")] for number in (1, 2))
+    assert len(one) == 50
+    assert one[-1] < one[0] - 0.1  # it has learnt something, so that there is something to differ in
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-9
+    assert [line["top1_percent"] for line in lines(tmp_path / "1", "test")] == [
+        line["top1_percent"] for line in lines(tmp_path / "2", "test")
+    ]
+    ours, theirs = (load_file(tmp_path / str(number) / "model.safetensors") for number in (1, 2))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+# Both processes write down the statistics that they evaluate with.
+WITNESS = """
+import os, sys, torch, ceit_cli
+from ceit.train import loop
+validate = loop.validate
+def witness(session, model):
+    kind = "raw" if model is session.model else "ema"
+    rank, epoch = session.accelerator.process_index, session.progress.epoch
+    statistics = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    torch.save(statistics, f"{session.checkpoints.parent}.{kind}.{epoch}.{rank}")
+    return validate(session, model)
+loop.validate = witness
+sys.exit(ceit_cli.main(sys.argv[1:]))
+"""
+
+
+def test_batch_norm_statistics_are_one_before_evaluation_and_saving(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    options = {"epochs": "2", "ema.decay": "0.9", "select": "last", "precision": "float32"}
+    run(tmp_path, output, 2, WITNESS, **options)
+    for kind in ("raw", "ema"):
+        for epoch in (0, 1):
+            first, second = (torch.load(f"{output}.{kind}.{epoch}.{rank}") for rank in (0, 1))
+            assert len(first) == 2 * 7  # mean and variance: stem, and three a LeFF in two blocks
+            assert all(torch.equal(first[name], second[name]) for name in first)
+    kept = lines(output, "epoch")[-1]
+    saved = load_file(output / "model.safetensors")
+    kind = json.loads((output / "model.json").read_text(encoding="utf-8"))["training"]["weights"]
+    last = torch.load(f"{output}.{kind}.1.0")
+    assert all(torch.equal(last[name], saved[name]) for name in last)
+    assert kept["step"] == 20
+
+
+FAILING = """
+import os, sys, ceit_cli
+from ceit.train import loop
+step = loop.train_step
+def failing(session, images, labels, number):
+    if number == 5 and session.accelerator.process_index == 1:
+        raise ValueError("the second process has met its end")
+    return step(session, images, labels, number)
+loop.train_step = failing
+sys.exit(ceit_cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_failing_process_ends_all_with_its_message(tmp_path: Path) -> None:
+    process = start(tmp_path, tmp_path / "run", 2, FAILING, epochs="2")
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "error: the second process has met its end" in messages
+    assert "unexpected" not in messages
+
+
+def test_a_terminated_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = start(tmp_path, output, 2, epochs="3", checkpoint_every_steps="4")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch   1"):
+            break
+    process.terminate()
+    _, rest = process.communicate(timeout=120)
+    assert "SIGTERM: saved step_" in rest
+    assert process.returncode != 0
+    messages = run(tmp_path, output, 1, epochs="3", checkpoint_every_steps="4", resume="auto")
+    assert "the run had 2 processes, now 1: the images of each step stay the same" in messages
+    assert [line["step"] for line in lines(output, "step")] == list(range(1, 31))
+    assert lines(output, "test")[0]["images"] == 360
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_norm": "sync"}, "batch_norm sync needs GPUs"),
+        ({"distributed": "fsdp"}, "distributed fsdp needs GPUs"),
+    ],
+)
+def test_what_the_cpu_cannot_do_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_accelerator(TrainConfig(**options))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    process = start(tmp_path, tmp_path / "run", 2, global_batch_size="127")
+    _, messages = process.communicate(timeout=120)
+    assert "global_batch_size 127 must be a multiple of the 2 processes" in messages
+    assert process.returncode != 0

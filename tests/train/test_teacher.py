@@ -1,0 +1,77 @@
+"""Distillation: teachers of timm's and of this project, and what they are shown."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from tests.train.conftest import MakeSession
+
+import ceit
+from ceit.data.preprocessing import Preprocessing
+from ceit.train.config import Distillation
+from ceit.train.step import train_step
+from ceit.train.teacher import Teacher, make_teacher
+
+CPU = torch.device("cpu")
+RGB = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+
+
+class Means(torch.nn.Module):
+    """Logits are the channels' means: they tell what the teacher sees."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[2:] == (8, 8)
+        return images.mean((2, 3))
+
+
+def test_a_teacher_sees_the_images_normalised_and_sized_as_its_own() -> None:
+    own = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    pixels = torch.rand(2, 3, 1, 1).expand(-1, -1, 16, 16)
+    seen = [(pixels - torch.tensor(p.mean).view(3, 1, 1)) / torch.tensor(p.std).view(3, 1, 1) for p in (RGB, own)]
+    torch.testing.assert_close(Teacher(Means(), own, (8, 8), RGB)(seen[0]), seen[1].mean((2, 3)))
+
+
+def test_a_teacher_of_timm_with_weights_from_a_file(tmp_path: Path) -> None:
+    network = timm.create_model("resnet10t", num_classes=7).eval()
+    path = tmp_path / "teacher.pth"
+    torch.save(network.state_dict(), path)
+    teacher = make_teacher(Distillation("resnet10t", str(path)), 7, RGB, CPU)
+    assert teacher is not None
+    images = torch.randn(2, 3, 32, 32)
+    assert teacher(images).shape == (2, 7)
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    assert not teacher.network.training
+
+
+def test_a_run_of_this_project_teaches_another(make_session: MakeSession, tmp_path: Path) -> None:
+    model = ceit.create_model("ceit_pico_patch4_32", num_classes=10, in_chans=1, img_size=32)
+    names = [str(digit) for digit in range(10)]
+    ceit.save_checkpoint(
+        tmp_path / "teacher.safetensors", model, class_names=names, preprocessing=Preprocessing((0.3,), (0.35,))
+    )
+    taught = Distillation("ceit_pico_patch4_32", str(tmp_path / "teacher.safetensors"), weight=0.9)
+    session, alone = make_session(distillation=taught), make_session()
+    batch = next(session.train_loader.epoch(0))
+    assert session.objective.teacher is not None
+    assert session.objective.teacher.size == (32, 32)
+    assert train_step(session, *batch, 0).loss != train_step(alone, *batch, 0).loss
+
+
+@pytest.mark.parametrize(
+    ("teacher", "checkpoint", "sentence"),
+    [
+        ("resnet10", "x.pth", "unknown teacher 'resnet10'; did you mean"),
+        ("resnet10t", "missing.pth", "teacher resnet10t cannot be loaded from missing.pth"),
+    ],
+)
+def test_a_teacher_that_cannot_be_had_is_one_sentence(teacher: str, checkpoint: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_teacher(Distillation(teacher, checkpoint), 7, RGB, CPU)
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    ceit.save_checkpoint(path, ceit.create_model("ceit_pico_patch4_32", num_classes=4))
+    with pytest.raises(ValueError, match="tells 4 classes apart, the data has 7"):
+        make_teacher(Distillation("ceit_pico_patch4_32", str(path)), 7, RGB, CPU)
