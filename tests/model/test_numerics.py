@@ -73,3 +73,19 @@ def test_a_sample_in_evaluation_does_not_depend_on_its_batch(
     model = tiny(**changes)
     images = torch.randn(5, 3, 32, 48)
     torch.testing.assert_close(torch.cat([model(image[None]) for image in images]), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_softmax_and_norms_compute_in_float32_under_autocast() -> None:
+    """Their results are those of float32, rounded to bfloat16: at most one unit in the last place away."""
+    unit = 2.0**-8
+    scores = 4 * torch.randn(8, 4, 65, 65, dtype=torch.bfloat16)
+    tokens = 3 * torch.randn(8, 65, 192, dtype=torch.bfloat16)
+    maps = torch.randn(8, 64, 8, 8, dtype=torch.bfloat16)
+    layer_norm, batch_norm = torch.nn.LayerNorm(192), torch.nn.BatchNorm2d(64)
+    for operation, inputs in ((torch.nn.Softmax(dim=-1), scores), (layer_norm, tokens), (batch_norm, maps)):
+        wanted = operation(inputs.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            got = operation(inputs).float()
+        assert ((got - wanted).abs() <= unit * wanted.abs() + 1e-6).all()
+    assert batch_norm.running_mean is not None
+    assert batch_norm.running_mean.dtype == torch.float32

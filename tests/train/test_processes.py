@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ceit.train.config import TrainConfig
+from ceit.train.config import TrainConfig, WeightAverage
 from ceit.train.distributed import make_accelerator
 
 GEOMETRY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}
@@ -50,19 +50,30 @@ def lines(output: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in found if line["event"] == event]
 
 
-def test_two_processes_of_64_images_are_one_of_128(tmp_path: Path) -> None:
-    options = {"precision": "float64", "batch_norm": "frozen", "epochs": "5"}
-    for processes in (1, 2):
-        run(tmp_path, tmp_path / str(processes), processes, **options)
-    one, two = ([line["loss"] for line in lines(tmp_path / str(number), "step")] for number in (1, 2))
+EXACT = {"precision": "float64", "batch_norm": "frozen", "epochs": "5"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    run(folder, folder / "run", 1, **EXACT)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_of_64_images_are_one_of_128(alone: Path, tmp_path: Path, way: str) -> None:
+    together = tmp_path / "run"
+    run(tmp_path, together, 2, distributed=way, **EXACT)
+    one, two = ([line["loss"] for line in lines(output, "step")] for output in (alone, together))
     assert len(one) == 50
     assert one[-1] < one[0] - 0.1  # it has learnt something, so that there is something to differ in
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-9
-    assert [line["top1_percent"] for line in lines(tmp_path / "1", "test")] == [
-        line["top1_percent"] for line in lines(tmp_path / "2", "test")
-    ]
-    ours, theirs = (load_file(tmp_path / str(number) / "model.safetensors") for number in (1, 2))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    assert lines(alone, "test")[0]["top1_percent"] == lines(together, "test")[0]["top1_percent"]
+    for name in ("model.safetensors", "checkpoints/step_00000050.safetensors"):
+        torch.testing.assert_close(load_file(together / name), load_file(alone / name), rtol=0, atol=1e-9)
+    messages = run(tmp_path, together, 2, distributed=way, resume="auto", **EXACT)
+    assert "resumed after step 50 of 50" in messages
 
 
 # Both processes write down the statistics that they evaluate with.
@@ -140,10 +151,12 @@ def test_a_terminated_run_goes_on_in_another_number_of_processes(tmp_path: Path)
     ("options", "sentence"),
     [
         ({"batch_norm": "sync"}, "batch_norm sync needs GPUs"),
-        ({"distributed": "fsdp"}, "distributed fsdp needs GPUs"),
+        ({"distributed": "fsdp", "precision": "fp16"}, "precision fp16 needs the whole model in each process"),
+        ({"distributed": "fsdp", "device_batch_size": "auto"}, "device_batch_size auto needs the whole model"),
+        ({"distributed": "fsdp", "ema": WeightAverage(0.9)}, "ema.decay 0.9 needs the whole model in each process"),
     ],
 )
-def test_what_the_cpu_cannot_do_is_refused(options: dict[str, Any], sentence: str) -> None:
+def test_what_cannot_be_done_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_accelerator(TrainConfig(**options))
 

@@ -164,7 +164,8 @@ def _findings(report: Report) -> Table:
     table.add_row()
     if report.balance is not None:
         (most, many), (fewest, few) = report.balance
-        table.add_row("", "balance", f"{many / few:,.1f} : 1", f"{many:,} of {most}, {few:,} of {fewest}")
+        remark = f"{many:,} of {most}, {few:,} of {fewest}" if many > few else f"{many:,} of every class"
+        table.add_row("", "balance", f"{many / few:,.1f} : 1", remark)
     if report.smallest and report.largest:
         sizes = [f"{width} x {height}" for width, height in dict.fromkeys((report.smallest, report.largest))]
         table.add_row("", "size in pixels", sizes[0], f"to {sizes[1]}" if len(sizes) > 1 else "all of them")

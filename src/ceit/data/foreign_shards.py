@@ -107,13 +107,13 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
 def _scan_shard(path: Path, number: int, samples: _Samples) -> None:
     try:
         with tarfile.open(path, "r:") as archive:
-            for key, members in groupby(_files(archive), lambda file: file[0]):
+            files = list(_files(archive))
+            if path.stat().st_size < archive.offset + tarfile.BLOCKSIZE:  # two zero blocks end a tar file
+                raise ValueError(f"shard {path} has no end: it was cut, or is still being written; copy it anew")
+            for key, members in groupby(files, lambda file: file[0]):
                 _add_sample(path, number, key, dict(pair[1:] for pair in members), archive, samples)
-            complete = path.stat().st_size >= archive.offset + tarfile.BLOCKSIZE
     except tarfile.TarError as error:
         raise ValueError(f"shard {path} is no whole tar file ({error}): copy it anew") from error
-    if not complete:
-        raise ValueError(f"shard {path} has no end: it was cut, or is still being written; copy it anew")
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:

@@ -107,6 +107,7 @@ def assemble(
         if config.ema.decay
         else None
     )
+    trained = shared_gradients(model, accelerator, config.distributed)
     optimizer = make_optimizer(model, config)
     weights = balanced_weights(train_split.labels, len(dataset.class_names)) if config.class_weights != "none" else None
     epochs = config.epochs_for(len(train_split))
@@ -136,7 +137,7 @@ def assemble(
         accelerator=accelerator,
         autocast_dtype=_autocast_dtype(config, accelerator),
         model=model,
-        trained=shared_gradients(model, accelerator),
+        trained=trained,
         optimizer=optimizer,
         schedule=make_schedule(optimizer, config, len(train_loader), epochs),
         scaler=GradScaler(device.type, enabled=config.precision == "fp16"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from ceit.train.sharding import load_whole_model, load_whole_optimizer, whole
 from ceit.weights.atomic import replace_files
 
 FORMAT_VERSION = 2
@@ -60,11 +61,15 @@ class Parts(NamedTuple):
     scaler: GradScaler
 
 
-def save_state(folder: Path, progress: Progress, parts: Parts, circumstances: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest ``keep``.
+class State(NamedTuple):
+    """The parts' tensors, whole and on the CPU, and what is not a tensor."""
 
-    ``circumstances`` are what a resumed run may change, and then says: the number of processes, say.
-    """
+    tensors: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def state_of(parts: Parts) -> State:
+    """The state of a run's parts; all processes have to call this together."""
     tensors = {f"model.{key}": value for key, value in parts.model.state_dict().items()}
     if parts.ema is not None:
         tensors |= {f"ema.{key}": value for key, value in parts.ema.state_dict().items()}
@@ -76,17 +81,23 @@ def save_state(folder: Path, progress: Progress, parts: Parts, circumstances: di
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
+    contiguous = {key: whole(value.detach()).cpu().contiguous().clone() for key, value in tensors.items()}
     header = {
-        "format_version": FORMAT_VERSION,
-        "progress": asdict(progress),
         "optimizer": {"groups": state["param_groups"], "numbers": numbers},
         "scaler": parts.scaler.state_dict(),
-        "circumstances": circumstances,
     }
+    return State(contiguous, header)
+
+
+def save_state(folder: Path, progress: Progress, state: State, circumstances: dict[str, Any], keep: int) -> Path:
+    """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest ``keep``.
+
+    ``circumstances`` are what a resumed run may change, and then says: the number of processes, say.
+    """
+    header = {"format_version": FORMAT_VERSION, "progress": asdict(progress), "circumstances": circumstances}
     path = folder / checkpoint_name(progress.step)
     folder.mkdir(exist_ok=True)
-    contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    replace_files({path: save(contiguous, metadata={"state": json.dumps(header)})})
+    replace_files({path: save(state.tensors, metadata={"state": json.dumps(header | state.header)})})
     for old in checkpoints_in(folder)[:-keep]:
         old.unlink()
     return path
@@ -111,7 +122,7 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, dict[str, Any]]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
     try:
-        parts.model.load_state_dict(part("model."))
+        load_whole_model(parts.model, part("model."))
         if parts.ema is not None:
             parts.ema.load_state_dict(part("ema."))
     except RuntimeError as error:
@@ -120,7 +131,7 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, dict[str, Any]]:
     for key, value in part("optimizer.").items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    parts.optimizer.load_state_dict({"state": state, "param_groups": header["optimizer"]["groups"]})
+    load_whole_optimizer(parts.optimizer, state, header["optimizer"]["groups"])
     if header["scaler"]:
         parts.scaler.load_state_dict(header["scaler"])
     progress = Progress(**header["progress"])

@@ -115,7 +115,7 @@ class TrainConfig:
         select: best keeps the weights of the best validation accuracy, last those of the last epoch.
         early_stopping_epochs: stop after so many epochs without a better validation accuracy; null never does.
         precision: bf16 or fp16 autocast, float32 or float64; auto takes bf16 where the machine computes it natively.
-        distributed: with several processes, ddp keeps the whole model in each, fsdp shards it (GPUs only).
+        distributed: with several processes, ddp keeps the whole model in each, fsdp shares it out among them.
         deterministic: the same bits in every run on the same machine, with slower kernels where need be.
         max_skipped_steps: steps in a row that may be skipped for a loss or gradient that is not finite.
         workers: processes that read images; null chooses.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ceit.train.checkpoint import checkpoint_name, save_state
+from ceit.train.checkpoint import checkpoint_name, save_state, state_of
 from ceit.train.distributed import total_of
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.session import Session
@@ -175,11 +175,12 @@ def validate(session: Session, model: nn.Module) -> Evaluation:
 def save_now(session: Session) -> None:
     """The full state of the run, written by the main process."""
     session.settle_statistics()
+    state = state_of(session.parts())
     if session.accelerator.is_main_process:
         save_state(
             session.checkpoints,
             session.progress,
-            session.parts(),
+            state,
             {"processes": session.accelerator.num_processes, "device_batch_size": session.device_batch_size},
             keep=session.config.keep_checkpoints,
         )

@@ -20,6 +20,7 @@ from ceit.train.batch_norm import StatisticsBackup, average_over_processes, free
 from ceit.train.checkpoint import Parts, Progress
 from ceit.train.config import TrainConfig
 from ceit.train.objective import Objective
+from ceit.train.sharding import whole_model
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Session:
 
     def candidates(self) -> dict[str, CeiT]:
         """The networks that can be kept: raw weights, and their average."""
-        return {"raw": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
+        return {"raw": whole_model(self.model)} | ({} if self.ema is None else {"ema": self.ema.module})
 
     def start_training(self) -> None:
         """Training mode, with BatchNorm as the options say."""
@@ -79,5 +80,6 @@ class Session:
 
     def settle_statistics(self) -> None:
         """One set of BatchNorm statistics over all processes, as evaluating and saving need it."""
-        for network in self.candidates().values():
-            average_over_processes(network, self.accelerator)
+        for network in (self.model, None if self.ema is None else self.ema.module):
+            if network is not None:
+                average_over_processes(network, self.accelerator)

@@ -15,6 +15,7 @@ from ceit.train.distributed import from_all, total_of
 from ceit.train.finite import source_in_backward, source_in_forward
 from ceit.train.objective import Targets, seed_of
 from ceit.train.session import Session
+from ceit.train.sharding import is_sharded, whole
 
 
 class StepResult(NamedTuple):
@@ -96,12 +97,16 @@ def _gradient_norm(session: Session) -> float:
     session.scaler.unscale_(session.optimizer)
     parameters = [parameter for parameter in session.trained.parameters() if parameter.grad is not None]
     if session.config.clip_norm > 0:
-        return float(clip_grad_norm_(parameters, session.config.clip_norm))
-    return float(get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
+        norm = clip_grad_norm_(parameters, session.config.clip_norm)
+    else:
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return float(whole(norm))
 
 
 def _source(session: Session, images_bchw: Tensor, loss_is_finite: bool) -> str:
     """What was not finite, found by the first process that met it."""
+    if is_sharded(session.model):
+        return "the loss or the gradient"  # looking closer would need all processes
     process = session.accelerator.process_index
     if loss_is_finite:
         found = source_in_backward(session.model)
