@@ -13,7 +13,7 @@ help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores)"
 	@echo "make test    run the tests"
 	@echo "make check   the gate: format, lint, types on source and tests, tests"
-	@echo "make results write the README's table anew from the runs under studies/demo"
+	@echo "make results write the tables of README and docs anew from the runs under studies"
 	@echo "make format  rewrite the code as the gate wants it, where that can be done by a machine"
 	@echo "make clean   remove everything that these targets made, except runs/"
 
@@ -32,6 +32,8 @@ check: $(STAMP)
 
 results: $(STAMP)
 	$(BIN)/python -m ceit.study.results README.md studies/demo
+	$(BIN)/python -m ceit.study.measured
+	$(BIN)/python -m ceit.study.pages docs/*.md docs/recipes/*.md
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from ceit.explain.pictures import GREEN, ORANGE, RED, draw_confusion, draw_curves, draw_prediction_sheet
+from ceit.explain.pictures import GREEN, ORANGE, RED, draw_averages, draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.train.metrics import ClassAccuracy, Evaluation
 
 NAMES = ("ant", "bee", "a cat of $20 or $30")
@@ -116,3 +116,14 @@ def test_sheet_in_colour_takes_labels_that_look_like_formulas(tmp_path: Path) ->
     images, labels, probabilities = answers(right=2, wrong=2)
     colour = images.expand(-1, 3, -1, -1)
     assert draw_prediction_sheet(colour, labels + 2, probabilities, NAMES, tmp_path / "sheet.png").is_file()
+
+
+def test_averages_of_several_runs_are_drawn_or_refused(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("a", "b", "without")]
+    for run in runs:
+        run.mkdir()
+        write_run(run, ema=run.name != "without")
+    assert pixels_of(draw_averages(runs[:2], tmp_path / "averages.png"), ORANGE) > 100
+    with pytest.raises(ValueError, match="3 runs are given: it takes one or more, all with a moving average"):
+        draw_averages(runs, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

@@ -188,7 +188,7 @@ def test_processes_part_every_batch_and_any_batch_can_be_resumed_from(
     images: int, batch_size: int, repeats: int, processes: int, drop_last: bool, sampling: str, epoch: int
 ) -> None:
     batch_size = min(images, batch_size)
-    options = {
+    options: dict[str, Any] = {
         "batch_size": batch_size,
         "augmentation": Augmentation(repeats=repeats),
         "drop_last": drop_last,

@@ -118,6 +118,11 @@ def test_a_million_images_are_ordered_while_one_waits(options: dict[str, Any]) -
 @given(length=st.integers(1, 50), repeats=st.integers(1, 3), seed=SEEDS)
 def test_a_shorter_epoch_is_the_beginning_of_the_whole(length: int, repeats: int, seed: int) -> None:
     options: dict[str, Any] = {"images": 50, "seed": seed, "repeats": repeats}
-    for extra in ({}, {"labels": np.arange(50) % 7}, {"shard_of": np.arange(50) // 5, "shard_window": 2}):
+    extras: list[dict[str, Any]] = [
+        {},
+        {"labels": np.arange(50) % 7},
+        {"shard_of": np.arange(50) // 5, "shard_window": 2},
+    ]
+    for extra in extras:
         whole = Order(length=50, **options, **extra).draws(1)
         assert np.array_equal(Order(length=length, **options, **extra).draws(1), whole[:length])

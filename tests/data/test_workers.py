@@ -106,7 +106,7 @@ def test_a_command_that_ends_within_an_epoch_does_end() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     ended = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300, check=True
     )
     assert (ended.stdout, ended.stderr) == ("ended\n", "")
 

@@ -23,7 +23,7 @@ ALL = [*PAGES, ROOT / "docs" / "training.md"]
 def test_the_page_holds_exactly_what_is_computed(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count("<!-- computed: ") == text.count("<!-- end of computed part -->") > 0
-    assert with_computed_parts(text) == text, "run: python -m ceit.study.pages docs/scale.md docs/recipes/*.md"
+    assert with_computed_parts(text) == text, "run: make results"
 
 
 def test_a_part_that_nobody_computes_is_refused() -> None:

@@ -13,5 +13,5 @@ def test_a_killed_run_is_the_run_left_alone() -> None:
     assert [stop["moment"] for stop in result["stops"]] == moments
     assert result["stops"][0]["newest_checkpoint"] is None
     assert result["stops"][1]["newest_checkpoint"] is not None
-    assert result["steps"] == 2 * 24 + 2 + 1  # a line a step, an epoch, and the test
+    assert result["lines_compared"] == 2 * 24 + 2 + 1  # a line a step, an epoch, and the test
     assert result["different"] == []

@@ -34,9 +34,10 @@ from ceit.data.dataset import FileSplit
 from ceit.data.image import IMAGE_SUFFIXES
 from ceit.data.loader import Loader, make_loader
 from ceit.data.preprocessing import IMAGENET
+from ceit.data.workers import usual_workers
+from ceit.model.variants import config_of
 from ceit.weights.atomic import replace_files
 
-IMG_SIZE = (224, 224)
 PICTURE_WIDTH, PICTURE_HEIGHT, PICTURE_BYTES = 500, 375, 80_000  # of the pictures made here; the last is the least
 AUGMENTATIONS = {
     "crop_and_flip": Augmentation(crop_scale=(0.08, 1.0)),
@@ -52,8 +53,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="images to read; without one, pictures are made")
     parser.add_argument("--model", default="ceit_tiny_patch16_224", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
-    parser.add_argument("--images", type=int, default=384, help="an epoch; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=192, help="an epoch; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--workers", type=int, help="processes that read; by default one per core")
     asked = parser.parse_args()
     if asked.images < 2 * asked.batch_size:
@@ -72,12 +73,16 @@ def main() -> None:
 
 
 def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers: int | None) -> dict[str, Any]:
-    """The figures for each way of augmentation, with the machine and every repeat."""
+    """The figures for each way of augmentation at the model's own image size: medians, every repeat, the machine."""
     cores = usable_cores()
     torch.set_num_threads(cores)
+    size = config_of(model).image_hw
     step = training_step(ceit.create_model(model, num_classes=1000))
-    loaders = {name: _loader(split, augmentation, batch_size, workers) for name, augmentation in AUGMENTATIONS.items()}
-    readers = {name: _loader(split, augmentation, batch_size, 0) for name, augmentation in AUGMENTATIONS.items()}
+
+    def loaders_with(workers: int | None) -> dict[str, Loader]:
+        return {name: _loader(split, size, how, batch_size, workers) for name, how in AUGMENTATIONS.items()}
+
+    loaders, readers = loaders_with(workers), loaders_with(0)
     ready = next(readers["crop_and_flip"].epoch(0))
     for _ in range(2):
         step(*ready)
@@ -102,12 +107,12 @@ def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers
         shape = first.size
     return {
         "model": model,
-        "img_size": IMG_SIZE,
+        "img_size": size,
         "batch_size": batch_size,
         "images": len(split),
         "image_width_height": shape,
         "file_bytes": {"least": min(sizes), "median": statistics.median(sizes), "most": max(sizes)},
-        "workers": workers if workers is not None else "usual",
+        "workers": usual_workers() if workers is None else workers,
         "augmentations": {
             name: {
                 **{key: round(statistics.median(run[key] for run in found), 5) for key in found[0]},
@@ -199,6 +204,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "timm", "pillow", "numpy")},
+        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(("OMP_", "GOMP_"))},
         "ceit": ceit.__version__,
     }
 
@@ -210,11 +216,13 @@ def _images_in(folder: Path, count: int) -> FileSplit:
     return FileSplit(tuple(paths[:count]), torch.arange(count) % 1000)
 
 
-def _loader(split: FileSplit, augmentation: Augmentation, batch_size: int, workers: int | None) -> Loader:
+def _loader(
+    split: FileSplit, size: tuple[int, int], augmentation: Augmentation, batch_size: int, workers: int | None
+) -> Loader:
     return make_loader(
         split,
         batch_size=batch_size,
-        img_size=IMG_SIZE,
+        img_size=size,
         preprocessing=IMAGENET,
         augmentation=augmentation,
         shuffle=True,

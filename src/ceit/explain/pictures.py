@@ -95,6 +95,35 @@ def draw_curves(run_dir: str | Path) -> Path:
         return _save(figure, run / "curves.png")
 
 
+def draw_averages(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
+    """Draws the validation accuracy by epoch of the weights and of their moving average: pale each run, and the mean.
+
+    Raises: ValueError without a run, or for one that has no moving average.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    runs = [[line for line in _records(Path(run) / "metrics.jsonl") if line["event"] == "epoch"] for run in run_dirs]
+    if not runs or any(line["validation"]["ema"] is None for lines in runs for line in lines):
+        raise ValueError(f"{len(runs)} runs are given: it takes one or more, all with a moving average of the weights")
+    epochs = [line["epoch"] for line in runs[0]]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for kind, name, colour in (("raw", "weights", BLUE), ("ema", "their moving average", ORANGE)):
+            percent = np.array([[line["validation"][kind]["top1_percent"] for line in lines] for lines in runs])
+            axes.plot(epochs, percent.T, color=colour, linewidth=1.0, alpha=0.35)
+            mean = percent.mean(0)
+            label = f"{name}, {mean[-1]:.2f}% at the end"
+            axes.plot(epochs, mean, color=colour, marker="o", markersize=4, label=label)
+        axes.set_title(f"Validation accuracy, top-1 in %, {len(runs)} seeds and their mean")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="lower right", handlelength=1.2)
+        return _save(figure, Path(path))
+
+
 def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
     """Draws the confusion matrix: a row for each true class, with the percentage of its images taken for each class.
 

@@ -1,6 +1,6 @@
 """The computed parts of documentation pages, written in place.
 
-python -m ceit.study.pages docs/scale.md docs/recipes/*.md
+python -m ceit.study.pages docs/*.md docs/recipes/*.md
 
 A page marks such a part with two comments; the first names what is computed, and may give it words:
 ``<!-- computed: NAME WORDS; do not edit -->`` and ``<!-- end of computed part -->``.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ceit.model.names import unknown
-from ceit.study import recipes, scale
+from ceit.study import measured, recipes, scale
 from ceit.weights.atomic import replace_files
 
 PARTS: dict[str, Callable[..., str]] = {
@@ -22,6 +22,9 @@ PARTS: dict[str, Callable[..., str]] = {
     "all-reduce": scale.all_reduce_table,
     "batch-norm": scale.batch_norm_table,
     "reading": scale.reading_table,
+    "averages": measured.averages_table,
+    "transfer": measured.transfer_table,
+    "resume": measured.resume_table,
 }
 """Name of a computed part to the function that makes it, which takes the mark's further words."""
 

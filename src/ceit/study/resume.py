@@ -65,7 +65,8 @@ def study(data: str, options: dict[str, str], moments: list[Moment], number: sig
             "signal": number.name,
             "options": options,
             "stops": stops,
-            "steps": len(_metrics(alone)),
+            "training_steps": _steps_done(alone),
+            "lines_compared": len(_metrics(alone)),
             "different": _differences(alone, disturbed),
         }
 

@@ -1,0 +1,75 @@
+"""Tables of what the studies under ``studies/`` have measured, for the pages of ``docs``."""
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ceit.explain.pictures import draw_averages
+
+STUDIES = Path("studies")  # of the project's root, where the pages are made
+
+
+def averages_table() -> str:
+    """Validation accuracy of raw and averaged weights after each epoch, over the seeds of ``studies/ema``."""
+    runs = [_epochs(folder) for folder in sorted((STUDIES / "ema").glob("seed*"))]
+    if not runs:
+        raise ValueError(f"{STUDIES / 'ema'} holds no run")
+    rows = ["| epoch | raw, mean | EMA, mean | EMA - raw, each seed |", "|---|---|---|---|"]
+    for lines in zip(*runs, strict=True):
+        raw, ema = ([line["validation"][kind]["top1_percent"] for line in lines] for kind in ("raw", "ema"))
+        gains = ", ".join(f"{b - a:+.2f}" for a, b in zip(raw, ema, strict=True))
+        rows.append(f"| {lines[0]['epoch']} | {mean(raw):.2f} % | {mean(ema):.2f} % | {gains} |")
+    return "\n".join(rows)
+
+
+def transfer_table() -> str:
+    """Test accuracy of fine-tuned and of new weights after the same steps, for each seed of ``studies/transfer``."""
+    folder = STUDIES / "transfer"
+    rows = [
+        "| seed | six classes, 32 px | four others, 48 px: fine-tuned | from scratch | gain |",
+        "|---|---|---|---|---|",
+    ]
+    gains = []
+    for path in sorted(folder.glob("pretrain_seed*")):
+        seed = path.name.removeprefix("pretrain_seed")
+        before, tuned, new = (
+            json.loads((folder / f"{arm}_seed{seed}" / "test.json").read_text(encoding="utf-8"))["top1_percent"]
+            for arm in ("pretrain", "finetuned", "scratch")
+        )
+        gains.append(tuned - new)
+        rows.append(f"| {seed} | {before:.2f} % | **{tuned:.2f} %** | {new:.2f} % | {tuned - new:+.2f} |")
+    if not gains:
+        raise ValueError(f"{folder} holds no run")
+    return "\n".join([*rows, f"| mean | | | | **{mean(gains):+.2f}** |"])
+
+
+def resume_table() -> str:
+    """Stops and what differed afterwards, of every run of ``studies/resume``."""
+    rows = [
+        "| data | signal | stops | of them in a save | steps of the run | different at the end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted((STUDIES / "resume").glob("*.json")):
+        for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+            stops = run["stops"]
+            saves = sum(stop["half_written"] > 0 for stop in stops)
+            different = "nothing" if not run["different"] else ", ".join(run["different"])
+            rows.append(
+                f"| {run['data']} | {run['signal']} | {len(stops)} | {saves} | {run['training_steps']} | {different} |"
+            )
+    return "\n".join(rows)
+
+
+def draw() -> None:
+    """The pictures of the studies."""
+    draw_averages(sorted((STUDIES / "ema").glob("seed*")), STUDIES / "ema" / "curves.png")
+
+
+def _epochs(run: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line["event"] == "epoch"]
+
+
+if __name__ == "__main__":
+    draw()
