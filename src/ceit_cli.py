@@ -24,7 +24,7 @@ VERBS = {
     "predict": "classify images with a trained model",
     "info": "print the parameters and multiply-accumulates of a model, module by module",
     "convert": "convert released weights to safetensors, executing nothing in them",
-    "data": "fetch data sets by name and check folders of images",
+    "data": "fetch data sets, check them, and write them as shards",
     "demo": "train, evaluate and picture a small model, from nothing to results",
 }
 

@@ -33,19 +33,9 @@ def test_the_figures_fit_together(
     for number in range(4):
         Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"{number}.png")
     output = tmp_path / "result.json"
-    options = [
-        "--model",
-        "ceit_pico_patch4_32",
-        "--batch-size",
-        "2",
-        "--images",
-        "4",
-        "--repeats",
-        "3",
-        "--workers",
-        "1",
-    ]
-    monkeypatch.setattr(sys, "argv", ["loading", "--folder", str(tmp_path), "--output", str(output), *options])
+    options = {"model": "ceit_pico_patch4_32", "batch-size": 2, "images": 4, "repeats": 3, "workers": 1}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    monkeypatch.setattr(sys, "argv", ["loading", "--folder", str(tmp_path), "--output", str(output), *arguments])
     loading.main()
     result = json.loads(output.read_text())
     assert (result["images"], result["img_size"], result["workers"]) == (4, [32, 32], 1)

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -253,22 +252,6 @@ def test_the_command_prints_licence_and_citation(tiny: NamedSet, capsys: pytest.
     assert "licence    CC0" in captured.out
     assert "citation   nobody, 2026" in captured.out
     assert "fetching http://127.0.0.1" in captured.err
-
-
-def test_the_command_checks_a_folder(image_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    root = image_folder({"cat": 20, "dog": 10})
-    command.main(["check", str(root)])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{root}: 2 classes, used at 8 x 8 x 3 pixels"
-    assert [line.split() for line in lines[2:]] == [
-        ["cat", "16", "2", "2"],
-        ["dog", "8", "1", "1"],
-        ["all", "24", "3", "3"],
-    ]
-    (root / "cat" / "broken.jpg").write_text("no image")
-    with pytest.raises(ValueError, match=r"1 files of .*photos cannot be read: remove them"):
-        command.main(["check", str(root)])
-    assert "cannot be read: cat/broken.jpg (not an image)" in capsys.readouterr().out
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,30 +125,35 @@ from ceit.train.metrics import evaluate
 torch.set_num_threads(1)
 rank, meeting = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-split = ArraySplit(torch.arange(9 * 16, dtype=torch.uint8).view(9, 1, 4, 4), torch.arange(9) % 5)
 model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
 for parameter in model.parameters():
     torch.nn.init.trunc_normal_(parameter, generator=torch.Generator().manual_seed(0))
 
-def evaluated(shard):
+def evaluated(shard, images, batch_size):
+    generator = torch.Generator().manual_seed(images)
+    pixels = torch.randint(256, (images, 1, 4, 4), generator=generator).to(torch.uint8)
+    split = ArraySplit(pixels, torch.randint(5, (images,), generator=generator))
     options = {"img_size": (4, 4), "preprocessing": Preprocessing((0.5,), (0.25,)), "shard": shard}
-    result = evaluate(model, make_loader(split, batch_size=4, **options), class_names="abcde", device="cpu")
-    return result.as_dict()
+    loader = make_loader(split, batch_size=batch_size, **options)
+    return evaluate(model, loader, class_names="abcde", device="cpu").as_dict()
 
-together = evaluated((rank, 2))
+sizes = ((9, 4), (1003, 64))
+together = [evaluated((rank, 2), *size) for size in sizes]
 torch.distributed.destroy_process_group()
-print(json.dumps([together, evaluated((0, 1))]))
+print(json.dumps([together, [evaluated((0, 1), *size) for size in sizes]]))
 """
 
 
 def test_processes_share_the_images_without_padding_and_all_get_the_whole(tmp_path: Path) -> None:
-    """Nine images in batches of four for two processes: of the last batch one of them gets none."""
+    """Nine images in batches of four for two processes, of whose last batch one of them gets none; and 1,003 images."""
     meeting = (tmp_path / "meeting").as_uri()
     started = [
         subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, rank, meeting], stdout=subprocess.PIPE) for rank in "01"
     ]
     for process in started:
-        together, alone = json.loads(process.communicate(timeout=300)[0])
-        assert together["images"] == 9
-        assert together.pop("loss") == pytest.approx(alone.pop("loss"))
-        assert together == alone
+        found = json.loads(process.communicate(timeout=300)[0])
+        assert 5 < found[0][1]["top1_percent"] < 50  # chance is 20 percent
+        for together, alone, images in zip(*found, (9, 1003), strict=True):
+            assert together["images"] == images
+            assert together.pop("loss") == pytest.approx(alone.pop("loss"))
+            assert together == alone

@@ -11,6 +11,7 @@ Letters: B batch, C channels, H height, W width.
 import argparse
 import io
 import json
+import math
 import os
 import platform
 import statistics
@@ -74,7 +75,7 @@ def main() -> None:
 
 def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers: int | None) -> dict[str, Any]:
     """The figures for each way of augmentation at the model's own image size: medians, every repeat, the machine."""
-    cores = usable_cores()
+    cores, load = usable_cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     torch.set_num_threads(cores)
     size = config_of(model).image_hw
     step = training_step(ceit.create_model(model, num_classes=1000))
@@ -120,7 +121,7 @@ def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers
             }
             for name, found in runs.items()
         },
-        "machine": {**machine(), "cores": cores},
+        "machine": {**machine(), "cores": cores, "load_average_before": None if math.isnan(load) else round(load, 2)},
     }
 
 
