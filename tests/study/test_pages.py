@@ -14,13 +14,14 @@ from ceit.study.pages import with_computed_parts
 from ceit.train.config import known_keys
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "docs" / "scale.md", *sorted((ROOT / "docs" / "recipes").glob("*.md"))]
+PAGES = [ROOT / "docs" / "scale.md", ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "recipes").glob("*.md"))]
 BLOCK = re.compile(r"```.*?```", re.DOTALL)
 ALL = [*PAGES, ROOT / "docs" / "training.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_page_holds_exactly_what_is_computed(page: Path) -> None:
+def test_the_page_holds_exactly_what_is_computed(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where the pages are made
     text = page.read_text(encoding="utf-8")
     assert text.count("<!-- computed: ") == text.count("<!-- end of computed part -->") > 0
     assert with_computed_parts(text) == text, "run: make results"

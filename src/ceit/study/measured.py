@@ -61,6 +61,24 @@ def resume_table() -> str:
     return "\n".join(rows)
 
 
+def loading_table() -> str:
+    """Training from JPEG files against the bound that reading and computing set, of ``studies/loading``."""
+    found = json.loads((STUDIES / "loading" / "result.json").read_text(encoding="utf-8"))
+    rows = [
+        "| augmentation | reading, core-ms an image | a step, core-ms an image | bound, images/s | reached "
+        "| of the bound | waiting for data |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["augmentations"].items():
+        rows.append(
+            f"| {name.replace('_', ' ')} | {1000 * row['read_core_seconds']:.1f} "
+            f"| {1000 * row['step_core_seconds']:.0f} "
+            f"| {row['bound_images_per_second']:.1f} | {row['images_per_second']:.1f} "
+            f"| **{row['percent_of_bound']:.0f} %** | {row['data_wait_percent']:.1f} % |"
+        )
+    return "\n".join(rows)
+
+
 def draw() -> None:
     """The pictures of the studies."""
     draw_averages(sorted((STUDIES / "ema").glob("seed*")), STUDIES / "ema" / "curves.png")

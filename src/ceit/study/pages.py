@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "averages": measured.averages_table,
     "transfer": measured.transfer_table,
     "resume": measured.resume_table,
+    "loading": measured.loading_table,
 }
 """Name of a computed part to the function that makes it, which takes the mark's further words."""
 

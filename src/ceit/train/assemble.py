@@ -211,6 +211,7 @@ def _loader(
         shard_window=config.shard_window if varied else 0,
         drop_last=is_training,
         workers=config.workers,
+        pin_memory=accelerator.device.type == "cuda",
         shard=(accelerator.process_index, accelerator.num_processes),
         limit_batches=config.limit_batches,
     )

@@ -41,7 +41,7 @@ def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: in
     total = steps_per_epoch * epochs
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
     options = {
-        "t_initial": total - warmup,
+        "t_initial": max(2, total - warmup),  # of 1, timm warns that nothing falls
         "lr_min": min(config.final_lr, config.scaled_lr),
         "warmup_t": warmup,
         "warmup_lr_init": min(config.warmup_lr, config.scaled_lr),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -22,6 +22,7 @@ def shard(model: CeiT, processes: int, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (processes,))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
+        register_fsdp_forward_method(block, "forward_class_token")  # what skip_dead calls of the last one
     fully_shard(model, mesh=mesh)
 
 
