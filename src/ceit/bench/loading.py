@@ -13,7 +13,6 @@ import io
 import json
 import math
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -36,6 +35,7 @@ from ceit.data.image import IMAGE_SUFFIXES
 from ceit.data.loader import Loader, make_loader
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.workers import usual_workers
+from ceit.inference.device import machine
 from ceit.model.variants import config_of
 from ceit.weights.atomic import replace_files
 
@@ -121,7 +121,15 @@ def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers
             }
             for name, found in runs.items()
         },
-        "machine": {**machine(), "cores": cores, "load_average_before": None if math.isnan(load) else round(load, 2)},
+        "machine": {
+            **{
+                **machine(torch.device("cpu")),
+                **{name: version(name) for name in ("timm", "pillow", "numpy")},
+                "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "GOMP_"))},
+            },
+            "cores": cores,
+            "load_average_before": None if math.isnan(load) else round(load, 2),
+        },
     }
 
 
@@ -194,20 +202,6 @@ def make_pictures(folder: Path, count: int) -> Path:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = [line.split(":", 1)[1].strip() for line in information.splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "timm", "pillow", "numpy")},
-        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(("OMP_", "GOMP_"))},
-        "ceit": ceit.__version__,
-    }
 
 
 def _images_in(folder: Path, count: int) -> FileSplit:

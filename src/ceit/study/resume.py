@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
+from ceit.inference.device import machine
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.directory import lines_of, write_text
-from ceit.train.run import machine
 
 TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent")
 OPTIONS = {
@@ -151,8 +151,8 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
-    later: tuple[Moment, ...] = ("in a step", "in a step", "in a save")
-    kills: list[Moment] = ["before the first checkpoint", *(later * 7)][:20]
+    later: list[Moment] = ["in a step", "in a step", "in a save"] * 7
+    kills: list[Moment] = ["before the first checkpoint", *later[:19]]
     terminations: list[Moment] = ["in a step"] * 5
     results = [
         study(asked.data, OPTIONS, moments, number)

@@ -7,7 +7,6 @@ model, with class names and preprocessing), ``test.json`` (the final report), ``
 
 import json
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,8 +16,8 @@ from typing import Any
 import torch
 import yaml
 
-import ceit
 from ceit.data.dataset import ImageDataset, absolute
+from ceit.inference.device import machine
 from ceit.model import CeiT
 from ceit.train.assemble import Say, Show, build, evaluation_loader
 from ceit.train.checkpoint import checkpoints_in, load_state
@@ -26,7 +25,6 @@ from ceit.train.config import TrainConfig
 from ceit.train.directory import (
     checkpoints_to_resume,
     cut_back,
-    lines_of,
     owned,
     require_same,
     saved_config,
@@ -156,20 +154,6 @@ def describe(session: Session, data: str, dataset: ImageDataset) -> dict[str, An
         "img_size": [height, width],
         "in_chans": dataset.in_chans,
         "precision": precision,
-    }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """The machine that a figure was measured on."""
-    names = [line.split(":", 1)[1].strip() for line in lines_of(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ceit": ceit.__version__,
     }
 
 
