@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ceit.cli.train import parse
-from ceit.train.config import Mixing, TrainConfig
+from ceit.train.config import Distillation, Mixing, TrainConfig, config_from
 from ceit.train.recipe import read_recipe, recipe_config, recipe_names, seconds_of
 
 
@@ -68,6 +68,28 @@ def test_wrong_usage_exits_with_2(words: list[str], sentence: str, capsys: pytes
 
 
 @pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ({"batch_norm": "forzen"}, "unknown batch_norm 'forzen'; did you mean 'frozen'"),
+        ({"precision": "bf61"}, "unknown precision 'bf61'; did you mean 'bf16'"),
+        ({"distillation": {"kind": "sotf"}}, "unknown distillation.kind 'sotf'; did you mean 'soft'"),
+        ({"mixing": {"mixup_alpha": "abc"}}, "mixing.mixup_alpha 'abc' must be a number"),
+        ({"augmentation": {"crop_scale": [0.1]}}, "augmentation.crop_scale .* must be a list of 2 values or null"),
+        ({"ema": 0.9}, "ema 0.9 is a section and must hold keys"),
+        ({"epochs": "many"}, "epochs 'many' must be a whole number or null"),
+        ({"skip_broken": "nope"}, "skip_broken 'nope' must be true or false"),
+        ({"classes": "cat"}, "classes 'cat' must be a list of values or null"),
+        ({"device_batch_size": "automatic"}, "unknown device_batch_size 'automatic'; did you mean 'auto'"),
+        ({"peak_lr": "1e-3"}, "peak_lr '1e-3' must be a number"),
+    ],
+)
+def test_recipe_values_of_another_type_are_refused(values: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        config_from(values)
+
+
+@pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"epochs": 0}, "epochs 0 must be at least 1"),
@@ -79,6 +101,13 @@ def test_wrong_usage_exits_with_2(words: list[str], sentence: str, capsys: pytes
         ({"geometry": {"num_classes": 3}}, "geometry.num_classes 3 follows from the data"),
         ({"mixing": Mixing(mixup_alpha=0.8), "global_batch_size": 15}, "global_batch_size 15 must be even to be mixed"),
         ({"geometry": {"deepth": 3}}, "unknown recipe key 'geometry.deepth'; did you mean 'geometry.depth'"),
+        ({"workers": -2}, "workers -2 must not be negative"),
+        ({"seed": -1}, "seed -1 must be in"),
+        ({"sampling": "balanced", "class_weights": "balanced"}, "sampling balanced would correct rare classes twice"),
+        (
+            {"distillation": Distillation(checkpoint="x.pth")},
+            "distillation.checkpoint x.pth needs a distillation.teacher",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict, sentence: str) -> None:
@@ -97,3 +126,7 @@ def test_durations_need_a_unit() -> None:
     for text in ("30", "0m", "m", "-5m", "1d"):
         with pytest.raises(ValueError, match="must be a positive number with its unit"):
             seconds_of(text)
+
+
+def test_classes_that_yaml_reads_as_numbers_are_names() -> None:
+    assert config_from({"classes": [3, 8]}).classes == ("3", "8")

@@ -157,7 +157,8 @@ def test_a_terminated_run_goes_on_in_another_number_of_processes(tmp_path: Path)
     [
         ({"batch_norm": "sync"}, "batch_norm sync needs GPUs"),
         ({"distributed": "fsdp", "precision": "fp16"}, "precision fp16 needs the whole model in each process"),
-        ({"distributed": "fsdp", "device_batch_size": "auto"}, "device_batch_size auto needs the whole model"),
+        ({"distributed": "fsdp", "device_batch_size": "auto"}, "device_batch_size auto needs ddp"),
+        ({"batch_norm": "sync", "device_batch_size": "auto"}, "device_batch_size auto needs ddp"),
         ({"distributed": "fsdp", "ema": WeightAverage(0.9)}, "ema.decay 0.9 needs the whole model in each process"),
     ],
 )

@@ -14,6 +14,7 @@ from ceit.train.step import train_step
 from ceit.train.teacher import Teacher, make_teacher
 
 CPU = torch.device("cpu")
+SEVEN = tuple("abcdefg")
 RGB = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
 
@@ -36,7 +37,7 @@ def test_a_teacher_of_timm_with_weights_from_a_file(tmp_path: Path) -> None:
     network = timm.create_model("resnet10t", num_classes=7).eval()
     path = tmp_path / "teacher.pth"
     torch.save(network.state_dict(), path)
-    teacher = make_teacher(Distillation("resnet10t", str(path)), 7, RGB, CPU)
+    teacher = make_teacher(Distillation("resnet10t", str(path)), SEVEN, RGB, CPU, torch.float32)
     assert teacher is not None
     images = torch.randn(2, 3, 32, 32)
     assert teacher(images).shape == (2, 7)
@@ -67,11 +68,25 @@ def test_a_run_of_this_project_teaches_another(make_session: MakeSession, tmp_pa
 )
 def test_a_teacher_that_cannot_be_had_is_one_sentence(teacher: str, checkpoint: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        make_teacher(Distillation(teacher, checkpoint), 7, RGB, CPU)
+        make_teacher(Distillation(teacher, checkpoint), SEVEN, RGB, CPU, torch.float32)
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
     ceit.save_checkpoint(path, ceit.create_model("ceit_pico_patch4_32", num_classes=4))
     with pytest.raises(ValueError, match="tells 4 classes apart, the data has 7"):
-        make_teacher(Distillation("ceit_pico_patch4_32", str(path)), 7, RGB, CPU)
+        make_teacher(Distillation("ceit_pico_patch4_32", str(path)), SEVEN, RGB, CPU, torch.float32)
+
+
+def test_a_teachers_classes_are_brought_into_the_order_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    network = ceit.create_model("ceit_pico_patch4_32", num_classes=7, depth=2).eval()
+    ceit.save_checkpoint(path, network, class_names=list("gfedcba"), preprocessing=RGB)
+    taught = Distillation("ceit_pico_patch4_32", str(path))
+    teacher = make_teacher(taught, SEVEN, RGB, CPU, torch.float32)
+    assert teacher is not None
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), network(images).flip(1))
+    with pytest.raises(ValueError, match="was not trained on the data's classes: only one knows 'g'"):
+        make_teacher(taught, tuple("abcdefx"), RGB, CPU, torch.float32)

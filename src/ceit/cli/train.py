@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> None:
     output = Path(asked.output)
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
     console = Console(stderr=True, quiet=not is_main)
+    if asked.lr_range_test and asked.resume:
+        raise ValueError("--lr-range-test starts from the initial weights: leave out --resume")
     if asked.lr_range_test:
         with LiveProgress(console) as live:
             found = find_learning_rate(config, asked.data, output, say=live.say)
@@ -80,14 +82,15 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     if first.resume and first.output and saved.is_file():
         values = saved_config(saved.parent)
         parser.set_defaults(data=values.pop("data"))
-        defaults = _flatten(values)
+        if not first.recipe:  # else the recipe must be the one that the run was started with, which is checked
+            defaults = _flatten(values)
     parser.set_defaults(defaults)
     try:
         asked = parser.parse_args(arguments)
     except ArgumentError as error:
         _wrong_usage(str(error))
     for name in ("data", "output"):
-        if getattr(asked, name) is None and not (asked.print_config or asked.print_schema):
+        if not getattr(asked, name) and not (asked.print_config or asked.print_schema):
             _wrong_usage(f"--{name} is missing")
     values = asked.as_dict()
     if asked.fast_dev_run:
@@ -100,9 +103,12 @@ def _wrong_usage(message: str) -> NoReturn:
     message = " ".join(message.split())
     wrong_value = re.search(r'Parser key "([^"]+)".*Given value: (.*)', message)
     wrong_choice = re.search(r'Parser key "([^"]+)".*Expected a typing.Literal\[(.*?)\]. Got value: (.*)', message)
+    wrong_type = re.search(r"Parser key \"([^\"]+)\".*Expected a <class '(\w+)'>. Got value: (.*)", message)
     unknown_option = re.search(r"unrecognized arguments: --([\w.]+)", message)
     if wrong_value:
         message = f"--{wrong_value[1]} does not take {wrong_value[2].strip()}"
+    elif wrong_type:
+        message = f"--{wrong_type[1]} {wrong_type[3].strip()} must be of type {wrong_type[2]}"
     elif wrong_choice:
         message = f"--{wrong_choice[1]} {wrong_choice[3].strip()} must be one of {wrong_choice[2].replace(chr(39), '')}"
     elif unknown_option:
@@ -167,6 +173,8 @@ def _flatten(values: dict[str, Any]) -> dict[str, Any]:
     keys = set(known_keys())
     flat: dict[str, Any] = {}
     for key, value in values.items():
+        if key not in keys:
+            continue  # what the run found, which is no option
         section = isinstance(value, dict) and any(known.startswith(f"{key}.") for known in keys)
         flat |= {f"{key}.{name}": item for name, item in value.items()} if section else {key: value}
     return flat
@@ -227,8 +235,9 @@ class LiveProgress:
                 for kind, found in state["validation"].items()
                 if found is not None
             )
+            loss = "-" if state["train_loss"] is None else f"{state['train_loss']:.3f}"
             self.say(
-                f"epoch {state['epoch']:>3}: loss {state['train_loss']:.3f}, validation top-1 {validation}, "
+                f"epoch {state['epoch']:>3}: loss {loss}, validation top-1 {validation or '-'}, "
                 f"{state['elapsed_seconds']:.0f} s"
             )
         elif state.get("event") == "step":

@@ -46,7 +46,7 @@ def build(
     Raises: ValueError for an unknown model or data set, data that cannot be read, options that do not suit the data or
     each other, or a checkpoint that does not suit the model.
     """
-    with accelerator.main_process_first():  # what the first reading leaves in the cache serves the others
+    with accelerator.local_main_process_first():  # what the first reading leaves in the cache serves the others
         dataset, config = prepare_data(config, data, say)
     set_seed(config.seed)
     model = starting_model(config, dataset, say)
@@ -146,7 +146,7 @@ def assemble(
             config,
             len(dataset.class_names),
             None if weights is None else weights.to(device),
-            make_teacher(config.distillation, len(dataset.class_names), dataset.preprocessing, device),
+            make_teacher(config.distillation, dataset.class_names, dataset.preprocessing, device, dtype),
         ),
         backup=StatisticsBackup(model),
         device_batch_size=device_batch_size,
@@ -240,7 +240,7 @@ def _few(part: Split, images: int, seed: int) -> Split:
 
 def _without_variation(config: TrainConfig, say: Say) -> TrainConfig:
     say(
-        f"overfitting {config.overfit_batches} batches: no augmentation, mixing, drop path or label smoothing, "
+        f"overfitting at most {config.overfit_batches} batches: no augmentation, mixing, drop path or label smoothing, "
         "and validation on the same images"
     )
     return replace(

@@ -5,11 +5,14 @@ No generator is saved: what is random in an epoch is a function of (seed, epoch,
 (seed, step, process).
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -83,7 +86,8 @@ def state_of(parts: Parts) -> State:
                 numbers.setdefault(str(index), {})[key] = value
     contiguous = {key: whole(value.detach()).cpu().contiguous().clone() for key, value in tensors.items()}
     header = {
-        "optimizer": {"groups": state["param_groups"], "numbers": numbers},
+        "optimizer": {"groups": [_plain(group) for group in state["param_groups"]], "numbers": numbers},
+        "sha256": _digest(contiguous),
         "scaler": parts.scaler.state_dict(),
     }
     return State(contiguous, header)
@@ -118,6 +122,9 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, dict[str, Any]]:
     if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no training checkpoint of format version {FORMAT_VERSION}")
 
+    if header["sha256"] != _digest(tensors):
+        raise ValueError(f"{path} cannot be resumed from, it is damaged: its tensors are not those that were saved")
+
     def part(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
@@ -131,12 +138,42 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, dict[str, Any]]:
     for key, value in part("optimizer.").items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    load_whole_optimizer(parts.optimizer, state, header["optimizer"]["groups"])
+    own = parts.optimizer.state_dict()["param_groups"]
+    groups = [kept | _revived(saved) for kept, saved in zip(own, header["optimizer"]["groups"], strict=True)]
+    load_whole_optimizer(parts.optimizer, state, groups)
     if header["scaler"]:
         parts.scaler.load_state_dict(header["scaler"])
     progress = Progress(**header["progress"])
     progress.best_score = (progress.best_score[0], progress.best_score[1])  # JSON has no tuples
     return progress, header["circumstances"]
+
+
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can hold of a parameter group: a small tensor, such as a step, as numbers; a dtype stays out, as it is
+    the optimizer's own constant."""
+    return {
+        key: {"tensor": value.tolist(), "dtype": str(value.dtype)} if isinstance(value, Tensor) else value
+        for key, value in group.items()
+        if not isinstance(value, torch.dtype)
+    }
+
+
+def _revived(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group as it was before ``_plain``, but for what stays out."""
+    return {
+        key: torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"].removeprefix("torch.")))
+        if isinstance(value, dict) and "tensor" in value
+        else value
+        for key, value in group.items()
+    }
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def checkpoint_name(step: int) -> str:

@@ -8,8 +8,7 @@ from typing import Any, Literal, get_type_hints
 from ceit.data.augment import Augmentation
 from ceit.model.config import CeiTConfig
 from ceit.model.names import unknown
-
-NUMBER = "must be a number (YAML reads 1e-3 as text, 1.0e-3 as a number)"
+from ceit.train.option_types import require_types
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class TrainConfig:
     initial_checkpoint: str | None = None
     img_size: int | tuple[int, int] | None = None
     in_chans: int | None = None
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str | int, ...] | None = None
     epochs: int | None = None
     samples: int = 200_000
     max_epochs: int = 300
@@ -176,15 +175,28 @@ class TrainConfig:
     overfit_batches: int | None = None
 
     def __post_init__(self) -> None:
+        require_types(TrainConfig, {f.name: getattr(self, f.name) for f in fields(self)})
         self._check_numbers()
         if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))  # YAML gives a list
+            object.__setattr__(self, "classes", tuple(map(str, self.classes)))  # YAML gives a list, perhaps of numbers
         if self.mixing.on:
             _require(
                 self.global_batch_size % 2 == 0, "global_batch_size", self.global_batch_size, "must be even to be mixed"
             )
             _require(
                 self.class_weights == "none", "class_weights", self.class_weights, "need labels that are not mixed"
+            )
+        if self.class_weights != "none":
+            limit = "would correct rare classes twice: set class_weights or sampling, not both"
+            _require(self.sampling == "shuffle", "sampling", self.sampling, limit)
+        if self.distillation.checkpoint is not None and self.distillation.teacher is None:
+            raise ValueError(f"distillation.checkpoint {self.distillation.checkpoint} needs a distillation.teacher")
+        if self.distributed == "fsdp" or self.batch_norm == "sync":
+            _require(
+                self.device_batch_size != "auto",
+                "device_batch_size",
+                "auto",
+                "needs ddp and local BatchNorm: set a number",
             )
         if self.select == "best":
             _require(
@@ -208,9 +220,6 @@ class TrainConfig:
                 )
 
     def _check_numbers(self) -> None:
-        numbers = ("peak_lr", "warmup_epochs", "warmup_lr", "final_lr", "layer_decay", "weight_decay", "clip_norm")
-        for key in (*numbers, "label_smoothing", "validation_percent"):
-            _require(isinstance(getattr(self, key), int | float), key, repr(getattr(self, key)), NUMBER)
         for key in ("global_batch_size", "samples", "max_epochs", "log_every_steps", "max_skipped_steps"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "must be at least 1")
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "must be at least 1")
@@ -234,6 +243,8 @@ class TrainConfig:
         for key in ("probability", "switch_probability"):
             value = getattr(self.mixing, key)
             _require(0 <= value <= 1, f"mixing.{key}", value, "must be in [0, 1]")
+        _require(self.workers is None or self.workers >= 0, "workers", self.workers, "must not be negative")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "must be in [0, 2^32)")
         teaching = self.distillation
         _require(0 <= teaching.weight <= 1, "distillation.weight", teaching.weight, "must be in [0, 1]")
         _require(teaching.temperature > 0, "distillation.temperature", teaching.temperature, "must be positive")
@@ -256,7 +267,11 @@ SECTIONS = {"augmentation": Augmentation, "mixing": Mixing, "ema": WeightAverage
 
 
 def config_from(values: dict[str, Any]) -> TrainConfig:
-    """A configuration from plain values, sections as dictionaries."""
+    """A configuration from plain values, sections as dictionaries. Raises ValueError for values of other types."""
+    for key, section in SECTIONS.items():
+        if not isinstance(values.get(key, {}), dict):
+            raise ValueError(f"{key} {values[key]!r} is a section and must hold keys")
+        require_types(section, values.get(key, {}), f"{key}.")
     return TrainConfig(**{key: SECTIONS[key](**value) if key in SECTIONS else value for key, value in values.items()})
 
 

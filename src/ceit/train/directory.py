@@ -17,6 +17,8 @@ except ImportError:  # Windows has no such lock
     fcntl = None
 
 LOCK = ".lock"
+MAY_CHANGE = ("device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+"""Options of the machine and of the log; the images of each step are the same whatever they are."""
 _RESULTS = ("model.safetensors", "test.json")
 
 
@@ -79,18 +81,28 @@ def saved_config(output: Path) -> dict[str, Any]:
     return values
 
 
-def require_same(saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raises ValueError naming the first option in which a resumed run would differ from the run that was started."""
+def require_same(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """Sentences for the options that a resumed run may change, and does.
+
+    Raises: ValueError naming the first other option in which it would differ from the run that was started.
+    """
+    changes = []
     for key, value in saved.items():
-        if asked.get(key) != value:
+        if asked.get(key) == value:
+            continue
+        if key in MAY_CHANGE:
+            changes.append(f"{key} was {value}, now {asked.get(key)}")
+        else:
             raise ValueError(
                 f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options; "
                 "name another --output for a new run"
             )
+    return changes
 
 
-def cut_back(metrics: Path, step: int, drop: str | None = None) -> None:
-    """Drop the lines of ``metrics.jsonl`` behind ``step``, which the resumed run writes again.
+def cut_back(metrics: Path, step: int, epoch: int, drop: str | None = None) -> None:
+    """Drop the lines of ``metrics.jsonl`` behind ``step`` or of an epoch's end behind ``epoch``, which the resumed run
+    writes again.
 
     A last line that a crash has cut in two is dropped too.
     """
@@ -98,7 +110,8 @@ def cut_back(metrics: Path, step: int, drop: str | None = None) -> None:
     for text in lines_of(metrics):
         with suppress(json.JSONDecodeError):
             line = json.loads(text)
-            if line["step"] <= step and line["event"] != drop:
+            behind = line["step"] > step or (line["event"] == "epoch" and line["epoch"] > epoch)
+            if not behind and line["event"] != drop:
                 kept.append(json.dumps(line) + "\n")
     write_text(metrics, "".join(kept))
 

@@ -51,8 +51,6 @@ def _require_shardable(config: TrainConfig) -> None:
         raise ValueError(f"ema.decay {config.ema.decay} {whole}: set it to 0, or distributed to ddp")
     if config.precision == "fp16":
         raise ValueError(f"precision fp16 {whole}, for its loss scale: set it to bf16, or distributed to ddp")
-    if config.device_batch_size == "auto":
-        raise ValueError(f"device_batch_size auto {whole}: set a number, or distributed to ddp")
 
 
 def shared_gradients(model: CeiT, accelerator: Accelerator, way: str) -> nn.Module:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-def source_in_forward(model: nn.Module, images_bchw: Tensor, autocast: Any) -> str:
-    """The first place in a forward pass that is not finite: a parameter, the images, or a module's output.
+def source_in_forward(model: nn.Module, images_bchw: Tensor, autocast: Any) -> str | None:
+    """The first place in a forward pass that is not finite: a parameter, the images, or a module's output; or None.
 
     Runs the network once more, in the mode that it is in; its BatchNorm statistics move.
     """
@@ -32,7 +32,7 @@ def source_in_forward(model: nn.Module, images_bchw: Tensor, autocast: Any) -> s
     finally:
         for handle in handles:
             handle.remove()
-    return f"module {found[0]}" if found else "the loss"
+    return f"module {found[0]}" if found else None
 
 
 def source_in_backward(model: nn.Module) -> str:

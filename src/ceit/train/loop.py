@@ -33,6 +33,7 @@ def fit(session: Session) -> None:
     with _stop_signals() as received:
         while session.progress.epoch < session.epochs and not _has_stopped_improving(session):
             _train_epoch(session, received)
+            save_now(session)  # validation may take long, and an end of it be cut short
             _end_epoch(session)
             _stop_if_asked(session, received)
 
@@ -108,7 +109,8 @@ def _count(session: Session, result: StepResult) -> None:
     if progress.skipped_in_row >= limit:
         raise ValueError(
             f"{limit} steps in a row up to step {progress.step} had no finite loss or gradient, in the last "
-            f"{result.skipped}: lower peak_lr {session.config.peak_lr} or set clip_norm; the last checkpoint is intact"
+            f"{result.skipped}: lower peak_lr {session.config.peak_lr} or set clip_norm in a new run, which may start "
+            "from this one's weights with initial_checkpoint; the last checkpoint is intact"
         )
 
 

@@ -22,10 +22,6 @@ class Targets(NamedTuple):
     labels: Tensor
     teacher_bk: Tensor | None
 
-    def part(self, images: slice) -> "Targets":
-        """The targets of some of the images."""
-        return Targets(self.labels[images], None if self.teacher_bk is None else self.teacher_bk[images])
-
 
 @dataclass(frozen=True)
 class Objective:
@@ -36,16 +32,16 @@ class Objective:
     weights_k: Tensor | None = None
     teacher: Teacher | None = None
 
-    def prepare(self, images_bchw: Tensor, labels_b: Tensor, step: int, process: int) -> tuple[Tensor, Targets]:
-        """The images as the network sees them and what it is to say; mixing is a function of (seed, step, process)."""
-        if self.config.mixing.on:
-            seed = seed_of(self.config.seed, step, process)
-            images_bchw, labels = mix(
-                self.config.mixing, self.config.label_smoothing, self.classes, images_bchw, labels_b, seed
-            )
-        else:
-            labels = labels_b
-        return images_bchw, Targets(labels, None if self.teacher is None else self.teacher(images_bchw))
+    def mixed(self, images_bchw: Tensor, labels_b: Tensor, step: int, process: int) -> tuple[Tensor, Tensor]:
+        """Images and labels as the network sees them: mixed, or as they are; a function of (seed, step, process)."""
+        if not self.config.mixing.on:
+            return images_bchw, labels_b
+        seed = seed_of(self.config.seed, step, process)
+        return mix(self.config.mixing, self.config.label_smoothing, self.classes, images_bchw, labels_b, seed)
+
+    def targets(self, images_bchw: Tensor, labels: Tensor) -> Targets:
+        """What the network is to say of these images: their labels, and what the teacher says."""
+        return Targets(labels, None if self.teacher is None else self.teacher(images_bchw))
 
     def loss(self, logits_bk: Tensor, targets: Targets) -> Tensor:
         """``(1 - w) CE + w distillation`` as a mean over the images.

@@ -20,7 +20,7 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
     if config.optimizer not in known:
         raise ValueError(unknown("optimizer", config.optimizer, known))
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=config.optimizer,
             lr=config.scaled_lr,
@@ -28,8 +28,14 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
             layer_decay=None if config.layer_decay == 1 else config.layer_decay,
             **config.optimizer_args,
         )
-    except TypeError as error:
-        raise ValueError(f"optimizer {config.optimizer} does not take {config.optimizer_args}: {error}") from error
+    except (TypeError, AssertionError, RuntimeError, ImportError) as error:
+        reason = f"{error}" or "it needs another device or another package"
+        raise ValueError(
+            f"optimizer {config.optimizer} cannot be made with {config.optimizer_args}: {reason}"
+        ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"optimizer {config.optimizer} needs second derivatives, which are not computed: take another")
+    return optimizer
 
 
 def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, epochs: int) -> Scheduler:

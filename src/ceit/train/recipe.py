@@ -46,7 +46,10 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
         path = Path(name_or_file)
         if not path.is_file():
             raise ValueError(f"recipe file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"recipe file {path} is not text in UTF-8: {error}") from error
     elif name_or_file in recipe_names():
         text = files("ceit").joinpath("recipes", f"{name_or_file}.yaml").read_text(encoding="utf-8")
     else:

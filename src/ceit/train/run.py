@@ -5,6 +5,7 @@ model, with class names and preprocessing), ``test.json`` (the final report), ``
 (full state, for resuming).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from ceit.data.dataset import ImageDataset, absolute
 from ceit.inference.device import machine
 from ceit.model import CeiT
 from ceit.train.assemble import Say, Show, build, evaluation_loader
-from ceit.train.checkpoint import checkpoints_in, load_state
+from ceit.train.checkpoint import Progress, checkpoints_in, load_state
 from ceit.train.config import TrainConfig
 from ceit.train.directory import (
     checkpoints_to_resume,
@@ -70,6 +71,7 @@ def train(
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
     another run is writing; Interrupted (a KeyboardInterrupt) after saving.
     """
+    config = _with_whole_paths(config)
     accelerator = make_accelerator(config, log_with="tensorboard", project_dir=output)
     if not accelerator.is_main_process:
         say, show = _ignore, _ignore
@@ -94,7 +96,8 @@ def train(
         session.schedule = make_schedule(session.optimizer, config, len(session.train_loader), session.epochs)
         description = describe(session, data, dataset)
         if checkpoints:
-            require_same(saved, description)
+            for change in require_same(saved, description):
+                say(f"resumed with another option: {change}")
             _take_up(session, checkpoints, output)
         elif accelerator.is_main_process:
             write_text(output / "config.yaml", yaml.safe_dump(description, sort_keys=False))
@@ -150,11 +153,26 @@ def describe(session: Session, data: str, dataset: ImageDataset) -> dict[str, An
         precision = "float32" if session.autocast_dtype is None else "bf16"
     return {
         "data": absolute(data),
+        "found": _found(dataset),
         **session.config.as_dict(),
         "img_size": [height, width],
         "in_chans": dataset.in_chans,
         "precision": precision,
     }
+
+
+def _with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """Files named so that they are found from any directory, when the run is resumed."""
+    if config.initial_checkpoint is not None:
+        config = replace(config, initial_checkpoint=_whole_path(config.initial_checkpoint))
+    if config.distillation.checkpoint is not None:
+        taught = replace(config.distillation, checkpoint=_whole_path(config.distillation.checkpoint))
+        config = replace(config, distillation=taught)
+    return config
+
+
+def _whole_path(name: str) -> str:
+    return str(Path(name).expanduser().resolve())
 
 
 def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
@@ -164,6 +182,15 @@ def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConf
     if config.device_batch_size == "auto":
         config = replace(config, device_batch_size=saved["device_batch_size"])
     return config
+
+
+def _found(dataset: ImageDataset) -> str:
+    """What the data were when the run was started."""
+    sizes = [0 if part is None else len(part) for part in (dataset.train, dataset.validation, dataset.test)]
+    names = hashlib.sha256("\n".join(dataset.class_names).encode()).hexdigest()[:8]
+    return "{} training, {} validation and {} test images of {} classes ({})".format(
+        *sizes, len(dataset.class_names), names
+    )
 
 
 def _summary(session: Session, dataset: ImageDataset, precision: str) -> str:
@@ -193,7 +220,9 @@ def _take_up(session: Session, checkpoints: list[Path], output: Path) -> None:
             for later in checkpoints_in(output / "checkpoints"):
                 if later.name > checkpoint.name:
                     later.unlink()
-            cut_back(output / "metrics.jsonl", session.progress.step)
+            cut_back(output / "metrics.jsonl", session.progress.step, session.progress.epoch)
+        if from_main(_kept_model_is_another(session, output), session.accelerator):
+            session.progress.best_score, session.progress.best = Progress().best_score, {}
         session.say(f"resumed after step {session.progress.step} of {session.total_steps} from {checkpoint}")
         if before["processes"] != session.accelerator.num_processes:
             session.say(
@@ -202,6 +231,13 @@ def _take_up(session: Session, checkpoints: list[Path], output: Path) -> None:
                 "BatchNorm's statistics change from here on"
             )
         return
+
+
+def _kept_model_is_another(session: Session, output: Path) -> bool:
+    """Whether the run was stopped between keeping a model and saving its state: then the next one is kept anew."""
+    best, side = session.progress.best, output / "model.json"
+    kept = json.loads(side.read_text(encoding="utf-8"))["training"] if side.is_file() else {}
+    return any(kept.get(key) != best.get(key) for key in ("epoch", "weights"))
 
 
 def _report(session: Session, dataset: ImageDataset, output: Path) -> Result:
@@ -231,7 +267,7 @@ def _report(session: Session, dataset: ImageDataset, output: Path) -> Result:
     }
     if session.accelerator.is_main_process:
         write_text(output / "test.json", json.dumps(report, indent=1) + "\n")
-        cut_back(output / "metrics.jsonl", progress.step, drop="test")
+        cut_back(output / "metrics.jsonl", progress.step, progress.epoch, drop="test")
         short = {key: value for key, value in test.as_dict().items() if key != "confusion"}
         session.record({"event": "test", "step": progress.step, **short})
     return Result(output, model, dataset, test, progress.best, progress.elapsed_seconds)

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from ceit.train.distributed import from_all, total_of
 from ceit.train.finite import source_in_backward, source_in_forward
-from ceit.train.objective import Targets, seed_of
+from ceit.train.objective import seed_of
 from ceit.train.session import Session
 from ceit.train.sharding import is_sharded, whole
 
@@ -22,7 +22,7 @@ class StepResult(NamedTuple):
     """What a step gave, over all processes: the mean loss, images recognised (0 if mixed) and seen.
 
     ``skipped`` names what was not finite, None if the weights have moved; ``counts`` says whether that is a fault of
-    the run: an overflow that a smaller loss scale cures is not. ``stop`` counts the processes' SIGINTs and SIGTERMs.
+    the run: an overflow that a smaller loss scale cures is not.
     """
 
     loss: float
@@ -50,9 +50,8 @@ def train_step(
     session.backup.take()
     images_bchw = images_bchw.to(device, session.dtype, non_blocking=True)
     labels_b = labels_b.to(device, non_blocking=True)
-    with session.autocast():
-        images_bchw, targets = session.objective.prepare(images_bchw, labels_b, step, process)
-    local_loss, right = _gradients(session, images_bchw, targets)
+    images_bchw, labels = session.objective.mixed(images_bchw, labels_b, step, process)
+    local_loss, right = _gradients(session, images_bchw, labels)
     norm = _gradient_norm(session)
     share = len(labels_b)
     loss_sum, all_right, images = total_of([local_loss * share, right, share], session.accelerator)
@@ -71,7 +70,7 @@ def train_step(
     return StepResult(loss_sum / images, int(all_right), int(images), skipped, counts)
 
 
-def _gradients(session: Session, images_bchw: Tensor, targets: Targets) -> tuple[float, int]:
+def _gradients(session: Session, images_bchw: Tensor, labels: Tensor) -> tuple[float, int]:
     """Gradients of the mean loss over the batch, part by part if it does not fit; the loss, and images recognised."""
     share = len(images_bchw)
     size = session.device_batch_size or share
@@ -81,14 +80,15 @@ def _gradients(session: Session, images_bchw: Tensor, targets: Targets) -> tuple
         is_last = start + size >= share
         with nullcontext() if is_last else session.accelerator.no_sync(session.trained):
             with session.autocast():
+                targets = session.objective.targets(images_bchw[part], labels[part])
                 logits = session.trained(images_bchw[part])
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            loss = session.objective.loss(logits, targets.part(part))
+            loss = session.objective.loss(logits, targets)
             images = len(logits)
             session.scaler.scale(loss * (images / share) if images < share else loss).backward()
         loss_sum += loss.item() * images
-        if targets.labels.dim() == 1:
-            right += int((logits.detach().argmax(1) == targets.labels[part]).sum())
+        if labels.dim() == 1:
+            right += int((logits.detach().argmax(1) == labels[part]).sum())
     return loss_sum / share, right
 
 
@@ -105,12 +105,14 @@ def _gradient_norm(session: Session) -> float:
 
 def _source(session: Session, images_bchw: Tensor, loss_is_finite: bool) -> str:
     """What was not finite, found by the first process that met it."""
-    if is_sharded(session.model):
-        return "the loss or the gradient"  # looking closer would need all processes
+    if is_sharded(session.model) or (session.config.batch_norm == "sync" and session.accelerator.num_processes > 1):
+        return "the loss or the gradient"  # looking closer would need all processes at once
     process = session.accelerator.process_index
     if loss_is_finite:
         found = source_in_backward(session.model)
     else:
-        found = source_in_forward(session.model, images_bchw, session.autocast())
+        parts = images_bchw.split(session.device_batch_size or len(images_bchw))
+        sources = (source_in_forward(session.model, part, session.autocast()) for part in parts)
+        found = next((source for source in sources if source is not None), "the loss")
     own = (loss_is_finite, process, found)  # a loss comes before the gradients that it spoils everywhere
     return min(from_all(own, session.accelerator))[2]

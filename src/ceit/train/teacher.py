@@ -4,7 +4,7 @@ Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (
 DeiT (ICML 2021), for ``hard``.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -15,14 +15,23 @@ from torch import Tensor, nn
 from ceit.data.preprocessing import Preprocessing
 from ceit.model import CeiT
 from ceit.model.names import unknown
+from ceit.model.variants import MODELS
 from ceit.train.config import Distillation
-from ceit.weights import load_checkpoint
+from ceit.weights import load_checkpoint, read_description
 
 
 class Teacher:
     """A frozen classifier that takes the student's images, each brought to its own normalisation and size."""
 
-    def __init__(self, network: nn.Module, own: Preprocessing, size: tuple[int, int], student: Preprocessing) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        own: Preprocessing,
+        size: tuple[int, int],
+        student: Preprocessing,
+        order: list[int] | None = None,
+    ) -> None:
+        self.order = order  # the teacher's number of each of the student's classes; None where they are the same
         self.network = network.eval().requires_grad_(False)
         self.size = size
         ours = [torch.tensor(values).view(1, -1, 1, 1) for values in (student.mean, student.std)]
@@ -36,10 +45,13 @@ class Teacher:
         if images_bchw.shape[2:] != self.size:
             images_bchw = F.interpolate(images_bchw, self.size, mode="bilinear", antialias=True)
         with torch.no_grad():
-            return self.network(images_bchw)
+            logits_bk = self.network(images_bchw)
+        return logits_bk if self.order is None else logits_bk[:, self.order]
 
 
-def make_teacher(config: Distillation, classes: int, student: Preprocessing, device: torch.device) -> Teacher | None:
+def make_teacher(
+    config: Distillation, class_names: Sequence[str], student: Preprocessing, device: torch.device, dtype: torch.dtype
+) -> Teacher | None:
     """The teacher that the options name, None where they name none.
 
     Raises: ValueError for a name that timm does not have, a file that is no checkpoint of it, or other classes.
@@ -48,21 +60,32 @@ def make_teacher(config: Distillation, classes: int, student: Preprocessing, dev
         return None
     if not timm.is_model(config.teacher):
         raise ValueError(unknown("teacher", config.teacher, timm.list_models()))
-    if config.checkpoint is not None and config.teacher.startswith(("ceit_", "deit_")):
-        network: nn.Module = load_checkpoint(Path(config.checkpoint), model_name=config.teacher)
+    if config.checkpoint is not None and config.teacher in MODELS:
+        told = read_description(config.checkpoint)
+        network: nn.Module = load_checkpoint(config.checkpoint, model_name=None if told else config.teacher)
     else:
-        network = _network_of_timm(config, classes)
-    told = network.num_classes
-    if told != classes:
-        raise ValueError(f"teacher {config.teacher} tells {told} classes apart, the data has {classes}: name another")
-    if isinstance(network, CeiT) and network.preprocessing is not None:
-        own, size = Preprocessing.from_dict(network.preprocessing), network.config.image_hw
-    else:
-        found = resolve_model_data_config(network)
-        own, size = Preprocessing(found["mean"], found["std"]), tuple(found["input_size"][1:])
+        network = _network_of_timm(config, len(class_names))
+    if network.num_classes != len(class_names):
+        raise ValueError(
+            f"teacher {config.teacher} tells {network.num_classes} classes apart, the data has {len(class_names)}: "
+            "name another"
+        )
+    own, size, names = _what_it_takes(network)
     if len(own.mean) != len(student.mean):
         raise ValueError(f"teacher {config.teacher} takes {len(own.mean)} channels, the data has {len(student.mean)}")
-    return Teacher(network.to(device), own, size, student)
+    if names and set(names) != set(class_names):
+        strange = min(set(names) ^ set(class_names))
+        raise ValueError(f"teacher {config.teacher} was not trained on the data's classes: only one knows {strange!r}")
+    order = [names.index(name) for name in class_names] if names else None
+    return Teacher(network.to(device, dtype), own, size, student, order)
+
+
+def _what_it_takes(network: nn.Module) -> tuple[Preprocessing, tuple[int, int], list[str] | None]:
+    """A network's preprocessing, image size and, where it tells them, class names."""
+    if isinstance(network, CeiT) and network.preprocessing is not None:
+        return Preprocessing.from_dict(network.preprocessing), network.config.image_hw, network.class_names
+    found = resolve_model_data_config(network)
+    return Preprocessing(found["mean"], found["std"]), tuple(found["input_size"][1:]), None
 
 
 def _network_of_timm(config: Distillation, classes: int) -> nn.Module:
@@ -74,7 +97,8 @@ def _network_of_timm(config: Distillation, classes: int) -> nn.Module:
         return timm.create_model(config.teacher, num_classes=classes, checkpoint_path=config.checkpoint)
     except (RuntimeError, OSError, KeyError) as error:
         source = config.checkpoint or "timm's pre-trained weights"
-        raise ValueError(f"teacher {config.teacher} cannot be loaded from {source}: {error}") from error
+        reason = f"{error}" or "there is no such file"
+        raise ValueError(f"teacher {config.teacher} cannot be loaded from {source}: {reason}") from error
 
 
 def distillation_loss(logits_bk: Tensor, teacher_bk: Tensor, config: Distillation) -> Tensor:
