@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.train.conftest import TINY, MakeSession
 
 import ceit
+import ceit_cli
 from ceit.data.augment import Augmentation
 from ceit.data.preprocessing import Preprocessing
 from ceit.train.config import Mixing, TrainConfig, WeightAverage
@@ -157,7 +158,9 @@ def pretrained(tmp_path: Path) -> Path:
     return tmp_path / "six"
 
 
-def test_fine_tuning_to_other_classes_and_another_size(pretrained: Path, tmp_path: Path) -> None:
+def test_fine_tuning_to_other_classes_and_another_size(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said: list[str] = []
     options: dict[str, Any] = {
         "classes": tuple("6789"),
@@ -165,6 +168,7 @@ def test_fine_tuning_to_other_classes_and_another_size(pretrained: Path, tmp_pat
         "initial_checkpoint": str(pretrained),
         "geometry": TINY | {"drop_path_rate": 0.1},
         "epochs": 1,
+        "limit_batches": None,
     }
     result = train(config(**options), "digits", tmp_path / "four", say=said.append)
     assert any(line.startswith(f"starting from the weights of {pretrained}, at 24 x 24 pixels") for line in said)
@@ -176,6 +180,10 @@ def test_fine_tuning_to_other_classes_and_another_size(pretrained: Path, tmp_pat
     before, after = (
         json.loads((run / "model.json").read_text(encoding="utf-8")) for run in (pretrained, tmp_path / "four")
     )
+    words = ["--checkpoint", str(result.output), "--data", "digits", "--precision", "float32", "--json"]
+    assert ceit_cli.main(["evaluate", *words]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert (evaluated["images"], evaluated["top1_percent"]) == (result.test.images, result.test.top1_percent)
     assert before["preprocessing"] == after["preprocessing"]  # what the weights have learnt to expect
 
 

@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
         in_chans=model.config.in_chans,
         seed=training.get("seed", 0),
         skip_broken=options.skip_broken,
+        classes=training.get("classes"),  # those that a run was told to keep
     )
     for file in dataset.skipped:
         print(f"skipped {file}", file=sys.stderr)

@@ -114,7 +114,13 @@ def assemble(
 
     def save_best(best: CeiT, training: dict[str, Any]) -> None:
         if accelerator.is_main_process:
-            options = {"data": dataset.name, "seed": config.seed, "validation_percent": config.validation_percent}
+            options: dict[str, Any] = {
+                "data": dataset.name,
+                "seed": config.seed,
+                "validation_percent": config.validation_percent,
+            }
+            if config.classes is not None:
+                options["classes"] = list(dataset.class_names)
             save_checkpoint(
                 output / "model.safetensors",
                 best,
