@@ -128,6 +128,7 @@ def _first_look() -> argparse.ArgumentParser:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ceit train",
+        usage="ceit train --data DATA --output DIR [--recipe NAME|FILE.yaml] [--resume auto] [--OPTION VALUE ...]",
         allow_abbrev=False,
         exit_on_error=False,
         description="Train a classifier from scratch on a named data set or a folder.",
