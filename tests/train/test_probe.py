@@ -1,5 +1,6 @@
 """What is measured before a run, and that measuring leaves the run as it was."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_the_batch_that_fits_is_found_by_halving(make_session: MakeSession, fitt
     assert device_batch_that_fits(session) == found
     assert all(torch.equal(value, before[key]) for key, value in weights_of(session).items())
     assert any("gradients are accumulated" in line for line in said) == (found is not None)
-    session.device_batch_size = found
+    session.config = replace(session.config, device_batch_size=found)
     assert train_step(session, *next(session.train_loader.epoch(0)), 0).images == 32
 
 

@@ -155,7 +155,6 @@ def assemble(
             make_teacher(config.distillation, dataset.class_names, dataset.preprocessing, device, dtype),
         ),
         backup=StatisticsBackup(model),
-        device_batch_size=device_batch_size,
         train_loader=train_loader,
         validation_loader=validation_loader,
         checkpoints=output / "checkpoints",

@@ -93,12 +93,9 @@ def state_of(parts: Parts) -> State:
     return State(contiguous, header)
 
 
-def save_state(folder: Path, progress: Progress, state: State, circumstances: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest ``keep``.
-
-    ``circumstances`` are what a resumed run may change, and then says: the number of processes, say.
-    """
-    header = {"format_version": FORMAT_VERSION, "progress": asdict(progress), "circumstances": circumstances}
+def save_state(folder: Path, progress: Progress, state: State, processes: int, keep: int) -> Path:
+    """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest ``keep``."""
+    header = {"format_version": FORMAT_VERSION, "progress": asdict(progress), "processes": processes}
     path = folder / checkpoint_name(progress.step)
     folder.mkdir(exist_ok=True)
     replace_files({path: save(state.tensors, metadata={"state": json.dumps(header | state.header)})})
@@ -107,8 +104,8 @@ def save_state(folder: Path, progress: Progress, state: State, circumstances: di
     return path
 
 
-def load_state(path: Path, parts: Parts) -> tuple[Progress, dict[str, Any]]:
-    """Put a run back to where ``save_state`` left it; returns its progress and circumstances.
+def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
+    """Put a run back to where ``save_state`` left it; returns its progress and the number of its processes.
 
     Raises: ValueError for a damaged or foreign file.
     """
@@ -145,7 +142,7 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, dict[str, Any]]:
         parts.scaler.load_state_dict(header["scaler"])
     progress = Progress(**header["progress"])
     progress.best_score = (progress.best_score[0], progress.best_score[1])  # JSON has no tuples
-    return progress, header["circumstances"]
+    return progress, header["processes"]
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

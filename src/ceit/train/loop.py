@@ -14,6 +14,7 @@ from ceit.train.checkpoint import checkpoint_name, save_state, state_of
 from ceit.train.distributed import total_of
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.session import Session
+from ceit.train.sharding import is_sharded
 from ceit.train.step import StepResult, train_step
 
 
@@ -33,7 +34,8 @@ def fit(session: Session) -> None:
     with _stop_signals() as received:
         while session.progress.epoch < session.epochs and not _has_stopped_improving(session):
             _train_epoch(session, received)
-            save_now(session)  # validation may take long, and an end of it be cut short
+            if session.validation_loader is not None:
+                save_now(session)  # validation may take long, and be cut short
             _end_epoch(session)
             _stop_if_asked(session, received)
 
@@ -177,16 +179,13 @@ def validate(session: Session, model: nn.Module) -> Evaluation:
 def save_now(session: Session) -> None:
     """The full state of the run, written by the main process."""
     session.settle_statistics()
-    state = state_of(session.parts())
-    if session.accelerator.is_main_process:
-        save_state(
-            session.checkpoints,
-            session.progress,
-            state,
-            {"processes": session.accelerator.num_processes, "device_batch_size": session.device_batch_size},
-            keep=session.config.keep_checkpoints,
-        )
-    session.accelerator.wait_for_everyone()
+    accelerator = session.accelerator
+    if accelerator.is_main_process or is_sharded(session.model):  # all make whole what is shared out among all
+        state = state_of(session.parts())
+        if accelerator.is_main_process:
+            keep = session.config.keep_checkpoints
+            save_state(session.checkpoints, session.progress, state, accelerator.num_processes, keep)
+    accelerator.wait_for_everyone()
 
 
 def _stop_if_asked(session: Session, received: list[int]) -> None:

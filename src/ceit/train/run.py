@@ -87,12 +87,12 @@ def train(
         session, dataset = build(config, data, output, accelerator, say, show)
         config = session.config
         if config.device_batch_size == "auto":
-            session.device_batch_size = device_batch_that_fits(session)
+            config = replace(config, device_batch_size=device_batch_that_fits(session))
         if time_budget_seconds is not None:
             session.epochs = epochs_within(time_budget_seconds, session)
         elif checkpoints and config.epochs is None:
             session.epochs = saved["epochs"]
-        session.config = replace(config, epochs=session.epochs, device_batch_size=session.device_batch_size)
+        session.config = replace(config, epochs=session.epochs)
         session.schedule = make_schedule(session.optimizer, config, len(session.train_loader), session.epochs)
         description = describe(session, data, dataset)
         if checkpoints:
@@ -123,7 +123,8 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
     """
     accelerator = make_accelerator(config, project_dir=output)
     is_main = accelerator.is_main_process
-    with owned(output, resuming=False) if is_main else nullcontext(), deterministic(config.deterministic):
+    own = owned(output, resuming=False) if is_main else nullcontext()
+    with own, deterministic(config.deterministic), together(accelerator):
         accelerator.wait_for_everyone()
         session, _ = build(config, data, output, accelerator, say if is_main else _ignore, _ignore)
         result = learning_rate_range_test(session)
@@ -209,7 +210,7 @@ def _take_up(session: Session, checkpoints: list[Path], output: Path) -> None:
     """Go on from the first checkpoint that can be read; what lies behind it is dropped, the run writes it again."""
     for checkpoint in checkpoints:
         try:
-            session.progress, before = load_state(checkpoint, session.parts())
+            session.progress, processes = load_state(checkpoint, session.parts())
         except ValueError as error:
             if checkpoint == checkpoints[-1]:
                 raise
@@ -224,9 +225,9 @@ def _take_up(session: Session, checkpoints: list[Path], output: Path) -> None:
         if from_main(_kept_model_is_another(session, output), session.accelerator):
             session.progress.best_score, session.progress.best = Progress().best_score, {}
         session.say(f"resumed after step {session.progress.step} of {session.total_steps} from {checkpoint}")
-        if before["processes"] != session.accelerator.num_processes:
+        if processes != session.accelerator.num_processes:
             session.say(
-                f"the run had {before['processes']} processes, now {session.accelerator.num_processes}: the images of "
+                f"the run had {processes} processes, now {session.accelerator.num_processes}: the images of "
                 "each step stay the same, what is drawn in a process (mixing, drop path) and the images that share "
                 "BatchNorm's statistics change from here on"
             )

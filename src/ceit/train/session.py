@@ -40,7 +40,6 @@ class Session:
     ema: ModelEmaV3 | None
     objective: Objective
     backup: StatisticsBackup
-    device_batch_size: int | None
     train_loader: Loader
     validation_loader: Loader | None
     checkpoints: Path
@@ -53,6 +52,12 @@ class Session:
     @property
     def total_steps(self) -> int:
         return self.epochs * len(self.train_loader)
+
+    @property
+    def device_batch_size(self) -> int | None:
+        """Images that a process computes at once; None for its whole share, and while it is not yet found."""
+        size = self.config.device_batch_size
+        return size if isinstance(size, int) else None
 
     @property
     def dtype(self) -> torch.dtype:
