@@ -23,6 +23,8 @@ VERBS = {
     "evaluate": "measure a trained model on a split of a data set",
     "predict": "classify images with a trained model",
     "info": "print the parameters and multiply-accumulates of a model, module by module",
+    "export": "write a trained model as one file for ONNX Runtime, OpenVINO or torch, in float32 or int8",
+    "benchmark": "measure models side by side: latency, throughput, training step, memory, percent of peak",
     "convert": "convert released weights to safetensors, executing nothing in them",
     "data": "fetch data sets, check them, and write them as shards",
     "demo": "train, evaluate and picture a small model, from nothing to results",

@@ -13,9 +13,14 @@ from torch import nn
 
 import ceit
 import ceit_cli
+from ceit.cli import evaluate
 from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
 from ceit.data.loader import make_loader
 from ceit.data.preprocessing import Preprocessing
+from ceit.inference import example_images
+from ceit.inference.export import export
+from ceit.inference.exported import ExportedDescription, ExportedNetwork
+from ceit.weights import Description
 
 DIGITS = tuple("0123456789")
 PREPROCESSING = Preprocessing((0.3,), (0.4,))
@@ -133,6 +138,45 @@ def test_split_is_cut_as_training_has_cut_it(
     assert document["images"] == len(expected)
     if split == "validation":
         assert (document["top1_percent"], document["loss"]) == pytest.approx(figures(run, expected), rel=1e-5)
+
+
+def test_exported_file_has_the_figures_of_its_checkpoint(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = {"seed": 5, "validation_percent": 10.0}
+    run, file = save(tmp_path, class_names=["cat", "dog"], training=training), tmp_path / "network.onnx"
+    images = example_images.synthetic(4, image_hw=(16, 16), preprocessing=PREPROCESSING)
+    export(ceit.load_checkpoint(run), file, format="onnx", check=images, training=training)
+    for arguments in (["--split", "test"], ["--split", "validation", "--batch-size", "3"]):
+        expected = evaluated(capsys, "--checkpoint", run, "--data", str(photos), *arguments)
+        document = evaluated(capsys, "--checkpoint", str(file), "--data", str(photos), *arguments)
+        assert document.pop("checkpoint") == str(file)
+        assert expected.pop("checkpoint") == run
+        assert document.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-4)
+        assert document == expected
+
+    refused = ["evaluate", "--checkpoint", str(file), "--data"]
+    for data, precision, sentence in (
+        ("digits", "auto", "class '0' of digits is not among the 2 of the checkpoint"),
+        (str(photos), "bf16", f"{file} cannot be run in bf16: only OpenVINO's .xml can, others run in float32"),
+        (str(photos), "fp16", f"{file} cannot be run in fp16: choose float32, or bf16 with OpenVINO's .xml"),
+    ):
+        assert ceit_cli.main([*refused, data, "--precision", precision]) == 1
+        assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+@pytest.mark.parametrize(("written_in", "expected"), [("float32", "bf16"), ("int8", "int8+bf16")])
+def test_precision_of_an_exported_file_is_what_was_computed(
+    written_in: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ceit.load_checkpoint(save(tmp_path))
+    network = Description(model.config, class_names=DIGITS, preprocessing=PREPROCESSING.as_dict())
+    loaded = ExportedNetwork(ExportedDescription(network, "openvino", written_in, False, "0"), model)
+    monkeypatch.setattr(evaluate, "load_exported", lambda path, precision: loaded)
+    arguments = ["evaluate", "--checkpoint", "network.xml", "--data", "digits", "--json", "--precision"]
+    for precision, name in (("bf16", expected), ("float32", written_in)):
+        assert ceit_cli.main([*arguments, precision]) == 0
+        assert json.loads(capsys.readouterr().out)["precision"] == name
 
 
 def test_folder_is_cut_with_the_seed_of_training(

@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,8 @@ import ceit
 import ceit_cli
 from ceit.cli import predict
 from ceit.data.preprocessing import Preprocessing
+from ceit.inference import example_images, prediction_file
+from ceit.inference.export import Format, export
 from ceit.inference.predictor import Prediction, Predictor
 
 NAMES = ("ant", "bee", "[b]cow[/b]", "dog", "elk", "fox")
@@ -145,6 +150,47 @@ def test_stream_is_read_two_batches_ahead_at_most(predictor: Predictor) -> None:
         assert taken <= i + 1 + 2 * 4
 
 
+def test_every_core_has_a_batch_of_its_own_and_torch_keeps_its_threads(predictor: Predictor, photos: Path) -> None:
+    paths = [photos / name for name in ("d.png", "e.png", "zoo/b.png")] * 7
+    expected = predictor.predict(paths, batch_size=2)
+    seen: set[tuple[int, int]] = set()
+
+    def noted(images_bchw: Tensor) -> Tensor:
+        seen.add((len(images_bchw), torch.get_num_threads()))
+        time.sleep(0.001 * len(images_bchw) % 3)  # answers become known out of order
+        return predictor.network(images_bchw)
+
+    several = Predictor(predictor.model, class_names=NAMES, preprocessing=PREPROCESSING, device="cpu", network=noted)
+    torch.set_num_threads(4)
+    try:
+        for images, calls in ((paths, {(2, 1), (1, 1)}), (paths[:2], {(1, 2)}), (paths[:1], {(1, 4)})):
+            seen.clear()
+            found = several.predict(images, batch_size=2)
+            assert [prediction.path for prediction in found] == [str(path) for path in images]
+            for one, other in zip(found, expected, strict=False):
+                assert [score.label for score in one.predictions] == [score.label for score in other.predictions]
+            assert seen <= calls
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_what_was_not_asked_for_to_the_end_is_not_read_to_the_end(predictor: Predictor) -> None:
+    stream = predictor.predict_stream((np.zeros((*SIZE, 3), np.uint8) for _ in range(10**9)), batch_size=2)
+    assert isinstance(stream, Iterator)
+    next(stream)
+    del stream  # else this test would never end
+
+
+def test_bf16_answers_are_close(predictor: Predictor, photos: Path) -> None:
+    half = Predictor(predictor.model, class_names=NAMES, preprocessing=PREPROCESSING, device="cpu", precision="bf16")
+    (prediction,) = half.predict(photos / "d.png", top_k=6)
+    expected = dict(answer_of(np.array(Image.open(photos / "d.png"))))
+    found = dict(prediction.predictions)
+    assert found == pytest.approx(expected, abs=0.1)
+    assert found != pytest.approx(expected, rel=1e-5)
+
+
 def test_grey_network_takes_colour_and_transparency(tmp_path: Path) -> None:
     model = network(in_chans=1)
     predictor = Predictor(model, class_names=NAMES, preprocessing=Preprocessing((0.5,), (0.5,)), device="cpu")
@@ -216,6 +262,7 @@ def test_prediction_as_json() -> None:
 
 def test_json_is_one_document_in_the_order_asked(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["predict", "--checkpoint", str(run), str(photos / "e.png"), str(photos), "--json", "--top-k", "2"]
+    arguments += ["--precision", "float32"]
     assert ceit_cli.main(arguments) == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out)
@@ -238,6 +285,7 @@ def test_csv_has_a_line_for_every_image_and_rank(
     run: Path, broken: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["predict", "--checkpoint", str(run), *broken, "--csv", "--top-k", "2", "--skip-broken"]
+    arguments += ["--precision", "float32"]
     assert ceit_cli.main(arguments) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["path"], row["rank"], row["error"]) for row in rows] == [
@@ -254,6 +302,7 @@ def test_csv_has_a_line_for_every_image_and_rank(
 def test_broken_file_is_named_in_place_and_fails_at_the_end(
     run: Path, broken: list[str], form: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    form = [*form, "--precision", "float32"]
     assert ceit_cli.main(["predict", "--checkpoint", str(run), *broken, *form]) == 1
     captured = capsys.readouterr()
     sentence = f"2 of 3 images cannot be read: {broken[0]}, {broken[2]}"
@@ -270,7 +319,8 @@ def test_table_fits_80_columns_and_shows_names_as_they_are(
 ) -> None:
     odd = tmp_path / os.fsdecode(b"a very long name that tells nothing [red]\xff\n.png")
     odd.write_bytes(Path(broken[1]).read_bytes())
-    assert ceit_cli.main(["predict", "--checkpoint", str(run), str(odd), *broken, "--skip-broken"]) == 0
+    arguments = ["predict", "--checkpoint", str(run), str(odd), *broken, "--skip-broken", "--precision", "float32"]
+    assert ceit_cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 4
     assert max(map(len, lines)) <= 80
@@ -287,7 +337,16 @@ def test_dash_is_standard_input(
 ) -> None:
     for content, expected in (((photos / "d.png").read_bytes(), "predictions"), (b"", "error")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        arguments = ["predict", "--checkpoint", str(run), "-", str(photos / "d.png"), "--json"]
+        arguments = [
+            "predict",
+            "--checkpoint",
+            str(run),
+            "-",
+            str(photos / "d.png"),
+            "--json",
+            "--precision",
+            "float32",
+        ]
         assert ceit_cli.main(arguments) == (expected == "error")
         first, second = json.loads(capsys.readouterr().out)
         assert first["path"] == "-"
@@ -302,6 +361,10 @@ def test_dash_is_standard_input(
         (["{empty}"], 1, "error: folder {empty} holds no images: their names end in .bmp, .gif,"),
         ([], 2, "the following arguments are required: PATH"),
         (["{photos}", "--json", "--csv"], 2, "argument --csv: not allowed with argument --json"),
+        (["{photos}", "--resume"], 2, "--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl"),
+        (["{photos}", "--output", "a.txt"], 2, "--output a.txt must end in .csv or .jsonl"),
+        (["{photos}", "--output", "a.csv", "--csv"], 2, "argument --csv: not allowed with argument --output"),
+        (["{photos}", "--precision", "int8"], 2, "invalid choice: 'int8' (choose from"),
         (["{photos}", "--top-k", "0"], 1, "error: top_k 0 must be at least 1"),
         (["{photos}", "--batch-size", "-3"], 1, "error: batch size -3 must be at least 1"),
     ],
@@ -341,3 +404,177 @@ def test_without_checkpoint_the_shipped_model_answers_or_one_is_asked_for(
     monkeypatch.setattr(predict, "create_model", create)
     assert ceit_cli.main(["predict", str(photos), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 5
+
+
+@pytest.fixture
+def many(photos: Path, tmp_path: Path) -> list[str]:
+    """Twelve paths with a broken one among them, and one twice."""
+    paths = [str(photos / name) for name in ("d.png", "e.png", "zoo/b.png", "zoo/a.PNG")] * 3
+    (tmp_path / "broken.png").write_text("no image")
+    return [*paths[:5], str(tmp_path / "broken.png"), *paths[5:11]]
+
+
+@pytest.fixture(params=["csv", "jsonl"])
+def written(run: Path, many: list[str], tmp_path: Path, request: pytest.FixtureRequest) -> tuple[list[str], Path]:
+    """A command that writes a file, and what it writes undisturbed."""
+    command = ["predict", "--checkpoint", str(run), *many, "--skip-broken", "--top-k", "3"]
+    command += ["--batch-size", "1", "--precision", "float32"]  # whose answers are the same to the last bit
+    whole = tmp_path / f"whole.{request.param}"
+    assert ceit_cli.main([*command, "--output", str(whole)]) == 0
+    return command, whole
+
+
+def test_file_holds_what_is_printed(
+    written: tuple[list[str], Path], many: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, whole = written
+    assert capsys.readouterr().out == ""
+    if whole.suffix == ".csv":
+        assert ceit_cli.main([*command, "--csv"]) == 0
+        assert whole.read_text() == capsys.readouterr().out
+    else:
+        assert ceit_cli.main([*command, "--json"]) == 0
+        assert list(map(json.loads, whole.read_text().splitlines())) == json.loads(capsys.readouterr().out)
+    assert whole.read_text().count("not an image") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_file_holds_whole_answers_and_is_gone_on_with(
+    written: tuple[list[str], Path],
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command, whole = written
+    output = tmp_path / f"part{whole.suffix}"
+    command = [*command, "--output", str(output)]
+    head, lines, as_written = prediction_file.FORMS[whole.suffix]
+    written_images = 0
+
+    def interrupted_at_the_seventh(prediction: Prediction) -> str:
+        nonlocal written_images
+        written_images += 1
+        if written_images == 7:
+            signal.raise_signal(number)
+        return lines(prediction)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(prediction_file.FORMS, whole.suffix, (head, interrupted_at_the_seventh, as_written))
+        assert ceit_cli.main(command) == code
+    assert written_images == 7
+    assert capsys.readouterr().err.startswith("7 of 12 images are predicted; --resume goes on\n")
+    part = output.read_bytes()
+    assert whole.read_bytes().startswith(part)
+    assert part.endswith(b"\n")
+
+    assert ceit_cli.main(command) == 1
+    sentence = f"error: {output} exists: --resume goes on with it, or name another --output\n"
+    assert capsys.readouterr().err == sentence
+
+    whole_lines = whole.read_bytes().splitlines(keepends=True)
+    cut = b"".join(whole_lines[: len(part.splitlines()) - 1]) + whole_lines[len(part.splitlines())][:20]
+    for content in (part, cut, whole.read_bytes()):
+        output.write_bytes(content)
+        assert ceit_cli.main([*command, "--resume"]) == 0
+        assert output.read_bytes() == whole.read_bytes()
+        assert capsys.readouterr().err.startswith("1 of 12 images cannot be read")
+
+
+def test_resume_without_a_file_begins_one(written: tuple[list[str], Path], tmp_path: Path) -> None:
+    command, whole = written
+    output = tmp_path / f"new{whole.suffix}"
+    assert ceit_cli.main([*command, "--output", str(output), "--resume"]) == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_resume_leaves_a_foreign_file_as_it_is(
+    written: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, whole = written
+    content = whole.read_bytes()
+    label = next(name.encode() for name in NAMES if name.encode() in content)
+    foreign = [b"hello", b"hello\n", b"[1, 2]\n", b"a,b\n1,2\n", content.replace(label, b"gnu"), b"\xff\xfe\n"]
+    cases = [*((text, "3") for text in foreign), (content, "2"), (content, "4")]
+    for text, top_k in cases:
+        whole.write_bytes(text)
+        assert ceit_cli.main([*command, "--output", str(whole), "--resume", "--top-k", top_k]) == 1
+        sentence = f"{whole} holds other things than answers of this model with --top-k {top_k}: name another --output"
+        assert capsys.readouterr().err == f"error: {sentence}\n"
+        assert whole.read_bytes() == text
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_interrupted_output_is_whole(run: Path, photos: Path, form: str) -> None:
+    count = 600  # answers of more bytes than a pipe takes, so that it cannot end before it is interrupted
+    paths = [str(photos / "d.png"), str(photos / "e.png")] * (count // 2)
+    arguments = ["predict", "--checkpoint", str(run), *paths, form, "--batch-size", "4"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ceit", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        begun = "".join(process.stdout.readline() for _ in range(12))
+        process.send_signal(signal.SIGINT)
+        text, told = begun + process.stdout.read(), process.stderr.read()
+    assert process.returncode == 130, told
+    if form == "--json":
+        found = [entry["path"] for entry in json.loads(text)]
+    else:
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert [row["rank"] for row in rows] == list("12345") * (len(rows) // 5)
+        found = [row["path"] for row in rows[::5]]
+    assert 0 < len(found) < count
+    assert found == paths[: len(found)]
+    assert told == f"{len(found)} of {count} images are predicted\ninterrupted\n"
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2"), ("openvino", ".xml")])
+def test_exported_file_answers_as_its_checkpoint(
+    form: Format, suffix: str, run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = (tmp_path / "network").with_suffix(suffix)
+    images = example_images.synthetic(4, image_hw=SIZE, preprocessing=PREPROCESSING)
+    export(ceit.load_checkpoint(run), file, format=form, check=images)
+    documents = []
+    torch.set_num_threads(2)
+    try:
+        for checkpoint in (run, file):
+            arguments = ["predict", "--checkpoint", str(checkpoint), str(photos), "--json", "--batch-size", "2"]
+            assert ceit_cli.main([*arguments, "--precision", "float32", "--top-k", "6"]) == 0
+            documents.append(json.loads(capsys.readouterr().out))
+    finally:
+        torch.set_num_threads(1)
+    assert len(documents[0]) == 5
+    for one, other in zip(*documents, strict=True):
+        assert one["path"] == other["path"]
+        expected = [(score["label"], pytest.approx(score["probability"], rel=1e-3)) for score in one["predictions"]]
+        assert [(score["label"], score["probability"]) for score in other["predictions"]] == expected
+
+    assert ceit_cli.main(["predict", "--checkpoint", str(file), str(photos), "--json"]) == 0
+    capsys.readouterr()
+    assert ceit_cli.main(["predict", "--checkpoint", str(file), str(photos), "--precision", "bf16"]) == (
+        form != "openvino"
+    )
+    if form != "openvino":
+        told = f"error: {file} cannot be run in bf16: only OpenVINO's .xml can, others run in float32\n"
+        assert capsys.readouterr() == ("", told)
+
+
+@pytest.mark.parametrize("name", ["text.onnx", "text.pt2", "text.xml"])
+def test_foreign_exported_file_is_one_sentence(
+    name: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    for content in (None, b"no network"):
+        if content:
+            file.write_bytes(content)
+            file.with_suffix(".bin").write_bytes(b"")
+        assert ceit_cli.main(["predict", "--checkpoint", str(file), str(photos)]) == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert str(file.with_suffix("")) in captured.err  # OpenVINO has two files
+        assert captured.err.count("\n") == 1
+        assert "unexpected" not in captured.err
+        assert captured.out == ""

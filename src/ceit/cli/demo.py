@@ -12,7 +12,7 @@ from ceit.data.fetch import fetch
 from ceit.data.loader import make_loader
 from ceit.data.sources import SETS
 from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
-from ceit.train.memory import keep_freed_memory
+from ceit.inference.memory import keep_freed_memory
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
 

@@ -5,7 +5,8 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich import box
@@ -13,11 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor, nn
 
 from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
 from ceit.data.loader import make_loader
-from ceit.inference.device import PRECISIONS, autocast_dtype, default_device
-from ceit.inference.predictor import default_preprocessing, stored_preprocessing
+from ceit.data.preprocessing import Preprocessing
+from ceit.inference.device import PRECISIONS, Precision, autocast_dtype, default_device
+from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
+from ceit.inference.predictor import default_preprocessing, exported_precision, geometry_of, stored_preprocessing
+from ceit.model import CeiTConfig
 from ceit.train.metrics import ClassAccuracy, Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
 
@@ -31,44 +36,42 @@ def main(arguments: list[str]) -> None:
     Raises: ValueError for a checkpoint or data that cannot be read, classes that differ, or a split that is not there.
     """
     options = _parser().parse_args(arguments)
-    model = load_checkpoint(options.checkpoint)
-    description = read_description(options.checkpoint)
-    training = (description and description.training) or {}
-    preprocessing = stored_preprocessing(model) or default_preprocessing(model)
+    subject = _subject(options.checkpoint, options.precision)
     dataset = load_dataset(
         options.data,
-        img_size=model.config.image_hw,
-        in_chans=model.config.in_chans,
-        seed=training.get("seed", 0),
+        img_size=subject.config.image_hw,
+        in_chans=subject.config.in_chans,
+        seed=subject.training.get("seed", 0),
         skip_broken=options.skip_broken,
-        classes=training.get("classes"),  # those that a run was told to keep
+        classes=subject.training.get("classes"),  # those that a run was told to keep
     )
     for file in dataset.skipped:
         print(f"skipped {file}", file=sys.stderr)
-    class_names = model.class_names or dataset.class_names
-    split = with_labels_of(class_names, dataset, _split(options.split, dataset, training))
-    device = default_device()
-    dtype = autocast_dtype(options.precision, device)
+    class_names = subject.class_names or dataset.class_names
+    split = with_labels_of(class_names, dataset, _split(options.split, dataset, subject.training))
     loader = make_loader(
-        split, batch_size=options.batch_size, img_size=model.config.image_hw, preprocessing=preprocessing
+        split,
+        batch_size=options.batch_size,
+        img_size=subject.config.image_hw,
+        preprocessing=subject.preprocessing,
     )
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=loader.images)
         result = evaluate(
-            model.to(device),
+            subject.network,
             loader,
             class_names=class_names,
-            device=device,
-            autocast_dtype=dtype,
+            device=subject.device,
+            autocast_dtype=subject.autocast_dtype,
             progress=lambda done: bar.update(task, completed=done),
         )
     heading = {
         "checkpoint": options.checkpoint,
         "data": dataset.name,
         "split": options.split,
-        "precision": "float32" if dtype is None else "bf16",
+        "precision": subject.precision,
     }
     if options.json:
         print(json.dumps({**heading, **result.as_dict()}))
@@ -76,11 +79,57 @@ def main(arguments: list[str]) -> None:
         print_tables(heading, result)
 
 
+class _Subject(NamedTuple):
+    """What is evaluated, and what its file says of it; ``precision`` is what it is computed in."""
+
+    network: nn.Module
+    config: CeiTConfig
+    class_names: Sequence[str] | None
+    preprocessing: Preprocessing
+    training: dict[str, Any]
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    precision: str
+
+
+class _Exported(nn.Module):
+    """An exported network where a module is asked for."""
+
+    def __init__(self, network: ExportedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+def _subject(checkpoint: str, precision: Precision) -> _Subject:
+    if is_exported(checkpoint):
+        if precision == "fp16":
+            raise ValueError(f"{checkpoint} cannot be run in fp16: choose float32, or bf16 with OpenVINO's .xml")
+        device, dtype, computed_in = torch.device("cpu"), None, exported_precision(Path(checkpoint), precision)
+        model = load_exported(checkpoint, precision=computed_in)
+        network, training = _Exported(model), model.description.network.training
+        written_in = model.description.precision
+        name = {"float32": written_in, "bf16": "bf16" if written_in == "float32" else f"{written_in}+bf16"}[computed_in]
+    else:
+        device = default_device()
+        dtype = autocast_dtype(precision, device)
+        model = load_checkpoint(checkpoint)
+        network, description = model.to(device), read_description(checkpoint)
+        training = description and description.training
+        name = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    preprocessing = stored_preprocessing(model) or default_preprocessing(model)
+    return _Subject(network, geometry_of(model), model.class_names, preprocessing, training or {}, device, dtype, name)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ceit evaluate", description="Measure a trained model on every image of a split of a data set."
     )
-    parser.add_argument("--checkpoint", metavar="RUN|FILE", required=True, help="a run directory or a file of weights")
+    parser.add_argument(
+        "--checkpoint", metavar="RUN|FILE", required=True, help="a run directory, a file of weights or an exported file"
+    )
     parser.add_argument(
         "--data", metavar="NAME|DIR", required=True, help="a data set's name, or a folder of class folders"
     )

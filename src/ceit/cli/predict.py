@@ -1,14 +1,18 @@
 """``ceit predict``: classify images."""
 
 import argparse
-import csv
 import json
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any, Literal
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -16,7 +20,9 @@ from rich.progress import track
 from rich.text import Text
 
 from ceit.data.image import IMAGE_SUFFIXES
-from ceit.inference.predictor import Prediction, Predictor, Score
+from ceit.inference.memory import keep_freed_memory
+from ceit.inference.prediction_file import CSV_HEAD, FORMS, csv_lines, images_in, printable
+from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
 from ceit.model import list_models
 from ceit.weights import create_model
 
@@ -30,18 +36,25 @@ _NAMED_FILES = 3  # of the broken ones, in the last sentence
 def main(arguments: list[str]) -> None:
     """Print what the network says of every image, as a table, as JSON or as CSV, in the order asked.
 
-    Raises: ValueError for a path that does not exist or a folder without images; and after the last image, if some
-    could not be read and that was not accepted beforehand.
+    Interrupted, it has printed whole answers and nothing else. Raises: ValueError for a path that does not exist or a
+    folder without images; and after the last image, if some could not be read and that was not accepted beforehand.
     """
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
+    keep_freed_memory()
     paths = [path for name in options.paths for path in _images_at(name)]
-    predictor = _predictor(options.checkpoint)
+    predictor = _predictor(options.checkpoint, options.precision)
+    broken: list[str] = []
     with ExitStack() as stack:
-        files = _without_stdin(paths, stack)
+        left = paths
+        if options.output and options.resume and options.output.exists():
+            left = _left_of(paths, options.output, min(options.top_k, len(predictor.class_names)), predictor, broken)
+        files = _without_stdin(left, stack)
         answers = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
-        broken: list[str] = []
-        predictions = _with_progress(_named(paths, answers, broken), len(paths))
-        if options.json:
+        known = stack.enter_context(closing(_between_signals(_named(left, answers, broken))))
+        predictions = _counted(known, len(paths) - len(left), len(paths), options.output)
+        if options.output:
+            _write_file(predictions, options.output, "a" if options.resume else "x")
+        elif options.json:
             _print_json(predictions)
         elif options.csv:
             _print_csv(predictions)
@@ -54,7 +67,7 @@ def main(arguments: list[str]) -> None:
         print(sentence, file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="ceit predict", description="Classify images: files, folders with all below them, or - for standard input."
     )
@@ -62,17 +75,35 @@ def _parser() -> argparse.ArgumentParser:
         "paths", metavar="PATH", nargs="+", help="an image, a folder of images, or - for standard input"
     )
     parser.add_argument(
-        "--checkpoint", metavar="RUN|FILE", help="a run directory or a file of weights (default: the model that ships)"
+        "--checkpoint",
+        metavar="RUN|FILE",
+        help="a run directory, a file of weights or an exported file (default: the model that ships)",
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="most probable classes to print (default: 5)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    batches = f"{CPU_BATCH} on the CPU, {ACCELERATOR_BATCH} on an accelerator"
+    parser.add_argument("--batch-size", type=int, metavar="N", help=f"images at a time on a core (default: {batches})")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster here (default)"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON document")
     form.add_argument(
         "--csv", action="store_true", help="print comma-separated values, a line for every image and rank"
     )
+    form.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write to FILE.csv or, a JSON object an image and line, to FILE.jsonl as the answers come",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with --output: what is in it is not done again")
     parser.add_argument("--skip-broken", action="store_true", help="files that cannot be read are no failure")
-    return parser
+    options = parser.parse_args(arguments)
+    if options.resume and not options.output:
+        parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
+    if options.output and options.output.suffix not in FORMS:
+        parser.error(f"--output {options.output} must end in {' or '.join(FORMS)}")
+    return options
 
 
 def _images_at(name: str) -> list[str]:
@@ -94,13 +125,28 @@ def _images_at(name: str) -> list[str]:
     return found
 
 
-def _predictor(checkpoint: str | None) -> Predictor:
+def _predictor(checkpoint: str | None, precision: Precision) -> Predictor:
     if checkpoint is not None:
-        return Predictor.from_checkpoint(checkpoint)
+        return Predictor.from_checkpoint(checkpoint, precision=precision)
     shipped = list_models(pretrained=True)
     if not shipped:
         raise ValueError("no trained model ships with this version: name one with --checkpoint RUN|FILE")
-    return Predictor.from_model(create_model(shipped[0], pretrained=True))
+    return Predictor.from_model(create_model(shipped[0], pretrained=True), precision=precision)
+
+
+def _left_of(paths: list[str], output: Path, ranks: int, predictor: Predictor, broken: list[str]) -> list[str]:
+    """The paths without an answer in the file; those of broken files that have one are noted down."""
+    _head, _lines, as_written = FORMS[output.suffix]
+    found = images_in(output, ranks, predictor.class_names)
+    broken += [path for path, error in found if error is not None]
+    answered = Counter(path for path, _error in found)
+    left: list[str] = []
+    for path in paths:
+        name = as_written(path)
+        if not answered[name]:
+            left.append(path)
+        answered[name] -= bool(answered[name])
+    return left
 
 
 def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:
@@ -120,31 +166,90 @@ def _named(paths: list[str], answers: Iterable[Prediction], broken: list[str]) -
         yield replace(answer, path=path)
 
 
-def _with_progress(predictions: Iterable[Prediction], images: int) -> Iterable[Prediction]:
-    """A bar on the terminal where the answers go elsewhere."""
+def _between_signals(predictions: Iterable[Prediction]) -> Generator[Prediction, None, None]:
+    """The predictions; Ctrl-C and SIGTERM end them when the next is awaited, and never cut what is done with one.
+
+    A second one acts at once.
+    """
+    waiting, received = True, list[Any]()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        handler = before[number]
+        if waiting or received:
+            handler(number, frame)
+        received.append(lambda: handler(number, frame))
+
+    with _handled_by(note) as before:
+        rest = iter(predictions)
+        while True:
+            waiting = True
+            for act in received:
+                act()
+            prediction = next(rest, None)
+            waiting = False
+            if prediction is None:
+                return
+            yield prediction
+
+
+@contextmanager
+def _handled_by(handler: Any) -> Iterator[dict[int, Any]]:
+    """SIGINT and SIGTERM, where they do anything, go to the handler; given are the ones that they went to before."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()  # as Python has it
+    before: dict[int, Any] = {number: usual for number in numbers if callable(usual := signal.getsignal(number))}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield before
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
+
+
+def _counted(predictions: Iterable[Prediction], done: int, total: int, output: Path | None) -> Iterator[Prediction]:
+    """With a bar on the terminal where the answers go elsewhere; when stopped, it is said how many there are."""
     console = Console(stderr=True)
-    hidden = sys.stdout.isatty() or not console.is_terminal
-    return track(predictions, "predicting", total=images, console=console, transient=True, disable=hidden)
+    hidden = (sys.stdout.isatty() and output is None) or not console.is_terminal
+    try:
+        for prediction in track(
+            predictions, "predicting", total=total, completed=done, console=console, transient=True, disable=hidden
+        ):
+            yield prediction
+            done += 1
+    except (KeyboardInterrupt, SystemExit):
+        way_on = "; --resume goes on" if output else ""
+        print(f"{done} of {total} images are predicted{way_on}", file=sys.stderr)
+        raise
+
+
+def _write_file(predictions: Iterable[Prediction], output: Path, mode: Literal["a", "x"]) -> None:
+    head, lines, _as_written = FORMS[output.suffix]
+    try:
+        file = output.open(mode, encoding="utf-8", newline="")
+    except FileExistsError:
+        raise ValueError(f"{output} exists: --resume goes on with it, or name another --output") from None
+    with file:
+        file.write("" if file.tell() else head)
+        for prediction in predictions:
+            file.write(lines(prediction))
+            file.flush()
 
 
 def _print_json(predictions: Iterable[Prediction]) -> None:
-    """One list, an image a line, each printed as soon as it is known."""
+    """One list, an image a line, each printed as soon as it is known; a whole one if there are fewer than asked."""
     start = "["
-    for prediction in predictions:
-        print(f"{start}\n  {json.dumps(prediction.as_dict())}", end="")
-        start = ","
-    print("\n]")
+    try:
+        for prediction in predictions:
+            print(f"{start}\n  {json.dumps(prediction.as_dict())}", end="", flush=True)
+            start = ","
+    finally:
+        print("[]" if start == "[" else "\n]")
 
 
 def _print_csv(predictions: Iterable[Prediction]) -> None:
-    rows = csv.writer(sys.stdout, lineterminator="\n")
-    rows.writerow(["path", "rank", "label", "probability", "error"])
+    print(CSV_HEAD, end="")
     for prediction in predictions:
-        path = printable(prediction.path or "")
-        if prediction.error is not None:
-            rows.writerow([path, "", "", "", prediction.error])
-        for rank, score in enumerate(prediction.predictions, 1):
-            rows.writerow([path, rank, score.label, f"{score.probability:.6f}", ""])
+        print(csv_lines(prediction), end="", flush=True)
 
 
 def _print_table(
@@ -206,11 +311,6 @@ def _end_of(path: str, cells: int) -> str:
     while cell_len(end) > cells - (end != path):
         end = end[1:]
     return _fit(path if end == path else f"…{end}", cells)
-
-
-def printable(path: str) -> str:
-    """The path with a mark for every character that cannot be shown: names of files may hold any bytes."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in path)
 
 
 def _broken_sentence(broken: list[str], images: int) -> str:

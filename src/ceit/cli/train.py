@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from ceit.inference.memory import keep_freed_memory
 from ceit.model.names import unknown
 from ceit.train.config import TrainConfig, config_from, known_keys
 from ceit.train.directory import saved_config
-from ceit.train.memory import keep_freed_memory
 from ceit.train.probe import RangeTest
 from ceit.train.recipe import read_recipe, recipe_names, seconds_of
 from ceit.train.run import Result, find_learning_rate, train

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from threading import Event
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -20,12 +22,20 @@ from torch import Tensor
 
 from ceit.data.dataset import IN_MEMORY_SIDE
 from ceit.data.image import BrokenImageError, read_image
-from ceit.data.preprocessing import IMAGENET, Preprocessing, to_image
-from ceit.inference.device import default_device
-from ceit.model.ceit import CeiT
+from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
+from ceit.inference.backend import Network, prepare
+from ceit.inference.device import autocast_dtype, default_device
+from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
+from ceit.model import CeiT, CeiTConfig
 from ceit.weights import load_checkpoint
 
+Precision = Literal["auto", "float32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""``auto`` is bf16 where that is faster."""
+
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # of one core: more makes it hardly faster, and every core holds its own
 
 logger = logging.getLogger("ceit")
 
@@ -56,10 +66,10 @@ class Prediction:
 
 
 class _Read(NamedTuple):
-    """An image on its way to the network: what it sees, ``(C, H, W)``, or why there is nothing to see."""
+    """An image on its way to the network: what it sees, uint8 ``(H, W, C)``, or why there is nothing to see."""
 
     path: str | None
-    pixels: Tensor | None = None
+    pixels_hwc: np.ndarray | None = None
     error: str | None = None
 
 
@@ -73,114 +83,193 @@ class Predictor:
 
     def __init__(
         self,
-        model: CeiT,
+        model: CeiT | ExportedNetwork,
         *,
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         device: torch.device | str | None = None,
+        precision: Precision = "float32",
+        network: Network | None = None,
     ) -> None:
         """Takes the model as it is, to ``device`` (the machine's accelerator by default) and in eval mode.
 
         ``class_names`` default to "class 0" and so on, ``preprocessing`` to ImageNet's; the logger ``ceit`` says so.
-        Raises: ValueError if either does not fit the model.
+        ``network`` computes in place of the model, and several threads call it at once. By default it is the model,
+        folded, in torch, in ``precision``; an exported network computes on the CPU, in what it was loaded in.
+        Raises: ValueError if names or preprocessing do not fit the model.
         """
-        classes = model.config.num_classes
+        geometry = geometry_of(model)
+        classes = geometry.num_classes
         if class_names is None:
             logger.warning("the checkpoint names no classes: they are called class 0 to class %d", classes - 1)
             class_names = [f"class {i}" for i in range(classes)]
         if len(class_names) != classes or not classes:
             raise ValueError(f"{len(class_names)} class names do not fit a model of {classes} classes")
         preprocessing = preprocessing or default_preprocessing(model)
-        if preprocessing.in_chans != model.config.in_chans:
+        if preprocessing.in_chans != geometry.in_chans:
             raise ValueError(
-                f"mean and std of {preprocessing.in_chans} channels do not fit a model of {model.config.in_chans}"
+                f"mean and std of {preprocessing.in_chans} channels do not fit a model of {geometry.in_chans}"
             )
-        self.device = default_device() if device is None else torch.device(device)
-        self.model = model.to(self.device).eval()
+        if isinstance(model, CeiT):
+            self.device = default_device() if device is None else torch.device(device)
+            model = model.to(self.device).eval()
+            shape = geometry.in_chans, *geometry.image_hw
+            self.network = network or prepare(model, "eager", faster(precision, self.device), image_shape=shape)
+        else:
+            self.device = torch.device("cpu")
+            self.network = network or model
+        self.model = model
+        self.image_hw, self.in_chans = geometry.image_hw, geometry.in_chans
         self.class_names = tuple(class_names)
         self.preprocessing = preprocessing
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:
-        """The predictor in a run directory or a file of weights. Raises: as ``load_checkpoint``."""
-        return cls.from_model(load_checkpoint(Path(path)), device=device)
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        precision: Precision = "float32",
+    ) -> Self:
+        """The predictor in a run directory, a file of weights or an exported file.
+
+        Raises: as ``load_checkpoint`` or ``load_exported``.
+        """
+        path = Path(path)
+        if is_exported(path):
+            exported = load_exported(
+                path, precision=exported_precision(path, precision), threads=1, callers=torch.get_num_threads()
+            )
+            return cls.from_model(exported)
+        return cls.from_model(load_checkpoint(path), device=device, precision=precision)
 
     @classmethod
-    def from_model(cls, model: CeiT, *, device: torch.device | str | None = None) -> Self:
+    def from_model(
+        cls,
+        model: CeiT | ExportedNetwork,
+        *,
+        device: torch.device | str | None = None,
+        precision: Precision = "float32",
+    ) -> Self:
         """The predictor of a network that carries its class names and preprocessing, as one that was loaded does."""
-        return cls(model, class_names=model.class_names, preprocessing=stored_preprocessing(model), device=device)
+        return cls(
+            model,
+            class_names=model.class_names,
+            preprocessing=stored_preprocessing(model),
+            device=device,
+            precision=precision,
+        )
 
     def predict(
-        self, images: ImageInput | Iterable[ImageInput], *, top_k: int = 5, batch_size: int = 32
+        self, images: ImageInput | Iterable[ImageInput], *, top_k: int = 5, batch_size: int | None = None
     ) -> list[Prediction]:
         """The ``top_k`` most probable classes of every image, in order; a single image gives a list of one.
 
+        At most ``batch_size`` images are computed at a time, by default ``CPU_BATCH`` or ``ACCELERATOR_BATCH``.
         A file that cannot be read gives a ``Prediction`` with an ``error``.
         Raises: ValueError for an array or tensor that is no image.
         """
         return list(self.predict_stream(_as_images(images), top_k=top_k, batch_size=batch_size))
 
     def predict_stream(
-        self, images: Iterable[ImageInput], *, top_k: int = 5, batch_size: int = 32
+        self, images: Iterable[ImageInput], *, top_k: int = 5, batch_size: int | None = None
     ) -> Iterator[Prediction]:
-        """As ``predict``, in constant memory: at most two batches ahead, read in threads while the network computes."""
+        """As ``predict``, in constant memory: at most two batches ahead for each core that torch may use.
+
+        Every core reads a batch and computes it, alone: nothing waits for anything, so all are busy to the end.
+        """
+        if batch_size is None:
+            batch_size = CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH
         if top_k < 1:
             raise ValueError(f"top_k {top_k} must be at least 1")
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} must be at least 1")
-        return self._stream(iter(images), min(top_k, len(self.class_names)), batch_size)
+        return self._stream(images, min(top_k, len(self.class_names)), batch_size)
 
-    def _stream(self, images: Iterator[ImageInput], top_k: int, batch_size: int) -> Iterator[Prediction]:
-        ahead: deque[Future[_Read]] = deque()
-        with ThreadPoolExecutor() as pool:
+    def _stream(self, images: Iterable[ImageInput], top_k: int, batch_size: int) -> Iterator[Prediction]:
+        cores = torch.get_num_threads()
+        workers = min(cores, length_hint(images, cores)) or 1  # of few images each gets several cores
+        batch_size = min(batch_size, -(-length_hint(images, workers * batch_size) // workers)) or 1
+        source, ahead, stop = iter(images), deque[Future[list[Prediction]]](), Event()
+        pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(cores // workers,))
+        try:
             while True:
-                ahead.extend(pool.submit(self._read, image) for image in islice(images, 2 * batch_size - len(ahead)))
+                while len(ahead) < 2 * workers and (batch := list(islice(source, batch_size))):
+                    ahead.append(pool.submit(self._answer, batch, top_k, stop))
                 if not ahead:
                     return
-                batch = [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
-                pixels = [read.pixels for read in batch if read.pixels is not None]
-                scores = iter(self._scores(torch.stack(pixels), top_k) if pixels else [])
-                for read in batch:
-                    found = () if read.pixels is None else next(scores)
-                    yield Prediction(read.path, found, read.error)
+                yield from ahead.popleft().result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)  # the last thread to set it has set it for all threads to come
+
+    def _answer(self, images: Sequence[ImageInput], top_k: int, stop: Event) -> list[Prediction]:
+        read: list[_Read] = []
+        for image in images:
+            if stop.is_set():  # nobody waits for the answer
+                return []
+            read.append(self._read(image))
+        pixels = [one.pixels_hwc for one in read if one.pixels_hwc is not None]
+        scores = iter(self._scores(self.preprocessing.normalise(np.stack(pixels)), top_k) if pixels else [])
+        return [Prediction(one.path, () if one.pixels_hwc is None else next(scores), one.error) for one in read]
 
     def _read(self, source: ImageInput) -> _Read:
         path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-        config = self.model.config
         try:
             if isinstance(source, np.ndarray | Tensor):
                 source = to_pillow(source)
-            image = read_image(source if isinstance(source, Image.Image) else Path(source), config.in_chans)
-            return _Read(path, self.preprocessing.apply(image, config.image_hw))
+            image = read_image(source if isinstance(source, Image.Image) else Path(source), self.in_chans)
+            return _Read(path, to_array(self.preprocessing.fit(image, self.image_hw)))
         except BrokenImageError as error:
             return _Read(path, error=error.reason)
         except OSError as error:
             return _Read(path, error=error.strerror or str(error))
 
-    def _scores(self, images_bchw: Tensor, top_k: int) -> list[tuple[Score, ...]]:
+    def _scores(self, images_bhwc: Tensor, top_k: int) -> list[tuple[Score, ...]]:
         with torch.inference_mode():
-            images_bchw = images_bchw.contiguous(memory_format=torch.channels_last).to(self.device)
-            top = self.model(images_bchw).float().softmax(-1).topk(top_k)
+            logits = self.network(images_bhwc.permute(0, 3, 1, 2).to(self.device))
+            top = logits.float().softmax(-1).topk(top_k)
         if not top.values.isfinite().all():
             raise ValueError("the network's answer is not a number: its weights are damaged, or its training diverged")
         names = [[self.class_names[i] for i in row] for row in top.indices.tolist()]
         return [tuple(map(Score, *row)) for row in zip(names, top.values.tolist(), strict=True)]
 
 
-def stored_preprocessing(model: CeiT) -> Preprocessing | None:
+def faster(precision: Precision, device: torch.device) -> Literal["float32", "bf16"]:
+    """The precision, and for ``auto`` the faster one."""
+    if precision == "auto":
+        return "float32" if autocast_dtype("auto", device) is None else "bf16"
+    return precision
+
+
+def exported_precision(path: Path, precision: Precision) -> Literal["float32", "bf16"]:
+    """As ``faster``, for an exported file: only OpenVINO computes one in bf16."""
+    if precision == "auto" and SUFFIXES[path.suffix] != "openvino":
+        return "float32"
+    return faster(precision, torch.device("cpu"))
+
+
+def geometry_of(model: CeiT | ExportedNetwork) -> CeiTConfig:
+    """What a network is made for: the size and channels of images, the number of classes."""
+    return model.config if isinstance(model, CeiT) else model.description.network.config
+
+
+def stored_preprocessing(model: CeiT | ExportedNetwork) -> Preprocessing | None:
     """What the model's checkpoint says of preprocessing, None if nothing. Raises: ValueError if it is incomplete."""
     return None if model.preprocessing is None else Preprocessing.from_dict(model.preprocessing)
 
 
-def default_preprocessing(model: CeiT) -> Preprocessing:
+def default_preprocessing(model: CeiT | ExportedNetwork) -> Preprocessing:
     """ImageNet's, as the logger says; small images are taken whole. Raises: ValueError unless it has 3 channels."""
-    if model.config.in_chans != IMAGENET.in_chans:
+    config = geometry_of(model)
+    if config.in_chans != IMAGENET.in_chans:
         raise ValueError(
-            f"the checkpoint has no preprocessing, and ImageNet's does not fit its {model.config.in_chans} channels; "
+            f"the checkpoint has no preprocessing, and ImageNet's does not fit its {config.in_chans} channels; "
             "write mean and std into its JSON file"
         )
     logger.warning("the checkpoint has no preprocessing: ImageNet's is used")
-    return replace(IMAGENET, crop=1.0) if max(model.config.image_hw) <= IN_MEMORY_SIDE else IMAGENET
+    return replace(IMAGENET, crop=1.0) if max(config.image_hw) <= IN_MEMORY_SIDE else IMAGENET
 
 
 def to_pillow(image: np.ndarray | Tensor) -> Image.Image:

@@ -26,17 +26,17 @@ class MultiHeadSelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens_btd: Tensor, queries_bqd: Tensor | None = None) -> Tensor:
-        if queries_bqd is None:
+        if queries_bqd is None and not torch.compiler.is_exporting():
             q_bqd, k_btd, v_btd = self.qkv(tokens_btd).chunk(3, dim=-1)
-        else:
-            dim = tokens_btd.shape[-1]
-            q_weight, kv_weight = self.qkv.weight.split([dim, 2 * dim])
-            q_bias, kv_bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split([dim, 2 * dim])
-            q_bqd = F.linear(queries_bqd, q_weight, q_bias)
-            k_btd, v_btd = F.linear(tokens_btd, kv_weight, kv_bias).chunk(2, dim=-1)
+        else:  # in exported graphs too: there the chunks of activations would be copied, those of weights are constants
+            weights = self.qkv.weight.chunk(3)
+            biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+            inputs = tokens_btd if queries_bqd is None else queries_bqd, tokens_btd, tokens_btd
+            q_bqd, k_btd, v_btd = map(F.linear, inputs, weights, biases)
         q_bkqd, k_bktd, v_bktd = self._split_heads(q_bqd), self._split_heads(k_btd), self._split_heads(v_btd)
-        if tokens_btd.device.type == "cpu" and torch.is_grad_enabled():
-            # the fused kernel's backward is slow on CPU for the few tokens that are trained there
+        if q_bkqd.device.type == "cpu" and (
+            torch.is_grad_enabled() or q_bkqd.dtype == torch.bfloat16 or torch.compiler.is_compiling()
+        ):  # where the fused kernel is the slower one: its backward, in bf16, and where a compiler could do better
             weights_bkqt = (q_bkqd * self.scale @ k_bktd.transpose(-2, -1)).softmax(dim=-1)
             mixed_bkqd = weights_bkqt @ v_bktd
         else:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ceit.model.names import unknown
-from ceit.study import measured, recipes, scale
+from ceit.study import measured, recipes, scale, speed
 from ceit.weights.atomic import replace_files
 
 PARTS: dict[str, Callable[..., str]] = {
@@ -26,6 +26,14 @@ PARTS: dict[str, Callable[..., str]] = {
     "transfer": measured.transfer_table,
     "resume": measured.resume_table,
     "loading": measured.loading_table,
+    "speed-summary": speed.summary_table,
+    "throughput": speed.throughput_table,
+    "latency": speed.latency_table,
+    "training-speed": speed.training_table,
+    "deployment": speed.deployment_table,
+    "gemm-peak": speed.peak_table,
+    "scaling": speed.scaling_table,
+    "agreement": speed.agreement_table,
 }
 """Name of a computed part to the function that makes it, which takes the mark's further words."""
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -107,7 +107,10 @@ def assemble(
         if config.ema.decay
         else None
     )
+    model.set_grad_checkpointing(config.grad_checkpointing)
     trained = shared_gradients(model, accelerator, config.distributed)
+    if config.compile:
+        trained = cast("nn.Module", torch.compile(trained, dynamic=False))
     optimizer = make_optimizer(model, config)
     weights = balanced_weights(train_split.labels, len(dataset.class_names)) if config.class_weights != "none" else None
     epochs = config.epochs_for(len(train_split))

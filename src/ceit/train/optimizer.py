@@ -1,5 +1,7 @@
 """The optimizer and the learning rate of every step, both timm's."""
 
+from typing import Any
+
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -19,6 +21,9 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
     known = [str(name) for name in list_optimizers()]
     if config.optimizer not in known:
         raise ValueError(unknown("optimizer", config.optimizer, known))
+    # one kernel instead of dozens; parameters that are shared out among processes have none
+    has_one = config.optimizer == "adamw" and config.distributed != "fsdp"
+    arguments: dict[str, Any] = ({"fused": True} if has_one else {}) | config.optimizer_args
     try:
         optimizer = create_optimizer_v2(
             model,
@@ -26,7 +31,7 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
             lr=config.scaled_lr,
             weight_decay=config.weight_decay,
             layer_decay=None if config.layer_decay == 1 else config.layer_decay,
-            **config.optimizer_args,
+            **arguments,
         )
     except (TypeError, AssertionError, RuntimeError, ImportError) as error:
         reason = f"{error}" or "it needs another device or another package"

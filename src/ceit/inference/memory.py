@@ -1,4 +1,4 @@
-"""Memory of a training step on the CPU."""
+"""Memory of a process that computes on the CPU."""
 
 import ctypes
 import os

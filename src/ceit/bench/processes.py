@@ -1,0 +1,117 @@
+"""The processes that arms are measured in, as their parent sees them: started, asked, paused between, ended."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""glibc then gives every large tensor back when it is freed, so that resident memory is what is in use."""
+REQUEST_SECONDS = 1200  # in which every request is answered: compiling and calibrating included
+SPARE_BYTES = 1 << 30  # of memory, left free
+
+
+class ArmError(Exception):
+    """An arm cannot be measured; its text is the sentence for the arm's row."""
+
+
+class Process:
+    """A worker process with its thread count set before anything is imported; use it in a ``with`` statement.
+
+    Between requests it is blocked on a pipe and computes nothing. Raises: ArmError if too little memory is free.
+    """
+
+    def __init__(self, threads: int, *, keep_memory: bool) -> None:
+        free = free_bytes()
+        if free is not None and free < SPARE_BYTES:
+            raise ArmError(f"{free >> 20} MiB of memory are free, too few for one more process: measure fewer at once")
+        self.messages: deque[str] = deque(maxlen=20)
+        self.started = time.time()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ceit.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | ({} if keep_memory else RETURN_MEMORY),
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is the parent's to answer
+        )
+        self.answers: queue.Queue[str] = queue.Queue()
+        self.listeners = [threading.Thread(target=listen, daemon=True) for listen in (self._listen, self._overhear)]
+        for listener in self.listeners:
+            listener.start()
+        self.ask("begin", threads=threads, keep_memory=keep_memory)
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """The answer to one request. Raises: ArmError with what went wrong in the process, or if it ended."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self.process.stdin.flush()
+            line = self.answers.get(timeout=REQUEST_SECONDS)
+        except queue.Empty:
+            self.close()
+            raise ArmError(f"no answer in {REQUEST_SECONDS} seconds") from None
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise ArmError(self._last_words())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ArmError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        for listener in self.listeners:
+            listener.join(timeout=5)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # what was not yet sent has nobody to read it
+                pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(line)
+        self.answers.put("")
+
+    def _overhear(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.messages.extend([line.strip()] if line.strip() else [])
+
+    def _last_words(self) -> str:
+        code = self.process.wait()
+        self.listeners[1].join(timeout=5)
+        return f"the process ended with code {code}" + (f": {self.messages[-1]}" if self.messages else "")
+
+
+def free_bytes() -> int | None:
+    """Memory that a new process can have; None where the system does not tell."""
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    lines = (line.split() for line in info.read_text(encoding="ascii").splitlines())
+    return next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), None)

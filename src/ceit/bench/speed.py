@@ -1,0 +1,259 @@
+"""Speed of models side by side, in one interleaved run: what ``ceit benchmark`` measures.
+
+Every arm lives in a process of its own. At each batch size there are several rounds, and a round gives every arm one
+turn, one after the other, A B A B, while all others sleep; the matrix products whose rate is the peak have their turns
+in every round too. So whatever else the machine does falls on all of them alike. Reported are medians over all calls.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from ceit.bench.arms import Arm
+from ceit.bench.gemm import LIBRARIES, PRECISIONS, SIZES
+from ceit.bench.networks import TRAINABLE
+from ceit.bench.processes import THREAD_VARIABLES, ArmError, Process
+from ceit.bench.summary import summarise
+from ceit.inference.device import machine
+
+MEASURES = ("inference", "train", "deployment")
+PACKAGES = ("timm", "numpy", "onnx", "onnxruntime", "openvino", "nncf")
+VARIABLES = ("OMP_", "GOMP_", "KMP_", "MKL_", "THP_", "MALLOC_")
+STARTS = 3  # of a fresh process, to measure how long it takes
+SETTLE_SECONDS = 0.2  # between turns, for the threads of the one before to fall asleep
+
+Say = Callable[[str], None]
+Save = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure; ``turn_seconds`` is the least that an arm computes in one turn, ``least_calls`` how often."""
+
+    threads: int
+    measures: tuple[str, ...] = ("inference",)
+    batch_sizes: tuple[int, ...] = (1, 8, 16, 64)
+    train_batch_size: int | None = None  # by default 16, of small images 128
+    rounds: int = 5
+    turn_seconds: float = 1.0
+    least_calls: int = 3
+    gemm_sizes: tuple[int, ...] = SIZES
+    keep_freed_memory: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "threads": self.threads,
+            "measures": list(self.measures),
+            "batch_sizes": list(self.batch_sizes),
+            "train_batch_size": self.train_batch_size,
+            "rounds": self.rounds,
+            "turn_seconds": self.turn_seconds,
+            "least_calls": self.least_calls,
+            "keep_freed_memory": self.keep_freed_memory,
+            "static_batch": True,  # every batch size has a network prepared for it
+        }
+
+
+@dataclass
+class _Turn:
+    """What one process is asked in every round; ``found`` gets the seconds, ``row`` what goes wrong."""
+
+    name: str
+    process: Process
+    request: dict[str, Any]
+    found: dict[str, Any]
+    row: dict[str, Any]
+    failed: bool = False
+
+    def warm_up(self) -> None:
+        """One round that does not count."""
+        kept = len(self.found["seconds"])
+        self.take(0.0, 1)
+        del self.found["seconds"][kept:]
+
+    def take(self, seconds: float, least: int) -> None:
+        """One round's calls."""
+        if self.failed:
+            return
+        time.sleep(SETTLE_SECONDS)
+        try:
+            answer = self.process.ask(**self.request, seconds=seconds, least=least)
+        except ArmError as error:
+            self.failed = True
+            self.row["errors"].append(f"{self.name}: {error}")
+        else:
+            self.found["seconds"].append(answer["seconds"])
+
+
+def measure(arms: list[Arm], settings: Settings, say: Say, save: Save) -> dict[str, Any]:
+    """Every figure of every arm, and the machine. ``say`` hears what is being done; ``save`` gets the result as far as
+    it goes, after every round and at the end, and also if the run is interrupted.
+
+    What goes wrong with an arm stands in its ``errors`` and stops no other.
+    """
+    result: dict[str, Any] = {
+        "complete": False,
+        "machine": _machine(settings.threads),
+        "settings": settings.as_dict(),
+        "peak": [],
+        "arms": [_row(arm) for arm in arms],
+    }
+
+    def keep() -> None:
+        summarise(result)
+        save(result)
+
+    try:
+        if "inference" in settings.measures:
+            for batch in settings.batch_sizes:
+                _measure_rounds("inference", batch, arms, settings, result, say, keep)
+        if "train" in settings.measures:
+            _measure_rounds("train", None, arms, settings, result, say, keep)
+        if "deployment" in settings.measures:
+            _measure_deployment(arms, settings, result, say, keep)
+        result["complete"] = True
+    finally:
+        keep()
+    return result
+
+
+def _row(arm: Arm) -> dict[str, Any]:
+    return {
+        "model": arm.subject.label,
+        "backend": arm.backend,
+        "precision": arm.precision,
+        "subject": arm.as_dict()["subject"],
+        "inference": {},
+        "train": {},
+        "deployment": {},
+        "errors": [],
+    }
+
+
+def _measure_rounds(
+    kind: str,
+    batch: int | None,
+    arms: list[Arm],
+    settings: Settings,
+    result: dict[str, Any],
+    say: Say,
+    keep: Callable[[], None],
+) -> None:
+    """All rounds at one batch size; None is every model's usual one in training."""
+    with ExitStack() as processes:
+        turns: list[_Turn] = []
+        for arm, row in zip(arms, result["arms"], strict=True):
+            if kind == "train" and arm.precision not in TRAINABLE.get(arm.backend, ()):
+                continue
+            say(f"{kind}{f', batch {batch}' if batch else ''}: preparing {arm.label}")
+            with _errors_into(row):
+                process = processes.enter_context(Process(settings.threads, keep_memory=settings.keep_freed_memory))
+                turns.append(_turn_of(kind, batch, arm, row, process, settings))
+                turns[-1].warm_up()  # before the next process asks how much memory is free
+        products = list(_product_turns(processes, settings, result))
+        for turn in products:
+            turn.warm_up()
+        for number in range(settings.rounds):
+            say(f"{kind}{f', batch {batch}' if batch else ''}: round {number + 1} of {settings.rounds}")
+            for turn in products:
+                turn.take(0.0, 2)
+            for turn in turns:
+                turn.take(settings.turn_seconds, settings.least_calls)
+            keep()
+        if kind == "train":
+            for turn in turns:
+                if not turn.failed:
+                    turn.found |= turn.process.ask("memory")
+
+
+def _turn_of(
+    kind: str, batch: int | None, arm: Arm, row: dict[str, Any], process: Process, settings: Settings
+) -> _Turn:
+    """Builds the arm, and notes what it is."""
+    row |= process.ask("build", arm=arm.as_dict())
+    row[f"{kind}_macs"] = process.ask(f"{kind}_macs")["macs"]
+    if batch is None:
+        batch = settings.train_batch_size or (128 if max(row["image_shape"][1:]) <= 64 else 16)
+    found = row[kind][str(batch)] = {"seconds": []}
+    return _Turn(f"{kind}, batch {batch}", process, {"do": kind, "batch": batch}, found, row)
+
+
+def _product_turns(processes: ExitStack, settings: Settings, result: dict[str, Any]) -> Iterator[_Turn]:
+    """The peak of matrix products, library by library: threads of one must not spin under another."""
+    for library in LIBRARIES:
+        process = processes.enter_context(Process(settings.threads, keep_memory=settings.keep_freed_memory))
+        for precision in PRECISIONS:
+            for name in process.ask("products", library=library, precision=precision)["names"]:
+                for size in settings.gemm_sizes:
+                    key = {"product": name, "precision": precision, "size": size}
+                    found = next((row for row in result["peak"] if key.items() <= row.items()), None)
+                    if found is None:
+                        found = {**key, "seconds": [], "errors": []}
+                        result["peak"].append(found)
+                    request = {"do": "multiply", "library": library, **key}
+                    yield _Turn(name, process, request, found, found)
+
+
+def _measure_deployment(
+    arms: list[Arm], settings: Settings, result: dict[str, Any], say: Say, keep: Callable[[], None]
+) -> None:
+    """Size of the files, time from the start of a process to the first logits, memory at its highest.
+
+    Every figure is that of a fresh process which begins with the files; starts are interleaved as rounds are.
+    """
+    with ExitStack() as folders:
+        requests: list[dict[str, Any]] = []
+        for arm, row in zip(arms, result["arms"], strict=True):
+            say(f"files: {arm.label}")
+            folder = folders.enter_context(TemporaryDirectory())
+            with _errors_into(row), Process(settings.threads, keep_memory=settings.keep_freed_memory) as process:
+                row |= process.ask("build", arm=arm.as_dict())
+                saved = process.ask("save", folder=folder)
+                request = {"arm": arm.as_dict(), "file": saved["file"], "image_shape": row["image_shape"]}
+                requests.append({"row": row, "request": request})
+                row["deployment"] = {"bytes": saved["bytes"], "start_seconds": [], "memory": {}}
+        for batch in [1] * STARTS + [size for size in settings.batch_sizes if size != 1]:
+            for entry in requests:
+                row, request = entry["row"], entry["request"]
+                say(f"fresh process: {row['model']} {row['backend']} {row['precision']}, batch {batch}")
+                with _errors_into(row), Process(settings.threads, keep_memory=settings.keep_freed_memory) as process:
+                    answer = process.ask("first", **request, batch=batch)
+                    row["deployment"]["memory"][str(batch)] = {k: answer[k] for k in ("peak_bytes", "batch_bytes")}
+                    if batch == 1:
+                        row["deployment"]["start_seconds"].append(round(answer["arrived"] - process.started, 4))
+            keep()
+
+
+@contextmanager
+def _errors_into(row: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except ArmError as error:
+        if str(error) not in row["errors"]:
+            row["errors"].append(str(error))
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        **machine(torch.device("cpu")),
+        "threads": threads,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": packages,
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)}
+        | dict.fromkeys(THREAD_VARIABLES, str(threads)),
+        "load_average_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }

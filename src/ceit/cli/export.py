@@ -1,0 +1,191 @@
+"""``ceit export``: a trained model as one file for ONNX Runtime, OpenVINO or torch, in float32 or int8."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ceit.data.dataset import IN_MEMORY_SIDE, ImageDataset, load_dataset
+from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.preprocessing import Preprocessing
+from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
+from ceit.inference.export import (
+    MAX_ERROR,
+    MIN_AGREEMENT_PERCENT,
+    PRECISIONS,
+    Report,
+    export,
+    refuse_combination,
+    refuse_existing,
+    suffix_of,
+)
+from ceit.inference.exported import FORMATS, SUFFIXES
+from ceit.inference.predictor import default_preprocessing, stored_preprocessing
+from ceit.inference.quantize import CALIBRATION_IMAGES
+from ceit.model import CeiT
+from ceit.weights import load_checkpoint, read_description
+
+_FEWEST_FOR_INT8 = 20  # pictures: half to calibrate, half to check
+_SYNTHETIC_IMAGES = 32
+
+
+def main(arguments: list[str]) -> None:
+    """Write the file and print what it was checked on and how far it is from the network.
+
+    Raises: ValueError for a checkpoint or images that cannot be read, an output that exists, or an export that is
+    refused.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check_usage(parser, options)
+    if not options.overwrite:
+        refuse_existing(options.output)
+    model = load_checkpoint(options.checkpoint)
+    description = read_description(options.checkpoint)
+    training = (description and description.training) or {}
+    preprocessing = stored_preprocessing(model) or default_preprocessing(model)
+    model.preprocessing = preprocessing.as_dict()
+    check, calibration = _images(options, model, preprocessing, training)
+    report = export(
+        model,
+        options.output,
+        format=options.format,
+        precision=options.precision,
+        check=check,
+        calibration=None if calibration is None else calibration.images,
+        any_size=options.dynamic_size,
+        overwrite=options.overwrite,
+        training=description and description.training,
+    )
+    files = [options.output, options.output.with_suffix(".bin")] if options.format == "openvino" else [options.output]
+    sizes = {str(file): file.stat().st_size for file in files}
+    if options.json:
+        calibrated = None if calibration is None else {"images": len(calibration), "from": calibration.origin}
+        print(
+            json.dumps({"checkpoint": options.checkpoint, "files": sizes, "calibration": calibrated} | report.as_dict())
+        )
+    else:
+        _print_report(report, sizes, calibration)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ceit export",
+        description="Write a trained model for another runtime. The file is compared with the model on real images, "
+        "and refused if it differs.",
+    )
+    parser.add_argument("--checkpoint", metavar="RUN|FILE", required=True, help="a run directory or a file of weights")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="torch: a program of torch.export")
+    parser.add_argument("--output", metavar="FILE", required=True, type=Path, help=f"ends in {', '.join(SUFFIXES)}")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
+    parser.add_argument(
+        "--dynamic-size", action="store_true", help="take images of any sides that are multiples of the patch size"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--data", metavar="NAME|DIR", help="a data set to check and calibrate with (default: the one of the training)"
+    )
+    source.add_argument(
+        "--images", metavar="PATH", nargs="+", type=Path, help="pictures, or folders of them, instead of a data set"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with 2 where the options do not go together."""
+    try:
+        refuse_combination(options.format, options.precision, options.dynamic_size)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.output.suffix != suffix_of(options.format):
+        parser.error(f"--output {options.output} must end in {suffix_of(options.format)} for --format {options.format}")
+
+
+def _images(
+    options: argparse.Namespace, model: CeiT, preprocessing: Preprocessing, training: dict[str, Any]
+) -> tuple[ExampleImages, ExampleImages | None]:
+    """What to check with, and what to calibrate with for int8: never the same, and never a test split."""
+    shown: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing}
+    int8, small = options.precision == "int8", max(model.config.image_hw) <= IN_MEMORY_SIDE
+    if options.images:
+        pictures = _pictures(options.images)
+        if not int8:
+            return of_files(pictures, **shown), None
+        if len(pictures) < _FEWEST_FOR_INT8:
+            raise ValueError(
+                f"{len(pictures)} pictures are too few for int8: give at least {_FEWEST_FOR_INT8}, of which half "
+                "calibrate and half check"
+            )
+        return of_files(pictures[1::2], **shown), of_files(pictures[::2][:CALIBRATION_IMAGES], **shown)
+    dataset = _dataset(options.data, model, training, int8)
+    if dataset is None:
+        return synthetic(_SYNTHETIC_IMAGES, **shown), None
+    shown["class_names"] = model.class_names
+    count = (2000 if small else 500) if int8 else (256 if small else 64)
+    check = of_dataset(dataset, "test", count, **shown)
+    return check, of_dataset(dataset, "train", CALIBRATION_IMAGES, **shown) if int8 else None
+
+
+def _dataset(data: str | None, model: CeiT, training: dict[str, Any], needed: bool) -> ImageDataset | None:
+    """The data set that was named, or that of the training if it is at hand. Raises: ValueError if it is ``needed``."""
+    source = data or training.get("data")
+    if source is None:
+        if needed:
+            raise ValueError(
+                "int8 needs images to calibrate with: name a data set with --data, or give --images PATH..."
+            )
+        return None
+    try:
+        return load_dataset(
+            source,
+            img_size=model.config.image_hw,
+            in_chans=model.config.in_chans,
+            seed=training.get("seed", 0),
+            skip_broken=True,
+            classes=None if data else training.get("classes"),
+        )
+    except (ValueError, OSError) as error:
+        if data is None and not needed:
+            return None
+        hint = "" if data else "; name another with --data, or give --images PATH..."
+        raise ValueError(f"{error}{hint}") from error
+
+
+def _pictures(paths: list[Path]) -> list[Path]:
+    """Files as given, and those in folders. Raises: ValueError for a path that is not there, an empty folder."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+        inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+        if path.is_dir() and not inside:
+            raise ValueError(f"folder {path} holds no images: their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        found += inside if path.is_dir() else [path]
+    return found
+
+
+def _print_report(report: Report, sizes: dict[str, int], calibration: ExampleImages | None) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+
+    def row(name: str, value: str, style: str = "") -> None:
+        table.add_row(Text(name, "dim"), Text(value, style))
+
+    for file, size in sizes.items():
+        row("written", f"{file}  {size / 1e6:.2f} MB")
+    row("precision", report.precision)
+    row("checked on", f"{report.images:,} images: {report.images_from}", "" if report.real_images else "yellow")
+    if calibration is not None:
+        row("calibrated on", f"{len(calibration):,} images: {calibration.origin}")
+    limit = f" (limit {MAX_ERROR:.0e})" if report.precision == "float32" else ""
+    row("largest error", f"{report.max_error:.1e} of the largest logit{limit}")
+    limit = f" (limit {MIN_AGREEMENT_PERCENT}%)" if report.precision == "int8" else ""
+    row("same class", f"{report.agreement_percent:.2f}% of the images{limit}", "bold")
+    if report.top1_percent is not None:
+        row("top-1", f"{report.top1_percent:.2f}%, the network itself {report.float32_top1_percent:.2f}%")
+    Console(highlight=False).print(table)

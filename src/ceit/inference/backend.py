@@ -1,0 +1,122 @@
+"""Networks made ready to answer fast: what computes them (the backend), and in which precision.
+
+A network is a callable: images float32 ``(B, C, H, W)`` to logits float32 ``(B, classes)``.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ceit.inference.fuse import fuse
+from ceit.inference.graphs import onnx_model, openvino_model
+from ceit.inference.quantize import quantized_onnx, quantized_openvino
+from ceit.inference.runtimes import OnnxRuntime, OpenVino
+from ceit.model.ceit import CeiT
+from ceit.model.names import unknown
+
+Network = Callable[[Tensor], Tensor]
+
+PRECISIONS = ("float32", "bf16", "int8", "int8+bf16")
+PRECISIONS_OF: dict[str, tuple[str, ...]] = {
+    "eager": ("float32", "bf16"),
+    "compile": ("float32", "bf16"),
+    "onnxruntime": ("float32", "int8"),
+    "openvino": PRECISIONS,
+}
+"""What makes sense with what. ``int8+bf16``: products in int8, what stays float in bf16."""
+
+BACKENDS = tuple(PRECISIONS_OF)
+
+_FEW_TOKENS = 16  # a product of fewer rows gains nothing as a convolution
+
+
+def prepare(
+    model: nn.Module,
+    backend: str,
+    precision: str,
+    *,
+    image_shape: tuple[int, int, int],
+    batch_size: int | None = None,
+    threads: int | None = None,
+    calibration: Tensor | None = None,
+) -> Network:
+    """The model, a CeiT or any other from images to logits, in eval mode on a backend in a precision.
+
+    ``image_shape`` is ``(C, H, W)``. A ``batch_size`` makes graphs for that many images at a time: faster, and then
+    the only batch that ONNX Runtime takes. ``threads`` is for the runtimes outside torch, by default as torch has them.
+    ``calibration`` are some hundred training images as the network sees them, ``(n, C, H, W)``, for int8.
+
+    The model itself is left as it is: what is prepared is a copy. The network of ``compile`` is compiled at its first
+    call, which takes a minute. Outside torch, and in torch with gradients enabled or not, no gradient is kept.
+    Raises: ValueError for a combination that does not exist, and for int8 without calibration images.
+    """
+    require(backend, precision)
+    network = fuse(model) if isinstance(model, CeiT) else copy.deepcopy(model).eval()
+    if backend in ("eager", "compile"):
+        return InTorch(network, precision, compiled=backend == "compile")
+    network.cpu().float()
+    if "int8" not in precision:
+        calibration = None
+    elif calibration is None:
+        raise ValueError(f"{precision} on {backend} needs calibration images: pass some hundred training images")
+    if backend == "onnxruntime":
+        graph = onnx_model(network, image_shape, batch_size=batch_size)
+        return OnnxRuntime(graph if calibration is None else quantized_onnx(graph, calibration), threads=threads)
+    model_ov = openvino_model(network, image_shape)
+    model_ov = model_ov if calibration is None else quantized_openvino(model_ov, calibration)
+    return OpenVino(model_ov, precision="bf16" if "bf16" in precision else "float32", threads=threads)
+
+
+def require(backend: str, precision: str) -> None:
+    """Refuse what does not exist. Raises: ValueError naming what does."""
+    if backend not in PRECISIONS_OF:
+        raise ValueError(unknown("backend", backend, BACKENDS))
+    if precision not in PRECISIONS_OF[backend]:
+        raise ValueError(f"{backend} has no precision {precision!r}: choose {', '.join(PRECISIONS_OF[backend])}")
+
+
+class InTorch:
+    """A network in torch, eager or compiled, with its weights in the precision; on the device it is on.
+
+    In bf16 all weights and activations are bf16, products are summed in float32 inside.
+    On the CPU linear layers over tokens are computed as 1x1 convolutions, a view away: oneDNN multiplies them faster
+    than the library that torch calls for matrix products, on some processors by a third.
+    """
+
+    def __init__(self, network: nn.Module, precision: str, *, compiled: bool) -> None:
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        network = network.to(self.dtype).requires_grad_(False)
+        self.device = next(network.parameters()).device
+        if self.device.type == "cpu":
+            _multiply_as_convolutions(network)
+        # freezing folds constants and lays weights out as the products want them; a batch size has a graph of its own
+        self.network = torch.compile(network, dynamic=False, options={"freezing": True}) if compiled else network
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            images = images.to(self.device, self.dtype, memory_format=torch.channels_last)
+            return self.network(images).float()
+
+
+def _multiply_as_convolutions(network: nn.Module) -> None:
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, _PointwiseLinear(child))
+
+
+class _PointwiseLinear(nn.Module):
+    """A linear layer on tokens ``(B, T, D)`` as a 1x1 convolution over a map of one column."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.dim() != 3 or tokens.shape[1] < _FEW_TOKENS:
+            return F.linear(tokens, self.weight, self.bias)
+        column_bdt1 = tokens.unflatten(1, (-1, 1)).permute(0, 3, 1, 2)
+        return F.conv2d(column_bdt1, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1).flatten(1, 2)

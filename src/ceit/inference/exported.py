@@ -1,0 +1,186 @@
+"""Exported files: what they say about themselves, and how to run them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ceit.inference import program_file
+from ceit.inference.graphs import silence_telemetry
+from ceit.inference.runtimes import OnnxRuntime, OpenVino
+from ceit.weights import Description
+
+Format = Literal["onnx", "torch", "openvino"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch", ".xml": "openvino"}
+METADATA_KEY = "ceit"
+"""Where ONNX files keep their description; OpenVINO has it in ``rt_info``, torch in an extra file."""
+WEIGHTS_KEY = "ceit_weights_sha256"
+"""Where an OpenVINO ``.xml`` keeps the digest of its ``.bin``."""
+
+
+@dataclass(frozen=True)
+class ExportedDescription:
+    """What travels inside an exported file.
+
+    ``network`` has geometry, class names and preprocessing, as the JSON file beside a checkpoint does. ``any_size``:
+    images may have any sides that are multiples of the patch size. ``check`` is the report of the comparison with the
+    network that was exported.
+    """
+
+    network: Description
+    format: Format
+    precision: str
+    any_size: bool
+    ceit: str
+    check: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """In one line of ASCII, which every container keeps as it is."""
+        body = {
+            **json.loads(self.network.to_json("")),
+            "export": {
+                "format": self.format,
+                "precision": self.precision,
+                "any_size": self.any_size,
+                "ceit": self.ceit,
+                "check": self.check,
+            },
+        }
+        return json.dumps(body)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ExportedDescription":
+        """The inverse of ``to_json``. Raises: ValueError for another text."""
+        try:
+            body = json.loads(text)
+            return cls(Description.from_json(body), **body["export"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the description of the network is damaged ({error})") from error
+
+
+class ExportedNetwork:
+    """An exported file, ready to run: images float32 ``(B, C, H, W)`` to logits float32 ``(B, classes)``, on the CPU.
+
+    Raises: ValueError for images of a shape that the file does not take.
+    """
+
+    def __init__(self, description: ExportedDescription, run: OnnxRuntime | OpenVino | torch.nn.Module) -> None:
+        self.description = description
+        self._run = run
+
+    def __call__(self, images: Tensor) -> Tensor:
+        config = self.description.network.config
+        channels, *image_hw = images.shape[1:] if images.dim() == 4 else (0, 0, 0)
+        multiples = min(image_hw) > 0 and not any(side % config.patch_size for side in image_hw)
+        fits = multiples if self.description.any_size else tuple(image_hw) == config.image_hw
+        if channels != config.in_chans or not fits:
+            sides = (
+                f"multiples of {config.patch_size}" if self.description.any_size else "{} x {}".format(*self.image_hw)
+            )
+            raise ValueError(
+                f"images of shape {tuple(images.shape)} do not fit: the exported network takes (B, C, H, W) of "
+                f"{config.in_chans} channels and {sides} pixels"
+            )
+        with torch.no_grad():
+            return self._run(images)
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels that it was exported for."""
+        return self.description.network.config.image_hw
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image."""
+        return self.description.network.config.in_chans
+
+    @property
+    def num_classes(self) -> int:
+        """Logits of an image."""
+        return self.description.network.config.num_classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classes in the order of the logits, where the checkpoint knew them."""
+        names = self.description.network.class_names
+        return None if names is None else list(names)
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How images are prepared, as ``Preprocessing.from_dict`` takes it."""
+        return self.description.network.preprocessing
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether the name is that of an exported file: ``.onnx``, ``.pt2`` or ``.xml``."""
+    return Path(path).suffix in SUFFIXES
+
+
+def load_exported(
+    path: str | Path,
+    *,
+    precision: Literal["float32", "bf16"] = "float32",
+    threads: int | None = None,
+    callers: int = 1,
+) -> ExportedNetwork:
+    """The network in a file that ``ceit export`` wrote; nothing in the file is executed.
+
+    ``precision="bf16"`` is for OpenVINO, which then computes what is float in bf16 where the processor can.
+    ``threads`` compute a call, by default, and for torch always, as many as torch has; ``callers`` are how many call at
+    the same time.
+
+    Raises: ValueError with one sentence for a damaged or foreign file, or bf16 of another format; OSError for one that
+    cannot be read.
+    """
+    path = Path(path)
+    if not is_exported(path):
+        raise ValueError(f"{path} is no exported file: their names end in {', '.join(SUFFIXES)}")
+    if precision == "bf16" and path.suffix != ".xml":
+        raise ValueError(f"{path} cannot be run in bf16: only OpenVINO's .xml can, others run in float32")
+    try:
+        text, run = _READERS[path.suffix](path, precision, threads, callers)
+        if not text:
+            raise ValueError("it was not written by ceit export, so its classes and preprocessing are not known")
+        return ExportedNetwork(ExportedDescription.from_json(text), run)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_onnx(path: Path, _precision: str, threads: int | None, _callers: int) -> tuple[str, OnnxRuntime]:
+    run = OnnxRuntime(path.read_bytes(), threads=threads)
+    return run.metadata.get(METADATA_KEY, ""), run
+
+
+def _read_program(path: Path, _precision: str, _threads: int | None, _callers: int) -> tuple[str, torch.nn.Module]:
+    program, text = program_file.from_bytes(path.read_bytes())
+    return text, program.module()
+
+
+def _read_openvino(
+    path: Path, precision: Literal["float32", "bf16"], threads: int | None, callers: int
+) -> tuple[str, OpenVino]:
+    silence_telemetry()
+    import openvino
+
+    weights = path.with_suffix(".bin").read_bytes()
+    try:
+        model = openvino.Core().read_model(path.read_bytes(), weights)
+    except RuntimeError as error:
+        raise ValueError("it is damaged or no OpenVINO model") from error
+    digest = rt_info(model, WEIGHTS_KEY)
+    if digest and digest != hashlib.sha256(weights).hexdigest():
+        raise ValueError(f"{path.with_suffix('.bin').name} is damaged or belongs to another model")
+    return rt_info(model, METADATA_KEY), OpenVino(model, precision=precision, threads=threads, callers=callers)
+
+
+def rt_info(model: Any, key: str) -> str:
+    """A text that an OpenVINO model carries, empty if it does not."""
+    return str(model.get_rt_info(key).astype(str)) if model.has_rt_info(key) else ""
+
+
+_READERS: dict[str, Any] = {".onnx": _read_onnx, ".pt2": _read_program, ".xml": _read_openvino}
