@@ -50,7 +50,7 @@ def _save_graph(
     graph = graphs.openvino_model(network, shape)
     if int8 and calibration is not None:
         graph = quantize.quantized_openvino(graph, calibration)
-    openvino.save_model(graph, str(path), compress_to_fp16=False)
+    openvino.save_model(graph, str(path), compress_to_fp16=int8)  # as ceit export does
     return path
 
 

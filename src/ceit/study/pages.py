@@ -34,6 +34,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "gemm-peak": speed.peak_table,
     "scaling": speed.scaling_table,
     "agreement": speed.agreement_table,
+    "streaming": speed.streaming_table,
 }
 """Name of a computed part to the function that makes it, which takes the mark's further words."""
 

@@ -161,6 +161,25 @@ def agreement_table(result: Result) -> Iterable[str]:
     )
 
 
+@_of_file
+def streaming_table(result: Result) -> Iterable[str]:
+    """How near ``ceit predict`` comes to what the cores allow, and its memory early and late."""
+    yield "| images/s | at most | of that | reading, core-ms an image | computing, core-ms an image | MiB early | MiB late |"
+    yield "|---|---|---|---|---|---|---|"
+    read, compute = 1000 * result["read_core_seconds"], 1000 * result["compute_core_seconds"]
+    yield (
+        f"| {_rate(result['images_per_second'])} | {_rate(result['bound_images_per_second'])} "
+        f"| {result['percent_of_bound']:.0f} % | {read:.1f} | {compute:.1f} "
+        f"| {result['rss_early_mib']:,.0f} | {result['rss_late_mib']:,.0f} |"
+    )
+    yield ""
+    yield (
+        f"{result['images']:,} JPEGs of {result['file_bytes_median'] / 1000:.0f} kB, {result['distinct_images']} of them "
+        f"distinct; {result['model'] or result['checkpoint']}, {result['precision']}, start of the process included; "
+        f"median of {len(result['repeats'])}, {result['machine']['cores']} cores of {result['machine']['processor']}."
+    )
+
+
 def _batches(result: Result) -> list[str]:
     found = {batch for row in result["arms"] for batch, timing in row["inference"].items() if timing["seconds"]}
     return sorted(found, key=int)
