@@ -16,19 +16,18 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 import ceit
+from ceit.bench.training import Step, training_step
 from ceit.data.augment import Augmentation
 from ceit.data.dataset import FileSplit
 from ceit.data.image import IMAGE_SUFFIXES
@@ -44,7 +43,6 @@ AUGMENTATIONS = {
     "crop_and_flip": Augmentation(crop_scale=(0.08, 1.0)),
     "full_recipe": Augmentation(crop_scale=(0.08, 1.0), rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25),
 }
-Step = Callable[[Tensor, Tensor], None]
 
 
 def main() -> None:
@@ -78,7 +76,7 @@ def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers
     cores, load = usable_cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     torch.set_num_threads(cores)
     size = config_of(model).image_hw
-    step = training_step(ceit.create_model(model, num_classes=1000))
+    step = training_step(ceit.create_model(model, num_classes=1000), bf16=True)
 
     def loaders_with(workers: int | None) -> dict[str, Loader]:
         return {name: _loader(split, size, how, batch_size, workers) for name, how in AUGMENTATIONS.items()}
@@ -131,23 +129,6 @@ def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers
             "load_average_before": None if math.isnan(load) else round(load, 2),
         },
     }
-
-
-def training_step(model: nn.Module) -> Step:
-    """One step as training does it on this machine: bf16 autocast, cross-entropy, AdamW."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.05)
-
-    def step(images_bchw: Tensor, labels_b: Tensor) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(images_bchw)
-        loss = F.cross_entropy(logits.float(), labels_b)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-
-    return step
 
 
 def seconds_to_read(loader: Loader, epoch: int) -> float:

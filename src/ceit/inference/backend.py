@@ -5,8 +5,10 @@ A network is a callable: images float32 ``(B, C, H, W)`` to logits float32 ``(B,
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
+import torch._inductor.config as inductor
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -92,11 +94,13 @@ class InTorch:
         self.device = next(network.parameters()).device
         if self.device.type == "cpu":
             _multiply_as_convolutions(network)
-        # freezing folds constants and lays weights out as the products want them; a batch size has a graph of its own
-        self.network = torch.compile(network, dynamic=False, options={"freezing": True}) if compiled else network
+        self.compiled = compiled
+        self.network = torch.compile(network, dynamic=False) if compiled else network  # a graph for each batch size
 
     def __call__(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
+        # freezing folds constants and lays weights out as products want them; as an option of compile it has no effect
+        frozen = inductor.patch(freezing=True) if self.compiled else nullcontext()
+        with torch.no_grad(), frozen:
             images = images.to(self.device, self.dtype, memory_format=torch.channels_last)
             return self.network(images).float()
 

@@ -164,7 +164,7 @@ def agreement_table(result: Result) -> Iterable[str]:
 @_of_file
 def streaming_table(result: Result) -> Iterable[str]:
     """How near ``ceit predict`` comes to what the cores allow, and its memory early and late."""
-    yield "| images/s | at most | of that | reading, core-ms an image | computing, core-ms an image | MiB early | MiB late |"
+    yield "| images/s | at most | of that | reading, core-ms | computing, core-ms | MiB early | MiB late |"
     yield "|---|---|---|---|---|---|---|"
     read, compute = 1000 * result["read_core_seconds"], 1000 * result["compute_core_seconds"]
     yield (
@@ -174,9 +174,10 @@ def streaming_table(result: Result) -> Iterable[str]:
     )
     yield ""
     yield (
-        f"{result['images']:,} JPEGs of {result['file_bytes_median'] / 1000:.0f} kB, {result['distinct_images']} of them "
-        f"distinct; {result['model'] or result['checkpoint']}, {result['precision']}, start of the process included; "
-        f"median of {len(result['repeats'])}, {result['machine']['cores']} cores of {result['machine']['processor']}."
+        f"{result['images']:,} JPEGs of {result['file_bytes_median'] / 1000:.0f} kB, {result['distinct_images']} "
+        f"of them distinct; {result['model'] or result['checkpoint']}, {result['precision']}; with the start of the "
+        f"process; median of {len(result['repeats'])}; core-ms are of an image; {result['machine']['cores']} cores of "
+        f"{result['machine']['processor']}."
     )
 
 
