@@ -20,11 +20,9 @@ help:
 demo: $(STAMP)
 	$(BIN)/ceit demo --output runs/demo
 
-# A process for each file: in one process with other tests, OpenVINO's bindings have crashed the interpreter. One thread
-# each: torch would otherwise start as many as there are cores. 5 is pytest's code where every test is excluded by a mark.
+# One thread a worker: torch would otherwise start as many as there are cores in each of them.
 test: $(STAMP)
-	find tests -name 'test_*.py' | sort | OMP_NUM_THREADS=1 xargs -P 2 -I FILE \
-	    sh -c '$(BIN)/python -m pytest --quiet FILE || test $$? -eq 5'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

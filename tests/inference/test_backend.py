@@ -1,5 +1,8 @@
 """Every backend in every precision computes the network; what does not exist is refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,3 +98,22 @@ def test_compiled_in_one_graph(precision: str) -> None:
     got = prepare(model, "compile", precision, image_shape=SHAPE)(images(3))
     assert error(got, model(images(3)).detach()) <= LIMIT[precision]
     torch.compile(fuse(model), fullgraph=True, dynamic=True)(images(2))
+
+
+def test_a_signal_is_taken_after_networks_of_openvino_have_gone() -> None:
+    lines = [
+        "import gc, os, signal, torch",
+        "from ceit.inference.backend import prepare",
+        "networks = []",
+        "for _ in range(2):",
+        "    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))",
+        "    networks.append(prepare(layers, 'openvino', 'float32', image_shape=(3, 2, 2), threads=1))",
+        "    networks[-1](torch.zeros(1, 3, 2, 2))",
+        "while networks:",
+        "    networks.pop(0)",
+        "    gc.collect()",
+        "signal.signal(signal.SIGUSR1, lambda *_: print('taken'))",
+        "os.kill(os.getpid(), signal.SIGUSR1)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "taken\n"), done.stderr

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ceit.inference.graphs import openvino_core
+
 SIZES = (1024, 2048, 3072)
 LIBRARIES = ("torch", "openvino")
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -71,6 +73,6 @@ def _openvino_product(precision: str, size: int, threads: int) -> Call:
         "INFERENCE_NUM_THREADS": str(threads),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    request = openvino_core().compile_model(model, "CPU", options).create_infer_request()
     request.set_input_tensor(openvino.Tensor(values))
     return request.infer

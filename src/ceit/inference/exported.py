@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ceit.inference import program_file
-from ceit.inference.graphs import silence_telemetry
+from ceit.inference.graphs import openvino_core
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
 from ceit.weights import Description
 
@@ -164,12 +164,9 @@ def _read_program(path: Path, _precision: str, _threads: int | None, _callers: i
 def _read_openvino(
     path: Path, precision: Literal["float32", "bf16"], threads: int | None, callers: int
 ) -> tuple[str, OpenVino]:
-    silence_telemetry()
-    import openvino
-
     weights = path.with_suffix(".bin").read_bytes()
     try:
-        model = openvino.Core().read_model(path.read_bytes(), weights)
+        model = openvino_core().read_model(path.read_bytes(), weights)
     except RuntimeError as error:
         raise ValueError("it is damaged or no OpenVINO model") from error
     digest = rt_info(model, WEIGHTS_KEY)

@@ -5,6 +5,7 @@ Letters: B batch, ``H W`` token grid, D embed dim.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import sys
@@ -73,11 +74,8 @@ def openvino_model(
 
     By way of ONNX: from torch's own operators OpenVINO does not recognise attention once products are int8.
     """
-    silence_telemetry()
-    import openvino
-
     content = onnx_model(network, image_shape, batch_size=batch_size, any_size=any_size).SerializeToString()
-    model = openvino.Core().read_model(io.BytesIO(content))
+    model = openvino_core().read_model(io.BytesIO(content))
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({OUTPUT})
     shorten(model)
@@ -98,6 +96,19 @@ def shorten(model: "openvino.Model") -> None:
             node.set_friendly_name(f"{kind}{number}")
             for output in node.outputs():
                 output.get_tensor().set_names(output.get_names() & {OUTPUT})
+
+
+@functools.cache
+def openvino_core() -> "openvino.Core":
+    """The one OpenVINO of the process, which stays.
+
+    Each would give its thread a stack for signal handlers, and take it away again when it goes: two that go in the
+    order in which they came leave the thread with a stack that is no more, and the next signal ends the process.
+    """
+    silence_telemetry()
+    import openvino
+
+    return openvino.Core()
 
 
 def silence_telemetry() -> None:

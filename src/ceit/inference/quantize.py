@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ceit.inference.graphs import INPUT, shorten, silence_telemetry
+from ceit.inference.graphs import INPUT, openvino_core, shorten, silence_telemetry
 
 if TYPE_CHECKING:
     import onnx
@@ -32,15 +32,13 @@ def quantized_openvino(model: "openvino.Model", calibration: Tensor) -> "openvin
 
     Raises: ValueError with NNCF's reason if it cannot be done.
     """
-    silence_telemetry()
     import openvino
 
     with TemporaryDirectory(prefix="ceit-") as folder:
         openvino.save_model(model, Path(folder, f"{_BEFORE}.xml"), compress_to_fp16=False)
         _quantize_elsewhere(Path(folder), calibration, "openvino")
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})  # the file is about to go
-        quantized = core.read_model(Path(folder, f"{_AFTER}.xml"))
+        graph, weights = (Path(folder, f"{_AFTER}{suffix}").read_bytes() for suffix in (".xml", ".bin"))
+        quantized = openvino_core().read_model(graph, weights)
     shorten(quantized)
     return quantized
 
@@ -92,7 +90,7 @@ def _main(folder: Path, kind: str) -> None:
         import openvino
         from openvino.passes import ConstantFolding, Manager
 
-        model = openvino.Core().read_model(folder / f"{_BEFORE}.xml")
+        model = openvino_core().read_model(folder / f"{_BEFORE}.xml")
         folding = Manager()
         folding.register_pass(ConstantFolding())  # a weight that is computed would not be seen as one
         folding.run_passes(model)

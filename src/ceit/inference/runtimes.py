@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ceit.inference.graphs import silence_telemetry
+from ceit.inference.graphs import openvino_core
 
 if TYPE_CHECKING:
     import onnx
@@ -71,9 +71,6 @@ class OpenVino:
 
         Raises: ValueError for a model that cannot be read or run.
         """
-        silence_telemetry()
-        import openvino
-
         self._threads = threads or torch.get_num_threads()
         self._options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
@@ -84,7 +81,7 @@ class OpenVino:
         self._lock = threading.Lock()
         self._requests_of: dict[tuple[int, tuple[int, ...], int], list[Any]] = {}
         try:
-            self._model = openvino.Core().read_model(model) if isinstance(model, Path) else model
+            self._model = openvino_core().read_model(model) if isinstance(model, Path) else model
             shape = self._model.inputs[0].get_partial_shape()
             self._fixed_batch, self._any_size = shape[0].is_static, shape[2].is_dynamic
         except RuntimeError as error:
@@ -127,8 +124,6 @@ class OpenVino:
         return self._requests_of[key]
 
     def _compiled_for(self, shape: tuple[int, ...], streams: int) -> Any:
-        import openvino
-
         with self._lock:
             if (shape, streams) not in self._compiled:
                 try:
@@ -136,7 +131,7 @@ class OpenVino:
                     if not self._any_size:  # a graph that computes with its own sizes comes out of it wrong
                         model.reshape(list(shape))
                     options = {**self._options, "NUM_STREAMS": streams * self._callers}
-                    self._compiled[shape, streams] = openvino.Core().compile_model(model, "CPU", options)
+                    self._compiled[shape, streams] = openvino_core().compile_model(model, "CPU", options)
                 except RuntimeError as error:
                     raise ValueError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
             return self._compiled[shape, streams]
