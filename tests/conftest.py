@@ -1,6 +1,7 @@
 """What every test runs under: no network, no cache of the user's, a fixed seed, nothing left of the test before."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 hypothesis.settings.register_profile("gate", deadline=None, derandomize=True, max_examples=25, database=None)
 hypothesis.settings.load_profile("gate")
 torch.set_num_threads(1)
+# A shell has what it starts in the background ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -205,7 +205,7 @@ def test_the_chart_shows_what_there_is(tmp_path: Path) -> None:
 
 def test_a_process_answers_fails_and_dies_in_one_sentence(made: Path) -> None:
     arm = Arm(Subject(f"{made}:bad", "factory"), "eager", "float32")
-    with Process(1, keep_memory=True) as process:
+    with Process(1, memory="kept") as process:
         with pytest.raises(ArmError, match=r"^no such luck$"):
             process.ask("build", arm=arm.as_dict())
         good = Arm(Subject(f"{made}:good", "factory"), "eager", "float32").as_dict()
@@ -217,16 +217,21 @@ def test_a_process_answers_fails_and_dies_in_one_sentence(made: Path) -> None:
     assert process.process.returncode == 3
 
 
+def test_only_the_packages_own_arms_keep_freed_memory() -> None:
+    assert [Settings(1).memory(backend) for backend in ("plain", "eager", None)] == ["default", "kept", "kept"]
+    assert Settings(1, return_memory=True).memory("eager") == "returned"
+
+
 def test_no_process_is_started_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ceit.bench.processes.free_bytes", lambda: 2**20)
     with pytest.raises(ArmError, match="1 MiB of memory are free, too few for one more process: measure fewer at once"):
-        Process(1, keep_memory=True)
+        Process(1, memory="kept")
 
 
 class Here:
     """A worker in this process, which starts at once; requests and answers still pass through JSON."""
 
-    def __init__(self, threads: int, *, keep_memory: bool) -> None:
+    def __init__(self, threads: int, *, memory: str) -> None:
         self.started, self.worker = time.time(), Worker(threads, keep_memory=False)
 
     def ask(self, do: str, **request: Any) -> Any:

@@ -44,13 +44,11 @@ def _save_graph(
         graph = graphs.onnx_model(network, shape)
         onnx.save(quantize.quantized_onnx(graph, calibration) if int8 and calibration is not None else graph, str(path))
         return path
-    import openvino
-
     path = folder / "model.xml"
     graph = graphs.openvino_model(network, shape)
     if int8 and calibration is not None:
         graph = quantize.quantized_openvino(graph, calibration)
-    openvino.save_model(graph, str(path), compress_to_fp16=int8)  # as ceit export does
+    graphs.save_openvino(graph, path, halved=int8)  # as ceit export does
     return path
 
 

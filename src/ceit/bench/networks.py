@@ -1,7 +1,8 @@
 """The backends that are measured: those of ``ceit.inference``, and ``plain``, a module as its author wrote it.
 
 ``eager`` prepares any module for inference: weights in the precision, faster products, and of a CeiT folded norms.
-An opponent deserves to be measured as it is, so ``plain`` does none of this: eval mode, and autocast for bf16.
+An opponent is measured as it comes, so ``plain`` does none of this: eval mode, autocast for bf16, torch's default
+AdamW, and the memory allocator as a process has it that sets nothing.
 """
 
 import torch

@@ -11,9 +11,11 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+Memory = Literal["kept", "default", "returned"]
+"""Memory that is freed: kept by the process, left to the allocator, or given back to the system at once."""
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """glibc then gives every large tensor back when it is freed, so that resident memory is what is in use."""
 REQUEST_SECONDS = 1200  # in which every request is answered: compiling and calibrating included
@@ -30,7 +32,7 @@ class Process:
     Between requests it is blocked on a pipe and computes nothing. Raises: ArmError if too little memory is free.
     """
 
-    def __init__(self, threads: int, *, keep_memory: bool) -> None:
+    def __init__(self, threads: int, *, memory: Memory) -> None:
         free = free_bytes()
         if free is not None and free < SPARE_BYTES:
             raise ArmError(f"{free >> 20} MiB of memory are free, too few for one more process: measure fewer at once")
@@ -41,7 +43,9 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | ({} if keep_memory else RETURN_MEMORY),
+            env=os.environ
+            | dict.fromkeys(THREAD_VARIABLES, str(threads))
+            | (RETURN_MEMORY if memory == "returned" else {}),
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -51,7 +55,7 @@ class Process:
         self.listeners = [threading.Thread(target=listen, daemon=True) for listen in (self._listen, self._overhear)]
         for listener in self.listeners:
             listener.start()
-        self.ask("begin", threads=threads, keep_memory=keep_memory)
+        self.ask("begin", threads=threads, keep_memory=memory == "kept")
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """The answer to one request. Raises: ArmError with what went wrong in the process, or if it ended."""

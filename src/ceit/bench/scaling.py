@@ -84,7 +84,7 @@ def study(asked: argparse.Namespace, say: Any) -> dict[str, Any]:
             turn_seconds=asked.seconds,
             gemm_sizes=(),
         )
-        memory = replace(time, measures=("deployment",), keep_freed_memory=False)
+        memory = replace(time, measures=("deployment",), return_memory=True)
         timed, held = (measure(arms, settings, say, lambda _: None) for settings in (time, memory))
         runs[variable] = {"time": timed, "memory": held}
         rows = zip(timed["arms"], held["arms"], strict=True)

@@ -18,8 +18,8 @@ import torch
 
 from ceit.bench.arms import Arm
 from ceit.bench.gemm import LIBRARIES, PRECISIONS, SIZES
-from ceit.bench.networks import TRAINABLE
-from ceit.bench.processes import THREAD_VARIABLES, ArmError, Process
+from ceit.bench.networks import PLAIN, TRAINABLE
+from ceit.bench.processes import THREAD_VARIABLES, ArmError, Memory, Process
 from ceit.bench.summary import summarise
 from ceit.inference.device import machine
 
@@ -45,7 +45,12 @@ class Settings:
     turn_seconds: float = 1.0
     least_calls: int = 3
     gemm_sizes: tuple[int, ...] = SIZES
-    keep_freed_memory: bool = True
+    return_memory: bool = False  # what is freed, at once: for memory to be what is in use
+
+    def memory(self, backend: str | None = None) -> Memory:
+        """What a process does with memory that is freed: the package's own arms keep it, as its commands do;
+        ``plain`` ones leave it to the allocator as a process has it that sets nothing."""
+        return "returned" if self.return_memory else "default" if backend == PLAIN else "kept"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -57,7 +62,7 @@ class Settings:
             "rounds": self.rounds,
             "turn_seconds": self.turn_seconds,
             "least_calls": self.least_calls,
-            "keep_freed_memory": self.keep_freed_memory,
+            "return_memory": self.return_memory,
             "static_batch": True,  # every batch size has a network prepared for it
         }
 
@@ -104,7 +109,7 @@ def measure(arms: list[Arm], settings: Settings, say: Say, save: Save) -> dict[s
         "machine": _machine(settings.threads),
         "settings": settings.as_dict(),
         "peak": [],
-        "arms": [_row(arm) for arm in arms],
+        "arms": [_row(arm, settings) for arm in arms],
     }
 
     def keep() -> None:
@@ -125,12 +130,13 @@ def measure(arms: list[Arm], settings: Settings, say: Say, save: Save) -> dict[s
     return result
 
 
-def _row(arm: Arm) -> dict[str, Any]:
+def _row(arm: Arm, settings: Settings) -> dict[str, Any]:
     return {
         "model": arm.subject.label,
         "backend": arm.backend,
         "precision": arm.precision,
         "subject": arm.as_dict()["subject"],
+        "freed_memory": settings.memory(arm.backend),
         "inference": {},
         "train": {},
         "deployment": {},
@@ -155,7 +161,7 @@ def _measure_rounds(
                 continue
             say(f"{kind}{f', batch {batch}' if batch else ''}: preparing {arm.label}")
             with _errors_into(row):
-                process = processes.enter_context(Process(settings.threads, keep_memory=settings.keep_freed_memory))
+                process = processes.enter_context(Process(settings.threads, memory=row["freed_memory"]))
                 turns.append(_turn_of(kind, batch, arm, row, process, settings))
                 turns[-1].warm_up()  # before the next process asks how much memory is free
         products = list(_product_turns(processes, settings, result))
@@ -189,7 +195,7 @@ def _turn_of(
 def _product_turns(processes: ExitStack, settings: Settings, result: dict[str, Any]) -> Iterator[_Turn]:
     """The peak of matrix products, library by library: threads of one must not spin under another."""
     for library in LIBRARIES:
-        process = processes.enter_context(Process(settings.threads, keep_memory=settings.keep_freed_memory))
+        process = processes.enter_context(Process(settings.threads, memory=settings.memory()))
         for precision in PRECISIONS:
             for name in process.ask("products", library=library, precision=precision)["names"]:
                 for size in settings.gemm_sizes:
@@ -214,7 +220,7 @@ def _measure_deployment(
         for arm, row in zip(arms, result["arms"], strict=True):
             say(f"files: {arm.label}")
             folder = folders.enter_context(TemporaryDirectory())
-            with _errors_into(row), Process(settings.threads, keep_memory=settings.keep_freed_memory) as process:
+            with _errors_into(row), Process(settings.threads, memory=row["freed_memory"]) as process:
                 row |= process.ask("build", arm=arm.as_dict())
                 saved = process.ask("save", folder=folder)
                 request = {"arm": arm.as_dict(), "file": saved["file"], "image_shape": row["image_shape"]}
@@ -224,7 +230,7 @@ def _measure_deployment(
             for entry in requests:
                 row, request = entry["row"], entry["request"]
                 say(f"fresh process: {row['model']} {row['backend']} {row['precision']}, batch {batch}")
-                with _errors_into(row), Process(settings.threads, keep_memory=settings.keep_freed_memory) as process:
+                with _errors_into(row), Process(settings.threads, memory=row["freed_memory"]) as process:
                     answer = process.ask("first", **request, batch=batch)
                     row["deployment"]["memory"][str(batch)] = {k: answer[k] for k in ("peak_bytes", "batch_bytes")}
                     if batch == 1:

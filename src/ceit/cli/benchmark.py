@@ -97,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
     how.add_argument("--seconds", type=float, default=1.0, metavar="S", help="least of a turn; default: %(default)s")
     how.add_argument("--threads", type=_positive, default=usable_cores(), metavar="N", help="default: all, %(default)s")
-    how.add_argument("--return-memory", action="store_true", help="let processes give freed memory back")
+    how.add_argument("--return-memory", action="store_true", help="let all processes give freed memory back at once")
     results = parser.add_argument_group("results")
     results.add_argument(
         "--output", type=Path, required=True, metavar="FILE.json", help="everything, written each round"
@@ -174,7 +174,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
         train_batch_size=options.train_batch_size,
         rounds=options.rounds,
         turn_seconds=options.seconds,
-        keep_freed_memory=not options.return_memory,
+        return_memory=options.return_memory,
     )
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,20 +167,17 @@ def _openvino_writer(model: CeiT, calibration: Tensor | None, any_size: bool) ->
     graph = graphs.openvino_model(model, _image_shape(model), any_size=any_size)
     if calibration is not None:
         graph = quantize.quantized_openvino(graph, calibration)
-    import openvino
-
-    halved = calibration is not None  # what int8 leaves in float is stored in float16, and computed as ever
+    halved = calibration is not None
 
     def write(description: ExportedDescription) -> Files:
         graph.set_rt_info(description.to_json(), METADATA_KEY)
         with TemporaryDirectory(prefix="ceit-") as folder:
             place = Path(folder, "model.xml")
-            openvino.save_model(graph, place, compress_to_fp16=halved)
+            graphs.save_openvino(graph, place, halved=halved)
             weights = place.with_suffix(".bin").read_bytes()
             graph.set_rt_info(hashlib.sha256(weights).hexdigest(), WEIGHTS_KEY)
-            openvino.save_model(graph, place, compress_to_fp16=halved)
-            text = re.sub(rb">\s+<", b"><", place.read_bytes())  # a sixth of the text is indentation
-        return {".bin": weights, ".xml": text}
+            graphs.save_openvino(graph, place, halved=halved)
+            return {".bin": weights, ".xml": place.read_bytes()}
 
     return write
 
