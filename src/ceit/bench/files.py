@@ -48,7 +48,7 @@ def _save_graph(
     graph = graphs.openvino_model(network, shape)
     if int8 and calibration is not None:
         graph = quantize.quantized_openvino(graph, calibration)
-    graphs.save_openvino(graph, path, halved=int8)  # as ceit export does
+    graphs.save_openvino(graph, path)
     return path
 
 

@@ -68,7 +68,9 @@ def prepare(
         graph = onnx_model(network, image_shape, batch_size=batch_size)
         return OnnxRuntime(graph if calibration is None else quantized_onnx(graph, calibration), threads=threads)
     model_ov = openvino_model(network, image_shape)
-    model_ov = model_ov if calibration is None else quantized_openvino(model_ov, calibration)
+    model_ov = (
+        model_ov if calibration is None else quantized_openvino(model_ov, calibration, attention=precision == "int8")
+    )
     return OpenVino(model_ov, precision="bf16" if "bf16" in precision else "float32", threads=threads)
 
 

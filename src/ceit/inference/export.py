@@ -167,16 +167,15 @@ def _openvino_writer(model: CeiT, calibration: Tensor | None, any_size: bool) ->
     graph = graphs.openvino_model(model, _image_shape(model), any_size=any_size)
     if calibration is not None:
         graph = quantize.quantized_openvino(graph, calibration)
-    halved = calibration is not None
 
     def write(description: ExportedDescription) -> Files:
         graph.set_rt_info(description.to_json(), METADATA_KEY)
         with TemporaryDirectory(prefix="ceit-") as folder:
             place = Path(folder, "model.xml")
-            graphs.save_openvino(graph, place, halved=halved)
+            graphs.save_openvino(graph, place)
             weights = place.with_suffix(".bin").read_bytes()
             graph.set_rt_info(hashlib.sha256(weights).hexdigest(), WEIGHTS_KEY)
-            graphs.save_openvino(graph, place, halved=halved)
+            graphs.save_openvino(graph, place)
             return {".bin": weights, ".xml": place.read_bytes()}
 
     return write

@@ -84,14 +84,11 @@ def openvino_model(
     return model
 
 
-def save_openvino(model: "openvino.Model", file: Path, *, halved: bool) -> None:
-    """Write FILE.xml, without the indentation that is a sixth of its text, and the weights beside it as FILE.bin.
-
-    ``halved``: float constants are stored in float16; they are computed with as ever.
-    """
+def save_openvino(model: "openvino.Model", file: Path) -> None:
+    """Write FILE.xml, without the indentation that is a sixth of its text, and the weights beside it as FILE.bin."""
     import openvino
 
-    openvino.save_model(model, file, compress_to_fp16=halved)
+    openvino.save_model(model, file, compress_to_fp16=False)
     file.write_bytes(re.sub(rb">\s+<", b"><", file.read_bytes()))
 
 

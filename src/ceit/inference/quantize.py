@@ -1,9 +1,9 @@
 """Post-training quantization to int8: weights per channel, activations by what calibration images give.
 
 Done by NNCF in a process of its own, because it replaces functions of torch when it is imported. Products with weights
-become int8. In float stay LayerNorm, softmax, and what would lose time in int8: attention's two
-products, which runtimes compute with the softmax between them in one pass, and depth-wise convolutions, which are as
-fast as memory in any precision.
+become int8. In float stay LayerNorm, softmax, and what would lose time in int8: depth-wise convolutions, which are as
+fast as memory in any precision, and attention's two products, which runtimes compute with the softmax between them in
+one pass; where all else is float32 these gain too.
 """
 
 import os
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 300  # as many as are used when there are more
 _BATCH = 4
+_SMALL = 512  # values, whose halves would be outweighed by the text that describes them
 _IMAGES, _BEFORE, _AFTER = "images.npy", "before", "after"
 
 
-def quantized_openvino(model: "openvino.Model", calibration: Tensor) -> "openvino.Model":
+def quantized_openvino(model: "openvino.Model", calibration: Tensor, *, attention: bool = False) -> "openvino.Model":
     """The model in int8; ``calibration`` are images as the network sees them, ``(n, C, H, W)``.
+
+    ``attention``: its products too, which pays where all else is computed in float32, and costs where it is in bf16.
 
     Raises: ValueError with NNCF's reason if it cannot be done.
     """
@@ -36,10 +39,11 @@ def quantized_openvino(model: "openvino.Model", calibration: Tensor) -> "openvin
 
     with TemporaryDirectory(prefix="ceit-") as folder:
         openvino.save_model(model, Path(folder, f"{_BEFORE}.xml"), compress_to_fp16=False)
-        _quantize_elsewhere(Path(folder), calibration, "openvino")
+        _quantize_elsewhere(Path(folder), calibration, "openvino-attention" if attention else "openvino")
         graph, weights = (Path(folder, f"{_AFTER}{suffix}").read_bytes() for suffix in (".xml", ".bin"))
         quantized = openvino_core().read_model(graph, weights)
     shorten(quantized)
+    _halve(quantized)
     return quantized
 
 
@@ -86,7 +90,7 @@ def _main(folder: Path, kind: str) -> None:
             advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=without),
         )
 
-    if kind == "openvino":
+    if kind.startswith("openvino"):
         import openvino
         from openvino.passes import ConstantFolding, Manager
 
@@ -95,7 +99,11 @@ def _main(folder: Path, kind: str) -> None:
         folding.register_pass(ConstantFolding())  # a weight that is computed would not be seen as one
         folding.run_passes(model)
         batch = model.inputs[0].get_partial_shape()[0]
-        quantized = quantize(model, _float_in_openvino(model), batch.get_length() if batch.is_static else _BATCH)
+        quantized = quantize(
+            model,
+            _float_in_openvino(model, attention=kind.endswith("attention")),
+            batch.get_length() if batch.is_static else _BATCH,
+        )
         openvino.save_model(quantized, folder / f"{_AFTER}.xml", compress_to_fp16=False)
     else:
         import onnx
@@ -105,8 +113,19 @@ def _main(folder: Path, kind: str) -> None:
         onnx.save_model(quantize(model, _float_in_onnx(model), batch_size), folder / f"{_AFTER}.onnx")
 
 
-def _float_in_openvino(model: Any) -> list[str]:
-    """Names of the layers that stay in float."""
+def _halve(model: "openvino.Model") -> None:
+    """Store in float16 what int8 has left in float, as far as it is large; it is computed with in float32 as ever."""
+    from openvino import opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Constant" and node.data.dtype == np.float32 and node.data.size > _SMALL:
+            halved = opset13.convert(opset13.constant(node.data.astype(np.float16)), np.float32)
+            for reader in node.output(0).get_target_inputs():
+                reader.replace_source_output(halved.output(0))
+
+
+def _float_in_openvino(model: Any, *, attention: bool) -> list[str]:
+    """Names of the layers that stay in float; with ``attention`` its products do not."""
     nodes = model.get_ordered_ops()
     depthwise = [node for node in nodes if node.get_type_name() == "GroupConvolution"]
     products = [
@@ -115,7 +134,7 @@ def _float_in_openvino(model: Any) -> list[str]:
         if node.get_type_name() == "MatMul"
         and not any(source.get_node().get_type_name() == "Constant" for source in node.input_values())
     ]
-    return [node.get_friendly_name() for node in (*depthwise, *products)]
+    return [node.get_friendly_name() for node in (depthwise if attention else (*depthwise, *products))]
 
 
 def _float_in_onnx(model: "onnx.ModelProto") -> list[str]:
