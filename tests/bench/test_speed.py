@@ -219,7 +219,7 @@ def test_a_process_answers_fails_and_dies_in_one_sentence(made: Path) -> None:
 
 def test_only_the_packages_own_arms_keep_freed_memory() -> None:
     assert [Settings(1).memory(backend) for backend in ("plain", "eager", None)] == ["default", "kept", "kept"]
-    assert Settings(1, return_memory=True).memory("eager") == "returned"
+    assert Settings(1, freed_memory="returned").memory("eager") == "returned"
 
 
 def test_no_process_is_started_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

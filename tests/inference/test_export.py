@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,5 @@ def int8_is_small_and_agrees(format: Format, folder: Path, model: CeiT, examples
     assert load_exported(path).description.precision == "int8"
     if format == "openvino":
         load_exported(path, precision="bf16")(examples.images)
+        floats = [int(size) for size in re.findall(r'element_type="f32"[^>]* size="(\d+)"', path.read_text())]
+        assert 0 < max(floats) <= 4 * 512  # what is larger lies in float16

@@ -1,6 +1,7 @@
 """torch.compile without a graph break and torch.export, in training and evaluation, for any batch."""
 
 import ast
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+import ceit
 import ceit.model
 from ceit.model import CeiT
 
@@ -97,3 +99,25 @@ def test_inductor_gives_the_same_logits_and_gradients(tiny: Callable[..., CeiT],
     wanted = torch.autograd.grad(model(images).square().sum(), live)
     got = torch.autograd.grad(compiled(images).square().sum(), live)
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ceit_tiny_patch16_224", "ceit_small_patch16_224"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_within_two_minutes_from_an_empty_cache(
+    name: str, dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = ceit.create_model(name).eval()
+    compiled: Any = torch.compile(model, fullgraph=True, dynamic=False)
+    batches = [torch.randn(number, 3, *model.config.image_hw) for number in ((2, 3) if dynamic else (2,))]
+    if dynamic:
+        compiled = torch.compile(model, fullgraph=True)
+        torch._dynamo.mark_dynamic(batches[0], 0)
+    began = time.perf_counter()
+    with torch.no_grad():
+        logits = [compiled(images) for images in batches]
+        seconds = time.perf_counter() - began
+        torch.testing.assert_close(logits, [model(images) for images in batches], rtol=1e-4, atol=1e-4)
+    print(f"{name}, {'any batch' if dynamic else 'one batch'}: {seconds:.0f} s")
+    assert seconds < 120

@@ -84,7 +84,7 @@ def study(asked: argparse.Namespace, say: Any) -> dict[str, Any]:
             turn_seconds=asked.seconds,
             gemm_sizes=(),
         )
-        memory = replace(time, measures=("deployment",), return_memory=True)
+        memory = replace(time, measures=("deployment",), freed_memory="returned")
         timed, held = (measure(arms, settings, say, lambda _: None) for settings in (time, memory))
         runs[variable] = {"time": timed, "memory": held}
         rows = zip(timed["arms"], held["arms"], strict=True)

@@ -45,12 +45,12 @@ class Settings:
     turn_seconds: float = 1.0
     least_calls: int = 3
     gemm_sizes: tuple[int, ...] = SIZES
-    return_memory: bool = False  # what is freed, at once: for memory to be what is in use
+    freed_memory: Memory | None = None  # by default each arm's own way
 
     def memory(self, backend: str | None = None) -> Memory:
         """What a process does with memory that is freed: the package's own arms keep it, as its commands do;
         ``plain`` ones leave it to the allocator as a process has it that sets nothing."""
-        return "returned" if self.return_memory else "default" if backend == PLAIN else "kept"
+        return self.freed_memory or ("default" if backend == PLAIN else "kept")
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -62,7 +62,7 @@ class Settings:
             "rounds": self.rounds,
             "turn_seconds": self.turn_seconds,
             "least_calls": self.least_calls,
-            "return_memory": self.return_memory,
+            "freed_memory": self.freed_memory,
             "static_batch": True,  # every batch size has a network prepared for it
         }
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich import box
 from rich.console import Console
@@ -17,6 +17,7 @@ from ceit.bench.arms import OPPONENTS, Arm, Subject, require_known
 from ceit.bench.chart import draw_bars
 from ceit.bench.loading import usable_cores
 from ceit.bench.networks import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
+from ceit.bench.processes import Memory
 from ceit.bench.speed import MEASURES, Settings, measure
 from ceit.weights.atomic import replace_files
 
@@ -97,7 +98,13 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
     how.add_argument("--seconds", type=float, default=1.0, metavar="S", help="least of a turn; default: %(default)s")
     how.add_argument("--threads", type=_positive, default=usable_cores(), metavar="N", help="default: all, %(default)s")
-    how.add_argument("--return-memory", action="store_true", help="let all processes give freed memory back at once")
+    how.add_argument(
+        "--freed-memory",
+        choices=get_args(Memory),
+        metavar="M",
+        help=f"in all processes: {', '.join(get_args(Memory))}; without it the package's backends keep it, and {PLAIN} "
+        "leaves it to the allocator (default)",
+    )
     results = parser.add_argument_group("results")
     results.add_argument(
         "--output", type=Path, required=True, metavar="FILE.json", help="everything, written each round"
@@ -174,7 +181,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
         train_batch_size=options.train_batch_size,
         rounds=options.rounds,
         turn_seconds=options.seconds,
-        return_memory=options.return_memory,
+        freed_memory=options.freed_memory,
     )
 
 
