@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -155,3 +157,28 @@ def test_names_and_precisions_that_cannot_be(tmp_path: Path) -> None:
         load_exported(tmp_path / "a.onnx", precision="bf16")
     with pytest.raises(FileNotFoundError):
         load_exported(tmp_path / "a.onnx")
+
+
+def test_threads_may_compute_at_once_from_the_first_image_on(intermediate: Path) -> None:
+    lines = [
+        "import sys, threading",
+        "import numpy as np",
+        "from ceit.inference.graphs import openvino_core",
+        "core = openvino_core()",
+        "network = core.compile_model(core.read_model(sys.argv[1]), 'CPU')",
+        "requests = [network.create_infer_request() for _ in range(8)]",
+        "sys.setswitchinterval(1e-6)",
+        "barrier = threading.Barrier(8)",
+        "def compute(request):",
+        "    images = np.zeros((1, 1, 24, 16), np.float32)",
+        "    barrier.wait()",
+        "    request.start_async([images], share_inputs=True)",
+        "    request.wait()",
+        "threads = [threading.Thread(target=compute, args=(request,)) for request in requests]",
+        "for thread in threads: thread.start()",
+        "for thread in threads: thread.join()",
+        "print('done')",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines), str(intermediate)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -114,10 +114,15 @@ def openvino_core() -> "openvino.Core":
 
     Each would give its thread a stack for signal handlers, and take it away again when it goes: two that go in the
     order in which they came leave the thread with a stack that is no more, and the next signal ends the process.
+
+    Its bindings fill tables of element types at their first use, and two threads that meet there wait for each other
+    for ever; so the tables are filled here.
     """
     silence_telemetry()
     import openvino
 
+    element_type = openvino.Tensor(np.zeros(1, np.float32)).get_element_type()
+    assert element_type.to_dtype() == np.float32
     return openvino.Core()
 
 
