@@ -28,23 +28,21 @@ def _of_file(make: Callable[[Result], Iterable[str]]) -> Callable[[str], str]:
 def summary_table(result: Result) -> Iterable[str]:
     """For README: every model's fastest path at the least batch and at 16, against the plain opponent."""
     batches = _batches(result)
-    first, many = batches[0], min(batches, key=lambda batch: abs(int(batch) - 16))
-    yield (
-        f"| model | fastest at batch {first} | ms | times plain "
-        f"| fastest at batch {many} | images/s | times plain | of peak |"
-    )
-    yield "|---|---|---|---|---|---|---|---|"
+    chosen = list(dict.fromkeys((batches[0], _most(batches))))
+    units = ["ms" if batch == "1" else "images/s" for batch in chosen]
+    heads = [f"fastest at batch {batch} | {unit} | times plain" for batch, unit in zip(chosen, units, strict=True)]
+    yield f"| model | {' | '.join(heads)} | of peak |"
+    yield f"|---|{'---|---|---|' * len(chosen)}---|"
     for model in dict.fromkeys(row["model"] for row in result["arms"]):
-        best = [_fastest([row for row in result["arms"] if row["model"] == model], batch) for batch in (first, many)]
-        if best[0] is None or best[1] is None:
+        best = [_fastest([row for row in result["arms"] if row["model"] == model], batch) for batch in chosen]
+        if None in best:
             continue
         cells = [f"`{model}`"]
-        for row, batch in zip(best, (first, many), strict=True):
+        for row, batch, unit in zip(best, chosen, units, strict=True):
             found = row["inference"][batch]
-            milliseconds = f"{found['milliseconds']['median']:.1f}"
-            figure = milliseconds if batch == first else _rate(found["images_per_second"])
-            cells += [f"{row['backend']} {row['precision']}", figure, f"**{_times(found)}**"]
-        yield f"| {' | '.join(cells)} | {_percent(best[1]['inference'][many]['percent_of_peak'])} |"
+            rate = f"{found['milliseconds']['median']:.1f}" if unit == "ms" else _rate(found["images_per_second"])
+            cells += [f"{row['backend']} {row['precision']}", rate, f"**{_times(found)}**"]
+        yield f"| {' | '.join(cells)} | {_percent(best[-1]['inference'][chosen[-1]]['percent_of_peak'])} |"
     yield from _footnote(result)
 
 
