@@ -22,7 +22,7 @@ REQUEST_SECONDS = 1200  # in which every request is answered: compiling and cali
 SPARE_BYTES = 1 << 30  # of memory, left free
 
 
-class ArmError(Exception):
+class ArmError(ValueError):
     """An arm cannot be measured; its text is the sentence for the arm's row."""
 
 

@@ -129,6 +129,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
     """Time and memory against tokens and batch, axes logarithmic, with the fitted lines. Needs the extra ``viz``."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     units = {"seconds": ("milliseconds", 1e3), "bytes": ("MiB that a batch takes", 2.0**-20)}
     titles = {"tokens": "patch tokens of an image", "batch": "images in a batch"}
@@ -155,6 +156,8 @@ def draw(result: dict[str, Any], path: Path) -> Path:
                 ticks = sorted({point[variable] for point in points})
                 axis.set_xticks(ticks, [str(tick) for tick in ticks])
                 axis.minorticks_off()
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter("{x:,g}")
                 axis.grid(True)
                 axis.set_xlabel(titles[variable])
                 axis.set_ylabel(unit)
