@@ -25,6 +25,8 @@ VERBS = {
     "info": "print the parameters and multiply-accumulates of a model, module by module",
     "export": "write a trained model as one file for ONNX Runtime, OpenVINO or torch, in float32 or int8",
     "benchmark": "measure models side by side: latency, throughput, training step, memory, percent of peak",
+    "reproduce": "run the paper's experiments, at any scale, cell by cell",
+    "compare": "lay training runs side by side",
     "convert": "convert released weights to safetensors, executing nothing in them",
     "data": "fetch data sets, check them, and write them as shards",
     "demo": "train, evaluate and picture a small model, from nothing to results",

@@ -55,7 +55,7 @@ assert not heavy, heavy
 def test_help_names_every_verb_with_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert ceit_cli.main(["--help"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for verb in ("train", "evaluate", "predict", "info", "export", "benchmark", "convert", "data", "demo"):
+    for verb in ceit_cli.VERBS:
         assert any(line[:1] == [verb] and len(line) > 3 for line in lines), verb
 
 
@@ -82,7 +82,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (
             "xyzzy",
             "error: unknown verb 'xyzzy'; there are "
-            "train, evaluate, predict, info, export, benchmark, convert, data, demo",
+            "train, evaluate, predict, info, export, benchmark, reproduce, compare, convert, data, demo",
         ),
         ("--verison", "error: unknown option '--verison'; did you mean '--version'?"),
     ],

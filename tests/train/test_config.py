@@ -97,6 +97,7 @@ def test_recipe_values_of_another_type_are_refused(values: dict, sentence: str) 
         ({"label_smoothing": 1.0}, "label_smoothing 1.0 must be in"),
         ({"validation_percent": 51.0}, "validation_percent 51.0 must be in"),
         ({"validation_percent": 0.0}, "validation_percent 0.0 leaves nothing to select the best by: set select last"),
+        ({"train_percent": 0.0}, "train_percent 0.0 must be in"),
         ({"peak_lr": "1e-3"}, "peak_lr '1e-3' must be a number"),
         ({"geometry": {"num_classes": 3}}, "geometry.num_classes 3 follows from the data"),
         ({"mixing": Mixing(mixup_alpha=0.8), "global_batch_size": 15}, "global_batch_size 15 must be even to be mixed"),

@@ -60,6 +60,31 @@ def test_the_last_weights_are_kept_without_a_validation_split(tmp_path: Path) ->
     assert all(torch.equal(kept[key], last[f"model.{key}"]) for key in kept)
 
 
+def test_a_share_of_the_training_images_is_of_every_class_and_leaves_validation_alone(
+    make_session: MakeSession,
+) -> None:
+    whole, tenth = make_session(), make_session(train_percent=10.0)
+    assert whole.validation_loader is not None
+    assert tenth.validation_loader is not None
+    assert tenth.validation_loader.images == whole.validation_loader.images
+    labels = torch.cat([labels for _, labels in tenth.train_loader.epoch(0)])
+    counts = torch.bincount(labels, minlength=10)
+    assert 128 <= len(labels) <= 137  # of 1,365, in whole batches
+    assert counts.min() >= 10
+
+
+def test_whoever_asks_sees_every_answer_on_the_test_split_once(tmp_path: Path) -> None:
+    right: list[bool] = []
+    result = train(
+        config(epochs=1, limit_batches=None),
+        "digits",
+        tmp_path / "run",
+        observe_test=lambda logits, labels: right.extend((logits.argmax(1) == labels).tolist()),
+    )
+    assert len(right) == result.test.images == 360
+    assert 100 * sum(right) / len(right) == pytest.approx(result.test.top1_percent)
+
+
 def test_checkpoints_within_an_epoch_and_how_many_stay(tmp_path: Path) -> None:
     train(config(epochs=1, limit_batches=7, checkpoint_every_steps=2, keep_checkpoints=3), "digits", tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())

@@ -6,7 +6,7 @@ people with a colour vision deficiency can tell apart; no meaning hangs on colou
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#00795A", "#C44E00", "#6B6B6B"
+COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 SHEET_ROWS, SHEET_COLUMNS = 4, 8
 
+_MARKERS = "osD^v"
 _WIDTH = 8.0  # inches
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -42,8 +44,9 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2.0,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
+    "svg.hashsalt": "ceit",  # names inside an SVG are otherwise drawn anew every time
 }
-_MATRIX_STYLE: dict[Any, Any] = {**_STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
+_MATRIX_STYLE: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
 _WRITTEN_CELLS = 12  # classes up to which a confusion matrix has its numbers written in
 _NAMED_CLASSES = 50  # and its classes named
 
@@ -84,7 +87,7 @@ def draw_curves(run_dir: str | Path) -> Path:
     epochs = [record for record in records if record["event"] == "epoch"]
     if not steps:
         raise ValueError(f"{run / 'metrics.jsonl'} has no steps to draw: the run stopped before its first line")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
         grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
         loss = figure.add_subplot(grid[0, 0])
@@ -92,7 +95,7 @@ def draw_curves(run_dir: str | Path) -> Path:
         accuracy = figure.add_subplot(grid[:, 1])
         _draw_loss(loss, rate, steps)
         _draw_accuracy(accuracy, epochs)
-        return _save(figure, run / "curves.png")
+        return save_figure(figure, run / "curves.png")
 
 
 def draw_averages(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
@@ -108,7 +111,7 @@ def draw_averages(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
     if not runs or any(line["validation"]["ema"] is None for lines in runs for line in lines):
         raise ValueError(f"{len(runs)} runs are given: it takes one or more, all with a moving average of the weights")
     epochs = [line["epoch"] for line in runs[0]]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for kind, name, colour in (("raw", "weights", BLUE), ("ema", "their moving average", ORANGE)):
@@ -121,7 +124,37 @@ def draw_averages(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower right", handlelength=1.2)
-        return _save(figure, Path(path))
+        return save_figure(figure, Path(path))
+
+
+def draw_validation(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path:
+    """Draws the validation accuracy of several runs by epoch; a curve is lines as ``metrics.jsonl`` has them, short.
+
+    Raises: ValueError if no run has finished an epoch with validation.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    found = {
+        name: [(line["epoch"], line["validation_top1_percent"]) for line in curve]
+        for name, curve in curves.items()
+        if any(line["validation_top1_percent"] is not None for line in curve)
+    }
+    if not found:
+        raise ValueError("no run has finished an epoch with validation: there is nothing to draw")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (name, points) in enumerate(found.items()):
+            epochs, percent = zip(*points, strict=True)
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(epochs, percent, color=colour, marker=_MARKERS[number % len(_MARKERS)], markersize=4, label=name)
+        axes.set_title("Validation accuracy, top-1 in %")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="lower right", handlelength=1.6)
+        return save_figure(figure, Path(path))
 
 
 def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
@@ -152,7 +185,7 @@ def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
             _write_cells(axes, percent)
         else:
             figure.colorbar(image, shrink=0.6, ticks=[0, 1, 5, 10, 25, 50, 100], format="%d%%")
-        return _save(figure, Path(path))
+        return save_figure(figure, Path(path))
 
 
 def draw_prediction_sheet(
@@ -173,7 +206,7 @@ def draw_prediction_sheet(
     truths = [class_names[int(i)] for i in labels[:shown]]
     wrong = sum(answer != truth for answer, truth in zip(answers, truths, strict=True))
     rows = -(-shown // SHEET_COLUMNS)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, 0.35 + 1.32 * rows))
         figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         title = f"The first {shown} images: {shown - wrong} right, {wrong} wrong"
@@ -183,7 +216,7 @@ def draw_prediction_sheet(
             axes.set_axis_off()
         for i, axes in enumerate(grid[:shown]):
             _draw_answer(axes, pixels_nhwc[i], answers[i], truths[i], float(best.values[i]))
-        return _save(figure, Path(path))
+        return save_figure(figure, Path(path))
 
 
 def _draw_answer(axes: "Axes", pixels_hwc: np.ndarray, answer: str, truth: str, probability: float) -> None:
@@ -267,8 +300,11 @@ def _plain(label: str, letters: int) -> str:
     return (label if len(label) <= letters else f"{label[: letters - 1]}…").replace("$", r"\$")
 
 
-def _save(figure: "Figure", path: Path) -> Path:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    replace_files({path: png.getvalue()})
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a ``.png`` or ``.svg``, whole or not at all; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    kind = path.suffix.removeprefix(".")
+    unnamed = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, dpi=200, facecolor="white", metadata=unnamed)
+    replace_files({path: buffer.getvalue()})
     return path

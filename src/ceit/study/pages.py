@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ceit.model.names import unknown
-from ceit.study import measured, recipes, scale, speed
+from ceit.study import measured, overview, recipes, scale, speed
 from ceit.weights.atomic import replace_files
 
 PARTS: dict[str, Callable[..., str]] = {
@@ -26,6 +26,10 @@ PARTS: dict[str, Callable[..., str]] = {
     "transfer": measured.transfer_table,
     "resume": measured.resume_table,
     "loading": measured.loading_table,
+    "studies": overview.overview_table,
+    "study": overview.study_tables,
+    "locality": overview.locality,
+    "complexity": overview.complexity_table,
     "speed-summary": speed.summary_table,
     "throughput": speed.throughput_table,
     "latency": speed.latency_table,

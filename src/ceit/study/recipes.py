@@ -16,6 +16,7 @@ from ceit.data.sources import SETS
 from ceit.model.complexity import complexity
 from ceit.model.config import CeiTConfig
 from ceit.model.variants import config_of
+from ceit.train.config import TrainConfig
 from ceit.train.recipe import recipe_config, recipe_names
 
 GPU_FLOPS = 50e12
@@ -78,7 +79,26 @@ def data_of(recipe: str) -> str:
 
 def geometry_of(recipe: str) -> CeiTConfig:
     """The network that a recipe trains on its data."""
-    config, data = recipe_config(recipe), data_of(recipe)
+    return geometry_on(recipe_config(recipe), data_of(recipe))
+
+
+def images_shown(recipe: str) -> int:
+    """Images that a recipe trains on in all its epochs, repeats counted, those cut off for validation not."""
+    return images_shown_on(recipe_config(recipe), data_of(recipe))
+
+
+def macs_of(recipe: str) -> int:
+    """MACs of one image forward, without the dead rows where the recipe skips them."""
+    return _macs(geometry_of(recipe))
+
+
+def training_flops(recipe: str) -> int:
+    """As ``training_flops_on``, of a recipe on its data."""
+    return training_flops_on(recipe_config(recipe), data_of(recipe))
+
+
+def geometry_on(config: TrainConfig, data: str) -> CeiTConfig:
+    """The network that a configuration trains on a set known by name."""
     if data in SETS:
         height, width, channels = SETS[data].image_shape
         own: dict[str, Any] = {"img_size": (height, width), "in_chans": channels}
@@ -90,25 +110,18 @@ def geometry_of(recipe: str) -> CeiTConfig:
     return config_of(config.model, **{**config.geometry, **own})
 
 
-def images_shown(recipe: str) -> int:
-    """Images that a recipe trains on in all its epochs, repeats counted, those cut off for validation not."""
-    config, data = recipe_config(recipe), data_of(recipe)
+def images_shown_on(config: TrainConfig, data: str) -> int:
+    """Images that a configuration trains on in all its epochs, repeats counted, those cut off for validation not."""
     images = SETS[data].train_images if data in SETS else PUBLISHED[data].train_images
     if data in SETS or not PUBLISHED[data].validation_images:
         images -= round(images * config.validation_percent / 100)
+    images = round(images * config.train_percent / 100)
     return config.epochs_for(images) * images
 
 
-def macs_of(recipe: str) -> int:
-    """MACs of one image forward, without the dead rows where the recipe skips them."""
-    geometry = geometry_of(recipe)
-    cost = complexity(geometry)
-    return cost.live_macs if geometry.skip_dead else cost.macs
-
-
-def training_flops(recipe: str) -> int:
+def training_flops_on(config: TrainConfig, data: str) -> int:
     """``3 * 2 * MACs * images``: forward and twice as much backward, two operations a MAC. Evaluation is left out."""
-    return 3 * 2 * macs_of(recipe) * images_shown(recipe)
+    return 3 * 2 * _macs(geometry_on(config, data)) * images_shown_on(config, data)
 
 
 def time_estimate(recipe: str) -> str:
@@ -209,6 +222,11 @@ def _time_column(recipe: str) -> str:
         return f"{_hours(flops / CPU_FLOPS)} on two CPU cores"
     one, eight = flops / GPU_FLOPS, flops / GPU_FLOPS / GPUS_OF_A_NODE
     return f"{_hours(one)} on one GPU, {_hours(eight)} on {GPUS_OF_A_NODE}"
+
+
+def _macs(geometry: CeiTConfig) -> int:
+    cost = complexity(geometry)
+    return cost.live_macs if geometry.skip_dead else cost.macs
 
 
 def _hours(seconds: float) -> str:

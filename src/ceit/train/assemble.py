@@ -190,12 +190,14 @@ def normalised_as(model: CeiT, dataset: ImageDataset) -> ImageDataset:
 
 
 def split(config: TrainConfig, dataset: ImageDataset) -> tuple[Split, Split | None]:
-    """Training and validation images: the data set's own validation split, else one cut from the training images."""
-    if dataset.validation is not None:
-        return dataset.train, dataset.validation
-    if config.validation_percent == 0:
-        return dataset.train, None
-    return cut_validation(dataset.train, float(config.validation_percent), config.seed)
+    """Training and validation images: the data set's own validation split, else one cut from the training images; of
+    the training images that are left as many as asked for."""
+    train, validation = dataset.train, dataset.validation
+    if validation is None and config.validation_percent > 0:
+        train, validation = cut_validation(train, float(config.validation_percent), config.seed)
+    if config.train_percent < 100:
+        _, train = cut_validation(train, float(config.train_percent), config.seed)
+    return train, validation
 
 
 def evaluation_loader(part: Split, config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator) -> Loader:

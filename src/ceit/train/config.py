@@ -111,6 +111,7 @@ class TrainConfig:
             running statistics and leaves them as they are.
         validation_percent: share of the training images cut off to choose the best model, where the data has no
             validation split; 0 is for select last alone.
+        train_percent: share of the other training images that is trained on, of every class alike.
         select: best keeps the weights of the best validation accuracy, last those of the last epoch.
         early_stopping_epochs: stop after so many epochs without a better validation accuracy; null never does.
         precision: bf16 or fp16 autocast, float32 or float64; auto takes bf16 where the machine computes it natively.
@@ -161,6 +162,7 @@ class TrainConfig:
     distillation: Distillation = field(default_factory=Distillation)
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     validation_percent: float = 5.0
+    train_percent: float = 100.0
     select: Literal["best", "last"] = "best"
     early_stopping_epochs: int | None = None
     precision: Literal["auto", "bf16", "fp16", "float32", "float64"] = "auto"
@@ -251,6 +253,7 @@ class TrainConfig:
         for key in ("probability", "switch_probability"):
             value = getattr(self.mixing, key)
             _require(0 <= value <= 1, f"mixing.{key}", value, "must be in [0, 1]")
+        _require(0 < self.train_percent <= 100, "train_percent", self.train_percent, "must be in (0, 100]")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "must not be negative")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "must be in [0, 2^32)")
         teaching = self.distillation

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -51,13 +51,14 @@ def evaluate(
     autocast_dtype: torch.dtype | None = None,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], object] | None = None,
+    observe: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Evaluation:
     """Evaluates ``model`` in eval mode on every image of ``loader``, and leaves it in the mode it was in.
 
     Images come in ``dtype``, the forward pass runs under autocast if ``autocast_dtype`` is given; the loss is computed
     in float32 or more. Under
     torch.distributed every process evaluates its own shard and all get the result of the whole. ``progress`` is called
-    with the number of this process's images done so far.
+    with the number of this process's images done so far, ``observe`` with the logits and labels of each of its batches.
 
     Raises: ValueError if the model's classes are not as many as ``class_names``, or the loss of a batch is not finite.
     """
@@ -92,6 +93,8 @@ def evaluate(
                 confusion.update(logits, labels)
                 if top5 is not None:
                     top5.update(logits, labels)
+                if observe is not None:
+                    observe(logits, labels)
                 done += len(labels)
                 if progress is not None:
                     progress(done)

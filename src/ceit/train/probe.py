@@ -78,6 +78,19 @@ def _fits(session: Session, images: torch.Tensor, labels: torch.Tensor) -> bool:
 
 def epochs_within(budget_seconds: float, session: Session) -> int:
     """Epochs that fit, by the measured time of a few steps and of one validation."""
+    step_seconds, validation_seconds = seconds_of_an_epoch(session)
+    epoch_seconds = step_seconds * len(session.train_loader) + validation_seconds
+    epochs = from_main(max(1, int(0.95 * budget_seconds / epoch_seconds)), session.accelerator)
+    session.say(
+        f"a step takes {step_seconds:.2f} s, an epoch {epoch_seconds:.0f} s: {epochs} epochs in {budget_seconds:.0f} s"
+    )
+    if epoch_seconds > budget_seconds:
+        session.say(f"one epoch takes longer than the time budget of {budget_seconds:.0f} s; it is run all the same")
+    return epochs
+
+
+def seconds_of_an_epoch(session: Session) -> tuple[float, float]:
+    """Measured seconds of one training step, the median of a few, and of one validation."""
     times = []
     with put_back(session):
         batches = session.train_loader.epoch(0)
@@ -90,15 +103,7 @@ def epochs_within(budget_seconds: float, session: Session) -> int:
             for network in session.candidates().values():
                 validate(session, network)
         validation_seconds = time.perf_counter() - began
-    step_seconds = sorted(times)[len(times) // 2]
-    epoch_seconds = step_seconds * len(session.train_loader) + validation_seconds
-    epochs = from_main(max(1, int(0.95 * budget_seconds / epoch_seconds)), session.accelerator)
-    session.say(
-        f"a step takes {step_seconds:.2f} s, an epoch {epoch_seconds:.0f} s: {epochs} epochs in {budget_seconds:.0f} s"
-    )
-    if epoch_seconds > budget_seconds:
-        session.say(f"one epoch takes longer than the time budget of {budget_seconds:.0f} s; it is run all the same")
-    return epochs
+    return sorted(times)[len(times) // 2], validation_seconds
 
 
 class RangeTest(NamedTuple):

@@ -8,7 +8,7 @@ model, with class names and preprocessing), ``test.json`` (the final report), ``
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from ceit.data.dataset import ImageDataset, absolute
 from ceit.inference.device import machine
@@ -61,12 +62,14 @@ def train(
     time_budget_seconds: float | None = None,
     say: Say = lambda message: None,
     show: Show = lambda state: None,
+    observe_test: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Result:
     """Train ``config.model`` on ``data`` (a name or a folder) into ``output``, and report on the test split.
 
     ``resume`` is ``auto`` (the newest checkpoint in ``output``, or a fresh start if there is none) or a checkpoint's
     path; the resolved configuration of the run then has to be the same. ``say`` gets messages, ``show`` the state after
-    every step. Started by a launcher, every process calls this, and the main one alone writes, says and shows.
+    every step, ``observe_test`` logits and labels of the test split, batch by batch. Started by a launcher, every
+    process calls this, and the main one alone writes, says and shows.
 
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
     another run is writing; Interrupted (a KeyboardInterrupt) after saving.
@@ -107,7 +110,7 @@ def train(
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": tensorboard})
         try:
             fit(session)
-            return _report(session, dataset, output)
+            return _report(session, dataset, output, observe_test)
         except Interrupted as stop:
             raise Interrupted(
                 f"{stop}; go on with: ceit train --output {output} --resume auto", stop.terminated
@@ -241,7 +244,12 @@ def _kept_model_is_another(session: Session, output: Path) -> bool:
     return any(kept.get(key) != best.get(key) for key in ("epoch", "weights"))
 
 
-def _report(session: Session, dataset: ImageDataset, output: Path) -> Result:
+def _report(
+    session: Session,
+    dataset: ImageDataset,
+    output: Path,
+    observe: Callable[[Tensor, Tensor], object] | None,
+) -> Result:
     """The best model, as it was saved, on the test split: looked at once, after every choice was made."""
     session.accelerator.wait_for_everyone()
     device = session.accelerator.device
@@ -253,6 +261,7 @@ def _report(session: Session, dataset: ImageDataset, output: Path) -> Result:
         device=device,
         autocast_dtype=session.autocast_dtype,
         dtype=session.dtype,
+        observe=observe,
     )
     progress = session.progress
     report = {

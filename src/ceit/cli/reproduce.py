@@ -1,0 +1,117 @@
+"""``ceit reproduce``: the paper's experiments, at any scale, cell by cell."""
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ceit.cli.train import LiveProgress
+from ceit.data.published import PUBLISHED
+from ceit.inference.memory import keep_freed_memory
+from ceit.study.cells import read_cell
+from ceit.study.cluster import plan_text
+from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study, scale_of, scales, study_names
+from ceit.study.report import write_report
+from ceit.study.reproduce import Places, chosen_rates, reproduce, seconds_needed
+
+
+def main(arguments: list[str]) -> None:
+    """Run what is not finished of a study, then write its tables and figures.
+
+    Raises: ValueError for an unknown study or scale, a cell's file that was changed, or as training does.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.list:
+        print_studies(Console())
+        return
+    if options.study is None:
+        parser.error("name a study; --list shows them")
+    study = load_study(options.study)
+    scale = scale_of(study, options.scale or ("cifar10" if "cifar10" in study.scales else study.scales[0]))
+    places = Places(options.results, options.runs)
+    if options.dry_run:
+        print_plan(study, scale, places)
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("ceit reproduce runs in one process: --dry-run prints the commands for several")
+    importlib.import_module("matplotlib")  # or it would be missed when all is trained
+    keep_freed_memory()
+    with LiveProgress(Console(stderr=True)) as live:
+        reproduce(study, scale, places, live.say, live.show)
+    for path in write_report(places.results, study, scale.name):
+        print(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ceit reproduce",
+        description="Run a study: every cell once, to the end whatever stops it in between; a second run does nothing.",
+    )
+    parser.add_argument("study", metavar="STUDY", nargs="?", help=f"{', '.join(study_names())}, or a YAML file")
+    parser.add_argument("--scale", metavar="NAME", help=f"{', '.join(scales())} (default: cifar10 if it runs there)")
+    parser.add_argument("--dry-run", action="store_true", help="print the cells and the hours they need, run nothing")
+    parser.add_argument("--list", action="store_true", help="print the studies and what they ask")
+    parser.add_argument("--results", type=Path, default=Places.results, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--runs", type=Path, default=Places.runs, metavar="DIR", help="default: %(default)s")
+    return parser
+
+
+def print_studies(console: Console) -> None:
+    """Every study of the package, its scales and its question."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in ("study", "scales", "question"):
+        table.add_column(column, no_wrap=column == "study")
+    for name in study_names():
+        study = load_study(name)
+        table.add_row(name, ", ".join(study.scales), Text(study.question))
+    console.print(table)
+
+
+def print_plan(study: Study, scale: Scale, places: Places) -> None:
+    """The cells with the hours they need: measured where the data are small, by formula for a cluster's sets."""
+    rates = chosen_rates(scale, places)
+    assumed = rates or dict.fromkeys(FAMILIES, scale.learning_rates[len(scale.learning_rates) // 2])
+    cells = study.cells(scale, assumed)
+    if any(cell.data in PUBLISHED for cell in cells):
+        print(plan_text(study, cells, places, rates is not None))
+        return
+    before = study.tuned and rates is None
+    if before:
+        cells = [*load_study(TUNING).cells(scale, {}), *cells]
+    print_cells(cells, places, Console())
+    if before:
+        print(f"the study {TUNING} comes first: it chooses the learning rates")
+
+
+def print_cells(cells: list[Cell], places: Places, console: Console) -> None:
+    """A row for every cell; the times of those that are not finished are estimated from measured steps."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("cell", no_wrap=True)
+    for column in ("epochs", "peak lr", "minutes", ""):
+        table.add_column(column, justify="right" if column else "left")
+    left, seconds_of_arm = 0.0, dict[tuple[str, str], float]()
+    for cell in cells:
+        record = read_cell(places.results, cell)
+        key = cell.study, cell.arm
+        if record is not None:
+            seconds_of_arm[key] = record["train_seconds"]
+        elif key not in seconds_of_arm:
+            seconds_of_arm[key] = seconds_needed(cell)
+        left += 0 if record else seconds_of_arm[key]
+        config = cell.config()
+        state = Text("finished", "green") if record else Text("to run", "dim")
+        table.add_row(
+            Text(f"{cell.study}/{cell.name}"),
+            str(config.epochs),
+            f"{config.peak_lr:g}",
+            f"{seconds_of_arm[key] / 60:.1f}",
+            state,
+        )
+    console.print(table)
+    console.print(f"{len(cells)} cells, {left / 3600:.1f} hours left on this machine", highlight=False)

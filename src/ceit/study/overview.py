@@ -1,0 +1,67 @@
+"""The studies on the pages of ``docs``: which there are, how far they are, what they found."""
+
+import json
+from pathlib import Path
+
+from ceit.model.complexity import complexity
+from ceit.model.variants import config_of
+from ceit.study import report
+from ceit.study.cells import folder_of, records_of
+from ceit.study.plan import FAMILIES, load_study, scales, study_names
+
+STUDIES = Path("studies")  # of the project's root, where the pages are made
+
+
+def overview_table() -> str:
+    """A row for every study and scale: what of the paper it stands for, and how many cells are finished."""
+    rows = ["| study | of the paper | scale | cells | finished | command |", "|---|---|---|---|---|---|"]
+    for name in study_names():
+        study = load_study(name)
+        for scale in study.scales:
+            rates: dict[str, float] = dict.fromkeys(FAMILIES, 1e-3)
+            total = len(study.cells(scales()[scale], rates))
+            finished = len(list(folder_of(STUDIES, name, scale).glob("*.seed*.json")))
+            command = f"ceit reproduce {name} --scale {scale}"
+            status = {0: "not run", total: "all"}.get(finished, str(finished))
+            rows.append(f"| {study.title} | {study.paper} | {scale} | {total} | {status} | `{command}` |")
+    return "\n".join(rows)
+
+
+def study_tables(name: str, scale: str) -> str:
+    """The tables of a study at a scale, and the command that makes them."""
+    study, command = load_study(name), f"`ceit reproduce {name} --scale {scale}`"
+    records = records_of(STUDIES, study, scale)
+    if not records:
+        return f"*Not run yet: {command}*"
+    return f"{report.tables(study, scale, records)}\n\n{command}"
+
+
+def locality(name: str, scale: str) -> str:
+    """Shift consistency and attention distance of a study's arms."""
+    study, command = load_study(name), f"`ceit reproduce {name} --scale {scale}`"
+    records = records_of(STUDIES, study, scale)
+    return report.locality_table(study, scale, records) if records else f"*Not run yet: {command}*"
+
+
+def complexity_table() -> str:
+    """Multiply-accumulates in closed form beside measured time, CeiT and DeiT, of ``studies/bench/scaling.json``."""
+    found = json.loads((STUDIES / "bench" / "scaling.json").read_text(encoding="utf-8"))
+    times = {
+        (point["model"], tuple(point["image_hw"])): point["seconds"] / point["batch"]
+        for point in found["points"]["tokens"]
+    }
+    rows = [
+        "| image | tokens | CeiT-T, G MACs | DeiT-T, G MACs | ratio | CeiT-T, ms | DeiT-T, ms | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for size in sorted({hw for _, hw in times}):
+        ceit = complexity(config_of("ceit_tiny_patch16_224", img_size=size)).live_macs  # inference leaves the rest out
+        deit = complexity(
+            config_of("ceit_tiny_patch16_224", img_size=size, stem="patch", feed_forward="mlp", lca=False)
+        ).macs
+        ours, theirs = (1000 * times[f"{family}_tiny_patch16_224", size] for family in ("ceit", "deit"))
+        rows.append(
+            f"| {size[0]} x {size[1]} | {size[0] * size[1] // 256:,} | {ceit / 1e9:.3f} | {deit / 1e9:.3f} "
+            f"| {ceit / deit:.2f} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,289 @@
+"""Studies as data: what is trained in which variants, with which seeds, and what is compared.
+
+A study is a YAML file, the package's own under ``ceit/studies``:
+
+    title, question, paper   words for the tables
+    scales                   where it can run, of those in ``ceit/studies/scales.yaml``; all unless given
+    seeds                    scale to number of seeds; the scale's own number unless given
+    arms                     name to what differs from the scale's options:
+      options                  of recipes, nested as there; geometry fields join the scale's
+      at                       scale to further options
+      times                    epochs and warm-up are multiplied by this
+      tuned_as                 whose learning rate it takes: CeiT (unless given), DeiT, or null for its options' own
+      each_learning_rate       one arm for each of the scale's learning rates
+      recipe, data             a recipe that takes the place of the scale's options, and other data
+      expected                 a published figure, with its source
+    compare                  pairs of arms: the first is tested against the second
+    figure                   points (unless given): the test accuracy of every seed; curves: validation over epochs
+
+Where an option asks for a file of weights, ``{arm: NAME}`` is the model of that arm with the same seed.
+A cell is one arm with one seed: one training run.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+from ceit.model.names import unknown
+from ceit.train.config import TrainConfig, config_from
+from ceit.train.option_types import require_types
+from ceit.train.recipe import read_recipe
+
+TUNING = "learning_rate"
+"""The study that the others take their learning rates from."""
+FAMILIES: tuple[str, ...] = ("CeiT", "DeiT")
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The data, the size and the length of runs."""
+
+    name: str
+    about: str
+    data: str
+    seeds: int
+    learning_rates: list[float]
+    options: Options
+    recipe: str | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant of a study."""
+
+    name: str
+    options: Options = field(default_factory=dict)
+    at: dict[str, Options] = field(default_factory=dict)
+    times: int = 1
+    tuned_as: Literal["CeiT", "DeiT"] | None = "CeiT"
+    each_learning_rate: bool = False
+    recipe: str | None = None
+    data: str | None = None
+    expected: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one seed. ``options`` are nested as in recipes, with ``{"arm": NAME}`` for another arm's model."""
+
+    study: str
+    scale: str
+    arm: str
+    seed: int
+    data: str
+    options: Options
+    recipe: str | None = None  # that the options begin with
+
+    @property
+    def name(self) -> str:
+        """Of its file and its run directory."""
+        return f"{slug(self.arm)}.seed{self.seed}"
+
+    def with_models(self, models: Mapping[str, Path]) -> Options:
+        """The options with the files of the arms' models; an arm that has none is described in its place."""
+        return _with_models(self.options, models)
+
+    def config(self, models: Mapping[str, Path] | None = None) -> TrainConfig:
+        """What it trains. Raises: ValueError for options that no run takes."""
+        return config_from(self.with_models(models or {}))
+
+    @property
+    def needs(self) -> list[str]:
+        """The arms whose models it starts from or learns from."""
+        return list(_arms_in(self.options))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of cells and what is asked of them."""
+
+    name: str
+    title: str
+    question: str
+    paper: str
+    arms: list[Arm]
+    compare: list[tuple[str, str]] = field(default_factory=list)
+    scales: list[str] = field(default_factory=list)
+    seeds: dict[str, int] = field(default_factory=dict)
+    figure: Literal["points", "curves"] = "points"
+
+    def arms_at(self, scale: Scale) -> list[Arm]:
+        """The arms, those for each learning rate written out."""
+        found: list[Arm] = []
+        for arm in self.arms:
+            if not arm.each_learning_rate:
+                found.append(arm)
+                continue
+            for rate in scale.learning_rates:
+                options = joined(arm.options, {"peak_lr": rate})
+                found.append(replace(arm, name=f"{arm.name}, {rate:g}", options=options, tuned_as=None))
+        return found
+
+    def cells(self, scale: Scale, rates: Mapping[str, float]) -> list[Cell]:
+        """Every arm with the first seed, then with the second, and so on.
+
+        ``rates``: the learning rate of each family in ``FAMILIES`` that an arm is ``tuned_as``.
+        """
+        number = self.seeds.get(scale.name, scale.seeds)
+        return [self.cell(scale, arm, seed, rates) for seed in range(number) for arm in self.arms_at(scale)]
+
+    def cell(self, scale: Scale, arm: Arm, seed: int, rates: Mapping[str, float]) -> Cell:
+        """One arm with one seed."""
+        recipe = arm.recipe or scale.recipe
+        options = {} if recipe is None else nested(read_recipe(recipe))
+        if arm.recipe is None:
+            options = joined(options, scale.options)
+        options = joined(joined(options, arm.options), arm.at.get(scale.name, {}))
+        if arm.times != 1:
+            usual = config_from(_with_models(options, {}))
+            longer = {"epochs": (usual.epochs or 1) * arm.times, "warmup_epochs": usual.warmup_epochs * arm.times}
+            options = joined(options, longer)
+        if arm.tuned_as is not None:
+            options = joined(options, {"peak_lr": rates[arm.tuned_as]})
+        return Cell(self.name, scale.name, arm.name, seed, arm.data or scale.data, options | {"seed": seed}, recipe)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether an arm takes a learning rate from the study of learning rates."""
+        return any(arm.tuned_as is not None and not arm.each_learning_rate for arm in self.arms)
+
+    @classmethod
+    def from_dict(cls, name: str, values: Any) -> Self:
+        """A study as its YAML file has it. Raises: ValueError for anything that the file may not hold."""
+        where = f"study {name}"
+        values = _known(where, values, cls, without={"name"})
+        for key in ("title", "question", "paper"):
+            if key not in values:
+                raise ValueError(f"{where} has no {key}")
+        arms = values.get("arms")
+        if not isinstance(arms, dict) or not arms:
+            raise ValueError(f"{where} must have arms, each a name with its options")
+        made = [
+            Arm(str(arm), **_known(f"{where}, arm {arm!r}", given or {}, Arm, {"name"})) for arm, given in arms.items()
+        ]
+        pairs = values.get("compare", [])
+        if any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+            raise ValueError(f"{where}: compare must hold pairs of arms, such as [CeiT, DeiT]")
+        study = cls(name, **{**values, "arms": made, "compare": [(str(one), str(other)) for one, other in pairs]})
+        names = [arm.name for arm in made]
+        mentioned = [arm for pair in study.compare for arm in pair]
+        mentioned += [
+            needed for arm in made for options in (arm.options, *arm.at.values()) for needed in _arms_in(options)
+        ]
+        if strange := [arm for arm in mentioned if arm not in names]:
+            raise ValueError(f"{where}: {unknown('arm', strange[0], names)}")
+        if len({slug(arm) for arm in names}) < len(names):
+            raise ValueError(f"{where}: two arms differ in punctuation alone, but their files are named after them")
+        known = scales()
+        if strange := [scale for scale in (*study.scales, *study.seeds) if scale not in known]:
+            raise ValueError(f"{where}: {unknown('scale', strange[0], known)}")
+        return replace(study, scales=study.scales or list(known))
+
+
+def study_names() -> list[str]:
+    """The studies that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in files("ceit").joinpath("studies").iterdir()
+        if entry.name.endswith(".yaml") and entry.name != "scales.yaml"
+    )
+
+
+def load_study(name_or_file: str) -> Study:
+    """A study by name, or from a YAML file. Raises: ValueError for an unknown name or a file that is no study."""
+    if name_or_file.endswith((".yaml", ".yml")):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise ValueError(f"study file {path} does not exist")
+        return Study.from_dict(path.stem, _yaml(str(path), path.read_text(encoding="utf-8")))
+    if name_or_file not in study_names():
+        raise ValueError(unknown("study", name_or_file, study_names()))
+    text = files("ceit").joinpath("studies", f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    return Study.from_dict(name_or_file, _yaml(name_or_file, text))
+
+
+@cache
+def scales() -> dict[str, Scale]:
+    """The scales, by name."""
+    text = files("ceit").joinpath("studies", "scales.yaml").read_text(encoding="utf-8")
+    return {
+        name: Scale(name, **_known(f"scale {name}", values, Scale, {"name"}))
+        for name, values in _yaml("scales", text).items()
+    }
+
+
+def scale_of(study: Study, name: str) -> Scale:
+    """A scale that the study can run at. Raises: ValueError for another."""
+    if name not in study.scales:
+        raise ValueError(f"study {study.name}: {unknown('scale', name, study.scales)}")
+    return scales()[name]
+
+
+def slug(arm: str) -> str:
+    """An arm's name as a file's: lower case, a dash for all that is neither letter nor digit, a plus spelt out."""
+    return re.sub(r"[^a-z0-9.]+", "-", arm.lower().replace("+", " plus ").replace("%", " percent ")).strip("-")
+
+
+def joined(options: Options, further: Options) -> Options:
+    """Options with further ones over them, sections joined key by key."""
+    result = dict(options)
+    for key, value in further.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict) and "arm" not in value
+        result[key] = joined(result[key], value) if both else value
+    return result
+
+
+def nested(flat: Mapping[str, Any]) -> Options:
+    """Dotted options as sections."""
+    result: Options = {}
+    for key, value in flat.items():
+        section, _, name = key.rpartition(".")
+        (result.setdefault(section, {}) if section else result)[name] = value
+    return result
+
+
+def _yaml(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _known(where: str, values: Any, of: type, without: set[str]) -> dict[str, Any]:
+    """The values as keywords of a dataclass. Raises: ValueError for a key or a value that it does not take."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must hold 'key: value' lines, not {values!r}")
+    known = {f.name for f in fields(of)} - without
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: {unknown('key', str(key), known)}")
+    checked = {key: value for key, value in values.items() if key not in ("arms", "compare")}
+    require_types(of, checked, f"{where}: ")
+    return values
+
+
+def _arms_in(options: Options) -> Iterator[str]:
+    for value in options.values():
+        if isinstance(value, dict):
+            if set(value) == {"arm"}:
+                yield str(value["arm"])
+            else:
+                yield from _arms_in(value)
+
+
+def _with_models(options: Options, models: Mapping[str, Path]) -> Options:
+    result: Options = {}
+    for key, value in options.items():
+        if isinstance(value, dict) and set(value) == {"arm"}:
+            result[key] = str(models.get(value["arm"], f"the model of {value['arm']}"))
+        else:
+            result[key] = _with_models(value, models) if isinstance(value, dict) else value
+    return result

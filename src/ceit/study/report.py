@@ -1,0 +1,212 @@
+"""Tables and figures of a study, made from the files of its cells and from nothing else."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from ceit.explain.pictures import BLUE, COLOURS, ORANGE, STYLE, save_figure
+from ceit.study.cells import Record, folder_of, records_of, unpack
+from ceit.study.plan import Study, scales
+from ceit.study.significance import LEVEL, Comparison, compare
+from ceit.train.directory import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TABLE, FIGURE = "table.md", "figure"
+
+
+def write_report(root: Path, study: Study, scale: str) -> list[Path]:
+    """Write ``table.md``, ``figure.png`` and ``figure.svg`` beside the cells, and return their paths.
+
+    The same cells give the same bytes. Raises: ValueError if no cell is finished, or a cell's file was changed.
+    """
+    records = records_of(root, study, scale)
+    if not records:
+        raise ValueError(f"study {study.name} at {scale} has no finished cell: ceit reproduce {study.name} runs them")
+    folder = folder_of(root, study.name, scale)
+    write_text(folder / TABLE, f"# {study.title}\n\n{study.question}\n\n{tables(study, scale, records)}\n")
+    return [folder / TABLE, *_draw(study, scale, records, folder / FIGURE)]
+
+
+def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
+    """All tables of a study in Markdown: accuracy by arm, and what was tested against what."""
+    parts = [accuracy_table(study, scale, records)]
+    if study.compare:
+        parts.append(comparison_table(study, records))
+    if study.figure == "curves":
+        parts.append(catching_up_table(study, records))
+    seeds = sum(map(len, records.values()))
+    machines = sorted({machine_of(record) for cells in records.values() for record in cells})
+    parts.append(f"{seeds} cells on {scale}: {scales()[scale].about}. Measured on {'; '.join(machines)}.")
+    return "\n\n".join(parts)
+
+
+def accuracy_table(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
+    """A row for every arm: size, learning rate, validation and test accuracy over the seeds."""
+    rows = [
+        "| | parameters | M MACs | epochs | peak lr | seeds | validation | test top-1, mean | spread | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in study.arms_at(scales()[scale]):
+        cells = records.get(arm.name)
+        if cells is None:
+            rows.append(f"| {arm.name} | | | | | 0 | | *not measured yet* | | |")
+            continue
+        first, accuracies = cells[0], [cell["test"]["top1_percent"] for cell in cells]
+        validation = [cell["best"]["validation_top1_percent"] for cell in cells]
+        minutes = mean(cell["train_seconds"] for cell in cells) / 60
+        rows.append(
+            f"| {arm.name} | {first['parameters'] / 1e6:.3f}M | {first['macs'] / 1e6:.1f} | {first['epochs']} "
+            f"| {first['options'].get('peak_lr', 1e-3):g} | {len(cells)} "
+            f"| {_mean(validation)} | **{mean(accuracies):.2f} %** | {spread(accuracies)} | {minutes:.1f} |"
+        )
+    return "\n".join([*rows, "", "Spread: standard deviation over the seeds."])
+
+
+def comparison_table(study: Study, records: dict[str, list[Record]]) -> str:
+    """A row for every pair: the gain of the first, seed by seed, and whether it is more than chance."""
+    rows = ["| | gain, points | each seed | largest p | |", "|---|---|---|---|---|"]
+    for one, other in study.compare:
+        found = comparison_of(records, one, other)
+        if found is None:
+            rows.append(f"| {one} against {other} | | | | *not measured yet* |")
+            continue
+        each = ", ".join(f"{gain:+.2f}" for gain in found.gains)
+        rows.append(
+            f"| {one} against {other} | {mean(found.gains):+.2f} | {each} | {p_value(max(found.p_values))} "
+            f"| {found.verdict} |"
+        )
+    words = (
+        f"McNemar's exact test over the test images, seed by seed; *better* or *worse* where every seed says so with "
+        f"p < {LEVEL:g}."
+    )
+    return "\n".join([*rows, "", words])
+
+
+def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
+    """After how many of its epochs the first of a pair has the validation accuracy that the second ends with."""
+    rows = ["| | validation accuracy to reach | reached after epochs, each seed | of |", "|---|---|---|---|"]
+    for one, other in study.compare:
+        pairs = _pairs(records, one, other)
+        if not pairs:
+            rows.append(f"| {one} | *not measured yet* | | |")
+            continue
+        goals = [last["curve"][-1]["validation_top1_percent"] for _, last in pairs]
+        epochs = [_first_epoch(cell, goal) for (cell, _), goal in zip(pairs, goals, strict=True)]
+        reached = ", ".join("not" if epoch is None else str(epoch) for epoch in epochs)
+        total = f"{pairs[0][0]['epochs']}, against {pairs[0][1]['epochs']}"
+        rows.append(f"| {one} | {_mean(goals)}, {other} | {reached} | {total} |")
+    return "\n".join(rows)
+
+
+def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
+    """Shift consistency and attention distance of every arm, means over the seeds."""
+    shifts = list(next(iter(records.values()))[0]["locality"]["shift_consistency_percent"]) if records else []
+    rows = [
+        f"| | {' | '.join(f'{pixels} px' for pixels in shifts)} | attention distance by block, tokens |",
+        "|---|" + "---|" * (len(shifts) + 1),
+    ]
+    for arm in study.arms_at(scales()[scale]):
+        cells = [cell["locality"] for cell in records.get(arm.name, [])]
+        if not cells:
+            continue
+        same = [mean(cell["shift_consistency_percent"][pixels] for cell in cells) for pixels in shifts]
+        distances = zip(*(cell["attention_distance"] for cell in cells), strict=True)
+        rows.append(
+            f"| {arm.name} | {' | '.join(f'{value:.1f} %' for value in same)} "
+            f"| {', '.join(f'{mean(values):.2f}' for values in distances)} |"
+        )
+    return "\n".join(rows)
+
+
+def comparison_of(records: dict[str, list[Record]], one: str, other: str) -> Comparison | None:
+    """Two arms over the seeds that both have, None without any."""
+    pairs = _pairs(records, one, other)
+    return compare([unpack(a) for a, _ in pairs], [unpack(b) for _, b in pairs]) if pairs else None
+
+
+def spread(values: list[float]) -> str:
+    """The standard deviation, or a dash for a single value."""
+    return f"± {stdev(values):.2f}" if len(values) > 1 else "-"
+
+
+def p_value(p: float) -> str:
+    """As it is read: four digits at most."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def machine_of(record: Record) -> str:
+    """The machine of a cell in words."""
+    machine = record["machine"]
+    device = machine["accelerator"] or f"{machine['threads']} threads of {machine['processor']}"
+    return f"{device}, torch {machine['torch']}, {record['precision']}"
+
+
+def _pairs(records: dict[str, list[Record]], one: str, other: str) -> list[tuple[Record, Record]]:
+    second = {record["seed"]: record for record in records.get(other, [])}
+    return [(record, second[record["seed"]]) for record in records.get(one, []) if record["seed"] in second]
+
+
+def _first_epoch(cell: Record, goal: float) -> int | None:
+    return next((line["epoch"] for line in cell["curve"] if line["validation_top1_percent"] >= goal), None)
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.2f} %" if known else "-"
+
+
+def _draw(study: Study, scale: str, records: dict[str, list[Record]], path: Path) -> list[Path]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    arms = [arm.name for arm in study.arms_at(scales()[scale]) if arm.name in records]
+    with rc_context(STYLE):
+        height = 3.6 if study.figure == "curves" else 0.9 + 0.42 * len(arms)
+        figure = Figure(figsize=(8.0, height), layout="constrained")
+        axes = figure.add_subplot()
+        (_draw_curves if study.figure == "curves" else _draw_points)(axes, arms, records)
+        return [save_figure(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
+
+
+def _draw_points(axes: "Axes", arms: list[str], records: dict[str, list[Record]]) -> None:
+    """Arms from top to bottom; every seed a ring, their mean a line with its number."""
+    for row, arm in enumerate(arms):
+        accuracies = [cell["test"]["top1_percent"] for cell in records[arm]]
+        average = mean(accuracies)
+        axes.plot(accuracies, [row] * len(accuracies), "o", color=BLUE, markerfacecolor="none", markersize=6)
+        axes.plot([average, average], [row - 0.28, row + 0.28], color=ORANGE)
+        axes.annotate(
+            f"mean {average:.2f}",
+            (max(accuracies), row),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            color="#333333",
+        )
+    axes.set_yticks(range(len(arms)), arms)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.grid(visible=False, axis="y")
+    axes.set_title("Test accuracy, top-1 in %: every seed, and the mean")
+
+
+def _draw_curves(axes: "Axes", arms: list[str], records: dict[str, list[Record]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for number, arm in enumerate(arms):
+        colour, cells = COLOURS[number % len(COLOURS)], records[arm]
+        curves: list[list[Any]] = [[line["validation_top1_percent"] for line in cell["curve"]] for cell in cells]
+        epochs = [line["epoch"] for line in cells[0]["curve"]]
+        for curve in curves:
+            axes.plot(epochs[: len(curve)], curve, color=colour, linewidth=1.0, alpha=0.35)
+        means = [mean(values) for values in zip(*curves, strict=True)]
+        axes.plot(
+            epochs, means, color=colour, marker="osD^v"[number % 5], markersize=4, label=f"{arm}: {means[-1]:.2f}"
+        )
+    axes.set_title("Validation accuracy, top-1 in %: every seed, and the mean")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower right", handlelength=1.6)

@@ -1,0 +1,190 @@
+"""Running a study: cell by cell, each once, whatever stops it in between."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ceit.data.dataset import ImageDataset
+from ceit.data.loader import make_loader
+from ceit.inference.device import machine
+from ceit.model import CeiT
+from ceit.model.complexity import complexity
+from ceit.study.cells import Record, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
+from ceit.study.locality import attention_distances, shift_consistency
+from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study
+from ceit.train.assemble import Say, Show, build
+from ceit.train.checkpoint import checkpoints_in
+from ceit.train.config import Distillation
+from ceit.train.directory import lines_of, saved_config
+from ceit.train.distributed import make_accelerator
+from ceit.train.loop import Interrupted
+from ceit.train.probe import seconds_of_an_epoch
+from ceit.train.run import Result, train
+
+_LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones
+_NOT_COPIED = ("study", "scale", "arm", "seed", "data", "options", "format", "code")
+
+
+@dataclass(frozen=True)
+class Places:
+    """``results``: a folder of cells for each study and scale. ``runs``: the run directories of cells."""
+
+    results: Path = Path("studies")
+    runs: Path = Path("runs/studies")
+
+    def run_of(self, cell: Cell) -> Path:
+        """The run directory of a cell: its checkpoints until it is finished, its model for good."""
+        return self.runs / cell.study / cell.scale / cell.name
+
+    def models_for(self, cell: Cell) -> dict[str, Path]:
+        """Where the models lie that a cell needs, by arm: those of the same seed."""
+        return {arm: self.run_of(replace(cell, arm=arm)) / "model.safetensors" for arm in cell.needs}
+
+
+def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show) -> list[Cell]:
+    """Run every cell that is not finished, those of the learning rates first, and return the study's cells.
+
+    Raises: ValueError for a cell's file that was changed, or as ``train``; Interrupted after saving.
+    """
+    rates = chosen_rates(scale, places)
+    if study.tuned and rates is None:
+        say(f"the learning rates of {scale.name} are chosen first: study {TUNING}")
+        reproduce(load_study(TUNING), scale, places, say, show)
+        rates = chosen_rates(scale, places)
+    cells = study.cells(scale, rates or {})
+    needed = {arm for cell in cells for arm in cell.needs}  # their models too, not only what they found
+    for number, cell in enumerate(cells, start=1):
+        if read_cell(places.results, cell) is not None:
+            continue
+        twin = None if cell.arm in needed else same_elsewhere(places.results, cell)
+        if twin is not None:
+            record = read_record(twin)
+            found = {key: value for key, value in record.items() if key not in _NOT_COPIED}
+            write_cell(places.results, cell, found | {"measured_as": twin.relative_to(places.results).as_posix()})
+            say(f"cell {number} of {len(cells)}: {cell.name} is the same run as {twin}")
+            continue
+        say(f"cell {number} of {len(cells)}: {cell.name}")
+        try:
+            run_cell(cell, study, scale, places, say, show)
+        except Interrupted as stop:
+            command = f"ceit reproduce {study.name} --scale {scale.name}"
+            raise Interrupted(
+                f"stopped in cell {cell.name}, its state is saved; go on with: {command}", stop.terminated
+            ) from None
+    return cells
+
+
+def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
+    """The learning rate of each family that gave the best validation accuracy; None until all were tried.
+
+    Raises: ValueError as ``read_cell``.
+    """
+    study = load_study(TUNING)
+    scores: dict[str, dict[float, float]] = {family: {} for family in FAMILIES}
+    for cell in study.cells(scale, {}):
+        record = read_cell(places.results, cell)
+        if record is None:
+            return None
+        scores[cell.arm.split(",")[0]][cell.options["peak_lr"]] = record["best"]["validation_top1_percent"]
+    return {family: max(found, key=lambda rate: found[rate]) for family, found in scores.items()}
+
+
+def run_cell(cell: Cell, study: Study, scale: Scale, places: Places, say: Say, show: Show) -> None:
+    """Train one cell, or go on with it, and write its file.
+
+    Raises: ValueError if a model that it needs is no longer there; as ``train``.
+    """
+    output = places.run_of(cell)
+    models = places.models_for(cell)
+    for arm, model in models.items():
+        if not model.is_file():
+            finished = path_of(places.results, replace(cell, arm=arm))
+            raise ValueError(f"{cell.name} needs the model of {arm}, and {model} is not there: delete {finished}")
+    if (output / "config.yaml").is_file() and not checkpoints_in(output / "checkpoints"):
+        shutil.rmtree(output)  # of a cell whose file was deleted, or stopped before its first checkpoint
+    right: list[bool] = []
+
+    def observe(logits: Tensor, labels: Tensor) -> None:
+        right.extend((logits.argmax(1) == labels).tolist())
+
+    result = train(cell.config(models), cell.data, output, resume="auto", say=say, show=show, observe_test=observe)
+    write_cell(places.results, cell, _found(result, right))
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+
+
+def _found(result: Result, right: list[bool]) -> Record:
+    """What a finished run found, as far as tables and figures may ask for it."""
+    lines = [json.loads(line) for line in lines_of(result.output / "metrics.jsonl")]
+    curve = [
+        {
+            "epoch": line["epoch"],
+            "step": line["step"],
+            "train_loss": line["train_loss"],
+            "validation_top1_percent": (line["validation"][result.best["weights"]] or {}).get("top1_percent"),
+            "elapsed_seconds": line["elapsed_seconds"],
+        }
+        for line in lines
+        if line["event"] == "epoch"
+    ]
+    resolved = saved_config(result.output)
+    cost = complexity(result.model.config)
+    return {
+        "machine": machine(next(result.model.parameters()).device),
+        "found": resolved["found"],
+        "precision": resolved["precision"],
+        "epochs": resolved["epochs"],
+        "parameters": cost.parameters,
+        "macs": cost.live_macs,
+        "curve": curve,
+        "best": result.best,
+        "train_seconds": round(result.train_seconds, 1),
+        "test": {
+            "images": result.test.images,
+            "loss": result.test.loss,
+            "top1_percent": result.test.top1_percent,
+            "right": pack(right),
+        },
+        "locality": _locality(result.model, result.dataset),
+    }
+
+
+def _locality(model: CeiT, dataset: ImageDataset) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    part = dataset.test.subset(torch.arange(min(_LOOKED_AT, len(dataset.test))))
+    loader = make_loader(part, batch_size=250, img_size=dataset.img_size, preprocessing=dataset.preprocessing)
+    model.eval()
+    shifts, distances, sizes = [], [], []
+    for images, labels in loader.epoch(0):
+        images = images.to(device)
+        shifts.append(shift_consistency(model, images))
+        distances.append(attention_distances(model, images))
+        sizes.append(len(labels))
+    weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    by_shift = torch.tensor([list(found.values()) for found in shifts], dtype=torch.float64)
+    by_block = torch.tensor(distances, dtype=torch.float64)
+    return {
+        "images": sum(sizes),
+        "shift_consistency_percent": {
+            str(pixels): round(value, 3) for pixels, value in zip(shifts[0], (weights @ by_shift).tolist(), strict=True)
+        },
+        "attention_distance": [round(value, 4) for value in (weights @ by_block).tolist()],
+    }
+
+
+def seconds_needed(cell: Cell) -> float:
+    """Estimated seconds of a cell's training, from a few steps and one validation that are measured now.
+
+    A teacher is left out. Raises: ValueError as ``train``.
+    """
+    config = replace(cell.config(), initial_checkpoint=None, distillation=Distillation())
+    with TemporaryDirectory() as folder:
+        accelerator = make_accelerator(config)
+        session, _ = build(config, cell.data, Path(folder), accelerator, lambda message: None, lambda state: None)
+        step_seconds, validation_seconds = seconds_of_an_epoch(session)
+        return session.epochs * (step_seconds * len(session.train_loader) + validation_seconds)

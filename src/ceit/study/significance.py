@@ -1,0 +1,63 @@
+"""Whether one network is better than another, or the test images happened to fall so."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two networks on the same test images, for each of several seeds.
+
+    Attributes:
+        gains: percentage points by which the first is better, a number for each seed.
+        p_values: of McNemar's exact test, a number for each seed.
+    """
+
+    gains: tuple[float, ...]
+    p_values: tuple[float, ...]
+
+    @property
+    def significant(self) -> bool:
+        """Every seed says the same, each at 5 %."""
+        same = all(gain > 0 for gain in self.gains) or all(gain < 0 for gain in self.gains)
+        return same and max(self.p_values) < LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``not significant``."""
+        if not self.significant:
+            return "not significant"
+        return "better" if self.gains[0] > 0 else "worse"
+
+
+def compare(first: list[np.ndarray], second: list[np.ndarray]) -> Comparison:
+    """The networks that recognised these images, bool ``(images,)`` for each seed; pairs belong to one seed.
+
+    Raises: ValueError without a pair, or for a pair of different lengths.
+    """
+    if not first or len(first) != len(second) or any(len(a) != len(b) for a, b in zip(first, second, strict=True)):
+        raise ValueError("a comparison needs one or more seeds, and the same test images for both networks")
+    gains, p_values = [], []
+    for one, other in zip(first, second, strict=True):
+        only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
+        gains.append(100 * (only_one - only_other) / len(one))
+        p_values.append(mcnemar(only_one, only_other))
+    return Comparison(tuple(gains), tuple(p_values))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test, from the images that one network alone recognised.
+
+    ``p = min(1, 2 P(X <= min(b, c)))`` with ``X`` binomial of ``b + c`` fair throws. Source: McNemar, Psychometrika
+    1947, in the exact form.
+    """
+    throws, fewer = only_first + only_second, min(only_first, only_second)
+    tail, term = 0, 1
+    for k in range(fewer + 1):
+        tail += term
+        term = term * (throws - k) // (k + 1)
+    return min(1.0, float(2 * Fraction(tail, 2**throws)))

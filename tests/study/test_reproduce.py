@@ -1,0 +1,204 @@
+"""A study of four cells on the digits: killed, resumed, written anew, and tampered with."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ceit_cli
+from ceit.study.cells import read_record, records_of, unpack
+from ceit.study.plan import TUNING, Scale, load_study, scales
+from ceit.study.report import comparison_of, tables
+from ceit.study.reproduce import Places, chosen_rates, reproduce
+from ceit.train.directory import lines_of
+
+SMALL = {
+    "geometry": {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8},
+    "epochs": 2,
+    "peak_lr": 1e-2,
+    "log_every_steps": 1,
+    "checkpoint_every_steps": 5,
+}
+OWN = {
+    "title": "Two small networks",
+    "question": "Is one as good as the other?",
+    "paper": "none",
+    "scales": ["digits"],
+    "arms": {
+        "with LCA": {"tuned_as": None, "options": SMALL},
+        "without": {"tuned_as": None, "options": SMALL | {"geometry": SMALL["geometry"] | {"lca": False}}},
+    },
+    "compare": [["with LCA", "without"]],
+}
+CELLS = ["with-lca.seed0", "without.seed0", "with-lca.seed1", "without.seed1"]
+REPORT = ["figure.png", "figure.svg", "table.md"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study that was killed in its third cell and run again."""
+
+    file: Path
+    places: Places
+    cells_when_killed: list[str]
+    steps_when_killed: int
+    said_afterwards: str
+
+    @property
+    def arguments(self) -> list[str]:
+        return [str(self.file), "--results", str(self.places.results), "--runs", str(self.places.runs)]
+
+    @property
+    def folder(self) -> Path:
+        return self.places.results / "own" / "digits"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    root = tmp_path_factory.mktemp("studies")
+    file, places = root / "own.yaml", Places(root / "results", root / "runs")
+    file.write_text(yaml.safe_dump(OWN, sort_keys=False))
+    study = Finished(file, places, [], 0, "")
+    command = [sys.executable, "-m", "ceit", "reproduce", *study.arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    metrics = places.runs / "own" / "digits" / CELLS[2] / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while sum('"event": "step"' in line for line in lines_of(metrics)) < 12:
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    cells = sorted(path.stem for path in study.folder.glob("*.json"))
+    steps = sum('"event": "step"' in line for line in lines_of(metrics))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    return Finished(file, places, cells, steps, again.stderr)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_killed_study_goes_on_where_it_was(finished: Finished) -> None:
+    assert finished.cells_when_killed == sorted(CELLS[:2])
+    assert "cell 1 of 4" not in finished.said_afterwards
+    assert "cell 3 of 4: with-lca.seed1" in finished.said_afterwards
+    assert "resumed after step" in finished.said_afterwards
+    assert sorted(contents(finished.folder)) == sorted([*REPORT, *(f"{cell}.json" for cell in CELLS)])
+
+
+def test_a_cell_says_what_was_done_and_found(finished: Finished) -> None:
+    record = read_record(finished.folder / f"{CELLS[2]}.json")
+    assert (record["seed"], record["epochs"], record["options"]["peak_lr"]) == (1, 2, 1e-2)
+    assert [line["epoch"] for line in record["curve"]] == [1, 2]
+    right = unpack(record)
+    assert len(right) == record["test"]["images"] == 360
+    assert 100 * right.mean() == pytest.approx(record["test"]["top1_percent"])
+    assert len(record["locality"]["attention_distance"]) == 2
+    assert set(record["locality"]["shift_consistency_percent"]) == {"1", "2", "3", "4"}
+    assert not list(finished.places.runs.glob("own/digits/*/checkpoints"))
+
+
+def test_a_second_run_does_nothing_and_tables_are_the_same_bytes(finished: Finished) -> None:
+    before = contents(finished.folder)
+    for name in REPORT:
+        (finished.folder / name).unlink()
+    assert ceit_cli.main(["reproduce", *finished.arguments]) == 0
+    assert contents(finished.folder) == before
+
+
+def test_the_table_has_every_arm_and_the_test_between_them(finished: Finished) -> None:
+    text = (finished.folder / "table.md").read_text(encoding="utf-8")
+    study = load_study(str(finished.file))
+    records = records_of(finished.places.results, study, "digits")
+    found = comparison_of(records, "with LCA", "without")
+    assert found is not None
+    assert len(found.gains) == 2
+    for words in (
+        "| with LCA |",
+        "| without |",
+        f"with LCA against without | {sum(found.gains) / 2:+.2f}",
+        found.verdict,
+    ):
+        assert words in text
+    assert tables(study, "digits", records) in text
+
+
+def test_a_cell_edited_by_hand_is_detected(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finished.folder / f"{CELLS[0]}.json"
+    sealed = path.read_text(encoding="utf-8")
+    record = json.loads(sealed)
+    record["test"]["top1_percent"] = 99.9
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    try:
+        assert ceit_cli.main(["reproduce", *finished.arguments]) == 1
+        assert f"{path} is not as it was written" in capsys.readouterr().err
+    finally:
+        path.write_text(sealed, encoding="utf-8")
+
+
+def test_a_study_that_asks_for_something_else_by_now_is_told(finished: Finished, tmp_path: Path) -> None:
+    changed = OWN | {"arms": {**OWN["arms"], "without": {"tuned_as": None, "options": SMALL | {"peak_lr": 0.5}}}}
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(changed, sort_keys=False))
+    with pytest.raises(ValueError, match=r"without.seed0.json was measured with other options"):
+        run(str(file), finished.places)
+
+
+def test_a_run_of_another_study_is_not_run_again(finished: Finished, tmp_path: Path) -> None:
+    file = tmp_path / "twin.yaml"
+    file.write_text(yaml.safe_dump(OWN | {"arms": {"the same": OWN["arms"]["without"]}, "compare": []}))
+    said: list[str] = []
+    run(str(file), finished.places, said)
+    assert [line.split(":")[0] for line in said] == ["cell 1 of 2", "cell 2 of 2"]
+    assert all("is the same run as" in line for line in said)
+    twin = read_record(finished.places.results / "twin" / "digits" / "the-same.seed1.json")
+    assert twin["measured_as"] == "own/digits/without.seed1.json"
+
+
+def test_a_dry_run_prints_the_cells_and_their_time(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished.folder)
+    nowhere = [str(finished.file), "--results", str(finished.places.results / "other"), "--dry-run"]
+    assert ceit_cli.main(["reproduce", *nowhere]) == 0
+    printed = capsys.readouterr().out
+    assert all(cell in printed for cell in CELLS)
+    assert "to run" in printed
+    assert "4 cells" in printed
+    assert ceit_cli.main(["reproduce", *finished.arguments, "--dry-run"]) == 0
+    assert "to run" not in capsys.readouterr().out
+    assert contents(finished.folder) == before
+
+
+def test_the_learning_rate_is_that_of_the_best_validation_accuracy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ceit.study import reproduce as runner
+
+    scale, places = scales()["digits"], Places(tmp_path / "results", tmp_path / "runs")
+    assert chosen_rates(scale, places) is None
+    accuracy = {("DeiT", 1e-3): 50.0, ("DeiT", 2e-3): 60.0, ("DeiT", 4e-3): 40.0, ("CeiT", 4e-3): 90.0}
+    ran: list[str] = []
+
+    def pretend(cell: runner.Cell, study: object, scale: Scale, places: Places, *rest: object) -> None:
+        ran.append(f"{cell.study} {cell.arm} {cell.options['peak_lr']}")
+        best = {"validation_top1_percent": accuracy.get((cell.arm.split(",")[0], cell.options["peak_lr"]), 10.0)}
+        runner.write_cell(places.results, cell, {"best": best})
+
+    monkeypatch.setattr(runner, "run_cell", pretend)
+    reproduce(load_study("lca"), scale, places, lambda message: None, lambda state: None)
+    assert chosen_rates(scale, places) == {"DeiT": 2e-3, "CeiT": 4e-3}
+    assert [line.split()[0] for line in ran] == [TUNING] * 6 + ["lca"] * 5  # the sixth is a run that chose the rate
+    assert all(line.endswith(" 0.004") for line in ran[6:])
+
+
+def run(name: str, places: Places, said: list[str] | None = None) -> None:
+    study = load_study(name)
+    say = (lambda message: None) if said is None else said.append
+    reproduce(study, scales()["digits"], places, say, lambda state: None)

@@ -1,0 +1,32 @@
+"""McNemar's test against values worked out otherwise, and what makes a claim."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from ceit.study.significance import compare, mcnemar
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (5, 5), (1, 9), (30, 12), (410, 350), (0, 2000)])
+def test_mcnemar_is_the_binomial_test_of_the_images_that_one_alone_recognised(b: int, c: int) -> None:
+    wanted = binomtest(min(b, c), b + c, 0.5).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == pytest.approx(wanted, rel=1e-9, abs=1e-300)
+    assert mcnemar(b, c) == mcnemar(c, b)
+
+
+def test_a_gain_in_every_seed_is_better_and_one_seed_against_it_is_not() -> None:
+    good, bad = np.arange(1000) < 800, np.arange(1000) < 700
+    found = compare([good, good], [bad, bad])
+    assert found.gains == (10.0, 10.0)
+    assert found.verdict == "better"
+    assert compare([bad, bad], [good, good]).verdict == "worse"
+    assert compare([good, bad], [bad, good]).verdict == "not significant"
+    assert compare([good, good], [bad, good]).verdict == "not significant"
+    assert compare([good], [good]).p_values == (1.0,)
+
+
+def test_different_test_images_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="the same test images"):
+        compare([np.ones(3, bool)], [np.ones(4, bool)])
+    with pytest.raises(ValueError, match="one or more seeds"):
+        compare([], [])

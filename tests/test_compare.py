@@ -1,0 +1,66 @@
+"""``ceit compare`` on small runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ceit_cli
+from ceit.data.augment import Augmentation
+from ceit.train.config import TrainConfig
+from ceit.train.run import train
+
+SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("compared")
+    for name, rate in (("slow", 1e-4), ("fast", 1e-2)):
+        config = TrainConfig(
+            model="ceit_pico_patch4_32",
+            geometry=SMALL,
+            epochs=2,
+            global_batch_size=32,
+            peak_lr=rate,
+            precision="float32",
+            augmentation=Augmentation(flip=False),
+        )
+        train(config, "digits", folder / name)
+    return [str(folder / "slow"), str(folder / "fast")]
+
+
+def test_results_and_what_differs_as_json(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ceit_cli.main(["compare", *runs, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["different"] == {"peak_lr": [1e-4, 1e-2]}
+    for run, path in zip(found["runs"], runs, strict=True):
+        report = json.loads((Path(path) / "test.json").read_text(encoding="utf-8"))
+        assert run["test_top1_percent"] == report["top1_percent"]
+        assert [line["epoch"] for line in run["curve"]] == [1, 2]
+
+
+def test_tables_and_a_picture(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "curves.png"
+    assert ceit_cli.main(["compare", *runs, "--plot", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("2 of 2", "peak_lr", "0.0001", "0.01", "test top-1"):
+        assert words in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert ceit_cli.main(["compare", runs[0], runs[0]]) == 0
+    assert "no option differs" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_finished_and_one_that_is_none(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text((Path(runs[0]) / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert ceit_cli.main(["compare", str(begun), runs[0]]) == 0
+    assert "0 of 2" in capsys.readouterr().out
+    assert ceit_cli.main(["compare", str(begun), "--plot", str(tmp_path / "none.png")]) == 1
+    assert "no run has finished an epoch" in capsys.readouterr().err
+    assert ceit_cli.main(["compare", str(tmp_path)]) == 1
+    assert "is no run directory: it holds no config.yaml" in capsys.readouterr().err
+    assert ceit_cli.main(["compare", runs[0], "--plot", "curves.gif"]) == 2
