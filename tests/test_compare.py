@@ -64,3 +64,24 @@ def test_a_run_that_is_not_finished_and_one_that_is_none(
     assert ceit_cli.main(["compare", str(tmp_path)]) == 1
     assert "is no run directory: it holds no config.yaml" in capsys.readouterr().err
     assert ceit_cli.main(["compare", runs[0], "--plot", "curves.gif"]) == 2
+
+
+def test_a_log_that_a_crash_has_cut_and_one_that_is_damaged(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (cut / name).write_bytes((Path(runs[0]) / name).read_bytes())
+    with (cut / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        log.write('{"event": "ep')
+    assert ceit_cli.main(["compare", str(cut)]) == 0
+    assert "2 of 2" in capsys.readouterr().out
+    with (cut / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        log.write('\n{"event": "test"}\n')
+    assert ceit_cli.main(["compare", str(cut)]) == 1
+    assert "metrics.jsonl, line" in capsys.readouterr().err
+    (cut / "test.json").write_text("{}", encoding="utf-8")
+    (cut / "metrics.jsonl").unlink()
+    assert ceit_cli.main(["compare", str(cut)]) == 1
+    assert "test.json is not the report of a run" in capsys.readouterr().err

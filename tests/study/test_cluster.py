@@ -45,20 +45,22 @@ def test_disk_is_what_lies_there() -> None:
 
 def test_the_plan_has_a_command_the_hours_and_the_published_figure_of_every_cell() -> None:
     study = load_study("imagenet")
-    text = plan_text(study, cells_of("imagenet"), Places(), rates_are_chosen=False)
+    text = plan_text(study, cells_of("imagenet"), Places(), rates_are_chosen=False, command="the last line")
     for words in ("76.4 / 93.4, the release", "83.3 / 96.5, the release", "GPU-hours", "Disk:", "GB for imagenet"):
         assert words in text
     assert text.count("torchrun") == len(study.arms) == 4
-    assert text.splitlines()[-1] == "ceit reproduce imagenet --scale imagenet"
+    assert text.splitlines()[-1] == "the last line"
     assert "learning rates are not chosen" not in text  # its arms bring their own
     assert "learning rates are not chosen" in plan_text(
-        load_study("modules"), cells_of("modules"), Places(), rates_are_chosen=False
+        load_study("modules"), cells_of("modules"), Places(), rates_are_chosen=False, command=""
     )
 
 
 def test_the_command_prints_it_without_the_data(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ceit_cli.main(["reproduce", "imagenet", "--scale", "imagenet", "--dry-run"]) == 0
-    assert "torchrun" in capsys.readouterr().out
+    assert ceit_cli.main(["reproduce", "imagenet", "--scale", "imagenet", "--runs", "R", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "--output R/imagenet/imagenet/ceit-t.seed0" in printed
+    assert printed.splitlines()[-1] == "ceit reproduce imagenet --scale imagenet --runs R"
     assert ceit_cli.main(["reproduce", "--list"]) == 0
     assert "convergence" in capsys.readouterr().out
 

@@ -92,8 +92,29 @@ def write(folder: Path, **changes: object) -> str:
         ({"arms": {"one": {"times": "often"}}}, "times 'often' must be a whole number"),
         ({"compare": [["one", "tow"]]}, "unknown arm 'tow'; did you mean 'two'"),
         ({"compare": ["one"]}, "compare must hold pairs"),
-        ({"arms": {"one": {"options": {"initial_checkpoint": {"arm": "none"}}}}}, "unknown arm 'none'"),
+        (
+            {"arms": {"one": {"options": {"initial_checkpoint": {"arm": "none"}}}}},
+            "needs arm 'none', which must stand before it",
+        ),
         ({"arms": {"a, b": {}, "a b": {}}}, "differ in punctuation alone"),
+        ({"arms": {"one": {"options": {"epoch": 3}}}}, "arm 'one': unknown recipe key 'epoch'; did you mean 'epochs'"),
+        ({"arms": {"one": {"options": {"mixing": {"alpha": 1.0}}}}}, "unknown recipe key 'mixing.alpha'"),
+        ({"arms": {"one": {"options": {1: 2}}}}, "options must hold 'name: value' lines"),
+        ({"arms": {"one": {"options": {"seed": 3}}}}, "the seed is the cell's own"),
+        ({"arms": {"one": {"options": {"peak_lr": 1.0}}}}, "peak_lr is that of CeiT: set tuned_as: null"),
+        ({"arms": {"one": {"at": {"digitz": {}}}}}, "unknown scale 'digitz'; did you mean 'digits'"),
+        ({"arms": {"one": {"at": {"digits": 3}}}}, "options must hold 'name: value' lines, not 3"),
+        ({"arms": {"one": {"times": 0}}}, "times 0 must be at least 1"),
+        (
+            {"arms": {"a": {"options": {"initial_checkpoint": {"arm": "b"}}}, "b": {}}},
+            "'b', which must stand before it",
+        ),
+        ({"arms": {"one": {"each_learning_rate": True}, "two": {}}, "compare": [["one", "two"]]}, "cannot be compared"),
+        ({"arms": {"one": {"data": "mnist"}, "two": {}}, "compare": [["one", "two"]]}, "tested on different images"),
+        ({"compare": 3}, "compare must hold pairs"),
+        ({"seeds": {"digits": 0}}, "seeds of digits 0 must be a whole number, at least 1"),
+        ({"seeds": {"digits": "three"}}, "seeds of digits 'three' must be a whole number"),
+        ({"scales": [3]}, "unknown scale '3'"),
         ({"scales": ["cifar"]}, "unknown scale 'cifar'; did you mean 'cifar10'"),
     ],
 )
@@ -109,6 +130,12 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         scale_of(load_study("transfer"), "imagenet")
     with pytest.raises(ValueError, match="does not exist"):
         load_study("nowhere.yaml")
+
+
+def test_longer_than_no_epochs_is_refused(tmp_path: Path) -> None:
+    arms = {"one": {"recipe": "demo", "times": 2, "tuned_as": None}}
+    with pytest.raises(ValueError, match="arm 'one': times 2 needs epochs in the options"):
+        load_study(write(tmp_path, arms=arms)).cells(scales()["digits"], RATES)
 
 
 def test_a_study_of_ones_own(tmp_path: Path) -> None:

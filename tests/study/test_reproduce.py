@@ -1,5 +1,6 @@
 """A study of four cells on the digits: killed, resumed, written anew, and tampered with."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 import yaml
 
 import ceit_cli
-from ceit.study.cells import read_record, records_of, unpack
-from ceit.study.plan import TUNING, Scale, load_study, scales
+from ceit.study import reproduce as runner
+from ceit.study.cells import read_record, records_of, unpack, write_cell
+from ceit.study.plan import TUNING, load_study, scales
 from ceit.study.report import comparison_of, tables
 from ceit.study.reproduce import Places, chosen_rates, reproduce
 from ceit.train.directory import lines_of
@@ -83,7 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def test_a_killed_study_goes_on_where_it_was(finished: Finished) -> None:
@@ -101,7 +103,7 @@ def test_a_cell_says_what_was_done_and_found(finished: Finished) -> None:
     right = unpack(record)
     assert len(right) == record["test"]["images"] == 360
     assert 100 * right.mean() == pytest.approx(record["test"]["top1_percent"])
-    assert len(record["locality"]["attention_distance"]) == 2
+    assert len(record["locality"]["attention_distance"]) == 1  # of two blocks; the last one's patches reach nothing
     assert set(record["locality"]["shift_consistency_percent"]) == {"1", "2", "3", "4"}
     assert not list(finished.places.runs.glob("own/digits/*/checkpoints"))
 
@@ -145,10 +147,11 @@ def test_a_cell_edited_by_hand_is_detected(finished: Finished, capsys: pytest.Ca
 
 
 def test_a_study_that_asks_for_something_else_by_now_is_told(finished: Finished, tmp_path: Path) -> None:
-    changed = OWN | {"arms": {**OWN["arms"], "without": {"tuned_as": None, "options": SMALL | {"peak_lr": 0.5}}}}
+    options = OWN["arms"]["without"]["options"] | {"peak_lr": 0.5}
+    changed = OWN | {"arms": {**OWN["arms"], "without": {"tuned_as": None, "options": options}}}
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(changed, sort_keys=False))
-    with pytest.raises(ValueError, match=r"without.seed0.json was measured with other options"):
+    with pytest.raises(ValueError, match=r"without.seed0.json was measured with peak_lr 0.01, the study has 0.5 now"):
         run(str(file), finished.places)
 
 
@@ -161,6 +164,61 @@ def test_a_run_of_another_study_is_not_run_again(finished: Finished, tmp_path: P
     assert all("is the same run as" in line for line in said)
     twin = read_record(finished.places.results / "twin" / "digits" / "the-same.seed1.json")
     assert twin["measured_as"] == "own/digits/without.seed1.json"
+
+
+def test_a_copied_result_keeps_the_code_that_measured_it(finished: Finished, tmp_path: Path) -> None:
+    path = finished.folder / f"{CELLS[0]}.json"
+    sealed = path.read_text(encoding="utf-8")
+    study = load_study(str(finished.file))
+    cell = study.cells(scales()["digits"], {})[0]
+    found = {key: value for key, value in read_record(path).items() if key not in runner.OF_THE_CELL}
+    write_cell(finished.places.results, cell, found | {"code": {"ceit": "0.0.9", "source": "an older one"}})
+    file = tmp_path / "older.yaml"
+    file.write_text(yaml.safe_dump(OWN | {"arms": {"the same": OWN["arms"]["with LCA"]}, "compare": []}))
+    try:
+        run(str(file), finished.places)
+    finally:
+        path.write_text(sealed, encoding="utf-8")
+    twin = read_record(finished.places.results / "older" / "digits" / "the-same.seed0.json")
+    assert twin["code"]["source"] == "an older one"
+
+
+def test_a_copy_of_a_file_is_no_further_seed(finished: Finished) -> None:
+    study, copy = load_study(str(finished.file)), finished.folder / "without.seed1 (copy).seed1.json"
+    copy.write_bytes((finished.folder / f"{CELLS[3]}.json").read_bytes())
+    try:
+        assert [len(cells) for cells in records_of(finished.places.results, study, "digits").values()] == [2, 2]
+    finally:
+        copy.unlink()
+
+
+def test_a_finished_model_is_never_thrown_away(finished: Finished, tmp_path: Path) -> None:
+    before = contents(finished.places.runs / "own" / "digits" / CELLS[0])
+    with pytest.raises(ValueError, match=r"holds a finished model, and its cell's file .* is missing"):
+        run(str(finished.file), Places(tmp_path / "elsewhere", finished.places.runs))
+    assert contents(finished.places.runs / "own" / "digits" / CELLS[0]) == before
+
+
+def test_a_cell_that_another_process_trains_is_left_alone(finished: Finished, tmp_path: Path) -> None:
+    places = Places(tmp_path / "results", tmp_path / "runs")
+    running = places.runs / "own" / "digits" / CELLS[0]
+    running.mkdir(parents=True)
+    (running / "config.yaml").write_text("data: digits\n")
+    with (running / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="is in use by another run"):
+            run(str(finished.file), places)
+    assert (running / "config.yaml").read_text() == "data: digits\n"
+
+
+def test_results_that_cannot_be_written_are_told_before_anything_is_trained(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = [str(finished.file), "--results", str(tmp_path / "file"), "--runs", str(tmp_path / "runs")]
+    assert ceit_cli.main(["reproduce", *words]) == 1
+    assert "file" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_dry_run_prints_the_cells_and_their_time(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,14 +237,12 @@ def test_a_dry_run_prints_the_cells_and_their_time(finished: Finished, capsys: p
 def test_the_learning_rate_is_that_of_the_best_validation_accuracy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from ceit.study import reproduce as runner
-
     scale, places = scales()["digits"], Places(tmp_path / "results", tmp_path / "runs")
     assert chosen_rates(scale, places) is None
     accuracy = {("DeiT", 1e-3): 50.0, ("DeiT", 2e-3): 60.0, ("DeiT", 4e-3): 40.0, ("CeiT", 4e-3): 90.0}
     ran: list[str] = []
 
-    def pretend(cell: runner.Cell, study: object, scale: Scale, places: Places, *rest: object) -> None:
+    def pretend(cell: runner.Cell, places: Places, *rest: object) -> None:
         ran.append(f"{cell.study} {cell.arm} {cell.options['peak_lr']}")
         best = {"validation_top1_percent": accuracy.get((cell.arm.split(",")[0], cell.options["peak_lr"]), 10.0)}
         runner.write_cell(places.results, cell, {"best": best})

@@ -73,6 +73,11 @@ def test_a_share_of_the_training_images_is_of_every_class_and_leaves_validation_
     assert counts.min() >= 10
 
 
+def test_a_share_that_leaves_nothing_is_named(make_session: MakeSession) -> None:
+    with pytest.raises(ValueError, match=r"train_percent 0.01 leaves 0 of 1365 images"):
+        make_session(train_percent=0.01)
+
+
 def test_whoever_asks_sees_every_answer_on_the_test_split_once(tmp_path: Path) -> None:
     right: list[bool] = []
     result = train(

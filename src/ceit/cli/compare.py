@@ -47,13 +47,15 @@ def read_run(run: Path) -> dict[str, Any]:
     """
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run directory: it holds no config.yaml")
-    epochs = [line for line in map(json.loads, lines_of(run / "metrics.jsonl")) if line["event"] == "epoch"]
+    epochs = [line for line in _whole_lines(run / "metrics.jsonl") if line["event"] == "epoch"]
     curve = []
     for line in epochs:
         accuracies = [kind["top1_percent"] for kind in line["validation"].values() if kind is not None]
         curve.append({"epoch": line["epoch"], "validation_top1_percent": max(accuracies, default=None)})
     test = run / "test.json"
     report = json.loads(test.read_text(encoding="utf-8")) if test.is_file() else None
+    if report is not None and not {"parameters", "best", "top1_percent", "loss"} <= report.keys():
+        raise ValueError(f"{test} is not the report of a run")
     return {
         "run": str(run),
         "options": saved_config(run),
@@ -106,6 +108,19 @@ def print_tables(found: list[dict[str, Any]], console: Console) -> None:
         for key, values in options.items():
             table.add_row(key, *("-" if value is None else Text(str(value)) for value in values))
         console.print(table)
+
+
+def _whole_lines(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of a log, but for a last one that a crash has cut in two."""
+    lines = lines_of(metrics)
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{metrics}, line {number} is not JSON: {error}") from error
+            lines = lines[:-1]
+    return [json.loads(line) for line in lines]
 
 
 def _short(runs: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import shlex
 from pathlib import Path
 
 from rich import box
@@ -12,12 +13,14 @@ from rich.text import Text
 
 from ceit.cli.train import LiveProgress
 from ceit.data.published import PUBLISHED
+from ceit.data.sources import SETS
 from ceit.inference.memory import keep_freed_memory
-from ceit.study.cells import read_cell
+from ceit.study.cells import path_of, read_cell, read_record
 from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study, scale_of, scales, study_names
 from ceit.study.report import write_report
 from ceit.study.reproduce import Places, chosen_rates, reproduce, seconds_needed
+from ceit.train.loop import Interrupted
 
 
 def main(arguments: list[str]) -> None:
@@ -35,15 +38,22 @@ def main(arguments: list[str]) -> None:
     study = load_study(options.study)
     scale = scale_of(study, options.scale or ("cifar10" if "cifar10" in study.scales else study.scales[0]))
     places = Places(options.results, options.runs)
+    command = ["ceit", "reproduce", options.study, "--scale", scale.name]
+    for name, place, usual in (("results", places.results, Places.results), ("runs", places.runs, Places.runs)):
+        command += [] if place == usual else [f"--{name}", str(place)]
     if options.dry_run:
-        print_plan(study, scale, places)
+        print_plan(study, scale, places, shlex.join(command))
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("ceit reproduce runs in one process: --dry-run prints the commands for several")
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
-    with LiveProgress(Console(stderr=True)) as live:
-        reproduce(study, scale, places, live.say, live.show)
+    try:
+        with LiveProgress(Console(stderr=True)) as live:
+            reproduce(study, scale, places, live.say, live.show)
+    except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
+        said = f"stopped, nothing that was saved is lost; go on with: {shlex.join(command)}"
+        raise Interrupted(said, getattr(stop, "terminated", False)) from None
     for path in write_report(places.results, study, scale.name):
         print(path)
 
@@ -73,31 +83,42 @@ def print_studies(console: Console) -> None:
     console.print(table)
 
 
-def print_plan(study: Study, scale: Scale, places: Places) -> None:
-    """The cells with the hours they need: measured where the data are small, by formula for a cluster's sets."""
+def print_plan(study: Study, scale: Scale, places: Places, command: str) -> None:
+    """The cells with the hours they need: measured where the data are small, by formula for a cluster's sets.
+
+    Raises: ValueError for a cluster's study on data without a name.
+    """
     rates = chosen_rates(scale, places)
     assumed = rates or dict.fromkeys(FAMILIES, scale.learning_rates[len(scale.learning_rates) // 2])
     cells = study.cells(scale, assumed)
     if any(cell.data in PUBLISHED for cell in cells):
-        print(plan_text(study, cells, places, rates is not None))
+        if unnamed := [cell.data for cell in cells if cell.data not in (*PUBLISHED, *SETS)]:
+            raise ValueError(f"the hours of {unnamed[0]} cannot be told by formula: only those of sets known by name")
+        print(plan_text(study, cells, places, rates is not None, command))
         return
     before = study.tuned and rates is None
     if before:
         cells = [*load_study(TUNING).cells(scale, {}), *cells]
-    print_cells(cells, places, Console())
+    print_cells(cells, places, Console(), guessed=before)
     if before:
         print(f"the study {TUNING} comes first: it chooses the learning rates")
+    if any(cell.config().distillation.teacher for cell in cells):
+        print("what a teacher computes is not counted")
 
 
-def print_cells(cells: list[Cell], places: Places, console: Console) -> None:
-    """A row for every cell; the times of those that are not finished are estimated from measured steps."""
+def print_cells(cells: list[Cell], places: Places, console: Console, *, guessed: bool) -> None:
+    """A row for every cell; the times of those that are not finished are estimated from measured steps.
+
+    ``guessed``: learning rates are, so those of finished cells need not agree.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("cell", no_wrap=True)
     for column in ("epochs", "peak lr", "minutes", ""):
         table.add_column(column, justify="right" if column else "left")
     left, seconds_of_arm = 0.0, dict[tuple[str, str], float]()
     for cell in cells:
-        record = read_cell(places.results, cell)
+        path = path_of(places.results, cell)
+        record = read_cell(places.results, cell) if not guessed else read_record(path) if path.is_file() else None
         key = cell.study, cell.arm
         if record is not None:
             seconds_of_arm[key] = record["train_seconds"]

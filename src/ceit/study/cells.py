@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import ceit
-from ceit.study.plan import Cell, Study, scales
+from ceit.study.plan import Cell, Study, scales, slug
 from ceit.train.directory import write_text
 
 FORMAT = 1
@@ -56,10 +56,13 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
     if not path.is_file():
         return None
     record = read_record(path)
-    for key in ("study", "scale", "arm", "seed", "data", "options"):
-        if record[key] != json.loads(json.dumps(getattr(cell, key))):
+    wanted = json.loads(json.dumps({"data": cell.data} | cell.options))
+    found = {"data": record["data"]} | record["options"]
+    for key in sorted(wanted.keys() | found.keys()):
+        if found.get(key) != wanted.get(key):
             raise ValueError(
-                f"{path} was measured with other {key} than the study has now: delete it to measure it again"
+                f"{path} was measured with {key} {found.get(key)}, the study has {wanted.get(key)} now: remove it and "
+                "its run directory to measure it again"
             )
     return record
 
@@ -71,10 +74,11 @@ def read_record(path: Path) -> Record:
         if record.pop("sha256") == _digest(record) and record["format"] == FORMAT:
             return record
         reason = None
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         reason = error
     raise ValueError(
-        f"{path} is not as it was written when the cell was finished: restore it, or delete it to measure it again"
+        f"{path} is not as it was written when the cell was finished: restore it, or remove it and its run directory "
+        "to measure it again"
     ) from reason
 
 
@@ -87,7 +91,8 @@ def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
     names = {arm.name for arm in study.arms_at(scales()[scale])}
     for path in folder_of(root, study.name, scale).glob("*.seed*.json"):
         record = read_record(path)
-        if record["arm"] in names:
+        named = f"{slug(record['arm'])}.seed{record['seed']}.json"  # a copy under another name is no further seed
+        if record["arm"] in names and path.name == named:
             found.setdefault(record["arm"], []).append(record)
     for records in found.values():
         records.sort(key=lambda record: record["seed"])
@@ -97,11 +102,20 @@ def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
 def same_elsewhere(root: Path, cell: Cell) -> Path | None:
     """Another study's file of a run that was this one: the same data, options and seed."""
     options = json.loads(json.dumps(cell.options))
+    if cell.needs:
+        return None
     for path in sorted(root.glob(f"*/{cell.scale}/*.seed{cell.seed}.json")):
-        record = read_record(path)
-        if record["data"] == cell.data and record["options"] == options and not cell.needs:
+        record = _read_if_sealed(path)
+        if record is not None and record["data"] == cell.data and record["options"] == options:
             return path
     return None
+
+
+def _read_if_sealed(path: Path) -> Record | None:
+    try:
+        return read_record(path)
+    except ValueError:  # its own study says so
+        return None
 
 
 def pack(right: list[bool]) -> str:

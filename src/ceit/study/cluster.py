@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 
+from ceit.data.fetch import cache_dir
 from ceit.data.published import PUBLISHED
 from ceit.data.sources import SETS
 from ceit.model.complexity import complexity
@@ -52,8 +53,12 @@ def command_of(cell: Cell, places: Places) -> str:
     return shlex.join(words)
 
 
-def plan_text(study: Study, cells: Sequence[Cell], places: Places, rates_are_chosen: bool) -> str:
-    """Everything of a study at a scale as comments and commands: a shell script that can be run as it is."""
+def plan_text(study: Study, cells: Sequence[Cell], places: Places, rates_are_chosen: bool, command: str) -> str:
+    """Everything of a study at a scale as comments and commands: a shell script that can be run as it is.
+
+    Its last line is ``command``, which makes the cells of what was trained. Finished cells are not trained again.
+    """
+    cells = [cell for cell in cells if not path_of(places.results, cell).is_file()]
     expected = {arm.name: arm.expected for arm in study.arms}
     total = sum(map(gpu_hours, cells))
     sets = sorted({cell.data for cell in cells})
@@ -64,21 +69,19 @@ def plan_text(study: Study, cells: Sequence[Cell], places: Places, rates_are_cho
         f"{total:,.0f} GPU-hours, {total / GPUS_OF_A_NODE:,.0f} hours on {GPUS_OF_A_NODE} GPUs.",
         f"# Disk: {disk / 1e9:,.0f} GB, of it {sum(map(data_bytes, sets)) / 1e9:,.0f} GB for "
         f"{', '.join(sets)}, at {BYTES_OF_A_JPEG // 1000} kB for an image file, an assumption.",
-        f"# Where a set does not lie in the cache, write --data {sets[0]}:DIR.",
+        f"# Sets are read from the cache; for one that lies elsewhere: ln -s DIR {cache_dir()}/NAME",
     ]
     if study.tuned and not rates_are_chosen:
         lines.append(f"# The learning rates are not chosen yet: run the study {TUNING} first, then print this again.")
     for cell in cells:
-        done = path_of(places.results, cell).is_file()
         lines += [
             "",
             f"# {cell.arm}, seed {cell.seed}: {gpu_hours(cell):,.1f} GPU-hours; expected: "
-            f"{expected.get(cell.arm) or 'no figure of the paper or the release is at hand'}"
-            f"{'; finished' if done else ''}",
+            f"{expected.get(cell.arm) or 'no figure of the paper or the release is at hand'}",
             command_of(cell, places),
         ]
     lines += ["", "# every model on its test split, the cells' files, tables and figures:"]
-    return "\n".join([*lines, shlex.join(["ceit", "reproduce", study.name, "--scale", cells[0].scale])])
+    return "\n".join([*lines, command])
 
 
 def _flat(options: Options, sections: Iterable[str] = ("augmentation", "mixing", "ema", "distillation")) -> Options:

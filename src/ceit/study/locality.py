@@ -42,6 +42,8 @@ def shift_consistency(model: CeiT, images: Tensor, shifts: tuple[int, ...] = SHI
 def attention_distances(model: CeiT, images: Tensor) -> list[float]:
     """How many tokens away, on average, the patches are that a patch attends to; of every block, over its heads.
 
+    The last block is left out: only its class token's attention reaches the logits.
+
     ``mean over images, heads and q of sum_k A[q, k] |q - k|`` with ``|q - k|`` the distance on the grid and ``A`` the
     attention among patches alone, its rows summing to one. Source: as in Dosovitskiy et al., ICLR 2021, appendix D.7.
     """
@@ -60,7 +62,7 @@ def attention_distances(model: CeiT, images: Tensor) -> list[float]:
         weights_bkqk = (q_bknd * attention.scale @ k_bknd.transpose(-2, -1)).softmax(-1)
         found.append((weights_bkqk * distance_qk).sum(-1).mean().item())
 
-    attentions = [block.attn for block in model.blocks if isinstance(block, EncoderBlock)]
+    attentions = [block.attn for block in model.blocks[:-1] if isinstance(block, EncoderBlock)]
     handles = [attention.register_forward_pre_hook(measure) for attention in attentions]
     try:
         model(images)

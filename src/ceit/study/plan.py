@@ -33,7 +33,7 @@ import yaml
 from ceit.model.names import unknown
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.option_types import require_types
-from ceit.train.recipe import read_recipe
+from ceit.train.recipe import flat_keys, read_recipe
 
 TUNING = "learning_rate"
 """The study that the others take their learning rates from."""
@@ -68,6 +68,32 @@ class Arm:
     recipe: str | None = None
     data: str | None = None
     expected: str | None = None
+
+    @property
+    def test_set(self) -> tuple[str | None, dict[str, Any]]:
+        """What its test images depend on, beside the scale's data: its own data, and classes at some scale or all."""
+        classes = {scale: given["classes"] for scale, given in self.at.items() if "classes" in given}
+        return self.data, classes | ({"all": self.options["classes"]} if "classes" in self.options else {})
+
+    def check(self, where: str, before: list[str]) -> None:
+        """Raises: ValueError for options that no recipe has, that the study sets itself, or an arm not ``before``."""
+        where = f"{where}, arm {self.name!r}"
+        if self.times < 1:
+            raise ValueError(f"{where}: times {self.times} must be at least 1")
+        for options in (self.options, *self.at.values()):
+            if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+                raise ValueError(f"{where}: options must hold 'name: value' lines, not {options!r}")
+            try:
+                flat_keys(options)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            if "seed" in options:
+                raise ValueError(f"{where}: the seed is the cell's own: leave it out of the options")
+            if "peak_lr" in options and (self.tuned_as or self.each_learning_rate):
+                raise ValueError(f"{where}: peak_lr is that of {self.tuned_as}: set tuned_as: null to choose it here")
+            for needed in _arms_in(options):
+                if needed not in before:
+                    raise ValueError(f"{where} needs arm {needed!r}, which must stand before it")
 
 
 @dataclass(frozen=True)
@@ -144,7 +170,9 @@ class Study:
         options = joined(joined(options, arm.options), arm.at.get(scale.name, {}))
         if arm.times != 1:
             usual = config_from(_with_models(options, {}))
-            longer = {"epochs": (usual.epochs or 1) * arm.times, "warmup_epochs": usual.warmup_epochs * arm.times}
+            if usual.epochs is None:
+                raise ValueError(f"study {self.name}, arm {arm.name!r}: times {arm.times} needs epochs in the options")
+            longer = {"epochs": usual.epochs * arm.times, "warmup_epochs": usual.warmup_epochs * arm.times}
             options = joined(options, longer)
         if arm.tuned_as is not None:
             options = joined(options, {"peak_lr": rates[arm.tuned_as]})
@@ -169,23 +197,36 @@ class Study:
         made = [
             Arm(str(arm), **_known(f"{where}, arm {arm!r}", given or {}, Arm, {"name"})) for arm, given in arms.items()
         ]
-        pairs = values.get("compare", [])
-        if any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+        pairs = values.get("compare") or []
+        if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
             raise ValueError(f"{where}: compare must hold pairs of arms, such as [CeiT, DeiT]")
         study = cls(name, **{**values, "arms": made, "compare": [(str(one), str(other)) for one, other in pairs]})
-        names = [arm.name for arm in made]
-        mentioned = [arm for pair in study.compare for arm in pair]
-        mentioned += [
-            needed for arm in made for options in (arm.options, *arm.at.values()) for needed in _arms_in(options)
-        ]
-        if strange := [arm for arm in mentioned if arm not in names]:
-            raise ValueError(f"{where}: {unknown('arm', strange[0], names)}")
+        study._check()
+        return replace(study, scales=study.scales or list(scales()))
+
+    def _check(self) -> None:
+        where, names = f"study {self.name}", [arm.name for arm in self.arms]
+        known = scales()
+        for scale in (*self.scales, *self.seeds, *(scale for arm in self.arms for scale in arm.at)):
+            if scale not in known:
+                raise ValueError(f"{where}: {unknown('scale', str(scale), known)}")
+        for scale, number in self.seeds.items():
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{where}: seeds of {scale} {number!r} must be a whole number, at least 1")
         if len({slug(arm) for arm in names}) < len(names):
             raise ValueError(f"{where}: two arms differ in punctuation alone, but their files are named after them")
-        known = scales()
-        if strange := [scale for scale in (*study.scales, *study.seeds) if scale not in known]:
-            raise ValueError(f"{where}: {unknown('scale', strange[0], known)}")
-        return replace(study, scales=study.scales or list(known))
+        for number, arm in enumerate(self.arms):
+            arm.check(where, names[:number])
+        by_name = {arm.name: arm for arm in self.arms}
+        for pair in self.compare:
+            for arm in pair:
+                if arm not in names:
+                    raise ValueError(f"{where}: {unknown('arm', arm, names)}")
+                if by_name[arm].each_learning_rate:
+                    raise ValueError(f"{where}: arm {arm!r} is one for each learning rate and cannot be compared")
+            one, other = (by_name[arm] for arm in pair)
+            if one.test_set != other.test_set:
+                raise ValueError(f"{where}: {one.name!r} and {other.name!r} are tested on different images")
 
 
 def study_names() -> list[str]:
@@ -203,7 +244,11 @@ def load_study(name_or_file: str) -> Study:
         path = Path(name_or_file)
         if not path.is_file():
             raise ValueError(f"study file {path} does not exist")
-        return Study.from_dict(path.stem, _yaml(str(path), path.read_text(encoding="utf-8")))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"study file {path} is not text in UTF-8: {error}") from error
+        return Study.from_dict(path.stem, _yaml(str(path), text))
     if name_or_file not in study_names():
         raise ValueError(unknown("study", name_or_file, study_names()))
     text = files("ceit").joinpath("studies", f"{name_or_file}.yaml").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ceit.explain.pictures import BLUE, COLOURS, ORANGE, STYLE, save_figure
 from ceit.study.cells import Record, folder_of, records_of, unpack
@@ -93,7 +93,7 @@ def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
         if not pairs:
             rows.append(f"| {one} | *not measured yet* | | |")
             continue
-        goals = [last["curve"][-1]["validation_top1_percent"] for _, last in pairs]
+        goals = [last["curve"][-1]["validation_top1_percent"] or 0 for _, last in pairs]
         epochs = [_first_epoch(cell, goal) for (cell, _), goal in zip(pairs, goals, strict=True)]
         reached = ", ".join("not" if epoch is None else str(epoch) for epoch in epochs)
         total = f"{pairs[0][0]['epochs']}, against {pairs[0][1]['epochs']}"
@@ -150,7 +150,7 @@ def _pairs(records: dict[str, list[Record]], one: str, other: str) -> list[tuple
 
 
 def _first_epoch(cell: Record, goal: float) -> int | None:
-    return next((line["epoch"] for line in cell["curve"] if line["validation_top1_percent"] >= goal), None)
+    return next((line["epoch"] for line in cell["curve"] if (line["validation_top1_percent"] or 0) >= goal), None)
 
 
 def _mean(values: Iterable[float | None]) -> str:
@@ -198,14 +198,15 @@ def _draw_curves(axes: "Axes", arms: list[str], records: dict[str, list[Record]]
 
     for number, arm in enumerate(arms):
         colour, cells = COLOURS[number % len(COLOURS)], records[arm]
-        curves: list[list[Any]] = [[line["validation_top1_percent"] for line in cell["curve"]] for cell in cells]
-        epochs = [line["epoch"] for line in cells[0]["curve"]]
+        curves = [[line["validation_top1_percent"] for line in cell["curve"]] for cell in cells]
+        curves = [curve for curve in curves if None not in curve]
+        if not curves:
+            continue  # trained without validation
         for curve in curves:
-            axes.plot(epochs[: len(curve)], curve, color=colour, linewidth=1.0, alpha=0.35)
-        means = [mean(values) for values in zip(*curves, strict=True)]
-        axes.plot(
-            epochs, means, color=colour, marker="osD^v"[number % 5], markersize=4, label=f"{arm}: {means[-1]:.2f}"
-        )
+            axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=1.0, alpha=0.35)
+        means = [mean(values) for values in zip(*curves, strict=False)]  # while all of them ran
+        label, marker = f"{arm}: {means[-1]:.2f}", "osD^v"[number % 5]
+        axes.plot(range(1, len(means) + 1), means, color=colour, marker=marker, markersize=4, label=label)
     axes.set_title("Validation accuracy, top-1 in %: every seed, and the mean")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

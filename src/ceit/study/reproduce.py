@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ceit.data.loader import make_loader
 from ceit.inference.device import machine
 from ceit.model import CeiT
 from ceit.model.complexity import complexity
-from ceit.study.cells import Record, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
+from ceit.study.cells import Record, folder_of, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
 from ceit.study.locality import attention_distances, shift_consistency
 from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study
 from ceit.train.assemble import Say, Show, build
@@ -23,12 +23,12 @@ from ceit.train.checkpoint import checkpoints_in
 from ceit.train.config import Distillation
 from ceit.train.directory import lines_of, saved_config
 from ceit.train.distributed import make_accelerator
-from ceit.train.loop import Interrupted
 from ceit.train.probe import seconds_of_an_epoch
 from ceit.train.run import Result, train
 
 _LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones
-_NOT_COPIED = ("study", "scale", "arm", "seed", "data", "options", "format", "code")
+OF_THE_CELL = ("format", "study", "scale", "arm", "seed", "data", "options")
+"""Of a cell's file: what is not found by running it."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,13 @@ class Places:
 def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show) -> list[Cell]:
     """Run every cell that is not finished, those of the learning rates first, and return the study's cells.
 
-    Raises: ValueError for a cell's file that was changed, or as ``train``; Interrupted after saving.
+    Raises: ValueError for a cell's file that was changed, or as ``train``; OSError if results cannot be written;
+    Interrupted after saving.
     """
+    folder = folder_of(places.results, study.name, scale.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):  # or it would be found out when the first cell is trained
+        pass
     rates = chosen_rates(scale, places)
     if study.tuned and rates is None:
         say(f"the learning rates of {scale.name} are chosen first: study {TUNING}")
@@ -65,18 +70,12 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show) 
         twin = None if cell.arm in needed else same_elsewhere(places.results, cell)
         if twin is not None:
             record = read_record(twin)
-            found = {key: value for key, value in record.items() if key not in _NOT_COPIED}
+            found = {key: value for key, value in record.items() if key not in OF_THE_CELL}
             write_cell(places.results, cell, found | {"measured_as": twin.relative_to(places.results).as_posix()})
             say(f"cell {number} of {len(cells)}: {cell.name} is the same run as {twin}")
             continue
         say(f"cell {number} of {len(cells)}: {cell.name}")
-        try:
-            run_cell(cell, study, scale, places, say, show)
-        except Interrupted as stop:
-            command = f"ceit reproduce {study.name} --scale {scale.name}"
-            raise Interrupted(
-                f"stopped in cell {cell.name}, its state is saved; go on with: {command}", stop.terminated
-            ) from None
+        run_cell(cell, places, say, show)
     return cells
 
 
@@ -95,19 +94,22 @@ def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
     return {family: max(found, key=lambda rate: found[rate]) for family, found in scores.items()}
 
 
-def run_cell(cell: Cell, study: Study, scale: Scale, places: Places, say: Say, show: Show) -> None:
+def run_cell(cell: Cell, places: Places, say: Say, show: Show) -> None:
     """Train one cell, or go on with it, and write its file.
 
-    Raises: ValueError if a model that it needs is no longer there; as ``train``.
+    Raises: ValueError if a model that it needs is not there, or its own is there without its file; as ``train``.
     """
-    output = places.run_of(cell)
+    output, path = places.run_of(cell), path_of(places.results, cell)
     models = places.models_for(cell)
     for arm, model in models.items():
         if not model.is_file():
             finished = path_of(places.results, replace(cell, arm=arm))
-            raise ValueError(f"{cell.name} needs the model of {arm}, and {model} is not there: delete {finished}")
-    if (output / "config.yaml").is_file() and not checkpoints_in(output / "checkpoints"):
-        shutil.rmtree(output)  # of a cell whose file was deleted, or stopped before its first checkpoint
+            raise ValueError(f"{cell.name} needs the model of {arm}, and {model} is not there: remove {finished} too")
+    if (output / "test.json").is_file() and not checkpoints_in(output / "checkpoints"):
+        raise ValueError(
+            f"{output} holds a finished model, and its cell's file {path} is missing: restore the file, or remove the "
+            "directory to train it again"
+        )
     right: list[bool] = []
 
     def observe(logits: Tensor, labels: Tensor) -> None:
@@ -155,13 +157,14 @@ def _found(result: Result, right: list[bool]) -> Record:
 
 
 def _locality(model: CeiT, dataset: ImageDataset) -> dict[str, Any]:
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
+    device = parameter.device
     part = dataset.test.subset(torch.arange(min(_LOOKED_AT, len(dataset.test))))
     loader = make_loader(part, batch_size=250, img_size=dataset.img_size, preprocessing=dataset.preprocessing)
     model.eval()
     shifts, distances, sizes = [], [], []
     for images, labels in loader.epoch(0):
-        images = images.to(device)
+        images = images.to(device, parameter.dtype)
         shifts.append(shift_consistency(model, images))
         distances.append(attention_distances(model, images))
         sizes.append(len(labels))
@@ -180,7 +183,7 @@ def _locality(model: CeiT, dataset: ImageDataset) -> dict[str, Any]:
 def seconds_needed(cell: Cell) -> float:
     """Estimated seconds of a cell's training, from a few steps and one validation that are measured now.
 
-    A teacher is left out. Raises: ValueError as ``train``.
+    A teacher's share is left out. Raises: ValueError as ``train``.
     """
     config = replace(cell.config(), initial_checkpoint=None, distillation=Distillation())
     with TemporaryDirectory() as folder:

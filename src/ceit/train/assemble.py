@@ -196,7 +196,14 @@ def split(config: TrainConfig, dataset: ImageDataset) -> tuple[Split, Split | No
     if validation is None and config.validation_percent > 0:
         train, validation = cut_validation(train, float(config.validation_percent), config.seed)
     if config.train_percent < 100:
-        _, train = cut_validation(train, float(config.train_percent), config.seed)
+        count = round(len(train) * config.train_percent / 100)
+        try:
+            _, train = cut_validation(train, count, config.seed)
+        except ValueError as error:
+            raise ValueError(
+                f"train_percent {config.train_percent} leaves {count} of {len(train)} images: it must leave at least "
+                "one, and leave out one of each class; 100 takes all"
+            ) from error
     return train, validation
 
 
