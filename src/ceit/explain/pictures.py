@@ -24,7 +24,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#00795A", "#C44E00", "#6
 COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 SHEET_ROWS, SHEET_COLUMNS = 4, 8
 
-_MARKERS = "osD^v"
+MARKERS = "osD^v"
 _WIDTH = 8.0  # inches
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -149,7 +149,7 @@ def draw_validation(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str
         for number, (name, points) in enumerate(found.items()):
             epochs, percent = zip(*points, strict=True)
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(epochs, percent, color=colour, marker=_MARKERS[number % len(_MARKERS)], markersize=4, label=name)
+            axes.plot(epochs, percent, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4, label=name)
         axes.set_title("Validation accuracy, top-1 in %")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

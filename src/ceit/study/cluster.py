@@ -2,18 +2,19 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ceit.data.fetch import cache_dir
 from ceit.data.published import PUBLISHED
 from ceit.data.sources import SETS
 from ceit.model.complexity import complexity
 from ceit.study.cells import path_of
-from ceit.study.plan import TUNING, Cell, Options, Study, nested
+from ceit.study.plan import TUNING, Cell, Options, Study
 from ceit.study.recipes import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, training_flops_on
 from ceit.study.reproduce import Places
 from ceit.study.scale import BYTES_OF_A_JPEG
-from ceit.train.recipe import read_recipe
+from ceit.train.config import SECTIONS
+from ceit.train.recipe import nested, read_recipe
 
 _COPIES_IN_A_CHECKPOINT = 4  # the weights, their average, and AdamW's two moments, in float32
 _BYTES = 4
@@ -84,11 +85,11 @@ def plan_text(study: Study, cells: Sequence[Cell], places: Places, rates_are_cho
     return "\n".join([*lines, command])
 
 
-def _flat(options: Options, sections: Iterable[str] = ("augmentation", "mixing", "ema", "distillation")) -> Options:
+def _flat(options: Options) -> Options:
     """Options as those of the command: dotted in sections; geometry is one option."""
     flat: Options = {}
     for key, value in options.items():
-        if key in sections:
+        if key in SECTIONS:
             flat |= {f"{key}.{name}": item for name, item in value.items()}
         else:
             flat[key] = value

@@ -6,7 +6,7 @@ from pathlib import Path
 from ceit.model.complexity import complexity
 from ceit.model.variants import config_of
 from ceit.study import report
-from ceit.study.cells import folder_of, records_of
+from ceit.study.cells import records_of
 from ceit.study.plan import FAMILIES, load_study, scales, study_names
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
@@ -20,7 +20,7 @@ def overview_table() -> str:
         for scale in study.scales:
             rates: dict[str, float] = dict.fromkeys(FAMILIES, 1e-3)
             total = len(study.cells(scales()[scale], rates))
-            finished = len(list(folder_of(STUDIES, name, scale).glob("*.seed*.json")))
+            finished = sum(map(len, records_of(STUDIES, study, scale).values()))
             command = f"ceit reproduce {name} --scale {scale}"
             status = {0: "not run", total: "all"}.get(finished, str(finished))
             rows.append(f"| {study.title} | {study.paper} | {scale} | {total} | {status} | `{command}` |")

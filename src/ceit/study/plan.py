@@ -33,7 +33,7 @@ import yaml
 from ceit.model.names import unknown
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.option_types import require_types
-from ceit.train.recipe import flat_keys, read_recipe
+from ceit.train.recipe import flat_keys, nested, read_recipe
 
 TUNING = "learning_rate"
 """The study that the others take their learning rates from."""
@@ -283,15 +283,6 @@ def joined(options: Options, further: Options) -> Options:
     for key, value in further.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict) and "arm" not in value
         result[key] = joined(result[key], value) if both else value
-    return result
-
-
-def nested(flat: Mapping[str, Any]) -> Options:
-    """Dotted options as sections."""
-    result: Options = {}
-    for key, value in flat.items():
-        section, _, name = key.rpartition(".")
-        (result.setdefault(section, {}) if section else result)[name] = value
     return result
 
 

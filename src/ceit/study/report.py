@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
-from ceit.explain.pictures import BLUE, COLOURS, ORANGE, STYLE, save_figure
+from ceit.explain.pictures import BLUE, COLOURS, MARKERS, ORANGE, STYLE, save_figure
 from ceit.study.cells import Record, folder_of, records_of, unpack
 from ceit.study.plan import Study, scales
+from ceit.study.results import machine_words
 from ceit.study.significance import LEVEL, Comparison, compare
 from ceit.train.directory import write_text
 
@@ -139,9 +140,7 @@ def p_value(p: float) -> str:
 
 def machine_of(record: Record) -> str:
     """The machine of a cell in words."""
-    machine = record["machine"]
-    device = machine["accelerator"] or f"{machine['threads']} threads of {machine['processor']}"
-    return f"{device}, torch {machine['torch']}, {record['precision']}"
+    return f"{machine_words(record['machine'])}, {record['precision']}"
 
 
 def _pairs(records: dict[str, list[Record]], one: str, other: str) -> list[tuple[Record, Record]]:
@@ -205,7 +204,7 @@ def _draw_curves(axes: "Axes", arms: list[str], records: dict[str, list[Record]]
         for curve in curves:
             axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=1.0, alpha=0.35)
         means = [mean(values) for values in zip(*curves, strict=False)]  # while all of them ran
-        label, marker = f"{arm}: {means[-1]:.2f}", "osD^v"[number % 5]
+        label, marker = f"{arm}: {means[-1]:.2f}", MARKERS[number % len(MARKERS)]
         axes.plot(range(1, len(means) + 1), means, color=colour, marker=marker, markersize=4, label=label)
     axes.set_title("Validation accuracy, top-1 in %: every seed, and the mean")
     axes.set_xlabel("epoch")

@@ -48,7 +48,7 @@ def results_table(study: Path) -> str:
             f"| {reports[0]['epochs']} | {', '.join(str(report['seed']) for report in reports)} "
             f"| **{mean(accuracies):.2f} %** | {min(accuracies):.2f} % | {seconds / 60:.1f} min |"
         )
-    machines = sorted({_machine(report["machine"]) for reports in runs.values() for report in reports})
+    machines = sorted({machine_words(report["machine"]) for reports in runs.values() for report in reports})
     return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}."])
 
 
@@ -65,7 +65,8 @@ def _rank(data: str) -> int:
     return ORDER.index(data) if data in ORDER else len(ORDER)
 
 
-def _machine(machine: dict[str, Any]) -> str:
+def machine_words(machine: dict[str, Any]) -> str:
+    """What a figure was measured on, for below a table."""
     device = machine["accelerator"] or f"{machine['threads']} threads of {machine['processor']}"
     return f"{device}, torch {machine['torch']}"
 

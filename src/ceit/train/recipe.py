@@ -1,6 +1,7 @@
 """Recipes: named sets of options, out of the package or out of a YAML file."""
 
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,16 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
 def recipe_config(name_or_file: str, **overrides: Any) -> TrainConfig:
     """The configuration of a recipe, with top-level options replaced. Raises ValueError as ``read_recipe`` and for bad
     values."""
+    return config_from(nested(read_recipe(name_or_file)) | overrides)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted options as sections."""
     values: dict[str, Any] = {}
-    for key, value in read_recipe(name_or_file).items():
+    for key, value in flat.items():
         section, _, name = key.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = value
-    return config_from(values | overrides)
+    return values
 
 
 def seconds_of(duration: str) -> float:
