@@ -199,16 +199,33 @@ def test_a_finished_model_is_never_thrown_away(finished: Finished, tmp_path: Pat
     assert contents(finished.places.runs / "own" / "digits" / CELLS[0]) == before
 
 
-def test_a_cell_that_another_process_trains_is_left_alone(finished: Finished, tmp_path: Path) -> None:
+def test_processes_share_the_cells_and_take_over_what_one_leaves(finished: Finished, tmp_path: Path) -> None:
+    """Two processes and a third that holds a cell and gives it up: every cell is trained once."""
     places = Places(tmp_path / "results", tmp_path / "runs")
-    running = places.runs / "own" / "digits" / CELLS[0]
-    running.mkdir(parents=True)
-    (running / "config.yaml").write_text("data: digits\n")
-    with (running / ".lock").open("w") as lock:
+    held = places.run_of(load_study(str(finished.file)).cells(scales()["digits"], {})[0])
+    held.parent.mkdir(parents=True)
+    command = [sys.executable, "-m", "ceit", "reproduce", str(finished.file)]
+    command += ["--results", str(places.results), "--runs", str(places.runs)]
+    with (held.parent / f"{held.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="is in use by another run"):
-            run(str(finished.file), places)
-    assert (running / "config.yaml").read_text() == "data: digits\n"
+        processes = [
+            subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        folder = places.results / "own" / "digits"
+        until = time.monotonic() + 120
+        while len(list(folder.glob("*.json"))) < 3:
+            assert all(process.poll() is None for process in processes)
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert not held.exists()
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    for number, cell in enumerate(CELLS, start=1):
+        assert sum(f"cell {number} of 4: {cell}\n" in text for text in said) == 1
+    assert "waiting for other processes" in "".join(said)
+    assert sorted(contents(folder)) == sorted([*REPORT, *(f"{cell}.json" for cell in CELLS)])
+    assert not list(held.parent.glob("*.lock"))
 
 
 def test_results_that_cannot_be_written_are_told_before_anything_is_trained(

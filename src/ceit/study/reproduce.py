@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -21,12 +22,13 @@ from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study
 from ceit.train.assemble import Say, Show, build
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.config import Distillation
-from ceit.train.directory import lines_of, saved_config
+from ceit.train.directory import InUseError, lines_of, locked, saved_config
 from ceit.train.distributed import make_accelerator
 from ceit.train.probe import seconds_of_an_epoch
 from ceit.train.run import Result, train
 
 _LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones
+_LOOK_AGAIN_SECONDS = 2.0
 OF_THE_CELL = ("format", "study", "scale", "arm", "seed", "data", "options")
 """Of a cell's file: what is not found by running it."""
 
@@ -50,6 +52,9 @@ class Places:
 def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show) -> list[Cell]:
     """Run every cell that is not finished, those of the learning rates first, and return the study's cells.
 
+    Several processes with the same places share the cells out among them: each takes one that no other is running, and
+    waits at the end until all are finished, to take over what another has left.
+
     Raises: ValueError for a cell's file that was changed, or as ``train``; OSError if results cannot be written;
     Interrupted after saving.
     """
@@ -64,19 +69,35 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show) 
         rates = chosen_rates(scale, places)
     cells = study.cells(scale, rates or {})
     needed = {arm for cell in cells for arm in cell.needs}  # their models too, not only what they found
-    for number, cell in enumerate(cells, start=1):
-        if read_cell(places.results, cell) is not None:
-            continue
-        twin = None if cell.arm in needed else same_elsewhere(places.results, cell)
-        if twin is not None:
-            record = read_record(twin)
-            found = {key: value for key, value in record.items() if key not in OF_THE_CELL}
-            write_cell(places.results, cell, found | {"measured_as": twin.relative_to(places.results).as_posix()})
-            say(f"cell {number} of {len(cells)}: {cell.name} is the same run as {twin}")
-            continue
-        say(f"cell {number} of {len(cells)}: {cell.name}")
-        run_cell(cell, places, say, show)
+    told = 0
+    while waiting := [cell for cell in cells if read_cell(places.results, cell) is None]:
+        others = 0
+        for cell in waiting:
+            words = f"cell {cells.index(cell) + 1} of {len(cells)}: {cell.name}"
+            if not all(path_of(places.results, replace(cell, arm=arm)).is_file() for arm in cell.needs):
+                others += 1
+            elif cell.arm in needed or not _copy_of_a_twin(cell, places, say, words):
+                try:
+                    run_cell(cell, places, say, show, words)
+                except InUseError:
+                    others += 1
+        if others == len(waiting):
+            if others != told:
+                say(f"waiting for other processes, which are running the last {others} of the cells")
+            told = others
+            time.sleep(_LOOK_AGAIN_SECONDS)
     return cells
+
+
+def _copy_of_a_twin(cell: Cell, places: Places, say: Say, words: str) -> bool:
+    """Write what another study found in the same run, if there is one."""
+    twin = same_elsewhere(places.results, cell)
+    if twin is None:
+        return False
+    found = {key: value for key, value in read_record(twin).items() if key not in OF_THE_CELL}
+    write_cell(places.results, cell, found | {"measured_as": twin.relative_to(places.results).as_posix()})
+    say(f"{words} is the same run as {twin}")
+    return True
 
 
 def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
@@ -94,30 +115,38 @@ def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
     return {family: max(found, key=lambda rate: found[rate]) for family, found in scores.items()}
 
 
-def run_cell(cell: Cell, places: Places, say: Say, show: Show) -> None:
-    """Train one cell, or go on with it, and write its file.
+def run_cell(cell: Cell, places: Places, say: Say, show: Show, words: str) -> None:
+    """Train one cell, or go on with it, and write its file; ``words`` are said before.
 
-    Raises: ValueError if a model that it needs is not there, or its own is there without its file; as ``train``.
+    Raises: InUseError if another process is running it; ValueError if a model that it needs is not there, or its own is
+    there without its file; as ``train``.
     """
     output, path = places.run_of(cell), path_of(places.results, cell)
-    models = places.models_for(cell)
-    for arm, model in models.items():
-        if not model.is_file():
-            finished = path_of(places.results, replace(cell, arm=arm))
-            raise ValueError(f"{cell.name} needs the model of {arm}, and {model} is not there: remove {finished} too")
-    if (output / "test.json").is_file() and not checkpoints_in(output / "checkpoints"):
-        raise ValueError(
-            f"{output} holds a finished model, and its cell's file {path} is missing: restore the file, or remove the "
-            "directory to train it again"
-        )
-    right: list[bool] = []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with locked(output.parent / f"{cell.name}.lock"):
+        if path.is_file():  # another process was quicker
+            return
+        say(words)
+        models = places.models_for(cell)
+        for arm, model in models.items():
+            if not model.is_file():
+                finished = path_of(places.results, replace(cell, arm=arm))
+                raise ValueError(
+                    f"{cell.name} needs the model of {arm}, and {model} is not there: remove {finished} too"
+                )
+        if (output / "test.json").is_file() and not checkpoints_in(output / "checkpoints"):
+            raise ValueError(
+                f"{output} holds a finished model, and its cell's file {path} is missing: restore the file, or remove "
+                "the directory to train it again"
+            )
+        right: list[bool] = []
 
-    def observe(logits: Tensor, labels: Tensor) -> None:
-        right.extend((logits.argmax(1) == labels).tolist())
+        def observe(logits: Tensor, labels: Tensor) -> None:
+            right.extend((logits.argmax(1) == labels).tolist())
 
-    result = train(cell.config(models), cell.data, output, resume="auto", say=say, show=show, observe_test=observe)
-    write_cell(places.results, cell, _found(result, right))
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        result = train(cell.config(models), cell.data, output, resume="auto", say=say, show=show, observe_test=observe)
+        write_cell(places.results, cell, _found(result, right))
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
 
 def _found(result: Result, right: list[bool]) -> Record:

@@ -1,6 +1,7 @@
 """The directory of a run: whose it is, what was saved in it, and what a resumed run takes up."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,31 @@ MAY_CHANGE = ("device_batch_size", "workers", "keep_checkpoints", "checkpoint_ev
 _RESULTS = ("model.safetensors", "test.json")
 
 
+class InUseError(ValueError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
+
+    Raises: InUseError if another process holds it. Where the system has no such locks (Windows) nothing is held.
+    """
+    with path.open("w") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+                    raise InUseError(f"{path} was given up a moment ago: start again")
+        except OSError as error:  # held, or gone
+            raise InUseError(f"{path.parent} is in use by another process") from error
+        try:
+            yield
+        finally:
+            with suppress(PermissionError):  # Windows keeps a file that is open
+                path.unlink(missing_ok=True)
+
+
 @contextmanager
 def owned(output: Path, resuming: bool) -> Iterator[None]:
     """The output directory, for this run alone; a run that fails before it has written anything leaves nothing behind.
@@ -38,20 +64,16 @@ def owned(output: Path, resuming: bool) -> Iterator[None]:
     if held and not checkpoints_in(output / "checkpoints") and ("config.yaml" not in held or set(_RESULTS) & set(held)):
         raise ValueError(f"output directory {output} holds files but no run that can be resumed; name another")
     output.mkdir(parents=True, exist_ok=True)
-    with lock_file.open("w") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"output directory {output} is in use by another run; name another") from error
-        for left_over in (*output.glob(".*.tmp"), *output.glob("checkpoints/.*.tmp")):
-            left_over.unlink()  # of a run that was killed while it was writing
-        try:
+    try:
+        with locked(lock_file):
+            for left_over in (*output.glob(".*.tmp"), *output.glob("checkpoints/.*.tmp")):
+                left_over.unlink()  # of a run that was killed while it was writing
             yield
-        finally:
-            with suppress(PermissionError):  # Windows keeps a file that is open
-                lock_file.unlink(missing_ok=True)
-            if is_new and not any(output.iterdir()):
+    except InUseError as error:
+        raise InUseError(f"output directory {output} is in use by another run; name another") from error
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
                 output.rmdir()
 
 
