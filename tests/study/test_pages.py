@@ -14,7 +14,10 @@ from ceit.study.pages import with_computed_parts
 from ceit.train.config import known_keys
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "docs" / "scale.md", ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "recipes").glob("*.md"))]
+PAGES = [
+    *(ROOT / "docs" / f"{name}.md" for name in ("scale", "results", "reproduce")),
+    *sorted((ROOT / "docs" / "recipes").glob("*.md")),
+]
 BLOCK = re.compile(r"```.*?```", re.DOTALL)
 COMPUTED = [ROOT / "README.md", ROOT / "docs" / "speed.md", *PAGES]
 ALL = [*PAGES, ROOT / "docs" / "training.md"]
@@ -49,7 +52,7 @@ def test_every_command_is_one_that_the_parser_takes(page: Path) -> None:
 @pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
 def test_every_option_that_the_text_names_exists(page: Path) -> None:
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
-    of_others = {"multi_gpu", "nproc_per_node", "gpus_per_node", "cpus_per_task"}
+    of_others = {"multi_gpu", "nproc_per_node", "gpus_per_node", "cpus_per_task", "scale", "dry_run"}
     known = {*known_keys(), *SWITCHES, *of_others, "recipe", "data", "output", "resume", "time_budget"}
     known |= {f"geometry.{field.name}" for field in fields(CeiTConfig)}
     named = {name.replace("-", "_") for name in re.findall(r"`[^`]*?--([a-z][\w.-]+)", text)}

@@ -62,8 +62,8 @@ def test_the_same_three_learning_rates_are_tried_with_both() -> None:
 def test_fewer_images_are_shown_as_often() -> None:
     cells = load_study("data_efficiency").cells(scales()["cifar10"], RATES)
     shown = {cell.config().train_percent * (cell.config().epochs or 0) for cell in cells}
-    assert shown == {600.0}
-    assert {cell.config().warmup_epochs / (cell.config().epochs or 1) for cell in cells} == {0.5 / 6}
+    assert shown == {400.0}
+    assert {cell.config().warmup_epochs / (cell.config().epochs or 1) for cell in cells} == {0.5 / 4}
 
 
 def test_sections_are_joined_key_by_key() -> None:

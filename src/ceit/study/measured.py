@@ -23,9 +23,9 @@ def averages_table() -> str:
     return "\n".join(rows)
 
 
-def transfer_table() -> str:
-    """Test accuracy of fine-tuned and of new weights after the same steps, for each seed of ``studies/transfer``."""
-    folder = STUDIES / "transfer"
+def fine_tuning_table() -> str:
+    """Test accuracy of fine-tuned and of new weights after the same steps, for each seed of ``studies/fine_tuning``."""
+    folder = STUDIES / "fine_tuning"
     rows = [
         "| seed | six classes, 32 px | four others, 48 px: fine-tuned | from scratch | gain |",
         "|---|---|---|---|---|",

@@ -24,6 +24,11 @@ def overview_table() -> str:
             command = f"ceit reproduce {name} --scale {scale}"
             status = {0: "not run", total: "all"}.get(finished, str(finished))
             rows.append(f"| {study.title} | {study.paper} | {scale} | {total} | {status} | `{command}` |")
+    rows.append("| [Complexity](#complexity) | the complexity analysis | - | - | all | `ceit info MODEL` |")
+    rows.append(
+        "| [Why it works](#why-it-works) | the claim of locality and long range | cifar10 | those of From DeiT to CeiT "
+        "| as far as these | `ceit reproduce modules --scale cifar10` |"
+    )
     return "\n".join(rows)
 
 
@@ -34,6 +39,13 @@ def study_tables(name: str, scale: str) -> str:
     if not records:
         return f"*Not run yet: {command}*"
     return f"{report.tables(study, scale, records)}\n\n{command}"
+
+
+def evidence(scale: str, *names: str) -> str:
+    """What was compared with what in several studies, as far as it was measured."""
+    studies = [load_study(name) for name in names]
+    found = [(study, records_of(STUDIES, study, scale)) for study in studies]
+    return report.evidence_table(found)
 
 
 def locality(name: str, scale: str) -> str:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TABLE, FIGURE = "table.md", "figure"
+_TEST_IN_WORDS = (
+    "p: McNemar's exact test over the test images, seed by seed; *better* or *worse* where every seed says so with "
+    f"p < {LEVEL:g}."
+)
 
 
 def write_report(root: Path, study: Study, scale: str) -> list[Path]:
@@ -79,11 +83,24 @@ def comparison_table(study: Study, records: dict[str, list[Record]]) -> str:
             f"| {one} against {other} | {mean(found.gains):+.2f} | {each} | {p_value(max(found.p_values))} "
             f"| {found.verdict} |"
         )
-    words = (
-        f"McNemar's exact test over the test images, seed by seed; *better* or *worse* where every seed says so with "
-        f"p < {LEVEL:g}."
-    )
-    return "\n".join([*rows, "", words])
+    return "\n".join([*rows, "", _TEST_IN_WORDS])
+
+
+def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
+    """A row for every pair that the studies compare and that has been measured: both accuracies, seeds, test."""
+    rows = ["| | test top-1 | against | gain, points | seeds | largest p | |", "|---|---|---|---|---|---|---|"]
+    for study, records in found:
+        for one, other in study.compare:
+            pairs, compared = _pairs(records, one, other), comparison_of(records, one, other)
+            if compared is None:
+                continue
+            first, second = ([cell["test"]["top1_percent"] for cell in cells] for cells in zip(*pairs, strict=True))
+            rows.append(
+                f"| {one} | {mean(first):.2f} % {spread(first)} | {other}, {mean(second):.2f} % {spread(second)} "
+                f"| **{mean(compared.gains):+.2f}** | {len(pairs)} | {p_value(max(compared.p_values))} "
+                f"| {compared.verdict} |"
+            )
+    return "\n".join([*rows, "", f"±: standard deviation over the seeds. {_TEST_IN_WORDS}"])
 
 
 def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:

@@ -67,7 +67,8 @@ def _rank(data: str) -> int:
 
 def machine_words(machine: dict[str, Any]) -> str:
     """What a figure was measured on, for below a table."""
-    device = machine["accelerator"] or f"{machine['threads']} threads of {machine['processor']}"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    device = machine["accelerator"] or f"{threads} of {machine['processor']}"
     return f"{device}, torch {machine['torch']}"
 
 
