@@ -246,6 +246,10 @@ def test_a_dry_run_prints_the_cells_and_their_time(finished: Finished, capsys: p
     assert all(cell in printed for cell in CELLS)
     assert "to run" in printed
     assert "4 cells" in printed
+    assert ceit_cli.main(["reproduce", *nowhere, "--seeds", "1"]) == 0
+    assert "2 cells" in capsys.readouterr().out
+    assert ceit_cli.main(["reproduce", *nowhere, "--seeds", "0"]) == 2
+    assert "--seeds 0 must be at least 1" in capsys.readouterr().err
     assert ceit_cli.main(["reproduce", *finished.arguments, "--dry-run"]) == 0
     assert "to run" not in capsys.readouterr().out
     assert contents(finished.folder) == before

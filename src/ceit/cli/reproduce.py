@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -35,10 +36,15 @@ def main(arguments: list[str]) -> None:
         return
     if options.study is None:
         parser.error("name a study; --list shows them")
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds {options.seeds} must be at least 1")
     study = load_study(options.study)
     scale = scale_of(study, options.scale or ("cifar10" if "cifar10" in study.scales else study.scales[0]))
+    if options.seeds is not None:
+        study = replace(study, seeds={scale.name: options.seeds})
     places = Places(options.results, options.runs)
     command = ["ceit", "reproduce", options.study, "--scale", scale.name]
+    command += [] if options.seeds is None else ["--seeds", str(options.seeds)]
     for name, place, usual in (("results", places.results, Places.results), ("runs", places.runs, Places.runs)):
         command += [] if place == usual else [f"--{name}", str(place)]
     if options.dry_run:
@@ -65,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("study", metavar="STUDY", nargs="?", help=f"{', '.join(study_names())}, or a YAML file")
     parser.add_argument("--scale", metavar="NAME", help=f"{', '.join(scales())} (default: cifar10 if it runs there)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="run N seeds (default: as many as the study has)")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and the hours they need, run nothing")
     parser.add_argument("--list", action="store_true", help="print the studies and what they ask")
     parser.add_argument("--results", type=Path, default=Places.results, metavar="DIR", help="default: %(default)s")
