@@ -47,11 +47,11 @@ class LocallyEnhancedFeedForward(nn.Module):
             )
         class_b1d, patches_bnd = tokens_btd[:, :1], tokens_btd[:, 1:]
         map_behw = to_map(self.expand(patches_bnd), grid)
-        map_behw = F.gelu(self.expand_norm(map_behw))
-        map_behw = F.gelu(self.depthwise_norm(self.depthwise(map_behw)))
+        map_behw = gelu(self.expand_norm(map_behw))
+        map_behw = gelu(self.depthwise_norm(self.depthwise(map_behw)))
         map_bdhw = self.project_norm(to_map(self.project(to_tokens(map_behw)), grid))
         if self.last_activation:
-            map_bdhw = F.gelu(map_bdhw)
+            map_bdhw = gelu(map_bdhw)
         return torch.cat([self.of_class_token(class_b1d), to_tokens(map_bdhw)], dim=1)
 
     def of_class_token(self, class_b1d: Tensor) -> Tensor:
@@ -76,6 +76,13 @@ class MultilayerPerceptron(nn.Module):
     def of_class_token(self, tokens_btd: Tensor) -> Tensor:
         """What the layer returns for any tokens, the class token ``(B, 1, D)`` among them."""
         return self.fc2(F.gelu(self.fc1(tokens_btd)))
+
+
+def gelu(map_bchw: Tensor) -> Tensor:
+    """GELU of a channels-last map."""
+    if torch.compiler.is_compiling():  # where a change of axes would stay in the graph
+        return F.gelu(map_bchw)
+    return F.gelu(map_bchw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # torch's fast kernel on CPUs wants memory in order
 
 
 def to_map(tokens_bnc: Tensor, grid: tuple[int, int]) -> Tensor:
