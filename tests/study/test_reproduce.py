@@ -14,7 +14,7 @@ import yaml
 
 import ceit_cli
 from ceit.study import reproduce as runner
-from ceit.study.cells import read_record, records_of, unpack, write_cell
+from ceit.study.cells import path_of, read_record, records_of, same_elsewhere, unpack, write_cell
 from ceit.study.plan import TUNING, load_study, scales
 from ceit.study.report import comparison_of, tables
 from ceit.study.reproduce import Places, chosen_rates, reproduce
@@ -82,6 +82,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     steps = sum('"event": "step"' in line for line in lines_of(metrics))
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
     return Finished(file, places, cells, steps, again.stderr)
+
+
+def test_a_cell_is_no_twin_of_itself(finished: Finished) -> None:
+    """As it would be where another process finishes it between two looks."""
+    cells = load_study(str(finished.file)).cells(scales()["digits"], {})
+    assert path_of(finished.places.results, cells[0]).is_file()
+    assert same_elsewhere(finished.places.results, cells[0]) is None
 
 
 def contents(folder: Path) -> dict[str, bytes]:

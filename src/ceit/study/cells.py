@@ -105,7 +105,7 @@ def same_elsewhere(root: Path, cell: Cell) -> Path | None:
     if cell.needs:
         return None
     for path in sorted(root.glob(f"*/{cell.scale}/*.seed{cell.seed}.json")):
-        record = _read_if_sealed(path)
+        record = None if path == path_of(root, cell) else _read_if_sealed(path)
         if record is not None and record["data"] == cell.data and record["options"] == options:
             return path
     return None
