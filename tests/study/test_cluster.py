@@ -8,7 +8,7 @@ import pytest
 import ceit_cli
 from ceit.cli.train import parse
 from ceit.study.cluster import command_of, data_bytes, gpu_hours, plan_text, run_bytes
-from ceit.study.plan import Cell, load_study, scales
+from ceit.study.plan import Cell, load_study, scales, study_names
 from ceit.study.recipes import GPU_FLOPS, training_flops
 from ceit.study.reproduce import Places
 
@@ -61,6 +61,12 @@ def test_the_command_prints_it_without_the_data(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "--output R/imagenet/imagenet/ceit-t.seed0" in printed
     assert printed.splitlines()[-1] == "ceit reproduce imagenet --scale imagenet --runs R"
+    assert ceit_cli.main(["reproduce", "all", "--scale", "imagenet", "--runs", "R", "--dry-run"]) == 0
+    every = capsys.readouterr().out
+    assert printed in every
+    assert every.count("\nceit reproduce ") == len(
+        [name for name in study_names() if "imagenet" in load_study(name).scales]
+    )
     assert ceit_cli.main(["reproduce", "--list"]) == 0
     assert "convergence" in capsys.readouterr().out
 

@@ -257,6 +257,10 @@ def test_a_dry_run_prints_the_cells_and_their_time(finished: Finished, capsys: p
     assert "2 cells" in capsys.readouterr().out
     assert ceit_cli.main(["reproduce", *nowhere, "--seeds", "0"]) == 2
     assert "--seeds 0 must be at least 1" in capsys.readouterr().err
+    assert ceit_cli.main(["reproduce"]) == 2
+    assert "name a study, or all" in capsys.readouterr().err
+    assert ceit_cli.main(["reproduce", "all", "--scale", "digit"]) == 1
+    assert "unknown scale 'digit'; did you mean 'digits'" in capsys.readouterr().err
     assert ceit_cli.main(["reproduce", *finished.arguments, "--dry-run"]) == 0
     assert "to run" not in capsys.readouterr().out
     assert contents(finished.folder) == before

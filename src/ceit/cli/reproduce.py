@@ -16,6 +16,7 @@ from ceit.cli.train import LiveProgress
 from ceit.data.published import PUBLISHED
 from ceit.data.sources import SETS
 from ceit.inference.memory import keep_freed_memory
+from ceit.model.names import unknown
 from ceit.study.cells import path_of, read_cell, read_record
 from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study, scale_of, scales, study_names
@@ -23,9 +24,11 @@ from ceit.study.report import write_report
 from ceit.study.reproduce import Places, chosen_rates, reproduce, seconds_needed
 from ceit.train.loop import Interrupted
 
+ALL = "all"
+
 
 def main(arguments: list[str]) -> None:
-    """Run what is not finished of a study, then write its tables and figures.
+    """Run what is not finished of the studies, then write their tables and figures.
 
     Raises: ValueError for an unknown study or scale, a cell's file that was changed, or as training does.
     """
@@ -34,42 +37,63 @@ def main(arguments: list[str]) -> None:
     if options.list:
         print_studies(Console())
         return
-    if options.study is None:
-        parser.error("name a study; --list shows them")
+    if not options.studies:
+        parser.error(f"name a study, or {ALL}; --list shows them")
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
-    study = load_study(options.study)
-    scale = scale_of(study, options.scale or ("cifar10" if "cifar10" in study.scales else study.scales[0]))
-    if options.seeds is not None:
-        study = replace(study, seeds={scale.name: options.seeds})
+    names = _of_scale(options.scale or "cifar10") if options.studies == [ALL] else options.studies
+    asked = [(name, *_study_at(name, options.scale, options.seeds)) for name in names]
     places = Places(options.results, options.runs)
-    command = ["ceit", "reproduce", options.study, "--scale", scale.name]
-    command += [] if options.seeds is None else ["--seeds", str(options.seeds)]
-    for name, place, usual in (("results", places.results, Places.results), ("runs", places.runs, Places.runs)):
-        command += [] if place == usual else [f"--{name}", str(place)]
     if options.dry_run:
-        print_plan(study, scale, places, shlex.join(command))
+        for name, study, scale in asked:
+            print_plan(study, scale, places, _command([name], scale.name, options))
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("ceit reproduce runs in one process: --dry-run prints the commands for several")
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
-    try:
-        with LiveProgress(Console(stderr=True)) as live:
-            reproduce(study, scale, places, live.say, live.show)
-    except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
-        said = f"stopped, nothing that was saved is lost; go on with: {shlex.join(command)}"
-        raise Interrupted(said, getattr(stop, "terminated", False)) from None
-    for path in write_report(places.results, study, scale.name):
-        print(path)
+    for _, study, scale in asked:
+        try:
+            with LiveProgress(Console(stderr=True)) as live:
+                reproduce(study, scale, places, live.say, live.show)
+        except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
+            command = _command(options.studies, options.scale or scale.name, options)
+            said = f"stopped, nothing that was saved is lost; go on with: {command}"
+            raise Interrupted(said, getattr(stop, "terminated", False)) from None
+        for path in write_report(places.results, study, scale.name):
+            print(path)
+
+
+def _of_scale(scale: str) -> list[str]:
+    """The studies that run at a scale. Raises: ValueError for an unknown one."""
+    if scale not in scales():
+        raise ValueError(unknown("scale", scale, scales()))
+    return [name for name in study_names() if scale in load_study(name).scales]
+
+
+def _study_at(name: str, scale_name: str | None, seeds: int | None) -> tuple[Study, Scale]:
+    """A study with its scale, CIFAR-10 unless it does not run there, and as many seeds as asked."""
+    study = load_study(name)
+    scale = scale_of(study, scale_name or ("cifar10" if "cifar10" in study.scales else study.scales[0]))
+    return (study if seeds is None else replace(study, seeds={scale.name: seeds})), scale
+
+
+def _command(names: list[str], scale: str, options: argparse.Namespace) -> str:
+    """What was called, for studies and a scale."""
+    words = ["ceit", "reproduce", *names, "--scale", scale]
+    words += [] if options.seeds is None else ["--seeds", str(options.seeds)]
+    for name, place, usual in (("results", options.results, Places.results), ("runs", options.runs, Places.runs)):
+        words += [] if place == usual else [f"--{name}", str(place)]
+    return shlex.join(words)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ceit reproduce",
-        description="Run a study: every cell once, to the end whatever stops it in between; a second run does nothing.",
+        description="Run studies: every cell once, to the end whatever stops it in between; a second run does nothing.",
     )
-    parser.add_argument("study", metavar="STUDY", nargs="?", help=f"{', '.join(study_names())}, or a YAML file")
+    words = f"{', '.join(study_names())}; a YAML file; {ALL} for every study of the scale"
+    parser.add_argument("studies", metavar="STUDY", nargs="*", help=words)
     parser.add_argument("--scale", metavar="NAME", help=f"{', '.join(scales())} (default: cifar10 if it runs there)")
     parser.add_argument("--seeds", type=int, metavar="N", help="run N seeds (default: as many as the study has)")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and the hours they need, run nothing")
