@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -233,6 +234,20 @@ def test_processes_share_the_cells_and_take_over_what_one_leaves(finished: Finis
     assert "waiting for other processes" in "".join(said)
     assert sorted(contents(folder)) == sorted([*REPORT, *(f"{cell}.json" for cell in CELLS)])
     assert not list(held.parent.glob("*.lock"))
+
+
+def test_what_another_process_runs_is_not_waited_for_unless_asked(finished: Finished, tmp_path: Path) -> None:
+    places = Places(tmp_path / "results", tmp_path / "runs")
+    shutil.copytree(finished.places.results, places.results)
+    study = load_study(str(finished.file))
+    cell = study.cells(scales()["digits"], {})[1]
+    path_of(places.results, cell).unlink()
+    held = places.run_of(cell)
+    held.parent.mkdir(parents=True)
+    with (held.parent / f"{held.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        reproduce(study, scales()["digits"], places, lambda message: None, lambda state: None, wait=False)
+    assert not held.exists()
 
 
 def test_results_that_cannot_be_written_are_told_before_anything_is_trained(

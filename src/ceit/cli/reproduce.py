@@ -52,14 +52,17 @@ def main(arguments: list[str]) -> None:
         raise ValueError("ceit reproduce runs in one process: --dry-run prints the commands for several")
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
-    for _, study, scale in asked:
-        try:
-            with LiveProgress(Console(stderr=True)) as live:
+    try:
+        with LiveProgress(Console(stderr=True)) as live:
+            for _, study, scale in asked[:-1]:  # what others are running of one study need not delay the next
+                reproduce(study, scale, places, live.say, live.show, wait=False)
+            for _, study, scale in asked:
                 reproduce(study, scale, places, live.say, live.show)
-        except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
-            command = _command(options.studies, options.scale or scale.name, options)
-            said = f"stopped, nothing that was saved is lost; go on with: {command}"
-            raise Interrupted(said, getattr(stop, "terminated", False)) from None
+    except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
+        command = _command(options.studies, options.scale or asked[0][2].name, options)
+        said = f"stopped, nothing that was saved is lost; go on with: {command}"
+        raise Interrupted(said, getattr(stop, "terminated", False)) from None
+    for _, study, scale in asked:
         for path in write_report(places.results, study, scale.name):
             print(path)
 

@@ -49,11 +49,11 @@ class Places:
         return {arm: self.run_of(replace(cell, arm=arm)) / "model.safetensors" for arm in cell.needs}
 
 
-def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show) -> list[Cell]:
+def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, wait: bool = True) -> list[Cell]:
     """Run every cell that is not finished, those of the learning rates first, and return the study's cells.
 
-    Several processes with the same places share the cells out among them: each takes one that no other is running, and
-    waits at the end until all are finished, to take over what another has left.
+    Several processes with the same places share the cells out among them: each takes one that no other is running. At
+    the end it waits until all are finished, to take over what another has left; unless ``wait``, it does not.
 
     Raises: ValueError for a cell's file that was changed, or as ``train``; OSError if results cannot be written;
     Interrupted after saving.
@@ -82,6 +82,8 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show) 
                 except InUseError:
                     others += 1
         if others == len(waiting):
+            if not wait:
+                break
             if others != told:
                 say(f"waiting for other processes, which are running the last {others} of the cells")
             told = others
