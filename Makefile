@@ -33,6 +33,7 @@ check: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python -m ceit.study.results README.md studies/demo
 	$(BIN)/python -m ceit.study.measured
+	$(BIN)/python -m ceit.study.report studies
 	$(BIN)/python -m ceit.study.pages README.md docs/*.md docs/recipes/*.md
 
 format: $(STAMP)

@@ -25,6 +25,10 @@ def test_a_gain_in_every_seed_is_better_and_one_seed_against_it_is_not() -> None
     assert compare([good], [good]).p_values == (1.0,)
 
 
+def test_one_seed_tells_nothing_of_others() -> None:
+    assert compare([np.arange(1000) < 800], [np.arange(1000) < 700]).verdict == "one seed"
+
+
 def test_different_test_images_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="the same test images"):
         compare([np.ones(3, bool)], [np.ones(4, bool)])

@@ -47,10 +47,7 @@ def attention_distances(model: CeiT, images: Tensor) -> list[float]:
     ``mean over images, heads and q of sum_k A[q, k] |q - k|`` with ``|q - k|`` the distance on the grid and ``A`` the
     attention among patches alone, its rows summing to one. Source: as in Dosovitskiy et al., ICLR 2021, appendix D.7.
     """
-    height, width = model.config.grid
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([y.flatten(), x.flatten()], dim=1).to(images)
-    distance_qk = torch.cdist(places, places)
+    distance_qk = token_distances(model.config.grid).to(images)
     found: list[float] = []
 
     def measure(attention: MultiHeadSelfAttention, inputs: tuple[Any, ...]) -> None:
@@ -70,3 +67,10 @@ def attention_distances(model: CeiT, images: Tensor) -> list[float]:
         for handle in handles:
             handle.remove()
     return found
+
+
+def token_distances(grid: tuple[int, int]) -> Tensor:
+    """Distance of every patch to every other, in tokens: ``(H*W, H*W)``."""
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    places = torch.stack([y.flatten(), x.flatten()], dim=1).float()
+    return torch.cdist(places, places)

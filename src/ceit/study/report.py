@@ -1,13 +1,19 @@
-"""Tables and figures of a study, made from the files of its cells and from nothing else."""
+"""Tables and figures of a study, made from the files of its cells and from nothing else.
 
+python -m ceit.study.report studies
+"""
+
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from ceit.explain.pictures import BLUE, COLOURS, MARKERS, ORANGE, STYLE, save_figure
+from ceit.model.variants import config_of
 from ceit.study.cells import Record, folder_of, records_of, unpack
-from ceit.study.plan import Study, scales
+from ceit.study.locality import token_distances
+from ceit.study.plan import Study, load_study, scales, study_names
 from ceit.study.results import machine_words
 from ceit.study.significance import LEVEL, Comparison, compare
 from ceit.train.directory import write_text
@@ -17,8 +23,8 @@ if TYPE_CHECKING:
 
 TABLE, FIGURE = "table.md", "figure"
 _TEST_IN_WORDS = (
-    "p: McNemar's exact test over the test images, seed by seed; *better* or *worse* where every seed says so with "
-    f"p < {LEVEL:g}."
+    "p: McNemar's exact test over the test images, seed by seed; *better* or *worse* where every one of several seeds "
+    f"says so with p < {LEVEL:g}."
 )
 
 
@@ -33,6 +39,14 @@ def write_report(root: Path, study: Study, scale: str) -> list[Path]:
     folder = folder_of(root, study.name, scale)
     write_text(folder / TABLE, f"# {study.title}\n\n{study.question}\n\n{tables(study, scale, records)}\n")
     return [folder / TABLE, *_draw(study, scale, records, folder / FIGURE)]
+
+
+def write_reports(root: Path) -> list[Path]:
+    """``write_report`` of every study of the package that has finished cells, at every scale."""
+    asked = [(study, scale) for study in map(load_study, study_names()) for scale in study.scales]
+    return [
+        path for study, scale in asked if records_of(root, study, scale) for path in write_report(root, study, scale)
+    ]
 
 
 def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
@@ -96,9 +110,8 @@ def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
                 continue
             first, second = ([cell["test"]["top1_percent"] for cell in cells] for cells in zip(*pairs, strict=True))
             rows.append(
-                f"| {one} | {mean(first):.2f} % {spread(first)} | {other}, {mean(second):.2f} % {spread(second)} "
-                f"| **{mean(compared.gains):+.2f}** | {len(pairs)} | {p_value(max(compared.p_values))} "
-                f"| {compared.verdict} |"
+                f"| {one} | {_accuracy(first)} | {other}, {_accuracy(second)} | **{mean(compared.gains):+.2f}** "
+                f"| {len(pairs)} | {p_value(max(compared.p_values))} | {compared.verdict} |"
             )
     return "\n".join([*rows, "", f"±: standard deviation over the seeds. {_TEST_IN_WORDS}"])
 
@@ -120,7 +133,7 @@ def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
 
 
 def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
-    """Shift consistency and attention distance of every arm, means over the seeds."""
+    """Shift consistency and attention distance of every arm, means over the seeds; then what even attention has."""
     shifts = list(next(iter(records.values()))[0]["locality"]["shift_consistency_percent"]) if records else []
     rows = [
         f"| | {' | '.join(f'{pixels} px' for pixels in shifts)} | attention distance by block, tokens |",
@@ -136,6 +149,10 @@ def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -
             f"| {arm.name} | {' | '.join(f'{value:.1f} %' for value in same)} "
             f"| {', '.join(f'{mean(values):.2f}' for values in distances)} |"
         )
+    model = scales()[scale].options.get("model")
+    if model is not None:
+        even = token_distances(config_of(model).grid).mean().item()
+        rows.append(f"| *the same attention to every patch* |{' |' * len(shifts)} {even:.2f} |")
     return "\n".join(rows)
 
 
@@ -148,6 +165,11 @@ def comparison_of(records: dict[str, list[Record]], one: str, other: str) -> Com
 def spread(values: list[float]) -> str:
     """The standard deviation, or a dash for a single value."""
     return f"± {stdev(values):.2f}" if len(values) > 1 else "-"
+
+
+def _accuracy(values: list[float]) -> str:
+    """Mean and spread, as far as there is one."""
+    return f"{mean(values):.2f} %" + (f" {spread(values)}" if len(values) > 1 else "")
 
 
 def p_value(p: float) -> str:
@@ -227,3 +249,7 @@ def _draw_curves(axes: "Axes", arms: list[str], records: dict[str, list[Record]]
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right", handlelength=1.6)
+
+
+if __name__ == "__main__":
+    write_reports(Path(sys.argv[1]))

@@ -28,7 +28,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse`` or ``not significant``."""
+        """``better``, ``worse`` or ``not significant``; of a single seed no such thing is said."""
+        if len(self.gains) == 1:
+            return "one seed"
         if not self.significant:
             return "not significant"
         return "better" if self.gains[0] > 0 else "worse"
