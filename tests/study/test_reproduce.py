@@ -16,8 +16,8 @@ import yaml
 import ceit_cli
 from ceit.study import reproduce as runner
 from ceit.study.cells import path_of, read_record, records_of, same_elsewhere, unpack, write_cell
-from ceit.study.plan import TUNING, load_study, scales
-from ceit.study.report import comparison_of, tables
+from ceit.study.plan import TUNING, load_study, scales, study_names
+from ceit.study.report import comparison_of, tables, write_reports
 from ceit.study.reproduce import Places, chosen_rates, reproduce
 from ceit.train.directory import lines_of
 
@@ -139,6 +139,20 @@ def test_the_table_has_every_arm_and_the_test_between_them(finished: Finished) -
     ):
         assert words in text
     assert tables(study, "digits", records) in text
+
+
+def test_the_committed_tables_are_those_of_the_committed_cells(tmp_path: Path) -> None:
+    studies = Path(__file__).parents[2] / "studies"
+    committed = [path for path in sorted(studies.glob("*/*/table.md")) if path.parent.parent.name in study_names()]
+    for path in committed:
+        shutil.copytree(path.parent, tmp_path / path.parent.relative_to(studies))
+        (tmp_path / path.relative_to(studies)).unlink()
+    written = write_reports(tmp_path)
+    for path in committed:
+        copy = tmp_path / path.relative_to(studies)
+        assert copy in written
+        assert copy.read_bytes() == path.read_bytes(), "run: make results"
+    assert committed
 
 
 def test_a_cell_edited_by_hand_is_detected(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
