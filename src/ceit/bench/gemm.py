@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ def _torch_products(dtype: torch.dtype, size: int) -> dict[str, Call]:
     if torch.backends.mkldnn.is_available():
         packed = to_mkldnn(layer) if dtype == torch.float32 else to_mkldnn(layer, dtype)
         blocked = left.float().to_mkldnn() if dtype == torch.float32 else left.float().to_mkldnn(dtype)
-        found["oneDNN linear"] = lambda: packed(blocked)
+        with suppress(RuntimeError):  # a processor that oneDNN has no such product for, as in bf16 without AVX-512
+            packed(blocked)
+            found["oneDNN linear"] = lambda: packed(blocked)
     return found
 
 
