@@ -110,6 +110,10 @@ def write(folder: Path, **changes: object) -> str:
             "'b', which must stand before it",
         ),
         ({"arms": {"one": {"each_learning_rate": True}, "two": {}}, "compare": [["one", "two"]]}, "cannot be compared"),
+        (
+            {"arms": {"one": {"each_learning_rate": True}, "two": {"options": {"initial_checkpoint": {"arm": "one"}}}}},
+            "needs 'one', which is one for each learning rate",
+        ),
         ({"arms": {"one": {"data": "mnist"}, "two": {}}, "compare": [["one", "two"]]}, "tested on different images"),
         ({"compare": 3}, "compare must hold pairs"),
         ({"seeds": {"digits": 0}}, "seeds of digits 0 must be a whole number, at least 1"),

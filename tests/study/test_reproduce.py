@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +90,8 @@ def test_a_cell_is_no_twin_of_itself(finished: Finished) -> None:
     cells = load_study(str(finished.file)).cells(scales()["digits"], {})
     assert path_of(finished.places.results, cells[0]).is_file()
     assert same_elsewhere(finished.places.results, cells[0]) is None
+    twin = replace(cells[0], study="another")
+    assert same_elsewhere(finished.places.results, twin) == path_of(finished.places.results, cells[0])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -245,7 +247,7 @@ def test_processes_share_the_cells_and_take_over_what_one_leaves(finished: Finis
     assert [process.returncode for process in processes] == [0, 0]
     for number, cell in enumerate(CELLS, start=1):
         assert sum(f"cell {number} of 4: {cell}\n" in text for text in said) == 1
-    assert "waiting for other processes" in "".join(said)
+    assert "waiting: other processes are running the cells that are left" in "".join(said)
     assert sorted(contents(folder)) == sorted([*REPORT, *(f"{cell}.json" for cell in CELLS)])
     assert not list(held.parent.glob("*.lock"))
 

@@ -53,18 +53,18 @@ def main(arguments: list[str]) -> None:
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
     try:
-        with LiveProgress(Console(stderr=True)) as live:
-            for _, study, scale in asked[:-1]:  # what others are running of one study need not delay the next
-                reproduce(study, scale, places, live.say, live.show, wait=False)
+        for wait in (False, True):  # what other processes are running of one study need not delay the next
             for _, study, scale in asked:
-                reproduce(study, scale, places, live.say, live.show)
+                with LiveProgress(Console(stderr=True)) as live:
+                    reproduce(study, scale, places, live.say, live.show, wait)
+                if wait:
+                    for path in write_report(places.results, study, scale.name):
+                        print(path)
     except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
-        command = _command(options.studies, options.scale or asked[0][2].name, options)
-        said = f"stopped, nothing that was saved is lost; go on with: {command}"
+        said = (
+            f"stopped, nothing that was saved is lost; go on with: {_command(options.studies, options.scale, options)}"
+        )
         raise Interrupted(said, getattr(stop, "terminated", False)) from None
-    for _, study, scale in asked:
-        for path in write_report(places.results, study, scale.name):
-            print(path)
 
 
 def _of_scale(scale: str) -> list[str]:
@@ -81,9 +81,9 @@ def _study_at(name: str, scale_name: str | None, seeds: int | None) -> tuple[Stu
     return (study if seeds is None else replace(study, seeds={scale.name: seeds})), scale
 
 
-def _command(names: list[str], scale: str, options: argparse.Namespace) -> str:
+def _command(names: list[str], scale: str | None, options: argparse.Namespace) -> str:
     """What was called, for studies and a scale."""
-    words = ["ceit", "reproduce", *names, "--scale", scale]
+    words = ["ceit", "reproduce", *names, *([] if scale is None else ["--scale", scale])]
     words += [] if options.seeds is None else ["--seeds", str(options.seeds)]
     for name, place, usual in (("results", options.results, Places.results), ("runs", options.runs, Places.runs)):
         words += [] if place == usual else [f"--{name}", str(place)]

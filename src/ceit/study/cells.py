@@ -100,13 +100,18 @@ def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
 
 
 def same_elsewhere(root: Path, cell: Cell) -> Path | None:
-    """Another study's file of a run that was this one: the same data, options and seed."""
+    """Another study's file of a run that was this one: the same data, options and seed; no copy of a third one's."""
     options = json.loads(json.dumps(cell.options))
     if cell.needs:
         return None
     for path in sorted(root.glob(f"*/{cell.scale}/*.seed{cell.seed}.json")):
         record = None if path == path_of(root, cell) else _read_if_sealed(path)
-        if record is not None and record["data"] == cell.data and record["options"] == options:
+        if (
+            record is not None
+            and "measured_as" not in record
+            and record["data"] == cell.data
+            and record["options"] == options
+        ):
             return path
     return None
 

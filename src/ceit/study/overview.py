@@ -6,7 +6,7 @@ from pathlib import Path
 from ceit.model.complexity import complexity
 from ceit.model.variants import config_of
 from ceit.study import report
-from ceit.study.cells import records_of
+from ceit.study.cells import path_of, records_of
 from ceit.study.plan import FAMILIES, load_study, scales, study_names
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
@@ -19,8 +19,8 @@ def overview_table() -> str:
         study = load_study(name)
         for scale in study.scales:
             rates: dict[str, float] = dict.fromkeys(FAMILIES, 1e-3)
-            total = len(study.cells(scales()[scale], rates))
-            finished = sum(map(len, records_of(STUDIES, study, scale).values()))
+            cells = study.cells(scales()[scale], rates)
+            total, finished = len(cells), sum(path_of(STUDIES, cell).is_file() for cell in cells)
             command = f"ceit reproduce {name} --scale {scale}"
             status = {0: "not run", total: "all"}.get(finished, str(finished))
             rows.append(f"| {study.title} | {study.paper} | {scale} | {total} | {status} | `{command}` |")

@@ -218,6 +218,13 @@ class Study:
         for number, arm in enumerate(self.arms):
             arm.check(where, names[:number])
         by_name = {arm.name: arm for arm in self.arms}
+        for arm in self.arms:
+            for options in (arm.options, *arm.at.values()):
+                for needed in _arms_in(options):
+                    if by_name[needed].each_learning_rate:
+                        raise ValueError(
+                            f"{where}: arm {arm.name!r} needs {needed!r}, which is one for each learning rate"
+                        )
         for pair in self.compare:
             for arm in pair:
                 if arm not in names:

@@ -58,7 +58,9 @@ def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
         parts.append(catching_up_table(study, records))
     seeds = sum(map(len, records.values()))
     machines = sorted({machine_of(record) for cells in records.values() for record in cells})
-    parts.append(f"{seeds} cells on {scale}: {scales()[scale].about}. Measured on {'; '.join(machines)}.")
+    versions = {record["code"]["source"] for cells in records.values() for record in cells}
+    of_code = f" {len(versions)} versions of the code." if len(versions) > 1 else ""
+    parts.append(f"{seeds} cells on {scale}: {scales()[scale].about}. Measured on {'; '.join(machines)}.{of_code}")
     return "\n\n".join(parts)
 
 
@@ -113,7 +115,7 @@ def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
                 f"| {one} | {_accuracy(first)} | {other}, {_accuracy(second)} | **{mean(compared.gains):+.2f}** "
                 f"| {len(pairs)} | {p_value(max(compared.p_values))} | {compared.verdict} |"
             )
-    return "\n".join([*rows, "", f"±: standard deviation over the seeds. {_TEST_IN_WORDS}"])
+    return "\n".join([*rows, "", f"Over the seeds that both have; ±: their standard deviation. {_TEST_IN_WORDS}"])
 
 
 def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:

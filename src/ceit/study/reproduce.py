@@ -3,6 +3,8 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -69,37 +71,54 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
         rates = chosen_rates(scale, places)
     cells = study.cells(scale, rates or {})
     needed = {arm for cell in cells for arm in cell.needs}  # their models too, not only what they found
-    told = 0
+    said = set[str]()
+
+    def say_once(words: str) -> None:
+        if words not in said:
+            said.add(words)
+            say(words)
+
     while waiting := [cell for cell in cells if read_cell(places.results, cell) is None]:
         others = 0
         for cell in waiting:
-            words = f"cell {cells.index(cell) + 1} of {len(cells)}: {cell.name}"
             if not all(path_of(places.results, replace(cell, arm=arm)).is_file() for arm in cell.needs):
                 others += 1
-            elif cell.arm in needed or not _copy_of_a_twin(cell, places, say, words):
-                try:
-                    run_cell(cell, places, say, show, words)
-                except InUseError:
-                    others += 1
+                continue
+            words = f"cell {cells.index(cell) + 1} of {len(cells)}: {cell.name}"
+            try:
+                with _held(cell, places):
+                    if path_of(places.results, cell).is_file():  # another process was quicker
+                        continue
+                    twin = None if cell.arm in needed else same_elsewhere(places.results, cell)
+                    if twin is not None:
+                        copy_twin(cell, twin, places)
+                        say(f"{words} is the same run as {twin}")
+                    else:
+                        say_once(words)
+                        run_cell(cell, places, say, show)
+            except InUseError:
+                others += 1
         if others == len(waiting):
             if not wait:
                 break
-            if others != told:
-                say(f"waiting for other processes, which are running the last {others} of the cells")
-            told = others
+            say_once(f"waiting: other processes are running the cells that are left, {others}, or what these need")
             time.sleep(_LOOK_AGAIN_SECONDS)
     return cells
 
 
-def _copy_of_a_twin(cell: Cell, places: Places, say: Say, words: str) -> bool:
-    """Write what another study found in the same run, if there is one."""
-    twin = same_elsewhere(places.results, cell)
-    if twin is None:
-        return False
+@contextmanager
+def _held(cell: Cell, places: Places) -> Iterator[None]:
+    """The cell, for this process alone. Raises: InUseError if another has it."""
+    output = places.run_of(cell)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with locked(output.parent / f"{cell.name}.lock"):
+        yield
+
+
+def copy_twin(cell: Cell, twin: Path, places: Places) -> None:
+    """Write what another study found in the same run."""
     found = {key: value for key, value in read_record(twin).items() if key not in OF_THE_CELL}
     write_cell(places.results, cell, found | {"measured_as": twin.relative_to(places.results).as_posix()})
-    say(f"{words} is the same run as {twin}")
-    return True
 
 
 def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
@@ -117,38 +136,31 @@ def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
     return {family: max(found, key=lambda rate: found[rate]) for family, found in scores.items()}
 
 
-def run_cell(cell: Cell, places: Places, say: Say, show: Show, words: str) -> None:
-    """Train one cell, or go on with it, and write its file; ``words`` are said before.
+def run_cell(cell: Cell, places: Places, say: Say, show: Show) -> None:
+    """Train one cell, or go on with it, and write its file.
 
-    Raises: InUseError if another process is running it; ValueError if a model that it needs is not there, or its own is
-    there without its file; as ``train``.
+    Raises: InUseError if another process is training it; ValueError if a model that it needs is not there, or its own
+    is there without its file; as ``train``.
     """
     output, path = places.run_of(cell), path_of(places.results, cell)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output.parent / f"{cell.name}.lock"):
-        if path.is_file():  # another process was quicker
-            return
-        say(words)
-        models = places.models_for(cell)
-        for arm, model in models.items():
-            if not model.is_file():
-                finished = path_of(places.results, replace(cell, arm=arm))
-                raise ValueError(
-                    f"{cell.name} needs the model of {arm}, and {model} is not there: remove {finished} too"
-                )
-        if (output / "test.json").is_file() and not checkpoints_in(output / "checkpoints"):
-            raise ValueError(
-                f"{output} holds a finished model, and its cell's file {path} is missing: restore the file, or remove "
-                "the directory to train it again"
-            )
-        right: list[bool] = []
+    models = places.models_for(cell)
+    for arm, model in models.items():
+        if not model.is_file():
+            finished = path_of(places.results, replace(cell, arm=arm))
+            raise ValueError(f"{cell.name} needs the model of {arm}, and {model} is not there: remove {finished} too")
+    if (output / "test.json").is_file() and not checkpoints_in(output / "checkpoints"):
+        raise ValueError(
+            f"{output} holds a finished model, and its cell's file {path} is missing: restore the file, or remove the "
+            "directory to train it again"
+        )
+    right: list[bool] = []
 
-        def observe(logits: Tensor, labels: Tensor) -> None:
-            right.extend((logits.argmax(1) == labels).tolist())
+    def observe(logits: Tensor, labels: Tensor) -> None:
+        right.extend((logits.argmax(1) == labels).tolist())
 
-        result = train(cell.config(models), cell.data, output, resume="auto", say=say, show=show, observe_test=observe)
-        write_cell(places.results, cell, _found(result, right))
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    result = train(cell.config(models), cell.data, output, resume="auto", say=say, show=show, observe_test=observe)
+    write_cell(places.results, cell, _found(result, right))
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
 
 def _found(result: Result, right: list[bool]) -> Record:

@@ -31,7 +31,8 @@ class InUseError(ValueError):
 def locked(path: Path) -> Iterator[None]:
     """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
 
-    Raises: InUseError if another process holds it. Where the system has no such locks (Windows) nothing is held.
+    Raises: InUseError if another process holds it; OSError where the file system has no locks. On Windows nothing is
+    held.
     """
     with path.open("w") as lock:
         try:
@@ -39,7 +40,7 @@ def locked(path: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
                     raise InUseError(f"{path} was given up a moment ago: start again")
-        except OSError as error:  # held, or gone
+        except (BlockingIOError, FileNotFoundError) as error:  # held, or just given up
             raise InUseError(f"{path.parent} is in use by another process") from error
         try:
             yield
