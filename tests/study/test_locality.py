@@ -6,7 +6,7 @@ import torch
 import ceit
 from ceit.model import CeiT
 from ceit.model.attention import MultiHeadSelfAttention
-from ceit.study.locality import attention_distances, shift_consistency
+from ceit.study.locality import attention_distances, shift_consistency, token_distances
 
 
 @pytest.fixture
@@ -34,6 +34,11 @@ def test_uniform_attention_looks_as_far_as_the_grid_is_wide_on_average(model: Ce
     places = torch.stack([y.flatten(), x.flatten()], dim=1)
     wanted = torch.cdist(places, places).mean().item()
     assert attention_distances(model, torch.randn(2, 3, 32, 32)) == pytest.approx([wanted], rel=1e-5)
+
+
+def test_distances_of_patches_are_those_of_the_grid() -> None:
+    assert token_distances((1, 3)).tolist() == [[0, 1, 2], [1, 0, 1], [2, 1, 0]]
+    assert token_distances((2, 2)).mean().item() == pytest.approx((0 + 1 + 1 + 2**0.5) / 4)
 
 
 def test_sharp_attention_to_oneself_looks_no_further(model: CeiT) -> None:

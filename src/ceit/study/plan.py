@@ -75,6 +75,11 @@ class Arm:
         classes = {scale: given["classes"] for scale, given in self.at.items() if "classes" in given}
         return self.data, classes | ({"all": self.options["classes"]} if "classes" in self.options else {})
 
+    @property
+    def needs(self) -> list[str]:
+        """The arms whose models it asks for, at any scale."""
+        return [needed for options in (self.options, *self.at.values()) for needed in _arms_in(options)]
+
     def check(self, where: str, before: list[str]) -> None:
         """Raises: ValueError for options that no recipe has, that the study sets itself, or an arm not ``before``."""
         where = f"{where}, arm {self.name!r}"
@@ -91,9 +96,9 @@ class Arm:
                 raise ValueError(f"{where}: the seed is the cell's own: leave it out of the options")
             if "peak_lr" in options and (self.tuned_as or self.each_learning_rate):
                 raise ValueError(f"{where}: peak_lr is that of {self.tuned_as}: set tuned_as: null to choose it here")
-            for needed in _arms_in(options):
-                if needed not in before:
-                    raise ValueError(f"{where} needs arm {needed!r}, which must stand before it")
+        for needed in self.needs:
+            if needed not in before:
+                raise ValueError(f"{where} needs arm {needed!r}, which must stand before it")
 
 
 @dataclass(frozen=True)
@@ -219,12 +224,8 @@ class Study:
             arm.check(where, names[:number])
         by_name = {arm.name: arm for arm in self.arms}
         for arm in self.arms:
-            for options in (arm.options, *arm.at.values()):
-                for needed in _arms_in(options):
-                    if by_name[needed].each_learning_rate:
-                        raise ValueError(
-                            f"{where}: arm {arm.name!r} needs {needed!r}, which is one for each learning rate"
-                        )
+            if many := [needed for needed in arm.needs if by_name[needed].each_learning_rate]:
+                raise ValueError(f"{where}: arm {arm.name!r} needs {many[0]!r}, which is one for each learning rate")
         for pair in self.compare:
             for arm in pair:
                 if arm not in names:

@@ -1,0 +1,42 @@
+"""Tables of studies on cells whose answers are chosen, so that every figure is worked out by hand."""
+
+from ceit.study.cells import Record, pack
+from ceit.study.plan import Study
+from ceit.study.report import evidence_table
+
+STUDY = Study.from_dict(
+    "made",
+    {
+        "title": "Made",
+        "question": "?",
+        "paper": "none",
+        "arms": {"one": {"tuned_as": None}, "two": {"tuned_as": None}, "three": {"tuned_as": None}},
+        "compare": [["one", "two"], ["three", "one"]],
+    },
+)
+
+
+def cell(seed: int, right: int, of: int = 1000) -> Record:
+    """A network that recognises the first ``right`` images."""
+    found = {"images": of, "top1_percent": 100 * right / of, "right": pack([n < right for n in range(of)])}
+    return {"seed": seed, "test": found}
+
+
+def rows(records: dict[str, list[Record]]) -> list[str]:
+    return [line for line in evidence_table([(STUDY, records)]).splitlines() if line.startswith(("| one", "| three"))]
+
+
+def test_a_row_is_of_the_seeds_that_both_have_and_a_pair_without_any_has_none() -> None:
+    records = {"one": [cell(0, 800), cell(1, 820), cell(2, 999)], "two": [cell(0, 700), cell(1, 740)]}
+    assert rows(records) == ["| one | 81.00 % ± 1.41 | two, 72.00 % ± 2.83 | **+9.00** | 2 | < 0.0001 | better |"]
+
+
+def test_the_largest_p_is_shown_and_one_seed_against_the_others_makes_no_claim() -> None:
+    records = {"one": [cell(0, 800), cell(1, 700)], "two": [cell(0, 700), cell(1, 703)]}
+    # three images that one network alone recognised, all of them the second's: p = 2 / 2^3
+    assert rows(records) == ["| one | 75.00 % ± 7.07 | two, 70.15 % ± 0.21 | **+4.85** | 2 | 0.25 | not significant |"]
+
+
+def test_a_single_seed_has_no_spread_and_makes_no_claim() -> None:
+    records = {"one": [cell(0, 800)], "three": [cell(0, 900)]}
+    assert rows(records) == ["| three | 90.00 % | one, 80.00 % | **+10.00** | 1 | < 0.0001 | one seed |"]
