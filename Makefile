@@ -10,7 +10,7 @@ STAMP := .venv/installed
 .PHONY: help demo test check results format clean
 
 help:
-	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores)"
+	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
 	@echo "make test    run the tests"
 	@echo "make check   the gate: format, lint, types on source and tests, tests"
 	@echo "make results write the tables of README and docs anew from the runs under studies"
