@@ -226,11 +226,11 @@ def test_a_finished_model_is_never_thrown_away(finished: Finished, tmp_path: Pat
 def test_processes_share_the_cells_and_take_over_what_one_leaves(finished: Finished, tmp_path: Path) -> None:
     """Two processes and a third that holds a cell and gives it up: every cell is trained once."""
     places = Places(tmp_path / "results", tmp_path / "runs")
-    held = places.run_of(load_study(str(finished.file)).cells(scales()["digits"], {})[0])
-    held.parent.mkdir(parents=True)
+    cell = load_study(str(finished.file)).cells(scales()["digits"], {})[0]
+    places.runs.mkdir()
     command = [sys.executable, "-m", "ceit", "reproduce", str(finished.file)]
     command += ["--results", str(places.results), "--runs", str(places.runs)]
-    with (held.parent / f"{held.name}.lock").open("w") as lock:
+    with places.lock_of(cell).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         processes = [
             subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
@@ -242,28 +242,33 @@ def test_processes_share_the_cells_and_take_over_what_one_leaves(finished: Finis
             assert all(process.poll() is None for process in processes)
             assert time.monotonic() < until
             time.sleep(0.05)
-        assert not held.exists()
+        assert not places.run_of(cell).exists()
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     for number, cell in enumerate(CELLS, start=1):
         assert sum(f"cell {number} of 4: {cell}\n" in text for text in said) == 1
     assert "waiting: other processes are running the cells that are left" in "".join(said)
     assert sorted(contents(folder)) == sorted([*REPORT, *(f"{cell}.json" for cell in CELLS)])
-    assert not list(held.parent.glob("*.lock"))
+    assert not list(places.runs.rglob("*.lock"))
 
 
 def test_what_another_process_runs_is_not_waited_for_unless_asked(finished: Finished, tmp_path: Path) -> None:
+    """Nor run a second time for another study that has the same run."""
     places = Places(tmp_path / "results", tmp_path / "runs")
     shutil.copytree(finished.places.results, places.results)
-    study = load_study(str(finished.file))
-    cell = study.cells(scales()["digits"], {})[1]
+    study, scale = load_study(str(finished.file)), scales()["digits"]
+    cell = study.cells(scale, {})[1]
     path_of(places.results, cell).unlink()
-    held = places.run_of(cell)
-    held.parent.mkdir(parents=True)
-    with (held.parent / f"{held.name}.lock").open("w") as lock:
+    file = tmp_path / "busy.yaml"
+    file.write_text(yaml.safe_dump(OWN | {"arms": {"the same": OWN["arms"][cell.arm]}, "compare": []}))
+    twin = load_study(str(file))
+    places.runs.mkdir()
+    with places.lock_of(cell).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        reproduce(study, scales()["digits"], places, lambda message: None, lambda state: None, wait=False)
-    assert not held.exists()
+        for either in (study, twin):
+            reproduce(either, scale, places, lambda message: None, lambda state: None, wait=False)
+    assert list(contents(places.results / "busy" / "digits")) == ["the-same.seed1.json"]  # copied from without.seed1
+    assert list(places.runs.iterdir()) == [places.lock_of(cell)]
 
 
 def test_results_that_cannot_be_written_are_told_before_anything_is_trained(

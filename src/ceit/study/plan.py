@@ -20,6 +20,8 @@ Where an option asks for a file of weights, ``{arm: NAME}`` is the model of that
 A cell is one arm with one seed: one training run.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -130,6 +132,13 @@ class Cell:
     def needs(self) -> list[str]:
         """The arms whose models it starts from or learns from."""
         return list(_arms_in(self.options))
+
+    @property
+    def digest(self) -> str:
+        """Of the training run: the same for cells of other studies with the same data and options."""
+        of_one_study = self.study if self.needs else None  # arms are those of the study
+        text = json.dumps([self.data, self.options, of_one_study], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

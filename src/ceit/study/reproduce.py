@@ -46,6 +46,10 @@ class Places:
         """The run directory of a cell: its checkpoints until it is finished, its model for good."""
         return self.runs / cell.study / cell.scale / cell.name
 
+    def lock_of(self, cell: Cell) -> Path:
+        """The file that the process holds that trains a cell, or the same run for another study."""
+        return self.runs / f"{cell.digest}.lock"
+
     def models_for(self, cell: Cell) -> dict[str, Path]:
         """Where the models lie that a cell needs, by arm: those of the same seed."""
         return {arm: self.run_of(replace(cell, arm=arm)) / "model.safetensors" for arm in cell.needs}
@@ -108,10 +112,9 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
 
 @contextmanager
 def _held(cell: Cell, places: Places) -> Iterator[None]:
-    """The cell, for this process alone. Raises: InUseError if another has it."""
-    output = places.run_of(cell)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output.parent / f"{cell.name}.lock"):
+    """The cell's run, for this process alone. Raises: InUseError if another has it, for whatever study."""
+    places.runs.mkdir(parents=True, exist_ok=True)
+    with locked(places.lock_of(cell)):
         yield
 
 
