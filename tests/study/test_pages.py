@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ceit.cli import reproduce
 from ceit.cli.train import SWITCHES, parse
 from ceit.model.config import CeiTConfig
 from ceit.study.pages import with_computed_parts
@@ -47,6 +48,14 @@ def test_every_command_is_one_that_the_parser_takes(page: Path) -> None:
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
         for words in re.findall(r"ceit train (--.*[^.])$", block.replace("\\\n", " "), re.MULTILINE):
             parse(shlex.split(words))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "reproduce.md"], ids=lambda page: page.name)
+def test_every_study_that_a_command_names_exists(page: Path) -> None:
+    commands = re.findall(r"(?:^|`)ceit reproduce ([a-z][^`\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) > 1
+    for words in commands:
+        reproduce.parse(shlex.split(words))
 
 
 @pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)

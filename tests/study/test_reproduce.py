@@ -291,6 +291,12 @@ def test_a_dry_run_prints_the_cells_and_their_time(finished: Finished, capsys: p
     assert "4 cells" in printed
     assert ceit_cli.main(["reproduce", *nowhere, "--seeds", "1"]) == 0
     assert "2 cells" in capsys.readouterr().out
+    twin = finished.file.with_name("planned.yaml")
+    twin.write_text(yaml.safe_dump(OWN | {"arms": {"the same": OWN["arms"]["without"]}, "compare": []}))
+    assert ceit_cli.main(["reproduce", str(twin), *nowhere, "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert (printed.count("to run"), printed.count(" shared")) == (4, 2)
+    assert "hours left for all studies" in printed
     assert ceit_cli.main(["reproduce", *nowhere, "--seeds", "0"]) == 2
     assert "--seeds 0 must be at least 1" in capsys.readouterr().err
     assert ceit_cli.main(["reproduce"]) == 2

@@ -17,7 +17,7 @@ from ceit.data.published import PUBLISHED
 from ceit.data.sources import SETS
 from ceit.inference.memory import keep_freed_memory
 from ceit.model.names import unknown
-from ceit.study.cells import path_of, read_cell, read_record
+from ceit.study.cells import path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study, scale_of, scales, study_names
 from ceit.study.report import write_report
@@ -32,21 +32,19 @@ def main(arguments: list[str]) -> None:
 
     Raises: ValueError for an unknown study or scale, a cell's file that was changed, or as training does.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options, asked = parse(arguments)
     if options.list:
         print_studies(Console())
         return
-    if not options.studies:
-        parser.error(f"name a study, or {ALL}; --list shows them")
-    if options.seeds is not None and options.seeds < 1:
-        parser.error(f"--seeds {options.seeds} must be at least 1")
-    names = _of_scale(options.scale or "cifar10") if options.studies == [ALL] else options.studies
-    asked = [(name, *_study_at(name, options.scale, options.seeds)) for name in names]
     places = Places(options.results, options.runs)
     if options.dry_run:
-        for name, study, scale in asked:
-            print_plan(study, scale, places, _command([name], scale.name, options))
+        counted: set[str] = set()
+        left = [
+            print_plan(study, scale, places, _command([name], scale.name, options), counted)
+            for name, study, scale in asked
+        ]
+        if len(left) > 1 and any(left):
+            print(f"{sum(left) / 3600:.1f} hours left for all studies")
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("ceit reproduce runs in one process: --dry-run prints the commands for several")
@@ -65,6 +63,23 @@ def main(arguments: list[str]) -> None:
             f"stopped, nothing that was saved is lost; go on with: {_command(options.studies, options.scale, options)}"
         )
         raise Interrupted(said, getattr(stop, "terminated", False)) from None
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, Study, Scale]]]:
+    """The options, and the studies that they ask for, each as it was named and with its scale; none for ``--list``.
+
+    Raises: ValueError for an unknown study or scale; SystemExit for wrong usage.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.list:
+        return options, []
+    if not options.studies:
+        parser.error(f"name a study, or {ALL}; --list shows them")
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds {options.seeds} must be at least 1")
+    names = _of_scale(options.scale or "cifar10") if options.studies == [ALL] else options.studies
+    return options, [(name, *_study_at(name, options.scale, options.seeds)) for name in names]
 
 
 def _of_scale(scale: str) -> list[str]:
@@ -117,9 +132,11 @@ def print_studies(console: Console) -> None:
     console.print(table)
 
 
-def print_plan(study: Study, scale: Scale, places: Places, command: str) -> None:
+def print_plan(study: Study, scale: Scale, places: Places, command: str, counted: set[str]) -> float:
     """The cells with the hours they need: measured where the data are small, by formula for a cluster's sets.
 
+    ``counted``: digests of the cells of studies before it, which are not trained again; its own are added.
+    Returns the measured seconds that are left, 0 for a cluster's sets.
     Raises: ValueError for a cluster's study on data without a name.
     """
     rates = chosen_rates(scale, places)
@@ -129,44 +146,54 @@ def print_plan(study: Study, scale: Scale, places: Places, command: str) -> None
         if unnamed := [cell.data for cell in cells if cell.data not in (*PUBLISHED, *SETS)]:
             raise ValueError(f"the hours of {unnamed[0]} cannot be told by formula: only those of sets known by name")
         print(plan_text(study, cells, places, rates is not None, command))
-        return
+        return 0
     before = study.tuned and rates is None
     if before:
-        cells = [*load_study(TUNING).cells(scale, {}), *cells]
-    print_cells(cells, places, Console(), guessed=before)
+        first = [cell for cell in load_study(TUNING).cells(scale, {}) if cell.digest not in counted]
+        cells = [*first, *cells]
+    left = print_cells(cells, places, Console(), counted, guessed=before)
     if before:
         print(f"the study {TUNING} comes first: it chooses the learning rates")
     if any(cell.config().distillation.teacher for cell in cells):
         print("what a teacher computes is not counted")
+    return left
 
 
-def print_cells(cells: list[Cell], places: Places, console: Console, *, guessed: bool) -> None:
+def print_cells(cells: list[Cell], places: Places, console: Console, counted: set[str], *, guessed: bool) -> float:
     """A row for every cell; the times of those that are not finished are estimated from measured steps.
 
-    ``guessed``: learning rates are, so those of finished cells need not agree.
+    ``guessed``: learning rates are, so those of finished cells need not agree. Returns the seconds that are left.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("cell", no_wrap=True)
     for column in ("epochs", "peak lr", "minutes", ""):
         table.add_column(column, justify="right" if column else "left")
-    left, seconds_of_arm = 0.0, dict[tuple[str, str], float]()
+    needed = {arm for cell in cells for arm in cell.needs}  # whose models are asked for: trained here in any case
+    left, any_shared, seconds_of_arm = 0.0, False, dict[tuple[str, str], float]()
     for cell in cells:
         path = path_of(places.results, cell)
         record = read_cell(places.results, cell) if not guessed else read_record(path) if path.is_file() else None
         key = cell.study, cell.arm
+        twin = cell.digest in counted or same_elsewhere(places.results, cell) is not None
+        shared = twin and cell.arm not in needed
+        counted.add(cell.digest)
         if record is not None:
             seconds_of_arm[key] = record["train_seconds"]
-        elif key not in seconds_of_arm:
+        elif not shared and key not in seconds_of_arm:
             seconds_of_arm[key] = seconds_needed(cell)
-        left += 0 if record else seconds_of_arm[key]
+        to_run = record is None and not shared
+        left += seconds_of_arm[key] if to_run else 0
+        any_shared = any_shared or (record is None and shared)
         config = cell.config()
-        state = Text("finished", "green") if record else Text("to run", "dim")
         table.add_row(
             Text(f"{cell.study}/{cell.name}"),
             str(config.epochs),
             f"{config.peak_lr:g}",
-            f"{seconds_of_arm[key] / 60:.1f}",
-            state,
+            f"{seconds_of_arm[key] / 60:.1f}" if to_run or record else "",
+            Text("finished", "green") if record else Text("to run" if to_run else "shared", "dim"),
         )
     console.print(table)
     console.print(f"{len(cells)} cells, {left / 3600:.1f} hours left on this machine", highlight=False)
+    if any_shared:
+        console.print("shared: the same run as a cell of another study, trained once")
+    return left
