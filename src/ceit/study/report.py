@@ -60,7 +60,8 @@ def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
     machines = sorted({machine_of(record) for cells in records.values() for record in cells})
     versions = {record["code"]["source"] for cells in records.values() for record in cells}
     of_code = f" {len(versions)} versions of the code." if len(versions) > 1 else ""
-    parts.append(f"{seeds} cells on {scale}: {scales()[scale].about}. Measured on {'; '.join(machines)}.{of_code}")
+    number = f"{seeds} cell{'s' if seeds > 1 else ''}"
+    parts.append(f"{number} on {scale}: {scales()[scale].about}. Measured on {'; '.join(machines)}.{of_code}")
     return "\n\n".join(parts)
 
 
