@@ -17,7 +17,7 @@ def training_step(model: nn.Module, *, bf16: bool, compiled: bool = False, fused
     forward = torch.compile(model) if compiled else model
 
     def step(images_bchw: Tensor, labels_b: Tensor) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(images_bchw.device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = forward(images_bchw)
         loss = F.cross_entropy(logits.float(), labels_b)
         loss.backward()
