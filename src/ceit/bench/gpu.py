@@ -78,12 +78,16 @@ def main() -> None:
             parser.error(f"--{name.replace('_', '-')} {getattr(asked, name)} must be at least 1")
     for model in [*asked.models, *asked.compiled]:
         require_known(Subject(model))
-    result = measure(asked, lambda text: Console(stderr=True, highlight=False).print(text, style="dim"))
-    replace_files({asked.output: (json.dumps(result, indent=1) + "\n").encode()})
+    messages = Console(stderr=True, highlight=False)
+
+    def save(result: dict[str, Any]) -> None:
+        replace_files({asked.output: (json.dumps(result, indent=1) + "\n").encode()})
+
+    measure(asked, lambda text: messages.print(text, style="dim"), save)
 
 
-def measure(asked: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every arm's images a second, operations a second and memory, and the machine."""
+def measure(asked: argparse.Namespace, say: Callable[[str], None], save: Callable[[dict[str, Any]], None]) -> None:
+    """Every arm's images a second, operations a second and memory; ``save`` gets them after every round."""
     device = asked.device
     turns = [_peak(asked.product, device)]
     for kind, model in _wanted(asked):
@@ -95,23 +99,27 @@ def measure(asked: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         say(f"round {number + 1} of {asked.rounds}")
         for turn in turns:
             turn.take(asked.seconds, device)
-    peak = turns[0].flops / median(turns[0].seconds)
-    rows = []
-    for turn in turns[1:]:
+        save(_result(turns, asked))
+
+
+def _result(turns: list[Turns], asked: argparse.Namespace) -> dict[str, Any]:
+    """The figures of the rounds so far; the first of ``turns`` is the peak."""
+    product, *others = turns
+    peak = product.flops / median(product.seconds)
+    rows: list[dict[str, Any]] = []
+    for turn in others:
         seconds = median(turn.seconds)
-        rows.append(
-            turn.row
-            | {
-                "seconds": turn.seconds,
-                "images_per_second": round(asked.batch_size / seconds, 1),
-                "tflops": round(turn.flops / seconds / 1e12, 3),
-                "percent_of_peak": round(100 * turn.flops / seconds / peak, 2),
-            }
-        )
+        found = {
+            "seconds": turn.seconds,
+            "images_per_second": round(asked.batch_size / seconds, 1),
+            "tflops": round(turn.flops / seconds / 1e12, 3),
+            "percent_of_peak": round(100 * turn.flops / seconds / peak, 2),
+        }
+        rows.append(turn.row | found)
     return {
-        "machine": machine(device),
+        "machine": machine(asked.device),
         "batch_size": asked.batch_size,
-        "peak": {"size": asked.product, "seconds": turns[0].seconds, "tflops": round(peak / 1e12, 3)},
+        "peak": {"size": asked.product, "seconds": product.seconds, "tflops": round(peak / 1e12, 3)},
         "arms": rows,
     }
 

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from statistics import mean, stdev
 
 from ceit.model.complexity import complexity
 from ceit.model.variants import config_of
 from ceit.study import report
-from ceit.study.cells import path_of, records_of
+from ceit.study.cells import path_of, read_record, records_of, unpack
 from ceit.study.plan import FAMILIES, load_study, scales, study_names
+from ceit.study.significance import compare
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
 
@@ -46,6 +48,29 @@ def evidence(scale: str, *names: str) -> str:
     studies = [load_study(name) for name in names]
     found = [(study, records_of(STUDIES, study, scale)) for study in studies]
     return report.evidence_table(found)
+
+
+def devices_table() -> str:
+    """Cells that were trained on two devices: the twins under ``studies/devices`` beside those of the studies."""
+    rows = ["| study | cell | test top-1 | on another device | difference, points | p |", "|---|---|---|---|---|---|"]
+    gains = []
+    of_devices: set[tuple[str, str]] = set()
+    for path in sorted((STUDIES / "devices").glob("*/*/*.json")):
+        twin, one = read_record(path), read_record(STUDIES / path.relative_to(STUDIES / "devices"))
+        found = compare([unpack(twin)], [unpack(one)])
+        of_devices.add((report.machine_of(one), report.machine_of(twin)))
+        gains.append(found.gains[0])
+        accuracies = " | ".join(f"{cell['test']['top1_percent']:.2f} %" for cell in (one, twin))
+        study = load_study(one["study"]).title
+        rows.append(
+            f"| {study} | {one['arm']}, seed {one['seed']} | {accuracies} "
+            f"| {gains[-1]:+.2f} | {report.p_value(found.p_values[0])} |"
+        )
+    if len(gains) < 2:
+        raise ValueError(f"{STUDIES / 'devices'} holds no two cells to compare")
+    rows.append(f"| mean of {len(gains)}, ± standard deviation | | | | **{mean(gains):+.2f}** ± {stdev(gains):.2f} | |")
+    devices = "; ".join(f"{one}, and {other}" for one, other in sorted(of_devices))
+    return "\n".join([*rows, "", f"p: McNemar's exact test over the test images. Measured on {devices}."])
 
 
 def locality(name: str, scale: str) -> str:

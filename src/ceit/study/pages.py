@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "studies": overview.overview_table,
     "study": overview.study_tables,
     "evidence": overview.evidence,
+    "devices": overview.devices_table,
     "locality": overview.locality,
     "complexity": overview.complexity_table,
     "speed-summary": speed.summary_table,
@@ -40,6 +41,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "scaling": speed.scaling_table,
     "agreement": speed.agreement_table,
     "streaming": speed.streaming_table,
+    "gpu": speed.gpu_table,
 }
 """Name of a computed part to the function that makes it, which takes the mark's further words."""
 

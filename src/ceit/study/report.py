@@ -66,24 +66,32 @@ def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
 
 
 def accuracy_table(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
-    """A row for every arm: size, learning rate, validation and test accuracy over the seeds."""
-    rows = [
-        "| | parameters | M MACs | epochs | peak lr | seeds | validation | test top-1, mean | spread | minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """A row for every arm: size, learning rate, validation and test accuracy over the seeds, minutes by device."""
+    devices = sorted({device_of(record) for cells in records.values() for record in cells})
+    minutes = ["minutes"] if len(devices) == 1 else [f"minutes, {device}" for device in devices]
+    heads = ["", "parameters", "M MACs", "epochs", "peak lr", "seeds", "validation", "test top-1, mean", "spread"]
+    rows = [_row([*heads, *minutes]), "|" + "---|" * len([*heads, *minutes])]
     for arm in study.arms_at(scales()[scale]):
         cells = records.get(arm.name)
         if cells is None:
-            rows.append(f"| {arm.name} | | | | | 0 | | *not measured yet* | | |")
+            rows.append(_row([arm.name, "", "", "", "", "0", "", "*not measured yet*", "", *("" for _ in minutes)]))
             continue
         first, accuracies = cells[0], [cell["test"]["top1_percent"] for cell in cells]
-        validation = [cell["best"]["validation_top1_percent"] for cell in cells]
-        minutes = mean(cell["train_seconds"] for cell in cells) / 60
-        rows.append(
-            f"| {arm.name} | {first['parameters'] / 1e6:.3f}M | {first['macs'] / 1e6:.1f} | {first['epochs']} "
-            f"| {first['options'].get('peak_lr', 1e-3):g} | {len(cells)} "
-            f"| {_mean(validation)} | **{mean(accuracies):.2f} %** | {spread(accuracies)} | {minutes:.1f} |"
-        )
+        row = [
+            arm.name,
+            f"{first['parameters'] / 1e6:.3f}M",
+            f"{first['macs'] / 1e6:.1f}",
+            str(first["epochs"]),
+            f"{first['options'].get('peak_lr', 1e-3):g}",
+            str(len(cells)),
+            _mean(cell["best"]["validation_top1_percent"] for cell in cells),
+            f"**{mean(accuracies):.2f} %**",
+            spread(accuracies),
+        ]
+        for device in devices:
+            seconds = [cell["train_seconds"] for cell in cells if device_of(cell) == device]
+            row.append(f"{mean(seconds) / 60:.1f}" if seconds else "-")
+        rows.append(_row(row))
     return "\n".join([*rows, "", "Spread: standard deviation over the seeds."])
 
 
@@ -183,6 +191,16 @@ def p_value(p: float) -> str:
 def machine_of(record: Record) -> str:
     """The machine of a cell in words."""
     return f"{machine_words(record['machine'])}, {record['precision']}"
+
+
+def device_of(record: Record) -> str:
+    """What has trained a cell, as short as it can be named."""
+    return record["machine"]["accelerator"] or record["machine"]["processor"]
+
+
+def _row(words: Iterable[str]) -> str:
+    """A line of a table; an empty word is an empty column."""
+    return "|" + "".join(f" {word} |" if word else " |" for word in words)
 
 
 def _pairs(records: dict[str, list[Record]], one: str, other: str) -> list[tuple[Record, Record]]:
