@@ -70,11 +70,13 @@ def loading_table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in found["augmentations"].items():
+        shares = [repeat["percent_of_bound"] for repeat in row["repeats"]]
         rows.append(
             f"| {name.replace('_', ' ')} | {1000 * row['read_core_seconds']:.1f} "
             f"| {1000 * row['step_core_seconds']:.0f} "
             f"| {row['bound_images_per_second']:.1f} | {row['images_per_second']:.1f} "
-            f"| **{row['percent_of_bound']:.0f} %** | {row['data_wait_percent']:.1f} % |"
+            f"| **{row['percent_of_bound']:.0f} %** ({min(shares):.0f} to {max(shares):.0f}) "
+            f"| {row['data_wait_percent']:.1f} % |"
         )
     return "\n".join(rows)
 

@@ -28,8 +28,8 @@ def overview_table() -> str:
             rows.append(f"| {study.title} | {study.paper} | {scale} | {total} | {status} | `{command}` |")
     rows.append("| [Complexity](#complexity) | the complexity analysis | - | - | all | `ceit info MODEL` |")
     rows.append(
-        "| [Why it works](#why-it-works) | the claim of locality and long range | cifar10 | those of From DeiT to CeiT "
-        "| as far as these | `ceit reproduce modules --scale cifar10` |"
+        "| [Shift and distance](#shift-consistency-and-attention-distance) | the claim of locality and long range "
+        "| cifar10 | those of From DeiT to CeiT | as far as these | `ceit reproduce modules --scale cifar10` |"
     )
     return "\n".join(rows)
 

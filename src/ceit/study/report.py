@@ -129,7 +129,10 @@ def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
 
 def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
     """After how many of its epochs the first of a pair has the validation accuracy that the second ends with."""
-    rows = ["| | validation accuracy to reach | reached after epochs, each seed | of |", "|---|---|---|---|"]
+    rows = [
+        "| | validation accuracy to reach, that of the last epoch | reached after epochs, each seed | of |",
+        "|---|---|---|---|",
+    ]
     for one, other in study.compare:
         pairs = _pairs(records, one, other)
         if not pairs:
@@ -144,27 +147,29 @@ def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
 
 
 def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
-    """Shift consistency and attention distance of every arm, means over the seeds; then what even attention has."""
+    """Shift consistency and attention distance of every arm, over the seeds; then what even attention has."""
     shifts = list(next(iter(records.values()))[0]["locality"]["shift_consistency_percent"]) if records else []
     rows = [
-        f"| | {' | '.join(f'{pixels} px' for pixels in shifts)} | attention distance by block, tokens |",
-        "|---|" + "---|" * (len(shifts) + 1),
+        f"| | seeds | {' | '.join(f'{pixels} px' for pixels in shifts)} | attention distance by block, tokens |",
+        "|---|---|" + "---|" * (len(shifts) + 1),
     ]
     for arm in study.arms_at(scales()[scale]):
         cells = [cell["locality"] for cell in records.get(arm.name, [])]
         if not cells:
             continue
-        same = [mean(cell["shift_consistency_percent"][pixels] for cell in cells) for pixels in shifts]
+        same = [
+            _with_spread([cell["shift_consistency_percent"][pixels] for cell in cells], 1, " %") for pixels in shifts
+        ]
         distances = zip(*(cell["attention_distance"] for cell in cells), strict=True)
         rows.append(
-            f"| {arm.name} | {' | '.join(f'{value:.1f} %' for value in same)} "
-            f"| {', '.join(f'{mean(values):.2f}' for values in distances)} |"
+            f"| {arm.name} | {len(cells)} | {' | '.join(same)} "
+            f"| {', '.join(_with_spread(list(values), 2) for values in distances)} |"
         )
     model = scales()[scale].options.get("model")
     if model is not None:
         even = token_distances(config_of(model).grid).mean().item()
-        rows.append(f"| *the same attention to every patch* |{' |' * len(shifts)} {even:.2f} |")
-    return "\n".join(rows)
+        rows.append(f"| *the same attention to every patch* | |{' |' * len(shifts)} {even:.2f} |")
+    return "\n".join([*rows, "", "±: standard deviation over the seeds."])
 
 
 def comparison_of(records: dict[str, list[Record]], one: str, other: str) -> Comparison | None:
@@ -179,8 +184,12 @@ def spread(values: list[float]) -> str:
 
 
 def _accuracy(values: list[float]) -> str:
-    """Mean and spread, as far as there is one."""
-    return f"{mean(values):.2f} %" + (f" {spread(values)}" if len(values) > 1 else "")
+    """Mean and spread of top-1, as far as there is one."""
+    return _with_spread(values, 2, " %")
+
+
+def _with_spread(values: list[float], digits: int, unit: str = "") -> str:
+    return f"{mean(values):.{digits}f}{unit}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def p_value(p: float) -> str:

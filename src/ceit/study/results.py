@@ -44,11 +44,17 @@ def results_table(study: Path) -> str:
         accuracies = [report["top1_percent"] for report in reports]
         seconds = max(report["train_seconds"] for report in reports)
         lines.append(
-            f"| {data} ({reports[0]['images']:,} images) | `{model}` | {reports[0]['parameters'] / 1e6:.2f}M "
+            f"| {data} ({reports[0]['images']:,} test images) | `{model}` | {reports[0]['parameters'] / 1e6:.2f}M "
             f"| {reports[0]['epochs']} | {', '.join(str(report['seed']) for report in reports)} "
             f"| **{mean(accuracies):.2f} %** | {min(accuracies):.2f} % | {seconds / 60:.1f} min |"
         )
-    machines = sorted({machine_words(report["machine"]) for reports in runs.values() for report in reports})
+    machines = sorted(
+        {
+            f"{machine_words(report['machine'])}, {report['config']['precision']}"
+            for reports in runs.values()
+            for report in reports
+        }
+    )
     return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}."])
 
 
