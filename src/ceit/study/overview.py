@@ -9,7 +9,7 @@ from ceit.model.variants import config_of
 from ceit.study import report
 from ceit.study.cells import path_of, read_record, records_of, unpack
 from ceit.study.plan import FAMILIES, load_study, scales, study_names
-from ceit.study.significance import compare
+from ceit.study.significance import LEVEL, compare
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
 
@@ -53,13 +53,15 @@ def evidence(scale: str, *names: str) -> str:
 def devices_table() -> str:
     """Cells that were trained on two devices: the twins under ``studies/devices`` beside those of the studies."""
     rows = ["| study | cell | test top-1 | on another device | difference, points | p |", "|---|---|---|---|---|---|"]
-    gains = []
+    gains: list[float] = []
+    told_apart = 0
     of_devices: set[tuple[str, str]] = set()
     for path in sorted((STUDIES / "devices").glob("*/*/*.json")):
         twin, one = read_record(path), read_record(STUDIES / path.relative_to(STUDIES / "devices"))
         found = compare([unpack(twin)], [unpack(one)])
         of_devices.add((report.machine_of(one), report.machine_of(twin)))
         gains.append(found.gains[0])
+        told_apart += found.p_values[0] < LEVEL
         accuracies = " | ".join(f"{cell['test']['top1_percent']:.2f} %" for cell in (one, twin))
         study = load_study(one["study"]).title
         rows.append(
@@ -70,7 +72,13 @@ def devices_table() -> str:
         raise ValueError(f"{STUDIES / 'devices'} holds no two cells to compare")
     rows.append(f"| mean of {len(gains)}, ± standard deviation | | | | **{mean(gains):+.2f}** ± {stdev(gains):.2f} | |")
     devices = "; ".join(f"{one}, and {other}" for one, other in sorted(of_devices))
-    return "\n".join([*rows, "", f"p: McNemar's exact test over the test images. Measured on {devices}."])
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"p: McNemar's exact test over the test images, < {LEVEL:g} in {told_apart} of {len(gains)}. Measured on {devices}.",
+        ]
+    )
 
 
 def locality(name: str, scale: str) -> str:
