@@ -40,6 +40,7 @@ def test_rates_are_those_of_the_seconds(tmp_path: Path, monkeypatch: pytest.Monk
 def test_nothing_is_measured_of_an_unknown_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="unknown model 'ceit_huge'"):
         run(monkeypatch, "--output", str(tmp_path / "gpu.json"), "--models", "ceit_huge")
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--output", str(tmp_path / "gpu.json"), "--rounds", "0")
+    for name in ("--rounds", "--seconds"):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "--output", str(tmp_path / "gpu.json"), name, "0")
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Tables over several studies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,25 @@ def test_a_cell_and_its_twin_of_another_device_stand_side_by_side(
     assert f"| {study} | {first.arm}, seed 0 | 80.00 % | 83.00 % | +3.00 | 0.25 |" in rows
     assert f"| {study} | {second.arm}, seed 0 | 90.00 % | 89.00 % | -1.00 | 1 |" in rows
     assert "| mean of 2, ± standard deviation | | | | **+1.00** ± 2.83 | |" in rows
-    assert "< 0.05 in 0 of 2. Measured on 1 thread of P, torch 2.14, float32, and G, torch 2.14, float32" in rows[-1]
+    assert (
+    assert "< 0.05 in 0 of 2. Paired t-test over the cells: p = 0.7. " in rows[-1]
+    assert rows[-1].endswith("Measured on 1 thread of P, torch 2.14, float32, and G, torch 2.14, float32.")
+        in rows[-1]
+    )
+
+
+def test_a_twin_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(overview, "STUDIES", tmp_path)
+    first, *_ = load_study("lca").cells(scales()["digits"], {"CeiT": 1e-3, "DeiT": 1e-3})
+    trained(tmp_path / "devices", first, "G", 80)
+    with pytest.raises(ValueError, match="has no cell beside it"):
+        overview.devices_table()
+    trained(tmp_path, first, "G", 80)
+    with pytest.raises(ValueError, match=r"is not the run of .* on another device"):
+        overview.devices_table()
+    trained(tmp_path, replace(first, options=first.options | {"epochs": 9}), None, 80)
+    with pytest.raises(ValueError, match=r"is not the run of .* on another device"):
+        overview.devices_table()
 
 
 def test_one_twin_is_not_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

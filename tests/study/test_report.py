@@ -19,7 +19,7 @@ STUDY = Study.from_dict(
 def cell(seed: int, right: int, of: int = 1000) -> Record:
     """A network that recognises the first ``right`` images."""
     found = {"images": of, "top1_percent": 100 * right / of, "right": pack([n < right for n in range(of)])}
-    return {"seed": seed, "test": found}
+    return {"seed": seed, "test": found, "machine": {"accelerator": None, "processor": "P"}}
 
 
 def rows(records: dict[str, list[Record]]) -> list[str]:
@@ -28,18 +28,35 @@ def rows(records: dict[str, list[Record]]) -> list[str]:
 
 def test_a_row_is_of_the_seeds_that_both_have_and_a_pair_without_any_has_none() -> None:
     records = {"one": [cell(0, 800), cell(1, 820), cell(2, 999)], "two": [cell(0, 700), cell(1, 740)]}
-    assert rows(records) == ["| one | 81.00 % ± 1.41 | two, 72.00 % ± 2.83 | **+9.00** | 2 | < 0.0001 | better |"]
+    assert rows(records) == ["| one | 81.00 % ± 1.41 | two, 72.00 % ± 2.83 | **+9.00** | 2 | < 0.0001 | - | better |"]
 
 
 def test_the_largest_p_is_shown_and_one_seed_against_the_others_makes_no_claim() -> None:
     records = {"one": [cell(0, 800), cell(1, 700)], "two": [cell(0, 700), cell(1, 703)]}
     # three images that one network alone recognised, all of them the second's: p = 2 / 2^3
-    assert rows(records) == ["| one | 75.00 % ± 7.07 | two, 70.15 % ± 0.21 | **+4.85** | 2 | 0.25 | not significant |"]
+    assert rows(records) == [
+        "| one | 75.00 % ± 7.07 | two, 70.15 % ± 0.21 | **+4.85** | 2 | 0.25 | - | not significant |"
+    ]
 
 
 def test_a_single_seed_has_no_spread_and_makes_no_claim() -> None:
     records = {"one": [cell(0, 800)], "three": [cell(0, 900)]}
-    assert rows(records) == ["| three | 90.00 % | one, 80.00 % | **+10.00** | 1 | < 0.0001 | one seed |"]
+    assert rows(records) == ["| three | 90.00 % | one, 80.00 % | **+10.00** | 1 | < 0.0001 | - | one seed |"]
+
+
+def test_three_seeds_are_tested_as_a_whole_too() -> None:
+    records = {
+        "one": [cell(n, right) for n, right in enumerate((800, 810, 830))],
+        "two": [cell(n, 700) for n in range(3)],
+    }
+    # gains 10, 11 and 13: t = 12.85 of two degrees of freedom
+    assert rows(records)[0].endswith("| **+11.33** | 3 | < 0.0001 | 0.006 | better |")
+
+
+def test_arms_that_were_trained_on_different_devices_are_said_to_be() -> None:
+    elsewhere = {"machine": {"accelerator": "G", "processor": "P"}}
+    records = {"one": [cell(0, 800), cell(1, 820) | elsewhere], "two": [cell(0, 700), cell(1, 740)]}
+    assert rows(records)[0].endswith("| better, on different devices |")
 
 
 def trained(seed: int, accelerator: str | None, seconds: float) -> Record:

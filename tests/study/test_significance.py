@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
-from ceit.study.significance import compare, mcnemar
+from ceit.study.significance import compare, mcnemar, paired_t
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (5, 5), (1, 9), (30, 12), (410, 350), (0, 2000)])
@@ -34,3 +34,23 @@ def test_different_test_images_cannot_be_compared() -> None:
         compare([np.ones(3, bool)], [np.ones(4, bool)])
     with pytest.raises(ValueError, match="one or more seeds"):
         compare([], [])
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 4, 5, 6, 11])
+def test_the_t_test_is_that_of_scipy(pairs: int) -> None:
+    differences = np.random.default_rng(pairs).normal(0.5, 1.0, pairs).tolist()
+    assert paired_t(differences) == pytest.approx(ttest_1samp(differences, 0.0)[1], rel=1e-9)
+    assert paired_t([-gain for gain in differences]) == paired_t(differences)
+
+
+def test_differences_without_spread_are_certain_and_one_alone_is_no_test() -> None:
+    assert paired_t([1.0, 1.0, 1.0]) == 0.0
+    assert paired_t([0.0, 0.0, 0.0]) == 1.0
+    with pytest.raises(ValueError, match="1 differences have no spread"):
+        paired_t([1.0])
+
+
+def test_the_seeds_are_tested_as_a_whole_from_three_on() -> None:
+    good, bad = np.arange(1000) < 800, np.arange(1000) < 700
+    assert compare([good, good], [bad, bad]).p_of_seeds is None
+    assert compare([good, good, bad], [bad, bad, good]).p_of_seeds == pytest.approx(paired_t([10.0, 10.0, -10.0]))

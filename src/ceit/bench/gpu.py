@@ -25,7 +25,6 @@ from ceit.inference.device import default_device, machine
 from ceit.weights.atomic import replace_files
 
 MODELS = tuple(f"{family}_{size}_patch16_224" for size in ("tiny", "small", "base") for family in ("ceit", "deit"))
-WARM_UP_CALLS = 5
 
 
 @dataclass
@@ -37,28 +36,34 @@ class Turns:
     flops: int
     seconds: list[float] = field(default_factory=list)
 
-    def warm_up(self, device: torch.device) -> None:
-        """Calls that do not count, which also compile; on a GPU the most memory that one takes is kept."""
+    def warm_up(self, seconds: float, device: torch.device) -> None:
+        """A turn that does not count, which also compiles; on a GPU the most memory that a batch takes is kept."""
         self.call()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-        for _ in range(WARM_UP_CALLS):
-            self.call()
+        self.take(seconds, device)
+        self.seconds.clear()
         if device.type == "cuda":
             self.row["batch_bytes"] = torch.cuda.max_memory_allocated(device) - before
 
     def take(self, seconds: float, device: torch.device) -> None:
-        """One round's turn."""
+        """One round's turn: calls that double in number until they have taken that long."""
+        _wait(device)
         began, calls, took = time.perf_counter(), 0, 0.0
         while took < seconds:
             for _ in range(max(1, calls)):
                 self.call()
             calls += max(1, calls)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            _wait(device)
             took = time.perf_counter() - began
         self.seconds.append(took / calls)
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has computed all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def main() -> None:
@@ -66,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ceit.bench.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="M", help="default: %(default)s")
-    parser.add_argument("--compiled", nargs="*", default=[], metavar="M", help="of these, compiled training steps too")
+    parser.add_argument("--compiled", nargs="*", default=[], metavar="M", help="compiled training steps of these too")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument("--product", type=int, default=8192, metavar="N", help="side of the peak's matrices")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
@@ -76,6 +81,8 @@ def main() -> None:
     for name in ("batch_size", "product", "rounds"):
         if getattr(asked, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(asked, name)} must be at least 1")
+    if asked.seconds <= 0:
+        parser.error(f"--seconds {asked.seconds:g} must be positive")
     for model in [*asked.models, *asked.compiled]:
         require_known(Subject(model))
     messages = Console(stderr=True, highlight=False)
@@ -93,8 +100,8 @@ def measure(asked: argparse.Namespace, say: Callable[[str], None], save: Callabl
     for kind, model in _wanted(asked):
         say(f"{kind}: {model}")
         turns.append(_arm(kind, model, asked.batch_size, device))
-        turns[-1].warm_up(device)
-    turns[0].warm_up(device)
+        turns[-1].warm_up(asked.seconds, device)
+    turns[0].warm_up(asked.seconds, device)
     for number in range(asked.rounds):
         say(f"round {number + 1} of {asked.rounds}")
         for turn in turns:
@@ -119,6 +126,7 @@ def _result(turns: list[Turns], asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": machine(asked.device),
         "batch_size": asked.batch_size,
+        "turn_seconds": asked.seconds,
         "peak": {"size": asked.product, "seconds": product.seconds, "tflops": round(peak / 1e12, 3)},
         "arms": rows,
     }

@@ -9,9 +9,10 @@ from ceit.model.variants import config_of
 from ceit.study import report
 from ceit.study.cells import path_of, read_record, records_of, unpack
 from ceit.study.plan import FAMILIES, load_study, scales, study_names
-from ceit.study.significance import LEVEL, compare
+from ceit.study.significance import LEVEL, Comparison, compare, paired_t
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
+OF_THE_RUN = ("arm", "seed", "data", "options")
 
 
 def overview_table() -> str:
@@ -51,34 +52,38 @@ def evidence(scale: str, *names: str) -> str:
 
 
 def devices_table() -> str:
-    """Cells that were trained on two devices: the twins under ``studies/devices`` beside those of the studies."""
+    """Cells that were trained on two devices: the twins under ``studies/devices`` beside those of the studies.
+
+    Raises: ValueError for fewer than two, or a twin that is not the same run on another device.
+    """
     rows = ["| study | cell | test top-1 | on another device | difference, points | p |", "|---|---|---|---|---|---|"]
-    gains: list[float] = []
-    told_apart = 0
-    of_devices: set[tuple[str, str]] = set()
+    found: list[Comparison] = []
+    machines: set[str] = set()
     for path in sorted((STUDIES / "devices").glob("*/*/*.json")):
-        twin, one = read_record(path), read_record(STUDIES / path.relative_to(STUDIES / "devices"))
-        found = compare([unpack(twin)], [unpack(one)])
-        of_devices.add((report.machine_of(one), report.machine_of(twin)))
-        gains.append(found.gains[0])
-        told_apart += found.p_values[0] < LEVEL
+        partner = STUDIES / path.relative_to(STUDIES / "devices")
+        if not partner.is_file():
+            raise ValueError(f"{path} has no cell beside it: {partner} is missing")
+        twin, one = read_record(path), read_record(partner)
+        if any(twin[key] != one[key] for key in OF_THE_RUN) or report.device_of(twin) == report.device_of(one):
+            raise ValueError(f"{path} is not the run of {partner} on another device")
+        found.append(compare([unpack(twin)], [unpack(one)]))
+        machines.add(f"{report.machine_of(one)}, and {report.machine_of(twin)}")
         accuracies = " | ".join(f"{cell['test']['top1_percent']:.2f} %" for cell in (one, twin))
-        study = load_study(one["study"]).title
         rows.append(
-            f"| {study} | {one['arm']}, seed {one['seed']} | {accuracies} "
-            f"| {gains[-1]:+.2f} | {report.p_value(found.p_values[0])} |"
+            f"| {load_study(one['study']).title} | {one['arm']}, seed {one['seed']} | {accuracies} "
+            f"| {found[-1].gains[0]:+.2f} | {report.p_value(found[-1].p_values[0])} |"
         )
-    if len(gains) < 2:
+    if len(found) < 2:
         raise ValueError(f"{STUDIES / 'devices'} holds no two cells to compare")
+    gains = [pair.gains[0] for pair in found]
+    told_apart = sum(pair.p_values[0] < LEVEL for pair in found)
     rows.append(f"| mean of {len(gains)}, ± standard deviation | | | | **{mean(gains):+.2f}** ± {stdev(gains):.2f} | |")
-    devices = "; ".join(f"{one}, and {other}" for one, other in sorted(of_devices))
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"p: McNemar's exact test over the test images, < {LEVEL:g} in {told_apart} of {len(gains)}. Measured on {devices}.",
-        ]
+    tests = (
+        f"p: McNemar's exact test over the test images, < {LEVEL:g} in {told_apart} of {len(gains)}. "
+        f"Paired t-test over the cells: p = {report.p_value(paired_t(gains))}. "
+        f"Measured on {'; '.join(sorted(machines))}."
     )
+    return "\n".join([*rows, "", tests])
 
 
 def locality(name: str, scale: str) -> str:

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 TABLE, FIGURE = "table.md", "figure"
 _TEST_IN_WORDS = (
-    "p: McNemar's exact test over the test images, seed by seed; *better* or *worse* where every one of several seeds "
-    f"says so with p < {LEVEL:g}."
+    "Largest p: McNemar's exact test over the test images, seed by seed, which tells networks apart; *better* or "
+    f"*worse* where every one of several seeds says so with p < {LEVEL:g}. p over seeds: paired t-test, of three seeds "
+    "or more, which tells recipes apart."
 )
+_MINUTES_IN_WORDS = "Minutes: of training beside other cells on the same machine, no measure of speed."
 
 
 def write_report(root: Path, study: Study, scale: str) -> list[Path]:
@@ -92,28 +94,29 @@ def accuracy_table(study: Study, scale: str, records: dict[str, list[Record]]) -
             seconds = [cell["train_seconds"] for cell in cells if device_of(cell) == device]
             row.append(f"{mean(seconds) / 60:.1f}" if seconds else "-")
         rows.append(_row(row))
-    return "\n".join([*rows, "", "Spread: standard deviation over the seeds."])
+    return "\n".join([*rows, "", f"Spread: standard deviation over the seeds. {_MINUTES_IN_WORDS}"])
 
 
 def comparison_table(study: Study, records: dict[str, list[Record]]) -> str:
     """A row for every pair: the gain of the first, seed by seed, and whether it is more than chance."""
-    rows = ["| | gain, points | each seed | largest p | |", "|---|---|---|---|---|"]
+    rows = ["| | gain, points | each seed | largest p | p over seeds | |", "|---|---|---|---|---|---|"]
     for one, other in study.compare:
         found = comparison_of(records, one, other)
         if found is None:
-            rows.append(f"| {one} against {other} | | | | *not measured yet* |")
+            rows.append(f"| {one} against {other} | | | | | *not measured yet* |")
             continue
         each = ", ".join(f"{gain:+.2f}" for gain in found.gains)
         rows.append(
             f"| {one} against {other} | {mean(found.gains):+.2f} | {each} | {p_value(max(found.p_values))} "
-            f"| {found.verdict} |"
+            f"| {p_value(found.p_of_seeds)} | {_verdict(records, one, other, found)} |"
         )
     return "\n".join([*rows, "", _TEST_IN_WORDS])
 
 
 def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
     """A row for every pair that the studies compare and that has been measured: both accuracies, seeds, test."""
-    rows = ["| | test top-1 | against | gain, points | seeds | largest p | |", "|---|---|---|---|---|---|---|"]
+    heads = ["", "test top-1", "against", "gain, points", "seeds", "largest p", "p over seeds", ""]
+    rows = [_row(heads), "|" + "---|" * len(heads)]
     for study, records in found:
         for one, other in study.compare:
             pairs, compared = _pairs(records, one, other), comparison_of(records, one, other)
@@ -122,7 +125,8 @@ def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
             first, second = ([cell["test"]["top1_percent"] for cell in cells] for cells in zip(*pairs, strict=True))
             rows.append(
                 f"| {one} | {_accuracy(first)} | {other}, {_accuracy(second)} | **{mean(compared.gains):+.2f}** "
-                f"| {len(pairs)} | {p_value(max(compared.p_values))} | {compared.verdict} |"
+                f"| {len(pairs)} | {p_value(max(compared.p_values))} | {p_value(compared.p_of_seeds)} "
+                f"| {_verdict(records, one, other, compared)} |"
             )
     return "\n".join([*rows, "", f"Over the seeds that both have; ±: their standard deviation. {_TEST_IN_WORDS}"])
 
@@ -192,9 +196,17 @@ def _with_spread(values: list[float], digits: int, unit: str = "") -> str:
     return f"{mean(values):.{digits}f}{unit}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def p_value(p: float) -> str:
-    """As it is read: four digits at most."""
+def p_value(p: float | None) -> str:
+    """As it is read: four digits at most, a dash where there is none."""
+    if p is None:
+        return "-"
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def _verdict(records: dict[str, list[Record]], one: str, other: str, found: Comparison) -> str:
+    """The verdict, and whether something else than the arm differs."""
+    across = any(device_of(first) != device_of(second) for first, second in _pairs(records, one, other))
+    return f"{found.verdict}, on different devices" if across else found.verdict
 
 
 def machine_of(record: Record) -> str:

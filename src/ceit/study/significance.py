@@ -1,7 +1,10 @@
-"""Whether one network is better than another, or the test images happened to fall so."""
+"""Whether one network is better than another, or the test images or the seeds happened to fall so."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import mean, stdev
 
 import numpy as np
 
@@ -25,6 +28,11 @@ class Comparison:
         """Every seed says the same, each at 5 %."""
         same = all(gain > 0 for gain in self.gains) or all(gain < 0 for gain in self.gains)
         return same and max(self.p_values) < LEVEL
+
+    @property
+    def p_of_seeds(self) -> float | None:
+        """Of the gains as a whole: ``paired_t``, None for fewer than three seeds."""
+        return paired_t(self.gains) if len(self.gains) > 2 else None
 
     @property
     def verdict(self) -> str:
@@ -63,3 +71,26 @@ def mcnemar(only_first: int, only_second: int) -> float:
         tail += term
         term = term * (throws - k) // (k + 1)
     return min(1.0, float(2 * Fraction(tail, 2**throws)))
+
+
+def paired_t(differences: Sequence[float]) -> float:
+    """Two-sided p-value of Student's t-test that the differences, one for each pair, have mean zero.
+
+    ``t = mean / (standard deviation / sqrt(n))`` with ``v = n - 1`` degrees of freedom; with ``a = atan(t / sqrt(v))``
+    its distribution is a finite sum in ``sin a`` and ``cos a``. Source: Abramowitz and Stegun 26.7.3 and 26.7.4.
+    Raises: ValueError for fewer than two differences.
+    """
+    freedom = len(differences) - 1
+    if freedom < 1:
+        raise ValueError(f"{len(differences)} differences have no spread: a t-test needs two or more")
+    if not stdev(differences):
+        return 0.0 if mean(differences) else 1.0
+    t = mean(differences) / stdev(differences) * math.sqrt(len(differences))
+    angle = math.atan(abs(t) / math.sqrt(freedom))
+    odd = freedom % 2
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for k in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return max(0.0, 1.0 - inside)

@@ -182,18 +182,19 @@ def streaming_table(result: Result) -> Iterable[str]:
 @_of_file
 def gpu_table(result: Result) -> Iterable[str]:
     """Training and inference of every model on a GPU: images and operations a second, of peak, memory of a batch."""
-    yield "| model | | images/s | TFLOP/s | of peak | memory of a batch, GB |"
-    yield "|---|---|---|---|---|---|"
+    yield "| model | | images/s, median | by round | TFLOP/s | of peak | memory of a batch, GB |"
+    yield "|---|---|---|---|---|---|---|"
     for row in result["arms"]:
         memory = f"{row['batch_bytes'] / 1e9:.1f}" if "batch_bytes" in row else "-"
+        slowest, fastest = (_rate(result["batch_size"] / pick(row["seconds"])) for pick in (max, min))
         yield (
-            f"| `{row['model']}` | {row['kind']} | {_rate(row['images_per_second'])} | {row['tflops']:.1f} "
-            f"| {_percent(row['percent_of_peak'])} | {memory} |"
+            f"| `{row['model']}` | {row['kind']} | {_rate(row['images_per_second'])} | {slowest} to {fastest} "
+            f"| {row['tflops']:.1f} | {_percent(row['percent_of_peak'])} | {memory} |"
         )
     machine, peak = result["machine"], result["peak"]
     yield ""
     yield (
-        f"{machine['accelerator'] or machine['processor']}, torch {machine['torch']}, bf16, batches of "
+        f"{machine['accelerator']} beside {machine['processor']}, torch {machine['torch']}, bf16, batches of "
         f"{result['batch_size']}, medians of {len(peak['seconds'])} interleaved rounds. Peak: a product of "
         f"{peak['size']} x {peak['size']} matrices in the same rounds, {peak['tflops']:.0f} TFLOP/s."
     )
