@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.conftest import SMALL
 
 import ceit
-from ceit.data.augment import Augmentation
 from ceit.data.loader import make_loader
 from ceit.inference.backend import prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.train.assemble import build
-from ceit.train.config import Mixing, TrainConfig, WeightAverage
+from ceit.train.config import Mixing, WeightAverage
 from ceit.train.distributed import make_accelerator
 from ceit.train.loop import Interrupted
 from ceit.train.metrics import evaluate
@@ -27,17 +27,6 @@ from ceit.train.step import train_step
 
 pytestmark = pytest.mark.gpu
 
-SMALL = TrainConfig(
-    model="ceit_pico_patch4_32",
-    geometry={"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8, "drop_path_rate": 0.1},
-    epochs=2,
-    global_batch_size=32,
-    peak_lr=1e-2,
-    precision="float32",
-    augmentation=Augmentation(flip=False, translate=1),
-    ema=WeightAverage(decay=0.9),
-    clip_norm=1.0,
-)
 CUDA = torch.device("cuda")
 IMPORTS_OF_COMPILE = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 """Inductor of torch 2.11 imports what torch itself has deprecated."""

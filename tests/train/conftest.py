@@ -8,11 +8,25 @@ import pytest
 
 from ceit.data.augment import Augmentation
 from ceit.train.assemble import build
-from ceit.train.config import TrainConfig
+from ceit.train.config import TrainConfig, WeightAverage
 from ceit.train.distributed import make_accelerator
 from ceit.train.session import Session
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}
+
+SMALL = TrainConfig(
+    model="ceit_pico_patch4_32",
+    geometry={"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8, "drop_path_rate": 0.1},
+    epochs=2,
+    global_batch_size=32,
+    peak_lr=1e-2,
+    precision="float32",
+    augmentation=Augmentation(flip=False, translate=1),
+    ema=WeightAverage(decay=0.9),
+    clip_norm=1.0,
+    log_every_steps=10,
+)
+"""A whole run in seconds, with what has a state of its own: drop path, an average of the weights."""
 
 MakeSession = Callable[..., Session]
 

@@ -13,25 +13,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.train.conftest import SMALL
 
 from ceit.data.augment import Augmentation
-from ceit.train.config import Mixing, TrainConfig, WeightAverage
+from ceit.train.config import Mixing
 from ceit.train.loop import Interrupted
 from ceit.train.run import Result, train
 from ceit.weights import load_checkpoint
 
-SMALL = TrainConfig(
-    model="ceit_pico_patch4_32",
-    geometry={"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8, "drop_path_rate": 0.1},
-    epochs=2,
-    global_batch_size=32,
-    peak_lr=1e-2,
-    precision="float32",
-    augmentation=Augmentation(flip=False, translate=1),
-    ema=WeightAverage(decay=0.9),
-    clip_norm=1.0,
-    log_every_steps=10,
-)
 TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent")
 
 
