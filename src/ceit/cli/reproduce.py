@@ -165,9 +165,9 @@ def print_cells(cells: list[Cell], places: Places, console: Console, counted: se
     ``guessed``: learning rates are, so those of finished cells need not agree. Returns the seconds that are left.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("cell", no_wrap=True)
+    table.add_column("cell", overflow="fold")
     for column in ("epochs", "peak lr", "minutes", ""):
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     needed = {arm for cell in cells for arm in cell.needs}  # whose models are asked for: trained here in any case
     left, any_shared, seconds_of_arm = 0.0, False, dict[tuple[str, str], float]()
     for cell in cells:
@@ -190,7 +190,7 @@ def print_cells(cells: list[Cell], places: Places, console: Console, counted: se
             str(config.epochs),
             f"{config.peak_lr:g}",
             f"{seconds_of_arm[key] / 60:.1f}" if to_run or record else "",
-            Text("finished", "green") if record else Text("to run" if to_run else "shared", "dim"),
+            Text("done", "green") if record else Text("to run" if to_run else "shared", "dim"),
         )
     console.print(table)
     console.print(f"{len(cells)} cells, {left / 3600:.1f} hours left on this machine", highlight=False)
