@@ -44,6 +44,22 @@ def fine_tuning_table() -> str:
     return "\n".join([*rows, f"| mean | | | | **{mean(gains):+.2f}** |"])
 
 
+def class_token_table() -> str:
+    """Test accuracy of the demo on CIFAR-10 and of the runs in ``studies/class_token``, for each of their seeds."""
+    rows = ["| seed | `demo` | class token left alone | difference |", "|---|---|---|---|"]
+    differences = []
+    for run in sorted((STUDIES / "class_token").glob("seed*")):
+        released, alone = (
+            json.loads((folder / "test.json").read_text(encoding="utf-8"))["top1_percent"]
+            for folder in (STUDIES / "demo" / f"cifar10_{run.name}", run)
+        )
+        differences.append(alone - released)
+        rows.append(f"| {run.name.removeprefix('seed')} | {released:.2f} % | {alone:.2f} % | {differences[-1]:+.2f} |")
+    if not differences:
+        raise ValueError(f"{STUDIES / 'class_token'} holds no run")
+    return "\n".join([*rows, f"| mean | | | {mean(differences):+.2f} |"])
+
+
 def resume_table() -> str:
     """Stops and what differed afterwards, of every run of ``studies/resume``."""
     rows = [

@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "reading": scale.reading_table,
     "averages": measured.averages_table,
     "fine-tuning": measured.fine_tuning_table,
+    "class-token": measured.class_token_table,
     "resume": measured.resume_table,
     "loading": measured.loading_table,
     "studies": overview.overview_table,

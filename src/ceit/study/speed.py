@@ -192,9 +192,10 @@ def gpu_table(result: Result) -> Iterable[str]:
             f"| {row['tflops']:.1f} | {_percent(row['percent_of_peak'])} | {memory} |"
         )
     machine, peak = result["machine"], result["peak"]
+    devices = " beside ".join(filter(None, (machine["accelerator"], machine["processor"])))
     yield ""
     yield (
-        f"{machine['accelerator']} beside {machine['processor']}, torch {machine['torch']}, bf16, batches of "
+        f"{devices}, torch {machine['torch']}, bf16, batches of "
         f"{result['batch_size']}, medians of {len(peak['seconds'])} interleaved rounds. Peak: a product of "
         f"{peak['size']} x {peak['size']} matrices in the same rounds, {peak['tflops']:.0f} TFLOP/s."
     )
