@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import ceit_cli
-from ceit.data.augment import Augmentation
+from ceit.data.batches.augment import Augmentation
 from ceit.train.config import TrainConfig
 from ceit.train.run import train
 

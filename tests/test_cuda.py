@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.train.conftest import SMALL
 
 import ceit
-from ceit.data.loader import make_loader
+from ceit.data.batches.loader import make_loader
 from ceit.inference.backend import prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.train.assemble import build

@@ -14,9 +14,10 @@ from torch import nn
 import ceit
 import ceit_cli
 from ceit.cli import evaluate
-from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
-from ceit.data.loader import make_loader
+from ceit.data.batches.loader import make_loader
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.sources.choose import load_dataset
+from ceit.data.splits import ImageDataset, Split, cut_validation
 from ceit.inference import example_images
 from ceit.inference.export import export
 from ceit.inference.exported import ExportedDescription, ExportedNetwork

@@ -36,6 +36,33 @@ def test_arrows_point_one_way() -> None:
     assert not findings
 
 
+def test_no_file_of_data_is_imported_in_a_circle() -> None:
+    """Every file stands on a floor of its own: it imports files of lower floors alone, and at its top."""
+    files = {module_of(path): path for path in SOURCES if part_of(path) == "data"}
+    imports = {name: {found for found in modules_imported(path) if found in files} for name, path in files.items()}
+    floors: dict[str, int] = {}
+    while ready := [name for name in files if name not in floors and imports[name] <= floors.keys()]:
+        floors |= dict.fromkeys(ready, max(floors.values(), default=-1) + 1)
+    assert not [f"{name} imports {', '.join(sorted(imports[name]))}" for name in files if name not in floors]
+
+
+DATA_ROOMS = ({"splits"}, {"sources", "batches"}, {"audit"})
+
+
+def test_rooms_of_data_know_only_what_lies_below_them() -> None:
+    """``batches`` knows no source, and nothing below ``splits`` knows a set."""
+    level = {room: number for number, rooms in enumerate(DATA_ROOMS, 1) for room in rooms}
+    findings: list[str] = []
+    for path in SOURCES:
+        if part_of(path) == "data":
+            own = level.get(room_of(module_of(path)), 0)
+            for found in modules_imported(path):
+                other = level.get(room_of(found), 0) if room_of(found) != room_of(module_of(path)) else -1
+                if found.startswith("ceit.data.") and (other > own or other == own > 0):
+                    findings.append(f"{place(path, 1)} imports {found}")
+    assert not findings
+
+
 def test_model_reads_and_writes_no_files() -> None:
     findings = [
         place(path, node.lineno)
@@ -143,6 +170,22 @@ def imports_of_the_package(path: Path) -> Iterator[tuple[int, str]]:
             names = module.split(".")
             if names[0] == "ceit" and len(names) > 1:
                 yield node.lineno, names[1]
+
+
+def module_of(path: Path) -> str:
+    """``ceit.data.image`` for its file, ``ceit.data.sources`` for that of a package."""
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """``sources`` for ``ceit.data.sources.hub``, ``splits`` for ``ceit.data.splits``."""
+    return module.split(".")[2] if module.count(".") > 1 else ""
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Every module of the package that a file imports by ``from MODULE import``, which is how it is done here."""
+    return {node.module for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.module}
 
 
 def public_definitions(module: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:

@@ -20,8 +20,8 @@ from scipy.io import savemat
 
 import ceit_cli
 from ceit.cli.train import parse
-from ceit.data.dataset import load_dataset
-from ceit.data.sources import SETS
+from ceit.data.sources.choose import load_dataset
+from ceit.data.sources.known_sets import SETS
 from ceit.model.names import unknown
 from ceit.study.recipes import data_of, text_of
 from ceit.train.config import known_keys

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ceit
 from ceit.bench import agreement
-from ceit.data.dataset import load_dataset
+from ceit.data.sources.choose import load_dataset
 from ceit.weights import save_checkpoint
 
 SEEN: list[Tensor] = []

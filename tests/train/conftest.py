@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ceit.data.augment import Augmentation
+from ceit.data.batches.augment import Augmentation
 from ceit.train.assemble import build
 from ceit.train.config import TrainConfig, WeightAverage
 from ceit.train.distributed import make_accelerator

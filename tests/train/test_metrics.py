@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ceit.data.dataset import ArraySplit
-from ceit.data.loader import Loader, make_loader
+from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.splits import ArraySplit
 from ceit.train.metrics import ClassAccuracy, evaluate
 
 LETTERS = tuple("abcdefg")
@@ -117,8 +117,8 @@ def test_other_number_of_classes_is_an_error(logits: Tensor, labels: Tensor) -> 
 TWO_PROCESSES = """
 import json, sys, torch
 from torch import nn
-from ceit.data.dataset import ArraySplit
-from ceit.data.loader import make_loader
+from ceit.data.splits import ArraySplit
+from ceit.data.batches.loader import make_loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.train.metrics import evaluate
 

@@ -12,7 +12,7 @@ from tests.train.conftest import TINY, MakeSession
 
 import ceit
 import ceit_cli
-from ceit.data.augment import Augmentation
+from ceit.data.batches.augment import Augmentation
 from ceit.data.preprocessing import Preprocessing
 from ceit.train.config import Mixing, TrainConfig, WeightAverage
 from ceit.train.loop import learning_rate

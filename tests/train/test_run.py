@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from tests.train.conftest import SMALL
 
-from ceit.data.augment import Augmentation
+from ceit.data.batches.augment import Augmentation
 from ceit.train.config import Mixing
 from ceit.train.loop import Interrupted
 from ceit.train.run import Result, train

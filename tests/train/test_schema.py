@@ -8,7 +8,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from ceit.data.augment import Augmentation
+from ceit.data.batches.augment import Augmentation
 from ceit.train.config import SECTIONS, TrainConfig, known_keys
 from ceit.train.recipe import recipe_names
 from ceit.train.schema import descriptions, recipe_schema

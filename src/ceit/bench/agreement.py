@@ -21,9 +21,10 @@ from torch import Tensor
 from ceit.bench.files import save
 from ceit.bench.loading import usable_cores
 from ceit.bench.worker import FAILURES, sentence
-from ceit.data.dataset import ImageDataset, load_dataset
-from ceit.data.loader import Loader, make_loader
+from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.sources.choose import load_dataset
+from ceit.data.splits import ImageDataset
 from ceit.inference.backend import BACKENDS, PRECISIONS_OF, Network, prepare
 from ceit.inference.device import machine
 from ceit.inference.predictor import default_preprocessing, stored_preprocessing

@@ -28,12 +28,12 @@ from torch import Tensor
 
 import ceit
 from ceit.bench.training import Step, training_step
-from ceit.data.augment import Augmentation
-from ceit.data.dataset import FileSplit
+from ceit.data.batches.augment import Augmentation
+from ceit.data.batches.loader import Loader, make_loader
+from ceit.data.batches.workers import usual_workers
 from ceit.data.image import IMAGE_SUFFIXES
-from ceit.data.loader import Loader, make_loader
 from ceit.data.preprocessing import IMAGENET
-from ceit.data.workers import usual_workers
+from ceit.data.splits import FileSplit
 from ceit.inference.device import machine
 from ceit.model.variants import config_of
 from ceit.weights.atomic import replace_files

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.data.check import check
-from ceit.data.dataset import ArraySplit, ImageDataset, load_dataset
-from ceit.data.fetch import fetch
-from ceit.data.files import LARGE_SIZE
-from ceit.data.published import PUBLISHED, describe
-from ceit.data.report import Copies, ImageName, Report
-from ceit.data.shard_writer import write_shards
-from ceit.data.sources import SETS
+from ceit.data.audit.check import check
+from ceit.data.audit.report import Copies, ImageName, Report
+from ceit.data.sources.choose import describe, fetch, load_dataset
+from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.listing import LARGE_SIZE
+from ceit.data.sources.published import PUBLISHED
+from ceit.data.sources.shards.write import write_shards
+from ceit.data.splits import ArraySplit, ImageDataset
 from ceit.weights.atomic import replace_files
 
 _LISTED_CLASSES = 24

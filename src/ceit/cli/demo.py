@@ -7,10 +7,10 @@ import torch
 from rich.console import Console
 
 from ceit.cli.train import LiveProgress, print_report
-from ceit.data.dataset import ArraySplit
-from ceit.data.fetch import fetch
-from ceit.data.loader import make_loader
-from ceit.data.sources import SETS
+from ceit.data.batches.loader import make_loader
+from ceit.data.sources.choose import fetch
+from ceit.data.sources.known_sets import SETS
+from ceit.data.splits import ArraySplit
 from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.inference.memory import keep_freed_memory
 from ceit.train.recipe import recipe_config

@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
-from ceit.data.loader import make_loader
+from ceit.data.batches.loader import make_loader
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.sources.choose import load_dataset
+from ceit.data.splits import ImageDataset, Split, cut_validation
 from ceit.inference.device import PRECISIONS, Precision, autocast_dtype, default_device
 from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
 from ceit.inference.predictor import default_preprocessing, exported_precision, geometry_of, stored_preprocessing

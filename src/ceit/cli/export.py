@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.data.dataset import IN_MEMORY_SIDE, ImageDataset, load_dataset
 from ceit.data.image import IMAGE_SUFFIXES
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.sources.choose import load_dataset
+from ceit.data.splits import IN_MEMORY_SIDE, ImageDataset
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
 from ceit.inference.export import (
     MAX_ERROR,

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.cli.train import LiveProgress
-from ceit.data.published import PUBLISHED
-from ceit.data.sources import SETS
+from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.published import PUBLISHED
 from ceit.inference.memory import keep_freed_memory
 from ceit.model.names import unknown
 from ceit.study.cells import path_of, read_cell, read_record, same_elsewhere

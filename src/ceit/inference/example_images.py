@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ceit.data.dataset import ImageDataset, Split
+from ceit.data.batches.loader import make_loader
 from ceit.data.image import read_image
-from ceit.data.loader import make_loader
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.splits import ImageDataset, Split
 
 _SEED = 0
 

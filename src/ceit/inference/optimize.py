@@ -12,7 +12,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from ceit.data.fetch import cache_dir
+from ceit.data.cache import cache_dir
 from ceit.inference.backend import BACKENDS, PRECISIONS, PRECISIONS_OF, Network, prepare, require
 from ceit.inference.device import machine
 from ceit.model.ceit import CeiT

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.data.dataset import IN_MEMORY_SIDE
 from ceit.data.image import BrokenImageError, read_image
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
+from ceit.data.splits import IN_MEMORY_SIDE
 from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported

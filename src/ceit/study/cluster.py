@@ -4,9 +4,9 @@ import json
 import shlex
 from collections.abc import Sequence
 
-from ceit.data.fetch import cache_dir
-from ceit.data.published import PUBLISHED
-from ceit.data.sources import SETS
+from ceit.data.cache import cache_dir
+from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.published import PUBLISHED
 from ceit.model.complexity import complexity
 from ceit.study.cells import path_of
 from ceit.study.plan import TUNING, Cell, Options, Study

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from ceit.data.published import PUBLISHED
-from ceit.data.sources import SETS
+from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.published import PUBLISHED
 from ceit.model.complexity import complexity
 from ceit.model.config import CeiTConfig
 from ceit.model.variants import config_of

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ceit.data.dataset import ImageDataset
-from ceit.data.loader import make_loader
+from ceit.data.batches.loader import make_loader
+from ceit.data.splits import ImageDataset
 from ceit.inference.device import machine
 from ceit.model import CeiT
 from ceit.model.complexity import complexity

@@ -14,11 +14,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.amp import GradScaler
 
-from ceit.data.augment import Augmentation
-from ceit.data.dataset import ImageDataset, Split, cut_validation, load_dataset
-from ceit.data.loader import Loader, make_loader
+from ceit.data.batches.augment import Augmentation
+from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.random_bits import shuffled
+from ceit.data.sources.choose import load_dataset
+from ceit.data.splits import ImageDataset, Split, cut_validation
 from ceit.inference.device import autocast_dtype
 from ceit.model import CeiT, config_of
 from ceit.train.batch_norm import StatisticsBackup, small_batch_warning

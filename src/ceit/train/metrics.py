@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from ceit.data.loader import Loader
+from ceit.data.batches.loader import Loader
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from ceit.data.dataset import ImageDataset, absolute
+from ceit.data.sources.choose import absolute
+from ceit.data.splits import ImageDataset
 from ceit.inference.device import machine
 from ceit.model import CeiT
 from ceit.train.assemble import Say, Show, build, evaluation_loader

@@ -14,7 +14,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from ceit.data.loader import Loader
+from ceit.data.batches.loader import Loader
 from ceit.model.ceit import CeiT
 from ceit.train.batch_norm import StatisticsBackup, average_over_processes, freeze_statistics
 from ceit.train.checkpoint import Parts, Progress

@@ -1,0 +1,192 @@
+"""A whole data set read, to find what is wrong with it; nothing is changed. What is found stands in ``report``."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ceit.data.audit.duplicates import BLANK_CONTRAST, Prints, find_copies, pixel_digest, prints_of, small_picture
+from ceit.data.audit.report import Copies, ImageName, Report
+from ceit.data.image import read_header
+from ceit.data.sources.choose import load_dataset
+from ceit.data.sources.folder import find_files
+from ceit.data.sources.listing import LARGE_SIZE, SPLIT_NAMES
+from ceit.data.sources.shards.load import has_shards, open_shards
+from ceit.data.splits import ArraySplit, FileSplit, Split
+from ceit.data.threads import BLOCK_IMAGES, each
+
+
+def check(data: str | Path) -> Report:
+    """Reads every image of ``data``, anything that ``load_dataset`` takes, and reports what is wrong.
+
+    A folder is looked at as it lies on the disk, empty class folders and all; other data as they are loaded. A set that
+    comes unsplit is one split, ``all``.
+
+    Raises: ValueError for data that are no data set at all.
+    """
+    found = _find(str(data))
+    reading = _Reading(found)
+    for number, (name, split) in enumerate(found.splits.items()):
+        reading.read(number, name, split)
+    return reading.report()
+
+
+@dataclass
+class _Found:
+    """A data set to check; ``skipped`` has a line per image that could not even be loaded."""
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    skipped: tuple[str, ...] = ()
+    changed_shards: tuple[str, ...] = ()
+
+
+def _find(data: str) -> _Found:
+    root = Path(data).expanduser()
+    if root.is_dir() and has_shards(root):
+        return _find_shards(root)
+    if root.is_dir():
+        return _find_folder(root)
+    dataset = load_dataset(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    present = {name: split for name, split in splits.items() if split is not None}
+    return _Found(dataset.name, dataset.class_names, present, dataset.skipped)
+
+
+def _find_folder(root: Path) -> _Found:
+    folders = {split: root / name for name, split in reversed(SPLIT_NAMES.items()) if (root / name).is_dir()}
+    if "train" not in folders or not _class_folders(folders["train"]):  # a class may be named train
+        folders = {"all": root}
+    names = tuple(sorted({name for folder in folders.values() for name in _class_folders(folder)}))
+    order = [split for split in ("train", "validation", "test", "all") if split in folders]
+    return _Found(root.resolve().name, names, {split: find_files(folders[split]).split(names) for split in order})
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return [child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "__"))]
+
+
+def _find_shards(root: Path) -> _Found:
+    found = open_shards(root)
+    splits: dict[str, Split] = {name: found.samples.subset(torch.from_numpy(rows)) for name, rows in found.rows.items()}
+    hashes = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
+    results = each(lambda name: _sha256(root / name) == hashes[name], list(hashes), "hashing shards")
+    changed = tuple(name for name, same in results if same is not True)
+    return _Found(found.index.name, found.index.class_names, splits, changed_shards=changed)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@runtime_checkable
+class _HeaderSplit(Protocol):
+    """A split that tells an image's size and mode without decoding it."""
+
+    def header(self, index: int) -> tuple[tuple[int, int], str]: ...
+
+
+class _Look(NamedTuple):
+    """What one image showed."""
+
+    size: tuple[int, int]
+    mode: str
+    digest: bytes
+    picture: np.ndarray
+
+
+def _look(split: Split, index: int) -> _Look:
+    image = split.read(index, in_chans=3)
+    size, mode = _header(split, index, image)
+    return _Look(size, mode, pixel_digest(image), small_picture(image))
+
+
+def _header(split: Split, index: int, image: Image.Image) -> tuple[tuple[int, int], str]:
+    if isinstance(split, FileSplit):
+        return read_header(split.paths[index])
+    if isinstance(split, _HeaderSplit):
+        return split.header(index)
+    return image.size, "L" if isinstance(split, ArraySplit) and split.images.shape[1] == 1 else image.mode
+
+
+@dataclass
+class _Reading:
+    """The images read so far; ``places`` has split number and index of each."""
+
+    found: _Found
+    places: list[tuple[int, int]] = field(default_factory=list)
+    prints: list[Prints] = field(default_factory=list)
+    unreadable: list[ImageName] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+
+    def read(self, number: int, name: str, split: Split) -> None:
+        """Reads one split, keeping of each image its prints."""
+        waiting: list[_Look] = []
+        for index, look in each(lambda index: _look(split, index), range(len(split)), f"reading {name}"):
+            if isinstance(look, str):
+                self.unreadable.append(self._name(number, index, look))
+                continue
+            self.places.append((number, index))
+            self.modes[look.mode] += 1
+            self.sizes.add(look.size)
+            waiting.append(look)
+            if len(waiting) == BLOCK_IMAGES:
+                self._keep(waiting)
+        self._keep(waiting)
+
+    def report(self) -> Report:
+        """What all splits have shown."""
+        splits = tuple(self.found.splits)
+        counts = {name: dict.fromkeys(splits, 0) for name in self.found.class_names}
+        for number, (name, split) in enumerate(self.found.splits.items()):
+            labels = split.labels[[index for place, index in self.places if place == number]]
+            for class_name, count in zip(
+                self.found.class_names, torch.bincount(labels, minlength=len(counts)).tolist(), strict=True
+            ):
+                counts[class_name][name] = count
+        prints = Prints.joined(self.prints)
+        skipped = [ImageName("", line, "") for line in self.found.skipped]
+        in_order = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
+        return Report(
+            name=self.found.name,
+            splits=splits,
+            counts=counts,
+            unreadable=(*self.unreadable, *skipped),
+            changed_shards=self.found.changed_shards,
+            copies=tuple(self._copies(prints, group) for group in find_copies(prints, self._picture)),
+            blank=tuple(self._name(*self.places[i]) for i in np.flatnonzero(prints.contrast < BLANK_CONTRAST)),
+            modes=dict(self.modes.most_common()),
+            smallest=in_order[0] if in_order else None,
+            largest=in_order[-1] if in_order else None,
+        )
+
+    def _keep(self, waiting: list[_Look]) -> None:
+        self.prints.append(prints_of([look.picture for look in waiting], [look.digest for look in waiting]))
+        waiting.clear()
+
+    def _split(self, number: int) -> tuple[str, Split]:
+        return list(self.found.splits.items())[number]
+
+    def _picture(self, place: int) -> np.ndarray:
+        number, index = self.places[place]
+        return small_picture(self._split(number)[1].read(index, in_chans=3))
+
+    def _copies(self, prints: Prints, group: list[int]) -> Copies:
+        digests = {prints.digest[i].tobytes() for i in group}
+        return Copies(len(digests) == 1, tuple(self._name(*self.places[i]) for i in group))
+
+    def _name(self, number: int, index: int, note: str = "") -> ImageName:
+        split_name, split = self._split(number)
+        name = split.key(index)
+        if isinstance(split, FileSplit):
+            path = split.paths[index]
+            name = (path.relative_to(split.root) if path.is_relative_to(split.root) else path).as_posix()
+        return ImageName(split_name, name, self.found.class_names[int(split.labels[index])], note)

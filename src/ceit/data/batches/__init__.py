@@ -1,0 +1,1 @@
+"""Splits to batches: order, augmentation, worker processes, the loader; knows splits only."""

@@ -1,0 +1,145 @@
+"""Batches of a split: an epoch is a function of (seed, epoch), whatever the batch size or number of workers.
+
+Letters: B batch, C channels, H height, W width. A batch is images float32 ``(B, C, H, W)``, channels-last in memory,
+and labels int64 ``(B,)``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from ceit.data.batches.augment import Augmentation
+from ceit.data.batches.batch import ArrayImages, SingleImages
+from ceit.data.batches.order import COPY, Order
+from ceit.data.batches.workers import Batch, Batches, Workers, usual_workers
+from ceit.data.preprocessing import Preprocessing
+from ceit.data.splits import IN_MEMORY_SIDE, ArraySplit, Split, resized
+from ceit.model.names import unknown
+
+Sampling = Literal["shuffle", "balanced"]
+
+
+def make_loader(
+    split: Split,
+    *,
+    batch_size: int,
+    img_size: tuple[int, int],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    shuffle: bool = False,
+    sampling: Sampling = "shuffle",
+    shard_window: int = 0,
+    drop_last: bool = False,
+    limit_batches: int | None = None,
+    workers: int | None = None,
+    pin_memory: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> "Loader":
+    """A loader of ``split`` at ``img_size = (H, W)``; without an augmentation images come as prediction sees them.
+
+    Without ``shuffle`` the images come in turn. With it, ``sampling`` is ``shuffle``, every image once, or
+    ``balanced``, every class equally often; ``shard_window`` mixes the images of so many shards at a time, 0 all. The
+    augmentation's ``repeats`` shows each image several times in a row. None of these changes the length of an epoch,
+    which only ``drop_last`` (whole batches alone) and ``limit_batches`` (at most so many) do.
+
+    ``workers`` are processes; None chooses: none for images in memory and on macOS and Windows, else one per core, at
+    most 8. ``pin_memory`` is for copying to a GPU while it computes. ``shard = (rank, processes)``: of every batch of
+    ``batch_size`` images this process gets every ``processes``-th, from ``rank`` on, so the copies of an image go to
+    different processes. In the last batch one process may get an image more than another, or none.
+
+    Raises: ValueError for an empty split, a batch size out of range, images of another number of channels than the
+    preprocessing, a translation larger than the image, or an order that the split cannot have.
+    """
+    if len(split) == 0:
+        raise ValueError("the split has no images")
+    if batch_size < 1:
+        raise ValueError(f"batch size {batch_size} must be at least 1")
+    if drop_last and len(split) < batch_size:
+        raise ValueError(f"batch size {batch_size} is larger than the split of {len(split)} images: lower it")
+    if limit_batches is not None and limit_batches < 1:
+        raise ValueError(f"limit_batches {limit_batches} must be at least 1, or None for all")
+    if isinstance(split, ArraySplit) and split.images.shape[1] != preprocessing.in_chans:
+        found, expected = split.images.shape[1], preprocessing.in_chans
+        raise ValueError(f"the images have {found} channels, the preprocessing {expected}: load the set with in_chans")
+    if augmentation is not None:
+        augmentation.check_size(img_size)
+    single = augmentation is not None and augmentation.image_by_image
+    if isinstance(split, ArraySplit) and not single and max(img_size) <= IN_MEMORY_SIDE:
+        pixels_nhwc = resized(split.pixels(), img_size, preprocessing.interpolation)
+        images_of, usual = ArrayImages(pixels_nhwc, preprocessing, augmentation, seed), 0
+    else:
+        images_of, usual = SingleImages(split, img_size, preprocessing, augmentation, seed), usual_workers()
+    images = len(split) // batch_size * batch_size if drop_last else len(split)
+    order = Order(
+        images=len(split),
+        length=images if limit_batches is None else min(images, limit_batches * batch_size),
+        seed=seed if shuffle else None,
+        repeats=1 if augmentation is None else augmentation.repeats,
+        labels=_labels_to_balance(split, sampling),
+        shard_of=_shards_to_keep_together(split, sampling, shard_window),
+        shard_window=shard_window,
+    )
+    batches, workers = Batches(images_of, split.labels), usual if workers is None else workers
+    processes = Workers(batches, workers, pin_memory) if workers > 0 else None
+    return Loader(split, batches, order, batch_size, shard, processes, pin_memory)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The batches of a split, epoch by epoch; ``len()`` is the number of batches. Made by ``make_loader``.
+
+    Where processes make the batches, one epoch is gone through at a time: to begin another ends the one before.
+    """
+
+    split: Split
+    batches: Batches
+    order: Order
+    batch_size: int
+    shard: tuple[int, int]
+    workers: Workers | None
+    pin_memory: bool
+
+    @property
+    def images(self) -> int:
+        """Images an epoch, over all processes; copies count."""
+        return self.order.length
+
+    def __len__(self) -> int:
+        return -(-self.images // self.batch_size)
+
+    def keys(self, epoch: int) -> list[str]:
+        """The names of the images of an epoch, in the order in which they are shown, over all processes."""
+        return [self.split.key(index) for index in (self.order.draws(epoch) % COPY).tolist()]
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start_batch`` on: to resume is to ask for the rest."""
+        draws = self.order.draws(epoch)
+        starts = range(start_batch * self.batch_size, self.images, self.batch_size)
+        rank, processes = self.shard
+        requests = [(epoch, draws[start : start + self.batch_size][rank::processes]) for start in starts]
+        if self.workers is not None:
+            return self.workers.answer(requests)
+        made = map(self.batches.__getitem__, requests)
+        return ((images.pin_memory(), labels.pin_memory()) for images, labels in made) if self.pin_memory else made
+
+
+def _labels_to_balance(split: Split, sampling: Sampling) -> np.ndarray | None:
+    if sampling not in get_args(Sampling):
+        raise ValueError(unknown("sampling", sampling, get_args(Sampling)))
+    return split.labels.numpy() if sampling == "balanced" else None
+
+
+def _shards_to_keep_together(split: Split, sampling: Sampling, window: int) -> np.ndarray | None:
+    if window < 0:
+        raise ValueError(f"shard_window {window} must not be negative (shards; 0 mixes all)")
+    if window == 0:
+        return None
+    if sampling == "balanced":
+        raise ValueError(f"balanced sampling draws from all images, not from {window} shards: set shard_window to 0")
+    shard_of = getattr(split, "shard_of", None)
+    if shard_of is None:
+        raise ValueError(f"shard_window {window} needs images in shards, which these are not: set it to 0")
+    return shard_of

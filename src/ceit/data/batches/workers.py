@@ -1,0 +1,116 @@
+"""Processes that make batches ahead of training, kept from epoch to epoch."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ceit.data.batches.batch import ImagesOf
+from ceit.data.batches.order import COPY
+
+Batch = tuple[Tensor, Tensor]
+Request = tuple[int, np.ndarray]
+"""An epoch and the draws of one batch ``(B,)``."""
+
+
+@dataclass(frozen=True)
+class Batches(Dataset[Batch | Exception]):
+    """Makes the batch that a request asks for."""
+
+    images_of: ImagesOf
+    labels: Tensor
+
+    def __getitem__(self, request: Request) -> Batch:
+        epoch, draws = request
+        return self.images_of(epoch, draws), self.labels[torch.from_numpy(draws % COPY)]
+
+
+class Workers:
+    """``count`` processes that answer requests in order, each keeping two batches ahead.
+
+    A failure to read an image is raised where the batch is asked for, as the reader raised it.
+    """
+
+    def __init__(self, batches: Batches, count: int, pin_memory: bool) -> None:
+        self._requests: list[Request] = []
+        self._begun = 0
+        # With its own generator, for the workers' seeds would otherwise be drawn from torch's global one.
+        self._loader = DataLoader(
+            _Failures(batches),
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=count,
+            persistent_workers=True,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+            worker_init_fn=_begin_work,
+        )
+
+    def answer(self, requests: list[Request]) -> Iterator[Batch]:
+        """The batches asked for. What an earlier call has not been asked for yet is dropped."""
+        self._requests[:] = requests
+        self._begun += 1
+        return self._answers(iter(self._loader), self._begun)
+
+    def _answers(self, answers: Iterator[Batch | Exception], number: int) -> Iterator[Batch]:
+        while True:
+            if number != self._begun:
+                raise RuntimeError("another epoch of this loader has begun, so this one cannot go on")
+            try:
+                answer = next(answers, None)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                fix = "most often memory or /dev/shm was full: lower the workers or the batch size"
+                raise ValueError(f"a process that reads images died ({str(error).strip(' .')}); {fix}") from None
+            if answer is None:
+                return
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+
+
+@dataclass(frozen=True)
+class _Failures(Dataset[Batch | Exception]):
+    """Answers with the failure itself, which DataLoader would wrap into the text of a traceback."""
+
+    batches: Batches
+
+    def __getitem__(self, request: Request) -> Batch | Exception:
+        try:
+            return self.batches[request]
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _begin_work(worker: int) -> None:
+    """Ctrl-C and preemption signals are for the main process, which still needs batches to finish its step and save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which tells who sent the signal; not so on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, args=(os.getppid(),), daemon=True).start()
+    gc.freeze()  # else the first collection copies the parent's memory, page by page
+
+
+def _end_when_the_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        continue
+    os._exit(0)
+
+
+def usual_workers() -> int:
+    """One process for each core that this process may use, at most 8; none on macOS and Windows.
+
+    Several training processes of one machine share its cores.
+    """
+    if sys.platform in ("darwin", "win32"):
+        return 0
+    return max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -1,0 +1,145 @@
+"""A data set by what it is called: which source has it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ceit.data.cache import cache_dir
+from ceit.data.image import image_mode
+from ceit.data.sources.download import fetch_named
+from ceit.data.sources.folder import load_folder
+from ceit.data.sources.hub import PREFIX, load_hub
+from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.named import load_named
+from ceit.data.sources.published import PUBLISHED, fetch_published, load_published
+from ceit.data.sources.shards.load import has_shards, load_shards
+from ceit.data.sources.table import SUFFIXES, load_labels
+from ceit.data.splits import ImageDataset, keep_classes
+from ceit.model.names import unknown
+
+
+def load_dataset(
+    name_or_dir: str | Path,
+    *,
+    img_size: tuple[int, int] | None = None,
+    in_chans: int | None = None,
+    seed: int = 0,
+    skip_broken: bool = False,
+    classes: Sequence[str] | None = None,
+) -> ImageDataset:
+    """The data set that ``name_or_dir`` names.
+
+    | given | read by |
+    |---|---|
+    | ``NAME``, in the cache | ``named`` (``cifar10``, ...) or ``published`` (``imagenet``, ...) |
+    | ``NAME:DIR``, that set's files as its owner packs them, unpacked in DIR | the same |
+    | ``hf:REPO`` or ``hf:DIR`` | ``hub`` |
+    | ``FILE.csv``, ``FILE.parquet`` | ``table`` |
+    | a folder of WebDataset shards | ``shards.load`` |
+    | a folder of class folders | ``folder`` |
+
+    ``img_size`` ``(H, W)`` and ``in_chans`` (1 or 3) are those of the set unless given. Up to 64 px the images are held
+    in memory at exactly that size; larger ones stay as they are and the loader resizes them. ``seed`` splits a set that
+    comes unsplit. ``skip_broken`` leaves unreadable files out and names them in ``skipped``. ``classes`` keeps only the
+    images of these classes and numbers them in that order; the set is split before.
+
+    Raises: ValueError for an unknown name or class, a set that is not there, data that are no data set, or unreadable
+    files.
+    """
+    if img_size is not None and min(img_size) < 1:
+        raise ValueError(f"image size {img_size} must be positive")
+    if in_chans is not None:
+        image_mode(in_chans)
+    text = os.fspath(name_or_dir)
+    dataset = _load(text, place_of(text), img_size, in_chans, seed, skip_broken)
+    return dataset if classes is None else keep_classes(dataset, classes)
+
+
+def absolute(name_or_dir: str | Path) -> str:
+    """What was given to ``load_dataset``, so that it means the same in any working directory."""
+    text = os.fspath(name_or_dir)
+    if (named := place_of(text)) is not None:
+        name, folder = named
+        return name if folder is None else f"{name}:{folder.resolve()}"
+    if text.startswith(PREFIX):
+        folder = Path(text.removeprefix(PREFIX)).expanduser()
+        return f"{PREFIX}{folder.resolve()}" if folder.is_dir() else text
+    return str(Path(text).expanduser().resolve())
+
+
+def fetch(name: str, cache: Path | None = None) -> Path:
+    """Gets the set ``name`` into the cache unless it is there, and returns its folder, which is whole or not there.
+
+    Raises: ValueError for an unknown name or a set that only its owner gives; ConnectionError, naming what was tried,
+    if no source gave the set; OSError if it cannot be stored.
+    """
+    if name in PUBLISHED:
+        return fetch_published(name, cache or cache_dir())
+    if name not in SETS:
+        raise ValueError(unknown("data set", name, [*SETS, *PUBLISHED]))
+    return fetch_named(name, cache or cache_dir())
+
+
+def describe(name: str) -> str:
+    """What a set known by name is and whose, a line each: title, size, licence and citation."""
+    if name in SETS:
+        named = SETS[name]
+        height, width, channels = named.image_shape
+        size = f"{len(named.class_names)} classes of {height} x {width} x {channels} pixels"
+        counts = {"to train": named.train_images, "to test": named.test_images}
+    else:
+        named = PUBLISHED[name]
+        size = f"{named.classes:,} classes of photographs"
+        counts = {
+            "to train": named.train_images,
+            "to validate": named.validation_images,
+            "to test": named.test_images,
+        }
+    images = ", ".join(f"{count:,} {use}" for use, count in counts.items() if count)
+    return "\n".join(
+        (
+            f"{named.title}: {size}",
+            f"images     {images}",
+            f"licence    {named.licence}",
+            f"citation   {named.citation}",
+        )
+    )
+
+
+def place_of(text: str) -> tuple[str, Path | None] | None:
+    """Name and folder (None: the cache) of ``NAME`` or ``NAME:DIR``; None if that names no set known here."""
+    name, colon, folder = text.partition(":")
+    if name not in SETS and name not in PUBLISHED:
+        return None
+    if colon and not folder:
+        raise ValueError(f"{text} names no folder: say {name} for the cache or {name}:DIR")
+    return name, Path(folder).expanduser() if colon else None
+
+
+def _load(
+    text: str,
+    named: tuple[str, Path | None] | None,
+    img_size: tuple[int, int] | None,
+    in_chans: int | None,
+    seed: int,
+    skip_broken: bool,
+) -> ImageDataset:
+    if named is not None and named[0] in PUBLISHED:
+        return load_published(*named, img_size, in_chans, skip_broken)
+    if named is not None:
+        return load_named(*named, img_size, in_chans)
+    if text.startswith(PREFIX):
+        return load_hub(text.removeprefix(PREFIX), img_size, in_chans, seed, skip_broken)
+    path = Path(text).expanduser()
+    if path.suffix.lower() in SUFFIXES and not path.is_dir():
+        return load_labels(path, img_size, in_chans, seed, skip_broken)
+    if path.is_dir() and has_shards(path):
+        return load_shards(path, img_size, in_chans, seed, skip_broken)
+    if path.exists():
+        return load_folder(path, img_size, in_chans, seed, skip_broken)
+    if path.name == text:
+        raise ValueError(f"{unknown('data set', text, [*SETS, *PUBLISHED])}; there is no folder of that name either")
+    prefix, colon, _ = text.partition(":")
+    if colon and len(prefix) > 1 and prefix.isidentifier():  # not C:, the drive
+        raise ValueError(unknown("data set", prefix, [*SETS, *PUBLISHED]))
+    raise ValueError(f"data folder {text} does not exist")

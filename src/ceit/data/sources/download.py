@@ -1,0 +1,232 @@
+"""Gets a named set onto the disk once: download, decode, check, keep the arrays."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
+from ceit.data.sources.known_sets import SETS, NamedSet, Source
+from ceit.data.sources.packages import address_of
+
+TIMEOUT_SECONDS = 20
+_RESUMPTIONS = 5  # of a connection that was cut, within one call
+_CHUNK_BYTES = 1 << 18
+
+_Advance = Callable[[int, int | None], None]
+"""Told the bytes present and, where known, the bytes in all."""
+
+
+def fetch_named(name: str, cache: Path) -> Path:
+    """Gets the set ``name`` into the cache unless it is there, and returns the folder of its arrays.
+
+    The copy that the environment variable CEIT_DATA_MIRROR offers, a URL or a directory that holds the archives by file
+    name, is tried first, then the sources in order. A download that was cut is resumed, by the next call too. The
+    folder ``{train,test}_{images,labels}.npy`` appears whole or not at all, and only if the hashes are right.
+
+    Raises: ConnectionError, naming what was tried, if no source gave the set; OSError if it cannot be stored.
+    """
+    named, folder = SETS[name], cache / name
+    if not named.sources or folder.is_dir():
+        return folder
+    downloads = folder.with_name(f"{name}.downloads")
+    failures = []
+    for source in _candidates(named):
+        try:
+            arrays = _arrays_from(source, named, downloads)
+        except _SourceError as failure:
+            failures.append(str(failure))
+        else:
+            _store(arrays, folder)
+            shutil.rmtree(downloads)
+            return folder
+    offline = "the set digits ships with the package and needs no network"
+    raise ConnectionError(f"{name} could not be fetched; tried {'; '.join(failures)}; {offline}")
+
+
+class _SourceError(Exception):
+    """A source that could not be used: its address and why."""
+
+    def __init__(self, url: str, error: Exception) -> None:
+        reason = getattr(error, "reason", None) or error
+        super().__init__(f"{url} ({reason})")
+
+
+def copy_from_mirror(names: Sequence[str], folder: Path) -> list[str]:
+    """Downloads files of these names into ``folder`` from CEIT_DATA_MIRROR, if set; returns what failed, and why."""
+    base, failures = _mirror(), []
+    if base is not None:
+        with _progress() as show:
+            for name in names:
+                url = f"{base}/{name}"
+                try:
+                    if not (folder / name).exists():
+                        _download(url, folder / name, show(url))
+                except _SourceError as failure:
+                    failures.append(str(failure))
+    return failures
+
+
+def _mirror() -> str | None:
+    mirror = os.environ.get("CEIT_DATA_MIRROR")
+    if not mirror:
+        return None
+    return mirror.rstrip("/") if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
+
+
+def _candidates(named: NamedSet) -> Iterator[Source]:
+    base = _mirror()
+    if base is not None:
+        for source in named.sources:
+            yield Source(tuple(f"{base}/{_file_name(url)}" for url in source.urls), source.decode, source.sha256)
+    yield from named.sources
+
+
+def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
+    """The checked arrays of one source. Raises: _SourceError; downloaded files that are not right are removed."""
+    paths = []
+    with _progress() as show:
+        for url in source.urls:
+            path = downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / _file_name(url)
+            if not path.exists():
+                advance = show(url)
+                try:
+                    address = address_of(url)
+                except OSError as error:
+                    raise _SourceError(url, error) from error
+                _download(address, path, advance)
+            paths.append(path)
+    try:
+        for path, expected in zip(paths, source.sha256, strict=False):
+            _check_hash(path.name, path.read_bytes(), expected)
+        arrays = {key: np.ascontiguousarray(array) for key, array in source.decode(open_archives(paths)).items()}
+        _check(arrays, named)
+    except Exception as error:  # a damaged archive makes tarfile, gzip, lzma, json and Pillow raise almost anything
+        for path in paths:
+            path.unlink()
+        raise _SourceError(source.urls[0], error) from error
+    return arrays
+
+
+def _check(arrays: Arrays, named: NamedSet) -> None:
+    for split, images in (("train", named.train_images), ("test", named.test_images)):
+        shape, labels = arrays[f"{split}_images"].shape, arrays[f"{split}_labels"]
+        if shape != (images, *named.image_shape) or labels.shape != (images,):
+            raise ValueError(f"{split}: shape {shape}, {len(labels)} labels; expected {(images, *named.image_shape)}")
+        classes = len(named.class_names)
+        if not named.sha256 and set(np.bincount(labels, minlength=classes)) != {images // classes}:
+            raise ValueError(f"{split}: not {images // classes} images of each class")
+    for key, expected in named.sha256.items():
+        _check_hash(key, arrays[key].tobytes(), expected)
+
+
+def _check_hash(what: str, data: bytes, expected: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise ValueError(f"{what}: SHA-256 {found[:12]}..., expected {expected[:12]}...")
+
+
+def _store(arrays: Arrays, folder: Path) -> None:
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        for key in ARRAY_NAMES:
+            np.save(partial / f"{key}.npy", arrays[key])
+        os.replace(partial, folder)
+    except OSError:
+        shutil.rmtree(partial)
+        if not folder.is_dir():  # else another process was first, and its folder is as good
+            raise
+
+
+def _download(url: str, path: Path, advance: _Advance) -> None:
+    """Downloads to ``path`` by way of ``path.part``, which a later call goes on with. Raises: _SourceError."""
+    part = path.with_name(f"{path.name}.part")
+    size, total = _size(part), None
+    for _ in range(_RESUMPTIONS + 1):
+        before, total = size, _append(url, part, advance)
+        size = _size(part)
+        if total is None or size == total:
+            os.replace(part, path)
+            return
+        if size > total:  # what was there before belonged to another file
+            part.unlink()
+        elif size <= before:
+            break
+    raise _SourceError(url, ConnectionError(f"the connection was cut at {size} of {total} bytes"))
+
+
+def _append(url: str, part: Path, advance: _Advance) -> int | None:
+    """One request: what is missing is appended to ``part``, or all written anew if the server cannot resume.
+
+    Returns the size of the whole file, None where the server does not tell it.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "ceit-vision"})
+    if start := _size(part):
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+            part.unlink()
+            return _append(url, part, advance)
+        raise _SourceError(url, error) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _SourceError(url, error) from error
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with response, open(part, "ab" if response.status == http.client.PARTIAL_CONTENT else "wb") as file:
+        length = response.headers.get("Content-Length")
+        total = None if length is None else file.tell() + int(length)
+        while chunk := _read(response, url, total):
+            file.write(chunk)
+            advance(file.tell(), total)
+    return total
+
+
+def _read(response: BinaryIO, url: str, total: int | None) -> bytes:
+    try:
+        return response.read(_CHUNK_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        if total is None:
+            raise _SourceError(url, error) from error
+        return b""  # the missing bytes tell that the connection was cut
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _file_name(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], _Advance]]:
+    """Bars on stderr, if that is a terminal; for an address it says that it is asked and gives what moves its bar."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def show(url: str) -> _Advance:
+            console.print(f"fetching {url}", highlight=False, soft_wrap=True)
+            task = bars.add_task(_file_name(url), total=None)
+            return lambda size, total: bars.update(task, completed=size, total=total)
+
+        yield show

@@ -1,0 +1,260 @@
+"""Data sets of the Hugging Face ``datasets`` library, by name or out of a folder."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ceit.data.cache import file_state, remembered
+from ceit.data.image import BrokenImageError, read_image
+from ceit.data.preprocessing import fit, to_array
+from ceit.data.sources.listing import SPLIT_NAMES, broken_sentence, usual_geometry, usual_statistics, with_reported
+from ceit.data.splits import (
+    IN_MEMORY_SIDE,
+    ArraySplit,
+    ImageDataset,
+    Split,
+    channel_statistics,
+    cut_tenths,
+    from_pixels,
+)
+from ceit.data.threads import each
+
+if TYPE_CHECKING:
+    import datasets
+
+PREFIX = "hf:"
+LABEL_COLUMNS = ("label", "labels", "class", "target")
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """Images in a table, decoded when they are needed: sample ``i`` is row ``numbers[i]``, and that is its key.
+
+    The table lies in files mapped into memory, which worker processes share.
+    """
+
+    place: str
+    rows: "datasets.Dataset"
+    column: str
+    numbers: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        with self._opened(index) as image:
+            return read_image(image, in_chans)
+
+    def key(self, index: int) -> str:
+        return str(int(self.numbers[index]))
+
+    def subset(self, indices: Tensor) -> "HubSplit":
+        return replace(self, numbers=self.numbers[indices], labels=self.labels[indices])
+
+    def header(self, index: int) -> tuple[tuple[int, int], str]:
+        """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
+        with self._opened(index) as image:
+            return image.size, image.mode
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Image.Image]:
+        cell = self.rows[int(self.numbers[index])][self.column] or {"bytes": b"", "path": None}
+        try:
+            with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
+                yield image
+        except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
+            unidentified = isinstance(error, UnidentifiedImageError)
+            reason = "not an image" if unidentified else str(error) or type(error).__name__
+            sentence = f"row {self.key(index)} of {self.place} cannot be read as an image ({reason})"
+            raise BrokenImageError(sentence, reason) from error
+
+
+def load_hub(
+    name: str, img_size: tuple[int, int] | None, in_chans: int | None, seed: int, skip_broken: bool
+) -> ImageDataset:
+    """The data set ``name`` of the Hugging Face Hub, or in a folder: saved by ``save_to_disk``, or Parquet files.
+
+    The images are those of the one column of type Image; the labels the first column of type ClassLabel, or else the
+    column named ``label`` (``labels``, ``class``, ``target``) of text or whole numbers. Splits are the official ones:
+    without test the validation split is reported, and training images alone are cut 80/10/10 by the seed. A split of
+    which no image is labelled is passed over. Sizes and channels are found as in a folder, and small images held in
+    memory. Larger ones are decoded when they are needed; with ``skip_broken`` each once before, and the verdict kept.
+
+    Raises: ValueError for a set that cannot be had, without such columns or training images, or with broken images.
+    """
+    place = Path(name).expanduser()
+    tables = _open(name, place)
+    column, label_column = _columns(name, tables["train"])
+    class_names, labels = _labels(
+        name, {split: table.select_columns([label_column]) for split, table in tables.items()}
+    )
+    parts = {
+        split: HubSplit(f"{name} {split}", _encoded(tables[split], column), column, torch.arange(len(numbers)), numbers)
+        for split, numbers in labels.items()
+    }
+    usual_size, usual_chans = usual_geometry(range(len(parts["train"])), parts["train"].header)
+    size, chans = img_size or usual_size, in_chans or usual_chans
+    in_memory = max(size) <= IN_MEMORY_SIDE
+    splits: dict[str, Split] = {}
+    lines: list[str] = []
+    for split, part in parts.items():
+        splits[split], broken = part, {}
+        if in_memory:
+            splits[split], broken = _in_memory(part, size, chans)
+        elif skip_broken:
+            broken = _unreadable(part, chans)
+            splits[split] = part.subset(
+                torch.tensor([row for row in range(len(part)) if row not in broken], dtype=torch.int64)
+            )
+        lines += [f"{split} {number} ({reason})" for number, reason in broken.items()]
+    if lines and not skip_broken:
+        raise ValueError(broken_sentence(lines, sum(map(len, parts.values()))))
+    splits = with_reported(splits)
+    if "test" not in splits:
+        indices = cut_tenths(splits["train"].labels.numpy(), class_names, seed)
+        splits = {split: splits["train"].subset(torch.from_numpy(chosen)) for split, chosen in indices.items()}
+    if empty := [split for split, part in splits.items() if not len(part)]:
+        raise ValueError(f"the {empty[0]} split of {name} has no image that can be read")
+    train, info = splits["train"], tables["train"].info
+    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else usual_statistics(chans)
+    return ImageDataset(
+        name=place.resolve().name if place.is_dir() else name,
+        class_names=class_names,
+        train=train,
+        validation=splits.get("validation"),
+        test=splits["test"],
+        mean=mean,
+        std=std,
+        img_size=size,
+        licence=info.license or f"none stated; see {info.homepage or _page(name, place)}",
+        citation=" ".join((info.citation or "").split()),
+        skipped=tuple(lines),
+    )
+
+
+def _open(name: str, place: Path) -> dict[str, "datasets.Dataset"]:
+    """The tables of the usual splits. Raises: ValueError if there are none, or none to train."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    if not name:
+        raise ValueError(f"{PREFIX} names no data set: say {PREFIX}OWNER/NAME or {PREFIX}DIR")
+    try:
+        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+            loaded = datasets.load_from_disk(place)
+        else:
+            loaded = datasets.load_dataset(str(place) if place.is_dir() else name)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ValueError(f"{PREFIX}{name} cannot be loaded by the library datasets: {reason}") from error
+    if isinstance(loaded, datasets.Dataset):
+        return {"train": loaded}
+    assert isinstance(loaded, datasets.DatasetDict)  # nothing was asked to be streamed
+    tables = {SPLIT_NAMES[str(split)]: table for split, table in loaded.items() if split in SPLIT_NAMES}
+    if "train" not in tables:
+        found = ", ".join(map(str, loaded)) or "none"
+        raise ValueError(f"{PREFIX}{name} has no split train: its splits are {found}")
+    return tables
+
+
+def _columns(name: str, table: "datasets.Dataset") -> tuple[str, str]:
+    """The column of images and that of labels."""
+    import datasets
+
+    features = table.features
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labels += [column for column in LABEL_COLUMNS if column in features and _is_plain(features[column])]
+    if len(images) != 1 or not labels:
+        found = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
+        needed = f"one column of type Image and one of type ClassLabel, or named {' or '.join(LABEL_COLUMNS)}"
+        raise ValueError(f"{PREFIX}{name} must have {needed}; its columns are {found}")
+    return images[0], labels[0]
+
+
+def _is_plain(feature: Any) -> bool:
+    return getattr(feature, "dtype", "").startswith(("string", "large_string", "int", "uint"))
+
+
+def _labels(name: str, tables: dict[str, "datasets.Dataset"]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Class names, and the labels of every split that is labelled."""
+    import datasets
+
+    (feature,) = tables["train"].features.values()
+    cells = {split: _cells(table) for split, table in tables.items()}
+    cells = {split: column for split, column in cells.items() if any(map(_is_label, column)) or split == "train"}
+    for split, column in cells.items():
+        if bare := sum(not _is_label(cell) for cell in column):
+            raise ValueError(f"{bare} of {len(column)} images of {PREFIX}{name} {split} have no label: remove them")
+    if isinstance(feature, datasets.ClassLabel):
+        class_names = tuple(feature.names)
+        numbers = {number: number for number in range(len(class_names))}
+    else:
+        values = sorted(set(cells["train"]))
+        class_names = tuple(map(str, values))
+        numbers = {value: number for number, value in enumerate(values)}
+    for split, column in cells.items():
+        if strange := sorted(set(column) - set(numbers)):
+            raise ValueError(
+                f"class {strange[0]!r} of {PREFIX}{name} is in {split} but not in train: add it or remove it"
+            )
+    if len(class_names) < 2:
+        raise ValueError(f"{PREFIX}{name} has {len(class_names)} classes: a classifier needs at least two")
+    labels = {split: [numbers[cell] for cell in column] for split, column in cells.items()}
+    return class_names, {split: torch.tensor(column, dtype=torch.int64) for split, column in labels.items()}
+
+
+def _is_label(cell: Any) -> bool:
+    """Whether it is one: unlabelled test images have -1 or nothing in its place."""
+    return cell is not None and (isinstance(cell, str) or cell >= 0)
+
+
+def _cells(table: "datasets.Dataset") -> list[Any]:
+    """All cells of a table's only column."""
+    (cells,) = table.with_format(None)[:].values()
+    return cells
+
+
+def _encoded(table: "datasets.Dataset", column: str) -> "datasets.Dataset":
+    """The images as files, for ``read_image`` to decode."""
+    import datasets
+
+    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _in_memory(part: HubSplit, size: tuple[int, int], chans: int) -> tuple[ArraySplit, dict[int, str]]:
+    """The readable images of a split, and why the others are not, by row."""
+    pixels, rows, broken = [], [], {}
+    for row, result in each(lambda row: to_array(fit(part.read(row, chans), size)), range(len(part)), "reading images"):
+        if isinstance(result, str):
+            broken[row] = result
+        else:
+            pixels.append(result)
+            rows.append(row)
+    pixels_nhwc = np.stack(pixels) if pixels else np.zeros((0, *size, chans), np.uint8)
+    labels = part.labels[torch.tensor(rows, dtype=torch.int64)]
+    return ArraySplit(from_pixels(pixels_nhwc), labels, tuple(map(part.key, rows))), broken
+
+
+def _unreadable(part: HubSplit, chans: int) -> dict[int, str]:
+    """Why images cannot be read, by row, by decoding each once; the verdict is kept while the table does not change."""
+    state = [f"{part.place} {len(part)} {chans}", *(file_state(file["filename"]) for file in part.rows.cache_files)]
+
+    def check() -> list[object]:
+        results = each(lambda row: part.read(row, chans).size, range(len(part)), "checking images")
+        return [result for _, result in results]
+
+    return remembered(state, check)
+
+
+def _page(name: str, place: Path) -> str:
+    return "where it came from" if place.is_dir() else f"https://huggingface.co/datasets/{name}"

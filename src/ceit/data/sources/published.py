@@ -1,0 +1,349 @@
+"""The large published sets of the paper, read where their owners' archives were unpacked; what they are and whose.
+
+The images stay on the disk, and none is decoded before it is needed: ``ceit data check`` reads a whole set.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError
+
+from rich.console import Console
+
+from ceit.data.cache import cache_dir
+from ceit.data.sources.download import copy_from_mirror
+from ceit.data.sources.folder import find_files
+from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, unreadable, usual_statistics
+from ceit.data.splits import ImageDataset
+
+Contents = tuple[dict[str, Listing], Sequence[str]]
+"""The files of each official split, and all class names in the order of their numbers."""
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """A set and its official splits; ``validation_images`` is 0 where there is none."""
+
+    title: str
+    classes: int
+    train_images: int
+    validation_images: int
+    test_images: int
+    licence: str
+    citation: str
+    owner: str
+    """Where its owner offers it."""
+    layout: tuple[str, ...]
+    """What must lie in its folder, beginning with what ``read`` needs."""
+    read: Callable[[Path], Contents]
+    download: Callable[[Path], object] | None = None
+    """Gets it from its owner into a folder, where it may be had without asking; archives that lie there are used."""
+    form: str = ""
+    """More about what lies there."""
+    archives: tuple[str, ...] = ()
+    """The files that ``download`` gets."""
+
+
+def load_published(
+    name: str, folder: Path | None, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool
+) -> ImageDataset:
+    """The set ``name`` out of ``folder`` or the cache, by default at 224 px and in colour.
+
+    A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is decoded once and
+    the verdict kept in the cache.
+
+    Raises: ValueError if something is missing that must be in the folder, or an annotation file is not of its form.
+    """
+    published, place = PUBLISHED[name], folder or cache_dir() / name
+    root = _root(place, published)
+    if missing := [entry for entry in published.layout if not (root / entry).exists()]:
+        raise ValueError(_missing_sentence(name, place, missing[0]))
+    parts, class_names = published.read(root)
+    _say_if_partial(name, place, parts, class_names)
+    chans, lines = in_chans or 3, ()
+    if skip_broken:
+        broken = unreadable([path for part in parts.values() for path in part.paths], chans)
+        lines = tuple(f"{shown_path(path, root)} ({reason})" for path, reason in broken.items())
+        parts = {split: part.without(broken) for split, part in parts.items()}
+    if empty := [split for split, part in parts.items() if not part.paths]:
+        raise ValueError(f"the {empty[0]} split of {name} in {place} has no image that can be read")
+    splits = {split: part.split(class_names) for split, part in parts.items()}
+    mean, std = usual_statistics(chans)
+    return ImageDataset(
+        name=name,
+        class_names=tuple(class_names),
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits["test"],
+        mean=mean,
+        std=std,
+        img_size=img_size or LARGE_SIZE,
+        licence=published.licence,
+        citation=published.citation,
+        skipped=lines,
+    )
+
+
+def fetch_published(name: str, cache: Path) -> Path:
+    """Gets the set into the cache unless it is there, and returns its folder, which appears whole or not at all.
+
+    Archives that CEIT_DATA_MIRROR offers are taken from there, if they are the owner's to the byte.
+
+    Raises: ValueError, saying where to ask for it, for a set that only its owner gives; ConnectionError if it could not
+    be downloaded; OSError if it cannot be stored.
+    """
+    published, folder = PUBLISHED[name], cache / name
+    if folder.is_dir():
+        return folder
+    if published.download is None:
+        raise ValueError(f"{name} cannot be fetched: {_how_to_get(name, folder)}")
+    downloads = folder.with_name(f"{name}.downloads")
+    for unpacked in downloads.glob("*/*/"):  # perhaps not to the end; the archives beside it are taken up
+        shutil.rmtree(unpacked)
+    downloads.mkdir(parents=True, exist_ok=True)
+    inner = published.layout[0].split("/")[0]
+    failures = copy_from_mirror(published.archives, downloads / inner)
+    try:
+        published.download(downloads)
+    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+        if isinstance(error, HTTPError):
+            error.close()
+        tried = "; ".join([*failures, f"{published.owner} ({getattr(error, 'reason', None) or error})"])
+        raise ConnectionError(f"{name} could not be fetched; tried {tried}") from error
+    for archive in published.archives:
+        if archive.endswith("gz"):
+            (downloads / inner / archive).unlink()
+    os.replace(downloads, folder)
+    return folder
+
+
+def _root(place: Path, published: PublishedSet) -> Path:
+    """``place``, or the folder above it if it is itself the one that the owner's archive makes."""
+    inner = published.layout[0].split("/")[0]
+    inside = "/" in published.layout[0] and place.name == inner and not (place / inner).exists()
+    return place.parent if inside else place
+
+
+def _missing_sentence(name: str, place: Path, missing: str) -> str:
+    start = f"{name} is not in {place}, where {missing} is missing"
+    if PUBLISHED[name].download is None:
+        return f"{start}: {_how_to_get(name, place)}"
+    return f"{start}: get it with `ceit data fetch {name}`, or {_what_must_lie(name, place)}"
+
+
+def _how_to_get(name: str, place: Path) -> str:
+    published = PUBLISHED[name]
+    return f"its owner offers it at {published.owner} ({published.licence}); {_what_must_lie(name, place)}"
+
+
+def _what_must_lie(name: str, place: Path) -> str:
+    entries = " and ".join(PUBLISHED[name].layout) + PUBLISHED[name].form
+    return f"unpack it there, so that {place} holds {entries}, or name its place as {name}:DIR"
+
+
+def _say_if_partial(name: str, place: Path, parts: dict[str, Listing], class_names: Sequence[str]) -> None:
+    published = PUBLISHED[name]
+    official = {
+        "training": published.train_images,
+        "validation": published.validation_images,
+        "test": published.test_images,
+    }
+    counts = (len(parts[split].paths) if split in parts else 0 for split in ("train", "validation", "test"))
+    found = {"classes": len(class_names), **dict(zip(official, counts, strict=True))}
+    expected = {"classes": published.classes, **official}
+    if different := [
+        f"{found[what]:,} {what} of {count:,}" for what, count in expected.items() if found[what] != count
+    ]:
+        sentence = f"{name} in {place} is not the whole published set: {', '.join(different)}"
+        Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _read_imagenet(root: Path) -> Contents:
+    parts = {"train": find_files(root / "train"), "test": find_files(root / "val")}
+    class_names = sorted(set(parts["train"].class_names))
+    if strange := set(parts["test"].class_names) - set(class_names):
+        raise ValueError(f"class {min(strange)!r} of {root} is in val but not in train: add it or remove it")
+    return parts, class_names
+
+
+def _read_inaturalist(year: int) -> Callable[[Path], Contents]:
+    def read(root: Path) -> Contents:
+        names, parts = {}, {}
+        for split, part in (("train", "train"), ("test", "val")):
+            path = root / f"{part}{year}.json"
+            try:
+                document = json.loads(path.read_bytes())
+                names |= {category["id"]: str(category["name"]) for category in document["categories"]}
+                files = {image["id"]: root / image["file_name"] for image in document["images"]}
+                pairs = [(files[entry["image_id"]], entry["category_id"]) for entry in document["annotations"]]
+                parts[split] = Listing(root, [file for file, _ in pairs], [names[number] for _, number in pairs])
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{path} is no annotation file of iNaturalist ({reason}): unpack it anew") from error
+        class_names = [names[number] for number in sorted(names)]
+        if len(set(class_names)) < len(class_names):
+            raise ValueError(f"two categories in the annotation files of {root} have one name: unpack them anew")
+        return parts, class_names
+
+    return read
+
+
+def _read_cars(root: Path) -> Contents:
+    importlib.import_module("scipy.io")  # torchvision would not say that it is this which is missing
+    from torchvision.datasets import StanfordCars
+
+    parts, class_names = {}, []
+    for split in ("train", "test"):
+        cars = StanfordCars(root, split, loader=Path)
+        class_names = cars.classes
+        samples = [cars[index] for index in range(len(cars))]
+        folder = root / "stanford_cars" / f"cars_{split}"
+        parts[split] = Listing(folder, [path for path, _ in samples], [class_names[label] for _, label in samples])
+    return parts, class_names
+
+
+def _read_flowers102(root: Path) -> Contents:
+    # Not through torchvision's reader: it refuses annotation files other than the owner's, and so any small set.
+    from scipy.io import loadmat
+    from torchvision.datasets import Flowers102
+
+    folder, class_names = root / "flowers-102", Flowers102.classes
+    labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()  # of image 1, 2, ..., and counted from 1
+    numbers = loadmat(folder / "setid.mat")
+    parts = {}
+    for split, key in (("train", "trnid"), ("validation", "valid"), ("test", "tstid")):
+        images = numbers[key].ravel().tolist()
+        paths = [folder / "jpg" / f"image_{image:05d}.jpg" for image in images]
+        parts[split] = Listing(folder / "jpg", paths, [class_names[labels[image - 1] - 1] for image in images])
+    return parts, class_names
+
+
+def _read_pets(root: Path) -> Contents:
+    # torchvision's reader names the classes as here, but tells no paths.
+    folder, names, parts = root / "oxford-iiit-pet", {}, {}
+    for split, file in (("train", "trainval"), ("test", "test")):
+        path = folder / "annotations" / f"{file}.txt"
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if strange := [row for row in rows if len(row) != 4 or not row[1].isdigit()]:
+            raise ValueError(f"{path} is no list of pets ({' '.join(strange[0])}): unpack it anew")
+        names |= {int(row[1]): row[0].rpartition("_")[0].replace("_", " ").title() for row in rows}
+        paths = [folder / "images" / f"{row[0]}.jpg" for row in rows]
+        parts[split] = Listing(folder / "images", paths, [names[int(row[1])] for row in rows])
+    return parts, [names[number] for number in sorted(names)]
+
+
+def _download_flowers102(root: Path) -> None:
+    from torchvision.datasets import Flowers102
+
+    Flowers102(root, download=True)
+
+
+def _download_pets(root: Path) -> None:
+    from torchvision.datasets import OxfordIIITPet
+
+    OxfordIIITPet(root, download=True)
+
+
+_INATURALIST_LICENCE = "non-commercial research and education only, images may not be passed on; terms at its owner's"
+_INATURALIST_CITATION = (
+    "G. Van Horn, O. Mac Aodha, Y. Song, Y. Cui, C. Sun, A. Shepard, H. Adam, P. Perona and S. Belongie, The "
+    "iNaturalist Species Classification and Detection Dataset, CVPR 2018"
+)
+
+PUBLISHED: dict[str, PublishedSet] = {
+    "imagenet": PublishedSet(
+        title="ImageNet-1k (ILSVRC 2012)",
+        classes=1_000,
+        train_images=1_281_167,
+        validation_images=0,
+        test_images=50_000,  # its validation images: those of its test are not labelled
+        licence="non-commercial research and education only, by the terms agreed to at its owner's",
+        citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, International Journal of "
+        "Computer Vision 115(3), 2015",
+        owner="https://image-net.org/download",
+        layout=("train", "val"),
+        form=" with a folder of JPEG files for each class in both",
+        read=_read_imagenet,
+    ),
+    "inat2018": PublishedSet(
+        title="iNaturalist 2018",
+        classes=8_142,
+        train_images=437_513,
+        validation_images=0,
+        test_images=24_426,  # its validation images: those of its test are not labelled
+        licence=_INATURALIST_LICENCE,
+        citation=_INATURALIST_CITATION,
+        owner="https://github.com/visipedia/inat_comp/tree/master/2018",
+        layout=("train2018.json", "val2018.json", "train_val2018"),
+        read=_read_inaturalist(2018),
+    ),
+    "inat2019": PublishedSet(
+        title="iNaturalist 2019",
+        classes=1_010,
+        train_images=265_213,
+        validation_images=0,
+        test_images=3_030,  # its validation images: those of its test are not labelled
+        licence=_INATURALIST_LICENCE,
+        citation=f"{_INATURALIST_CITATION}; the set of the FGVC6 competition, 2019",
+        owner="https://github.com/visipedia/inat_comp/tree/master/2019",
+        layout=("train2019.json", "val2019.json", "train_val2019"),
+        read=_read_inaturalist(2019),
+    ),
+    "cars": PublishedSet(
+        title="Stanford Cars",
+        classes=196,
+        train_images=8_144,
+        validation_images=0,
+        test_images=8_041,
+        licence="none stated; the images are not its authors' own, so take it for non-commercial research only",
+        citation="J. Krause, M. Stark, J. Deng and L. Fei-Fei, 3D Object Representations for Fine-Grained "
+        "Categorization, 3dRR workshop at ICCV 2013",
+        owner="https://ai.stanford.edu/~jkrause/cars/car_dataset.html, no longer online when last tried by torchvision",
+        layout=(
+            "stanford_cars/devkit/cars_meta.mat",
+            "stanford_cars/devkit/cars_train_annos.mat",
+            "stanford_cars/cars_test_annos_withlabels.mat",
+            "stanford_cars/cars_train",
+            "stanford_cars/cars_test",
+        ),
+        read=_read_cars,
+    ),
+    "flowers102": PublishedSet(
+        title="Oxford Flowers-102",
+        classes=102,
+        train_images=1_020,
+        validation_images=1_020,
+        test_images=6_149,
+        licence="none stated; the images are their photographers', and the authors ask to be cited",
+        citation="M.-E. Nilsback and A. Zisserman, Automated Flower Classification over a Large Number of Classes, "
+        "ICVGIP 2008",
+        owner="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+        layout=("flowers-102/setid.mat", "flowers-102/imagelabels.mat", "flowers-102/jpg"),
+        read=_read_flowers102,
+        download=_download_flowers102,
+        archives=("102flowers.tgz", "imagelabels.mat", "setid.mat"),
+    ),
+    "pets": PublishedSet(
+        title="Oxford-IIIT Pet",
+        classes=37,
+        train_images=3_680,
+        validation_images=0,
+        test_images=3_669,
+        licence="CC BY-SA 4.0; the images are their photographers'",
+        citation="O. M. Parkhi, A. Vedaldi, A. Zisserman and C. V. Jawahar, Cats and Dogs, CVPR 2012",
+        owner="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+        layout=(
+            "oxford-iiit-pet/annotations/trainval.txt",
+            "oxford-iiit-pet/annotations/test.txt",
+            "oxford-iiit-pet/images",
+        ),
+        read=_read_pets,
+        download=_download_pets,
+        archives=("images.tar.gz", "annotations.tar.gz"),
+    ),
+}

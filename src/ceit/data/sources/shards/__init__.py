@@ -1,0 +1,1 @@
+"""WebDataset shards: read at random, scanned, written."""

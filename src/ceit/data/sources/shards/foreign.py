@@ -1,0 +1,189 @@
+"""WebDataset shards that somebody else wrote: found, scanned once, and remembered while they do not change.
+
+Members of one sample follow each other and share their name up to the first dot: ``cat7.jpg``, ``cat7.cls``. The class
+is told by ``.cls`` (a number or a name), else ``.json`` (``label``, ``cls`` or ``class``), else ``.txt`` (a name). The
+names of numbered classes come from ``classnames.txt`` beside the shards, a line each, else from ``class_name`` in
+``.json``, else they are the numbers.
+"""
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+from ceit.data.cache import cache_dir, file_state
+from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.sources.listing import SPLIT_NAMES, usual_geometry, usual_statistics
+from ceit.data.sources.shards.index import INDEX, Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
+from ceit.data.sources.shards.split import SampleTable
+from ceit.data.threads import shown
+
+_LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in the order they are asked
+_LABEL_FIELDS = ("label", "cls", "class")
+_NAME_FIELD = "class_name"
+_CLASS_NAMES = "classnames.txt"
+
+
+def find_shards(root: Path) -> dict[str, list[Path]]:
+    """The tar files of every split, sorted; under ``all`` those whose names tell of none.
+
+    ``train-00.tar`` and ``set_train_00.tar`` are of a split by their names, ``train/00.tar`` by its folder's.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.glob("*.tar")) if root.is_dir() else []:
+        words = re.split(r"[-_.]", path.stem)
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "all")
+        found.setdefault(split, []).append(path)
+    for folder, split in SPLIT_NAMES.items():
+        if shards := sorted((root / folder).glob("*.tar")):
+            found.setdefault(split, []).extend(shards)
+    return {split: found[split] for split in ("train", "validation", "test", "all") if split in found}
+
+
+def scan_shards(root: Path) -> ShardSet:
+    """The set in the tar files of ``root``; their headers and labels are read once and kept in the cache.
+
+    Raises: ValueError, naming the shard, for one that is no tar file or was cut, for a sample without an image or a
+    class, and for shards of which only some belong to a split.
+    """
+    folder = scanned_folder(root)
+    if (folder / INDEX).is_file():
+        with suppress(ValueError):  # a damaged cache is written anew
+            return shard_set(root, *read_index(folder), checked=False)
+    index, table = _scan(root)
+    with suppress(OSError):  # a cache that cannot be written costs the next run this scan, no more
+        folder.mkdir(parents=True, exist_ok=True)
+        write_index(folder, index, table)
+    return shard_set(root, index, table, checked=False)
+
+
+def scanned_folder(root: Path) -> Path:
+    """Where the cache keeps what is known of the shards in ``root`` as they are now."""
+    state = hashlib.sha256()
+    for path in [*(path for shards in find_shards(root).values() for path in shards), root / _CLASS_NAMES]:
+        state.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
+    return cache_dir() / "shards" / state.hexdigest()[:32]
+
+
+@dataclass
+class _Samples:
+    """What the scan has found so far; ``labels`` are as they are written, ``named`` the names of numbers."""
+
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    labels: list[int | str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    named: dict[int, str] = field(default_factory=dict)
+
+
+def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
+    found = find_shards(root)
+    if not found:
+        raise ValueError(f"folder {root} has no shards: they are tar files, for example train-000000.tar")
+    if "all" in found and len(found) > 1:
+        name = found["all"][0].name
+        raise ValueError(f"shard {name} of {root} belongs to no split, others do: put train-, val- or test- before it")
+    samples, shards = _Samples(), []
+    paths = [(split, path) for split, of_split in found.items() for path in of_split]
+    for split, path in shown(paths, "scanning shards", len(paths)):
+        before = len(samples.keys)
+        _scan_shard(path, len(shards), samples)
+        name = path.relative_to(root).as_posix()
+        shards.append(Shard(name, split, path.stat().st_size, len(samples.keys) - before))
+    numbers, class_names = _classes(root, samples)
+    table = SampleTable.of(samples.places, numbers, samples.keys)
+    counts = {split: sum(shard.samples for shard in shards if shard.split == split) for split in found}
+    index = ShardIndex(root.resolve().name, class_names, counts, (0, 0), (), (), tuple(shards))
+    split = shard_set(root, index, table, checked=False).samples
+    size, chans = usual_geometry(range(len(split)), split.header)
+    mean, std = usual_statistics(chans)
+    return replace(index, img_size=size, mean=mean, std=std), table
+
+
+def _scan_shard(path: Path, number: int, samples: _Samples) -> None:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            files = list(_files(archive))
+            if path.stat().st_size < archive.offset + tarfile.BLOCKSIZE:  # two zero blocks end a tar file
+                raise ValueError(f"shard {path} has no end: it was cut, or is still being written; copy it anew")
+            for key, members in groupby(files, lambda file: file[0]):
+                _add_sample(path, number, key, dict(pair[1:] for pair in members), archive, samples)
+    except tarfile.TarError as error:
+        raise ValueError(f"shard {path} is no whole tar file ({error}): copy it anew") from error
+
+
+def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Key, suffix and member of every file but hidden ones: the key ends at the first dot of the file's name."""
+    for member in archive:
+        folder, _, name = member.name.rpartition("/")
+        stem, dot, suffix = name.partition(".")
+        if member.isreg() and stem and dot and not (stem.startswith("__") or folder.startswith("__")):
+            yield f"{folder}/{stem}" if folder else stem, f".{suffix.lower()}", member
+
+
+def _add_sample(
+    path: Path,
+    number: int,
+    key: str,
+    members: dict[str, tarfile.TarInfo],
+    archive: tarfile.TarFile,
+    samples: _Samples,
+) -> None:
+    images = [member for suffix, member in members.items() if suffix in IMAGE_SUFFIXES]
+    texts = {suffix: _text(archive, members[suffix]) for suffix in _LABEL_SUFFIXES if suffix in members}
+    if not images and ".cls" not in texts:
+        return  # a licence or a list among the samples
+    if len(images) != 1:
+        raise ValueError(f"sample {key} of shard {path} has {len(images)} images: it must have one")
+    try:
+        label, name = _class_of(texts)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"sample {key} of shard {path} tells no class: add it as {key}.cls") from error
+    samples.places.append((number, images[0].offset_data, images[0].size))
+    samples.keys.append(key)
+    samples.labels.append(label)
+    if name and isinstance(label, int):
+        samples.named[label] = name
+
+
+def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
+    """The class, a number or a name, and the name of a numbered one where it is told."""
+    record = json.loads(texts[".json"]) if ".json" in texts else {}
+    values = [texts.get(".cls"), *map(record.get, _LABEL_FIELDS), texts.get(".txt")]
+    told = (str(value).strip() for value in values if value is not None)
+    label = next((text for text in told if text), None)
+    if label is None:
+        raise ValueError("neither a number nor a name")
+    return (int(label) if label.isascii() and label.isdigit() else label), record.get(_NAME_FIELD)
+
+
+def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    file = archive.extractfile(member)
+    return "" if file is None else file.read().decode("utf-8")
+
+
+def _classes(root: Path, samples: _Samples) -> tuple[list[int], tuple[str, ...]]:
+    """The class number of every sample and the names of all classes: numbers stay what they are."""
+    kinds = {type(label) for label in samples.labels}
+    if len(kinds) > 1:
+        named = next(label for label in samples.labels if isinstance(label, str))
+        raise ValueError(f"the shards in {root} have classes by number and, {named!r}, by name: use one of them")
+    if kinds == {str}:
+        names = sorted(map(str, set(samples.labels)))
+        numbers = {name: number for number, name in enumerate(names)}
+        return [numbers[str(label)] for label in samples.labels], tuple(names)
+    labels = [int(label) for label in samples.labels]
+    count = max(labels, default=-1) + 1
+    names = [samples.named.get(number, str(number)) for number in range(count)]
+    listed = root / _CLASS_NAMES
+    if listed.is_file():
+        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if len(names) < count:
+            raise ValueError(f"{listed} names {len(names)} classes, the shards have class {count - 1}: add its name")
+    if len(set(names)) < len(names):
+        names = [f"{number} {name}" for number, name in enumerate(names)]  # two kinds of crane
+    return labels, tuple(names)

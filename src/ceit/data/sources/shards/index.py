@@ -1,0 +1,109 @@
+"""What is written down about a set of shards: ``index.json`` for its description, and a table of its samples."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ceit.data.sources.shards.split import SampleTable, ShardSplit, forget_open_shards
+from ceit.weights.atomic import replace_files
+
+INDEX = "index.json"
+SAMPLES = "samples.safetensors"
+FORMAT = "ceit shards 1"
+PREFIX = {"train": "train", "validation": "val", "test": "test"}  # how the shards of a split begin
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file as the index tells of it; ``sha256`` is empty where nobody has written it down."""
+
+    name: str
+    split: str
+    bytes: int
+    samples: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What ``index.json`` holds. ``img_size``, ``mean`` and ``std`` are those of the set the shards were written from.
+
+    ``splits`` counts the samples of each split; in the table they follow each other in this order.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: dict[str, int]
+    img_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shards: tuple[Shard, ...]
+    licence: str = ""
+    citation: str = ""
+    mirror_safe: bool = True
+
+    def to_json(self, **more: str) -> str:
+        """As text, with ``more`` entries after the first."""
+        return json.dumps({"format": FORMAT, **more, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "ShardIndex":
+        """The inverse of ``to_json`` without its additions. Raises: KeyError, TypeError or ValueError if it is none."""
+        if document["format"] != FORMAT:
+            raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
+        given = {field.name: document[field.name] for field in fields(cls)}
+        lists = {name: tuple(given[name]) for name in ("class_names", "img_size", "mean", "std")}
+        return cls(**{**given, **lists, "shards": tuple(Shard(**shard) for shard in given["shards"])})
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSet:
+    """Shards found on the disk: their index, all samples, and which of them make up each split.
+
+    ``rows`` has the one split ``all`` where the shards come unsplit. ``checked`` tells whether whoever wrote them had
+    decoded every sample.
+    """
+
+    index: ShardIndex
+    samples: ShardSplit
+    rows: dict[str, np.ndarray]
+    checked: bool
+
+
+def shard_set(root: Path, index: ShardIndex, table: SampleTable, checked: bool) -> ShardSet:
+    """The set of an index and its table."""
+    ends = np.cumsum([0, *index.splits.values()])
+    rows = {split: np.arange(ends[number], ends[number + 1]) for number, split in enumerate(index.splits)}
+    paths = tuple(root / shard.name for shard in index.shards)
+    samples = ShardSplit(paths, table, np.arange(ends[-1]), torch.from_numpy(table.label))
+    return ShardSet(index, samples, rows, checked)
+
+
+def write_index(folder: Path, index: ShardIndex, table: SampleTable) -> None:
+    """Writes the table, then the index, which holds the table's hash."""
+    samples = table.to_bytes()
+    text = index.to_json(samples_sha256=hashlib.sha256(samples).hexdigest())
+    replace_files({folder / SAMPLES: samples, folder / INDEX: text.encode()})
+
+
+def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
+    """The inverse of ``write_index``. Raises: ValueError if a file is damaged, or they do not belong together."""
+    fix = "copy the folder anew"
+    try:
+        document = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = ShardIndex.from_json(document)
+        expected = document["samples_sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / INDEX} is no index of shards ({type(error).__name__}: {error}): {fix}") from error
+    if not (folder / SAMPLES).is_file():
+        raise ValueError(f"{folder / SAMPLES} is missing: {fix}")
+    samples = (folder / SAMPLES).read_bytes()
+    if hashlib.sha256(samples).hexdigest() != expected:
+        raise ValueError(f"{folder / SAMPLES} is not the one that {INDEX} tells of: {fix}")
+    forget_open_shards()
+    return index, SampleTable.from_bytes(samples)

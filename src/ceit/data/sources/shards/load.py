@@ -1,0 +1,161 @@
+"""WebDataset shards as a data set: read at random by offset, so that an epoch is the same as from the folder.
+
+On the disk: ``train-000000.tar``, ... (``val-``, ``test-``), plain tar files of ``NUMBER.jpg``, ``NUMBER.cls`` (the
+class number) and ``NUMBER.json`` (label, class, key and number of the sample); ``samples.safetensors``, the place of
+every sample; ``index.json``, what the set is and what its shards must be. See docs/decisions/shards.md.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ceit.data.cache import file_state, remembered
+from ceit.data.preprocessing import fit, to_array
+from ceit.data.sources.listing import broken_sentence, usual_statistics, with_reported
+from ceit.data.sources.shards.foreign import find_shards, scan_shards
+from ceit.data.sources.shards.index import INDEX, ShardSet, read_index, shard_set
+from ceit.data.sources.shards.split import ShardSplit
+from ceit.data.splits import (
+    IN_MEMORY_SIDE,
+    ArraySplit,
+    ImageDataset,
+    Split,
+    channel_statistics,
+    cut_tenths,
+    from_pixels,
+)
+from ceit.data.threads import each
+
+
+def has_shards(root: Path) -> bool:
+    """Whether a folder holds shards, itself or in folders named after splits."""
+    return (root / INDEX).is_file() or bool(find_shards(root))
+
+
+def open_shards(root: Path) -> ShardSet:
+    """The shards in ``root``, none of whose images has been decoded yet.
+
+    Raises: ValueError, naming the shard, if one is missing, changed, cut short or unknown to the index.
+    """
+    if not (root / INDEX).is_file():
+        return scan_shards(root)
+    index, table = read_index(root)
+    for shard in index.shards:
+        _check_size(root / shard.name, shard.bytes)
+    known = {shard.name for shard in index.shards}
+    if strange := sorted(path.name for path in root.glob("*.tar") if path.name not in known):
+        raise ValueError(f"shard {root / strange[0]} is not in {INDEX}: remove it, or write the shards anew")
+    return shard_set(root, index, table, checked=True)
+
+
+def load_shards(
+    root: Path, img_size: tuple[int, int] | None, in_chans: int | None, seed: int, skip_broken: bool
+) -> ImageDataset:
+    """The data set in the shards of ``root``: the same samples in the same order as where they were written from.
+
+    Shards of others are scanned once: see ``foreign``. Up to 64 px all images are held in memory, as those of a folder
+    are. ``seed`` cuts shards that come unsplit.
+
+    Raises: ValueError as ``open_shards``, for splits that cannot serve, or, unless ``skip_broken``, for samples that
+    cannot be read.
+    """
+    found = open_shards(root)
+    index, samples = found.index, found.samples
+    size, chans = img_size or index.img_size, in_chans or len(index.mean)
+    in_memory = max(size) <= IN_MEMORY_SIDE
+    pixels_nhwc = np.zeros((len(samples) if in_memory else 0, *size, chans), np.uint8)
+    if in_memory:
+        broken = _read_into(pixels_nhwc, samples, chans)
+    else:
+        broken = {} if found.checked else _check_all(root, found, chans)
+    lines = [f"{samples.key(row)} of {_shard_name(found, row)} ({reason})" for row, reason in broken.items()]
+    if broken and not skip_broken:
+        raise ValueError(broken_sentence(lines, len(samples)))
+    rows = {split: kept for split, listed in found.rows.items() if len(kept := np.setdiff1d(listed, [*broken]))}
+    rows = _parts(root, rows, samples.labels.numpy(), index.class_names, seed)
+
+    def as_split(rows_n: np.ndarray) -> Split:
+        part = samples.subset(torch.from_numpy(rows_n))
+        if not in_memory:
+            return part
+        keys = tuple(part.key(number) for number in range(len(part)))
+        return ArraySplit(from_pixels(pixels_nhwc[rows_n]), part.labels, keys)
+
+    mean, std = (index.mean, index.std) if chans == len(index.mean) else usual_statistics(chans)
+    if in_memory:
+        mean, std = channel_statistics(pixels_nhwc[rows["train"]])
+    return ImageDataset(
+        name=index.name,
+        class_names=index.class_names,
+        train=as_split(rows["train"]),
+        validation=as_split(rows["validation"]) if "validation" in rows else None,
+        test=as_split(rows["test"]),
+        mean=mean,
+        std=std,
+        img_size=size,
+        licence=index.licence,
+        citation=index.citation,
+        skipped=tuple(lines),
+        mirror_safe=index.mirror_safe,
+    )
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise ValueError(f"shard {path} is missing: copy it anew")
+    if (found := path.stat().st_size) != expected:
+        raise ValueError(f"shard {path} has {found:,} bytes, {INDEX} says {expected:,}: copy it anew")
+
+
+def _shard_name(found: ShardSet, row: int) -> str:
+    return found.index.shards[found.samples.table.shard[row]].name
+
+
+def _read_into(pixels_nhwc: np.ndarray, samples: ShardSplit, chans: int) -> dict[int, str]:
+    """Decodes every sample into its place; why some cannot be, by row."""
+    size = pixels_nhwc.shape[1:3]
+    broken = {}
+    for row, result in each(lambda row: to_array(fit(samples.read(row, chans), size)), range(len(samples)), "reading"):
+        if isinstance(result, str):
+            broken[row] = result
+        else:
+            pixels_nhwc[row] = result
+    return broken
+
+
+def _check_all(root: Path, found: ShardSet, chans: int) -> dict[int, str]:
+    """Why samples cannot be read, by row, by decoding each once; the verdict is kept while no shard changes."""
+    samples = found.samples
+    return remembered(
+        ["shards", f"{chans}", *(file_state(root / shard.name) for shard in found.index.shards)],
+        lambda: [
+            reason
+            for _, reason in each(lambda row: samples.read(row, chans).size, range(len(samples)), "checking images")
+        ],
+    )
+
+
+def _parts(
+    root: Path, rows: dict[str, np.ndarray], labels: np.ndarray, class_names: tuple[str, ...], seed: int
+) -> dict[str, np.ndarray]:
+    """The rows of train, test and perhaps validation, as a folder would have them.
+
+    Raises: ValueError for splits that cannot serve.
+    """
+    rows = with_reported({"train" if split == "all" else split: rows_n for split, rows_n in rows.items()})
+    if "train" not in rows:
+        raise ValueError(f"the shards in {root} have no training image that can be read: call them train-000000.tar")
+    if "test" not in rows:
+        unsplit = rows["train"]
+        parts = cut_tenths(labels[unsplit], class_names, seed)
+        rows = {split: unsplit[indices] for split, indices in parts.items()}
+    trained = np.unique(labels[rows["train"]])
+    if len(trained) < 2:
+        name = class_names[trained[0]]
+        raise ValueError(f"the shards in {root} have only the class {name!r}: a classifier needs at least two")
+    for split, rows_n in rows.items():
+        if len(strange := np.setdiff1d(labels[rows_n], trained)):
+            name = class_names[strange[0]]
+            raise ValueError(f"class {name!r} of the shards in {root} is in {split} but not in train: add it there")
+    return rows

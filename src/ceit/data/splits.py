@@ -1,0 +1,241 @@
+"""What a data set is here, and how one is asked for, by name or by folder.
+
+Letters: n images, C channels, H height, W width.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ceit.data.image import image_mode, read_image
+from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
+from ceit.data.random_bits import shuffled
+from ceit.model.names import unknown
+
+IN_MEMORY_SIDE = 64  # up to this many pixels a side, all images are decoded once and stay in memory as uint8
+
+
+class Split(Protocol):
+    """Labelled images, wherever they lie: a frozen dataclass, so that ``dataclasses.replace`` gives it other labels."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 ``(n,)``."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        """One image as ``RGB`` (three channels) or ``L`` (one). Raises: BrokenImageError, which names the sample."""
+        ...
+
+    def key(self, index: int) -> str:
+        """The sample's name, stable across runs, machines and subsets: ``class/name``, or a number."""
+        ...
+
+    def subset(self, indices: Tensor) -> "Split":
+        """The samples at ``indices``, in that order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """Images in memory: uint8 ``(n, C, H, W)`` whose channels lie innermost, and int64 labels ``(n,)``.
+
+    ``keys`` are the names of the samples; without any they are numbered.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pixels(self) -> np.ndarray:
+        """The images as ``(n, H, W, C)``, the way they lie in memory; no copy."""
+        return self.images.permute(0, 2, 3, 1).numpy()
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        return to_image(self.images[index].permute(1, 2, 0).numpy()).convert(image_mode(in_chans))
+
+    def key(self, index: int) -> str:
+        return self.keys[index] if self.keys else str(index)
+
+    def subset(self, indices: Tensor) -> "ArraySplit":
+        keys = tuple(self.key(index) for index in indices.tolist())
+        return ArraySplit(from_pixels(self.pixels()[indices.numpy()]), self.labels[indices], keys)
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Images on the disk, read when they are needed, and int64 labels ``(n,)``.
+
+    A sample's key is its path relative to ``root``, without suffix; a path that lies elsewhere stays whole.
+    """
+
+    paths: tuple[Path, ...]
+    labels: Tensor
+    root: Path = Path()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        return read_image(self.paths[index], in_chans)
+
+    def key(self, index: int) -> str:
+        name = os.path.splitext(self.paths[index])[0]
+        return name.removeprefix(os.path.join(self.root, "")).replace(os.sep, "/")
+
+    def subset(self, indices: Tensor) -> "FileSplit":
+        return FileSplit(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.root)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A data set: its splits (``validation`` is None where the set has none) and what belongs to all of them.
+
+    ``mean`` and ``std`` are per channel, of the training images in 0..1. ``skipped`` has a line per file left out.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split | None
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    img_size: tuple[int, int]
+    licence: str = ""
+    citation: str = ""
+    skipped: tuple[str, ...] = ()
+    mirror_safe: bool = True  # whether an image mirrored left to right is still of its class; not so for digits
+
+    @property
+    def in_chans(self) -> int:
+        return len(self.mean)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How these images come to a network: small ones whole, files by the released code's crop of 0.875."""
+        return Preprocessing(self.mean, self.std, crop=1.0 if isinstance(self.train, ArraySplit) else 0.875)
+
+
+def keep_classes(dataset: ImageDataset, classes: Sequence[str]) -> ImageDataset:
+    """The data set of these classes alone, numbered in the order given.
+
+    Raises: ValueError for an unknown class, one named twice, fewer than two, or a split left without an image.
+    """
+    if strange := [name for name in classes if name not in dataset.class_names]:
+        raise ValueError(f"{unknown('class', strange[0], dataset.class_names)} in {dataset.name}")
+    if twice := {name for name in classes if list(classes).count(name) > 1}:
+        raise ValueError(f"class {min(twice)!r} is named twice: name each class once")
+    if len(classes) < 2:
+        raise ValueError(f"{len(classes)} classes of {dataset.name} are kept: a classifier needs at least two")
+    numbers = torch.full((len(dataset.class_names),), -1)
+    numbers[[dataset.class_names.index(name) for name in classes]] = torch.arange(len(classes))
+
+    def kept(split: Split, name: str) -> Split:
+        labels = numbers[split.labels]
+        chosen = torch.nonzero(labels >= 0).flatten()
+        if len(chosen) == 0:
+            raise ValueError(f"the {name} split of {dataset.name} has no image of the classes {', '.join(classes)}")
+        return replace(split.subset(chosen), labels=labels[chosen])
+
+    train = kept(dataset.train, "train")
+    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else (dataset.mean, dataset.std)
+    return replace(
+        dataset,
+        class_names=tuple(classes),
+        train=train,
+        validation=None if dataset.validation is None else kept(dataset.validation, "validation"),
+        test=kept(dataset.test, "test"),
+        mean=mean,
+        std=std,
+    )
+
+
+def cut_validation(split: Split, percent_or_count: float, seed: int) -> tuple[Split, Split]:
+    """Cuts a stratified part off ``split``: ``(rest, part)``, each in the order of ``split``.
+
+    A float is a percentage, an int a number of images. Every class gives its share, rounded so that the total is exact,
+    and keeps at least one image. Raises: ValueError if the part would be empty or could not leave every class an image.
+    """
+    labels = split.labels.numpy()
+    count = percent_or_count if isinstance(percent_or_count, int) else round(len(labels) * percent_or_count / 100)
+    sizes = np.bincount(labels)
+    most = len(labels) - np.count_nonzero(sizes)
+    if not 0 < count <= most:
+        limit = f"it must have 1 to {most}, as every class keeps an image"
+        raise ValueError(f"a validation part of {count} images cannot be cut off {len(labels)}: {limit}")
+    part = stratified(labels, _shares(sizes, count), seed)
+    rest = np.setdiff1d(np.arange(len(labels)), part)
+    return split.subset(torch.from_numpy(rest)), split.subset(torch.from_numpy(part))
+
+
+def cut_tenths(labels: np.ndarray, class_names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
+    """Which samples of a set that comes unsplit train, validate and test: 80/10/10, class by class, by the seed.
+
+    Every part has at least one image of each class. Raises: ValueError for a class of fewer than three images.
+    """
+    sizes = np.bincount(labels, minlength=len(class_names))
+    if sizes.min() < 3:
+        smallest = class_names[int(sizes.argmin())]
+        raise ValueError(f"class {smallest!r} has {sizes.min()} images: a set that is not split yet needs 3 of each")
+    tenths = np.maximum(1, np.rint(sizes / 10).astype(np.int64))
+    test = stratified(labels, tenths, seed)
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    validation = rest[stratified(labels[rest], tenths, seed)]
+    return {"train": np.setdiff1d(rest, validation), "validation": validation, "test": test}
+
+
+def stratified(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+    """The sorted indices of ``counts[c]`` images of every class ``c``: a function of labels, counts and seed alone."""
+    order = shuffled(len(labels), seed, epoch=-1)  # no epoch of training has this number
+    return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts.tolist())]))
+
+
+def _shares(sizes: np.ndarray, count: int) -> np.ndarray:
+    """``count`` shared out in proportion to ``sizes``, largest remainders first; no class gives its last image."""
+    exact = sizes * count / sizes.sum()
+    counts = np.minimum(exact.astype(np.int64), np.maximum(sizes - 1, 0))
+    while missing := count - counts.sum():
+        room = np.flatnonzero(counts < sizes - 1)
+        counts[room[np.argsort(counts[room] - exact[room], kind="stable")[:missing]]] += 1
+    return counts
+
+
+def from_pixels(pixels_nhwc: np.ndarray) -> Tensor:
+    """uint8 ``(n, H, W, C)`` as the images ``(n, C, H, W)`` of an ``ArraySplit``; no copy of a contiguous array."""
+    return torch.from_numpy(np.ascontiguousarray(pixels_nhwc)).permute(0, 3, 1, 2)
+
+
+def resized(pixels_nhwc: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """All images brought to ``size = (H, W)`` by ``fit``; the array itself if they have that size."""
+    if pixels_nhwc.shape[1:3] == size:
+        return pixels_nhwc
+    return np.stack([to_array(fit(to_image(pixels), size, interpolation=interpolation)) for pixels in pixels_nhwc])
+
+
+def channel_statistics(pixels_nhwc: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of pixel values in 0..1, to five digits; a constant channel has std 1."""
+    channels = pixels_nhwc.shape[3]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(pixels_nhwc), 4096):  # a histogram is exact for any number of images
+        chunk = pixels_nhwc[start : start + 4096].reshape(-1, channels)
+        counts += np.stack([np.bincount(chunk[:, c], minlength=256) for c in range(channels)])
+    values = np.arange(256) / 255
+    shares = counts / counts.sum(1, keepdims=True)
+    means = shares @ values
+    stds = np.sqrt((shares * (values - means[:, None]) ** 2).sum(1))
+    return tuple(round(float(m), 5) for m in means), tuple(round(float(s), 5) if s > 1e-4 else 1.0 for s in stds)

@@ -1,0 +1,231 @@
+"""The check of a whole set: everything planted is found, and nothing in a clean set."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import ceit_cli
+from ceit.data.audit.check import check
+from ceit.data.audit.report import Report
+from ceit.data.sources.choose import load_dataset
+from ceit.data.sources.shards.write import write_shards
+
+ImageFolder = Callable[..., Path]
+CLASSES = ("boat", "lamp", "tree")
+COUNTS = {"train": 20, "val": 6, "test": 6}
+
+
+def scene(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Something like a photograph: smooth colours, shapes with edges, grain."""
+    random = np.random.default_rng(seed)
+    field = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(field)
+    for _ in range(4):
+        left, top = random.integers(0, size[0] - 20), random.integers(0, size[1] - 20)
+        right, bottom = left + random.integers(10, size[0] // 2), top + random.integers(10, size[1] // 2)
+        paint = draw.ellipse if random.random() < 0.5 else draw.rectangle
+        paint((int(left), int(top), int(right), int(bottom)), fill=tuple(random.integers(0, 256, 3).tolist()))
+    grain = random.normal(0, 4, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(np.asarray(field) + grain, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, three splits, JPEG files of several sizes."""
+    root, seed = tmp_path_factory.mktemp("check") / "photos", 0
+    for split, count in COUNTS.items():
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                seed += 1
+                scene(seed, (96 + seed % 3 * 16, 80)).save(root / split / name / f"{index:02}.jpg", quality=92)
+    return root
+
+
+@pytest.fixture
+def planted(clean: Path, tmp_path: Path) -> Path:
+    """The same with five duplicates across splits, three broken files and an empty class."""
+    root = tmp_path / "photos"
+    shutil.copytree(clean, root)
+    shutil.copy(root / "train/boat/03.jpg", root / "test/boat/copy.jpg")
+    shutil.copy(root / "train/lamp/11.jpg", root / "val/lamp/copy.jpg")
+    with Image.open(root / "train/tree/07.jpg") as image:
+        image.save(root / "test/lamp/other.png")  # the same pixels in another file
+    for source, target, quality in (("train/boat/15", "val/boat/again", 60), ("val/tree/02", "test/tree/again", 80)):
+        with Image.open(root / f"{source}.jpg") as image:
+            image.save(root / f"{target}.jpg", quality=quality)
+    whole = (root / "train/boat/00.jpg").read_bytes()
+    (root / "train/boat/truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "val/lamp/text.jpg").write_text("no image")
+    (root / "test/tree/empty.png").write_bytes(b"")
+    (root / "train/snow").mkdir()
+    return root
+
+
+def named(report: Report) -> set[tuple[str, ...]]:
+    return {tuple(f"{image.split}/{image.name}" for image in group.images) for group in report.copies}
+
+
+def test_all_nine_are_found(planted: Path) -> None:
+    report = check(planted)
+    assert named(report) == {
+        ("train/boat/03.jpg", "test/boat/copy.jpg"),
+        ("train/lamp/11.jpg", "validation/lamp/copy.jpg"),
+        ("train/tree/07.jpg", "test/lamp/other.png"),
+        ("train/boat/15.jpg", "validation/boat/again.jpg"),
+        ("validation/tree/02.jpg", "test/tree/again.jpg"),
+    }
+    assert len(report.leaks) == 5
+    assert [group.exact for group in report.copies].count(False) == 2
+    assert [group.of_several_classes for group in report.copies].count(True) == 1
+    assert {image.name for image in report.unreadable} == {
+        "boat/truncated.jpg",
+        "lamp/text.jpg",
+        "tree/empty.png",
+    }
+    assert report.empty_classes == ("snow",)
+    assert report.errors == ("3 unreadable images", "5 images copied across splits", "1 empty class")
+
+
+def test_none_in_a_clean_set(clean: Path) -> None:
+    report = check(clean)
+    assert report.errors == ()
+    assert [*report.copies, *report.unreadable, *report.blank, *report.untested_classes] == []
+    assert report.counts == {name: {"train": 20, "validation": 6, "test": 6} for name in CLASSES}
+    assert (report.smallest, report.largest, report.modes) == ((96, 80), (128, 80), {"RGB": 96})
+
+
+@pytest.mark.parametrize("quality", [50, 75, 95])
+@pytest.mark.parametrize("size", [None, (90, 64), (150, 120)])
+def test_every_image_is_found_again(clean: Path, tmp_path: Path, quality: int, size: tuple[int, int] | None) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(clean / "val", tmp_path / "set" / split)
+    for path in (tmp_path / "set" / "test").rglob("*.jpg"):
+        with Image.open(path) as image:
+            (image if size is None else image.resize(size)).save(path, quality=quality)
+    report = check(tmp_path / "set")
+    assert len(report.leaks) == 18
+    assert named(report) == {
+        (f"train/{name}/{index:02}.jpg", f"test/{name}/{index:02}.jpg") for name in CLASSES for index in range(6)
+    }
+
+
+def test_blank_and_flat_images_are_no_copies(image_folder: ImageFolder) -> None:
+    root = image_folder({"train/cat": 3, "train/dog": 3, "test/cat": 3, "test/dog": 3}, size=(40, 40))
+    random = np.random.default_rng(0)
+    for number in range(8):
+        split = "train" if number % 2 else "test"
+        Image.new("RGB", (40, 40)).save(root / split / "cat" / f"black{number}.png")
+        haze = random.normal(128, 2, (40, 40, 3)).astype(np.uint8)
+        Image.fromarray(haze).save(root / split / "dog" / f"haze{number}.png")
+    report = check(root)
+    assert not report.copies
+    assert {image.name.split("/")[1][:5] for image in report.blank} >= {"black"}
+
+
+def test_things_that_are_alike_are_no_copies(tmp_path: Path) -> None:
+    """The digits lie close together: a one is a one. Copies among them are found all the same."""
+    digits = load_dataset("digits", img_size=(64, 64))
+    for split, images, count in (("train", digits.train, 200), ("test", digits.test, 60)):
+        for index in range(count):
+            folder = tmp_path / split / str(int(images.labels[index]))
+            folder.mkdir(parents=True, exist_ok=True)
+            images.read(index, 1).save(folder / f"{index}.png")
+            if split == "train" and index % 40 == 0:
+                images.read(index, 1).save(tmp_path / f"{index}.jpg", quality=80)
+    assert not check(tmp_path).copies
+    for path in tmp_path.glob("*.jpg"):
+        path.rename(tmp_path / "test" / "0" / path.name)
+    assert len(check(tmp_path).leaks) == 5
+
+
+def test_modes_are_counted_and_no_error(clean: Path, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(clean, root)
+    images = [scene(1000 + number, (96, 80)) for number in range(4)]
+    images[0].convert("CMYK").save(root / "train/boat/print.jpg")
+    images[1].putalpha(99)
+    images[1].save(root / "train/boat/clear.png")
+    images[2].convert("L").save(root / "train/boat/grey.jpg")
+    Image.fromarray(np.asarray(images[3].convert("L")).astype(np.uint16) * 257).save(root / "train/boat/deep.png")
+    report = check(root)
+    assert report.modes == {"RGB": 96, "CMYK": 1, "RGBA": 1, "L": 1, "I;16": 1}
+    assert report.errors == ()
+
+
+def test_classes_in_one_split_only(clean: Path, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(clean, root)
+    (root / "train" / "lamp").rename(root / "train" / "owl")
+    report = check(root)
+    assert report.untrained_classes == ("lamp",)
+    assert report.untested_classes == ("owl",)
+    assert report.errors == ("1 class without training images",)
+    assert report.balance == (("boat", 20), ("boat", 20))
+
+
+def test_an_unsplit_folder_is_one_split(clean: Path) -> None:
+    report = check(clean / "val")
+    assert (report.splits, report.images, report.errors) == (("all",), 18, ())
+
+
+def test_shards_and_a_table_of_labels_are_checked_alike(planted: Path, tmp_path: Path) -> None:
+    expected = {frozenset(Path(name).with_suffix("").name for name in group) for group in named(check(planted))}
+    write_shards(load_dataset(planted, skip_broken=True), tmp_path / "shards")
+    rows = [f"{path},{path.parts[-2]},{path.parts[-3]}" for path in sorted(planted.rglob("*.*"))]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+    for data, broken in ((tmp_path / "shards", 0), (tmp_path / "labels.csv", 3)):
+        report = check(data)
+        assert {frozenset(Path(name).with_suffix("").name for name in group) for group in named(report)} == expected
+        assert (len(report.leaks), len(report.unreadable), report.images) == (5, broken, 101)
+
+
+def test_a_changed_shard(clean: Path, tmp_path: Path) -> None:
+    write_shards(load_dataset(clean), tmp_path / "shards")
+    shard = tmp_path / "shards" / "val-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    report = check(tmp_path / "shards")
+    assert report.changed_shards == ("val-000000.tar",)
+    assert report.errors[-1] == "1 changed shard"
+
+
+def test_the_command(planted: Path, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ceit_cli.main(["data", "check", str(clean)]) == 0
+    assert "✓" in (printed := capsys.readouterr().out)
+    assert "✗" not in printed
+    assert ceit_cli.main(["data", "check", str(planted)]) == 1
+    captured = capsys.readouterr()
+    sentence = "photos has 3 unreadable images, 5 images copied across splits and 1 empty class"
+    assert captured.err.strip() == f"error: {sentence}"
+    for text in (
+        "train/boat/03.jpg  =  test/boat/copy.jpg",
+        "3 exact, 2 encoded or resized anew",
+        "lamp/text.jpg",
+        "snow",
+    ):
+        assert text in captured.out
+    output = tmp_path / "report.json"
+    assert ceit_cli.main(["data", "check", str(planted), "--json", "--output", str(output)]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads(output.read_text())
+    assert len(document["copies"]) == 5
+    assert document["empty_classes"] == ["snow"]
+    assert document["class_counts"]["boat"] == {"train": 20, "validation": 7, "test": 7}
+
+
+def test_shard_and_check_by_command(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "shard", str(clean), str(tmp_path / "out"), "--shard-megabytes", "1"]
+    assert ceit_cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "train-000000.tar" in printed
+    assert "60 train, 18 validation, 18 test images of 3 classes" in printed
+    assert ceit_cli.main(words) == 1
+    assert capsys.readouterr().err.strip().endswith("out is not empty: name a new folder")
+    assert ceit_cli.main(["data", "check", str(tmp_path / "out")]) == 0

@@ -1,0 +1,140 @@
+"""Random erasing, RandAugment and the random crop by their properties: how often, how much, from which numbers."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ceit.data.batches.augment import Augmentation
+from ceit.data.batches.batch import SingleImages, _seeded, _SingleTransform
+from ceit.data.batches.order import COPY
+from ceit.data.preprocessing import IMAGENET, Preprocessing, to_image
+from ceit.data.splits import ArraySplit, from_pixels
+
+SIDE = 32
+PLAIN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
+
+
+def constant(images: int = 1, side: int = SIDE) -> ArraySplit:
+    pixels = np.full((images, side, side, 3), 200, np.uint8)
+    return ArraySplit(from_pixels(pixels), torch.zeros(images, dtype=torch.int64))
+
+
+def noise(images: int = 4, side: int = SIDE) -> ArraySplit:
+    pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), dtype=np.uint8)
+    return ArraySplit(from_pixels(pixels), torch.arange(images))
+
+
+def images_of(split: ArraySplit, draws: np.ndarray, seed: int = 0, epoch: int = 0, **options: Any) -> Tensor:
+    augmentation = Augmentation(**{"flip": False, **options})
+    return SingleImages(split, (SIDE, SIDE), PLAIN, augmentation, seed)(epoch, draws)
+
+
+COPIES = np.arange(1200) * COPY  # of one image
+
+
+@pytest.fixture(scope="module")
+def erased() -> tuple[Tensor, Tensor]:
+    """Copies of a constant image, a quarter of them to be erased, and where they were, ``(B, H, W)``."""
+    images = images_of(constant(), COPIES, random_erasing=0.25)
+    background = PLAIN.normalise(np.full((1, 1, 3), 200, np.uint8)).view(3, 1, 1)
+    return images, (images != background).any(1)
+
+
+def test_as_many_images_are_erased_as_asked_for(erased: tuple[Tensor, Tensor]) -> None:
+    hit = erased[1].flatten(1).any(1).float().mean().item()
+    assert abs(hit - 0.25) < 5 * (0.25 * 0.75 / len(COPIES)) ** 0.5
+    assert images_of(constant(), COPIES[:50], random_erasing=1.0).flatten(1).std(1).min() > 0
+
+
+def test_a_rectangle_of_2_to_33_percent_is_erased(erased: tuple[Tensor, Tensor]) -> None:
+    shares = []
+    for mask in erased[1][erased[1].flatten(1).any(1)]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert torch.equal(mask, rows[:, None] & columns[None])
+        height, width = int(rows.sum()), int(columns.sum())
+        shares.append(height * width / SIDE**2)
+        assert (height + 0.5) * (width + 0.5) >= 0.02 * SIDE**2  # sides are rounded
+        assert (height - 0.5) * (width - 0.5) <= SIDE**2 / 3
+        assert 0.3 * (width - 0.5) <= height + 0.5
+        assert 0.3 * (height - 0.5) <= width + 0.5
+    assert min(shares) < 0.05
+    assert max(shares) > 0.3
+    tops, lefts = (erased[1].any(axis).float().mean(0) for axis in (2, 1))
+    assert min(tops.min(), lefts.min()) > 0  # it reaches every row and column
+
+
+def test_the_noise_is_standard_normal(erased: tuple[Tensor, Tensor]) -> None:
+    images, where = erased
+    values = images.permute(0, 2, 3, 1)[where].flatten()
+    error = 5 / len(values) ** 0.5
+    assert abs(values.mean()) < error
+    assert abs(values.var() - 1) < 2 * error
+    for limit, share in ((1.0, 0.6827), (2.0, 0.9545), (3.0, 0.9973)):
+        assert abs((values.abs() < limit).float().mean() - share) < error
+
+
+def test_what_is_not_erased_is_the_image(erased: tuple[Tensor, Tensor]) -> None:
+    draws = np.arange(4)
+    expected = torch.stack([PLAIN.apply(to_image(pixels), (SIDE, SIDE)) for pixels in noise().pixels()])
+    assert torch.equal(images_of(noise(), draws, random_erasing=0.0), expected)
+    erased_images = images_of(noise(), draws, random_erasing=1.0)
+    untouched = (erased_images == expected).all(1).flatten(1).float().mean(1)
+    assert untouched.min() > 0.6
+    assert untouched.max() < 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"random_erasing": 1.0}, {"rand_augment": "rand-m9-n9-p1"}, {"crop_scale": (0.1, 0.5)}]
+)
+def test_variation_is_a_function_of_seed_epoch_image_and_copy(options: dict[str, Any]) -> None:
+    split, draw = constant(3) if "random_erasing" in options else noise(3), np.array([1])
+    same = images_of(split, draw, seed=4, epoch=2, **options)
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert torch.equal(images_of(split, np.array([0, 1]), seed=4, epoch=2, **options)[1:], same)
+    for seed, epoch, other in ((5, 2, draw), (4, 3, draw), (4, 2, draw + COPY), (4, 2, draw + 1)):
+        assert not torch.equal(images_of(split, other, seed=seed, epoch=epoch, **options), same)
+
+
+def test_rand_augment_applies_every_operation_as_often() -> None:
+    """Two of the operations are drawn for each image, each applied with probability 1/2."""
+    transform = _SingleTransform(Augmentation(rand_augment=RAND_AUGMENT), IMAGENET, (8, 8))
+    assert transform.rand_augment is not None
+    applied: Counter[str] = Counter()
+    operations = transform.rand_augment.ops
+    for operation in operations:
+        operation.aug_fn = lambda image, *_, name=operation.name, **__: applied.update([name]) or image
+    image, images = to_image(np.zeros((8, 8, 3), np.uint8)), 3000
+    for seed in range(images):
+        with _seeded(seed):
+            transform.rand_augment(image)
+    assert len(applied) == len(operations) == 15
+    expected = images * 2 * 0.5 / len(operations)
+    assert max(abs(count - expected) for count in applied.values()) < 5 * expected**0.5
+
+
+def test_a_random_crop_keeps_to_its_shares_and_proportions() -> None:
+    """Red grows to the right and green downwards, one level a pixel: their spans tell the crop's width and height."""
+    ramp = np.zeros((256, 256, 3), np.uint8)
+    ramp[:, :, 0], ramp[:, :, 1] = np.arange(256)[None], np.arange(256)[:, None]
+    identity = Preprocessing((0.0,) * 3, (1.0,) * 3)
+    augmentation = Augmentation(flip=False, crop_scale=(0.08, 1.0))
+    crops = SingleImages(
+        ArraySplit(from_pixels(ramp[None]), torch.zeros(1, dtype=torch.int64)), (SIDE, SIDE), identity, augmentation, 0
+    )(0, COPIES[:400])
+    red, green = (255 * crops[:, channel].flatten(1) for channel in (0, 1))
+    widths = (red.amax(1) - red.amin(1)) * SIDE / (SIDE - 1)
+    heights = (green.amax(1) - green.amin(1)) * SIDE / (SIDE - 1)
+    shares, proportions = widths * heights / 256**2, widths / heights
+    assert 0.07 < shares.min() < 0.12
+    assert 0.9 < shares.max() < 1.03
+    assert 0.7 < proportions.min() < 0.78
+    assert 1.28 < proportions.max() < 1.43
+    assert abs(shares.median() - 0.54) < 0.08  # uniform, less the widest that do not fit

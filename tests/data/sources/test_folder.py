@@ -1,0 +1,226 @@
+"""Folders of images: found whatever their layout, split evenly, and refused in one sentence where they cannot serve."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ceit.data.preprocessing import IMAGENET
+from ceit.data.sources import listing as files_module
+from ceit.data.sources.choose import load_dataset
+from ceit.data.splits import ArraySplit, FileSplit, ImageDataset
+
+ImageFolder = Callable[..., Path]
+SPLIT = {"train/cat": 4, "train/dog": 5, "test/cat": 2, "test/dog": 1}
+
+
+def sizes(dataset: ImageDataset) -> tuple[int, int, int]:
+    return len(dataset.train), 0 if dataset.validation is None else len(dataset.validation), len(dataset.test)
+
+
+def origins(dataset: ImageDataset) -> list[list[tuple[int, int]]]:
+    """The mark that the fixture left in each image, by split."""
+    marks = []
+    for split in (dataset.train, dataset.validation, dataset.test):
+        assert isinstance(split, ArraySplit)
+        marks.append([(int(number), int(index)) for number, index, _ in split.pixels()[:, 0, 0]])
+    return marks
+
+
+def break_files(root: Path, count: int = 2) -> None:
+    """A file cut in the middle, and texts that are named as images."""
+    whole = io.BytesIO()
+    Image.effect_noise((40, 40), 90).convert("RGB").save(whole, "JPEG")
+    (root / "a.jpg").write_bytes(whole.getvalue()[:-300])
+    for number in range(1, count):
+        (root / f"b{number}.jpg").write_text("not an image")
+
+
+def test_train_and_test(image_folder: ImageFolder) -> None:
+    dataset = load_dataset(image_folder(SPLIT))
+    assert sizes(dataset) == (9, 0, 3)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 5
+    assert dataset.test.labels.tolist() == [0, 0, 1]
+    assert dataset.name == "photos"
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_names_of_the_validation_split(image_folder: ImageFolder, name: str) -> None:
+    assert sizes(load_dataset(image_folder({**SPLIT, f"{name}/dog": 2}))) == (9, 2, 3)
+
+
+def test_without_test_the_validation_split_is_reported(image_folder: ImageFolder) -> None:
+    root = image_folder({"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 1})
+    assert sizes(load_dataset(root)) == (8, 0, 3)
+
+
+def test_a_class_may_be_called_train(image_folder: ImageFolder) -> None:
+    assert load_dataset(image_folder({"train": 5, "tram": 5})).class_names == ("train", "tram")
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_an_unsplit_folder_is_cut_class_by_class(image_folder: ImageFolder, prefix: str) -> None:
+    root = image_folder({f"{prefix}cat": 40, f"{prefix}dog": 20, f"{prefix}owl": 3}, size=(8, 8))
+    dataset = load_dataset(root, seed=1)
+    assert sizes(dataset) == (49, 7, 7)
+    for split, expected in ((dataset.validation, [4, 2, 1]), (dataset.test, [4, 2, 1]), (dataset.train, [32, 16, 1])):
+        assert split is not None
+        assert torch.bincount(split.labels).tolist() == expected
+    marks = origins(dataset)
+    assert len({mark for split in marks for mark in split}) == 63
+    assert origins(load_dataset(root, seed=1)) == marks
+    assert origins(load_dataset(root, seed=2)) != marks
+
+
+def test_small_images_are_held_at_their_median_size(image_folder: ImageFolder) -> None:
+    dataset = load_dataset(image_folder(SPLIT, size=(30, 21)))
+    assert (dataset.img_size, dataset.in_chans) == ((24, 24), 3)
+    assert isinstance(dataset.train, ArraySplit)
+    assert dataset.train.images.shape == (9, 3, 24, 24)
+    assert dataset.train.images.dtype == torch.uint8
+    assert np.allclose(dataset.mean, (dataset.train.pixels() / 255).mean((0, 1, 2)), atol=1e-5)
+    assert dataset.preprocessing.crop == 1.0
+
+
+def test_larger_images_stay_on_the_disk(image_folder: ImageFolder) -> None:
+    dataset = load_dataset(image_folder(SPLIT, size=(70, 66)))
+    assert (dataset.img_size, dataset.in_chans) == ((224, 224), 3)
+    assert isinstance(dataset.train, FileSplit)
+    assert [path.parent.name for path in dataset.train.paths] == ["cat"] * 4 + ["dog"] * 5
+    assert dataset.preprocessing == IMAGENET
+
+
+def test_asked_for_size_and_channels(image_folder: ImageFolder) -> None:
+    root = image_folder(SPLIT, size=(70, 66))
+    small = load_dataset(root, img_size=(16, 20), in_chans=1)
+    assert isinstance(small.test, ArraySplit)
+    assert small.test.images.shape == (3, 1, 16, 20)
+    large = load_dataset(root, in_chans=1)
+    assert isinstance(large.test, FileSplit)
+    assert large.in_chans == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_a_folder_of_greys_has_one_channel(image_folder: ImageFolder, tmp_path: Path, mode: str) -> None:
+    root = image_folder(SPLIT, mode="L")
+    for path in root.rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert(mode).save(path)
+    assert load_dataset(root).in_chans == 1
+    Image.new("RGB", (8, 8)).save(root / "train" / "cat" / "colour.png")
+    assert load_dataset(root).in_chans == 3
+
+
+def test_other_files_and_hidden_ones_are_passed_over(image_folder: ImageFolder) -> None:
+    root = image_folder(SPLIT)
+    for name in ("train/cat/notes.txt", "train/cat/._0.png", "train/.DS_Store", "readme.md"):
+        (root / name).write_text("no image")
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "cat" / "more").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "train" / "cat" / "more" / "DEEP.JPG")
+    assert sizes(load_dataset(root)) == (10, 0, 3)
+
+
+def test_every_mode_in_one_folder(image_folder: ImageFolder) -> None:
+    root = image_folder({"cat": 3, "dog": 3, "owl": 3}, size=(32, 32))
+    colours = Image.effect_noise((32, 32), 90).convert("RGB")
+    colours.save(root / "cat" / "photo.jpg")
+    colours.convert("CMYK").save(root / "cat" / "print.jpg")
+    colours.convert("RGBA").save(root / "dog" / "alpha.png")
+    colours.convert("L").save(root / "dog" / "grey.jpg")
+    Image.fromarray(np.full((32, 32), 40000, np.uint16)).save(root / "owl" / "deep.png")
+    colours.quantize(16).save(root / "owl" / "palette.gif")
+    dataset = load_dataset(root)
+    assert (sum(sizes(dataset)), dataset.in_chans, dataset.img_size) == (15, 3, (32, 32))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (70, 66)])
+def test_broken_files_are_named_and_counted(image_folder: ImageFolder, size: tuple[int, int]) -> None:
+    root = image_folder(SPLIT, size=size)
+    break_files(root / "train" / "dog")
+    with pytest.raises(ValueError, match="cannot be read") as raised:
+        load_dataset(root)
+    sentence = str(raised.value)
+    assert sentence.startswith("2 of 14 files cannot be read: train/dog/a.jpg (")
+    fix = "remove them or leave them out with --skip-broken"
+    assert sentence.endswith(f"train/dog/b1.jpg (not an image); {fix}")
+    assert "truncated" in sentence
+
+
+@pytest.mark.parametrize("size", [(8, 8), (70, 66)])
+def test_broken_files_are_skipped_on_request(image_folder: ImageFolder, size: tuple[int, int]) -> None:
+    root = image_folder(SPLIT, size=size)
+    break_files(root / "train" / "dog")
+    for _ in range(2):  # the second time out of the cache, for large images
+        dataset = load_dataset(root, skip_broken=True)
+        assert sizes(dataset) == (9, 0, 3)
+        assert [line.split(" (")[0] for line in dataset.skipped] == ["train/dog/a.jpg", "train/dog/b1.jpg"]
+
+
+def test_of_many_broken_files_three_are_named(image_folder: ImageFolder) -> None:
+    root = image_folder(SPLIT)
+    break_files(root / "train" / "dog", count=5)
+    with pytest.raises(
+        ValueError, match=r"5 of 17 files .*a\.jpg .*b1\.jpg .*b2\.jpg \(not an image\), \.\.\.; remove"
+    ):
+        load_dataset(root)
+
+
+def test_large_images_are_checked_once_until_they_change(
+    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, reads = image_folder(SPLIT, size=(70, 66)), []
+    read_image = files_module.read_image
+    monkeypatch.setattr(files_module, "read_image", lambda *given: reads.append(given) or read_image(*given))
+    load_dataset(root)
+    assert len(reads) == 12
+    load_dataset(root)
+    assert len(reads) == 12
+    (root / "test" / "dog" / "0.png").write_text("broken now")
+    with pytest.raises(ValueError, match=r"1 of 12 files cannot be read: test/dog/0.png"):
+        load_dataset(root)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "file"))
+    assert sizes(load_dataset(image_folder(SPLIT, size=(70, 66)))) == (9, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "photos has no images: it must hold a folder of images for each class"),
+        ({"cat": 0, "dog": 0}, "photos has no images"),
+        ({"cat": 5}, "photos has only the class 'cat': a classifier needs at least two"),
+        ({"train/cat": 5, "test/cat": 2}, "has only the class 'cat'"),
+        ({"train/cat": 5, "train/dog": 5, "test/cat": 0}, "test has no images"),
+        ({**SPLIT, "test/owl": 1}, "class 'owl' of folder .*photos is in test but not in train"),
+        ({**SPLIT, "val/owl": 1}, "class 'owl' of folder .*photos is in validation but not in train"),
+        ({"cat": 5, "dog": 2}, "class 'dog' has 2 images: a set that is not split yet needs 3 of each"),
+    ],
+)
+def test_what_is_no_data_set(image_folder: ImageFolder, counts: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_dataset(image_folder(counts))
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("")
+    with pytest.raises(ValueError, match=r"a\.png is not a folder"):
+        load_dataset(tmp_path / "a.png")
+
+
+def test_a_class_whose_files_are_all_broken(image_folder: ImageFolder) -> None:
+    root = image_folder({"train/cat": 5, "test/cat": 2})
+    (root / "train" / "dog").mkdir()
+    break_files(root / "train" / "dog")
+    with pytest.raises(ValueError, match="has only the class 'cat'"):
+        load_dataset(root, skip_broken=True)
