@@ -1,4 +1,4 @@
-"""What a data set is here, and how one is asked for, by name or by folder.
+"""What a data set is here: labelled images in splits, wherever they lie.
 
 Letters: n images, C channels, H height, W width.
 """
@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ceit.data.cut import VALIDATION_STREAM, by_content, shares_of_classes, stratified
 from ceit.data.image import image_mode, read_image
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
-from ceit.data.random_bits import shuffled
 from ceit.model.names import unknown
 
 IN_MEMORY_SIDE = 64  # up to this many pixels a side, all images are decoded once and stay in memory as uint8
@@ -30,6 +30,11 @@ class Split(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 ``(n,)``."""
+        ...
+
+    @property
+    def digests(self) -> np.ndarray | None:
+        """What each image is known by, uint64 ``(n,)`` of ``digest_of``; None in a set known by name: it is fixed."""
         ...
 
     def __len__(self) -> int: ...
@@ -57,6 +62,7 @@ class ArraySplit:
     images: Tensor
     labels: Tensor
     keys: tuple[str, ...] = ()
+    digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,8 +78,9 @@ class ArraySplit:
         return self.keys[index] if self.keys else str(index)
 
     def subset(self, indices: Tensor) -> "ArraySplit":
-        keys = tuple(self.key(index) for index in indices.tolist())
-        return ArraySplit(from_pixels(self.pixels()[indices.numpy()]), self.labels[indices], keys)
+        keys, chosen = tuple(self.key(index) for index in indices.tolist()), indices.numpy()
+        digests = None if self.digests is None else self.digests[chosen]
+        return ArraySplit(from_pixels(self.pixels()[chosen]), self.labels[indices], keys, digests)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class FileSplit:
     paths: tuple[Path, ...]
     labels: Tensor
     root: Path = Path()
+    digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,14 +106,16 @@ class FileSplit:
         return name.removeprefix(os.path.join(self.root, "")).replace(os.sep, "/")
 
     def subset(self, indices: Tensor) -> "FileSplit":
-        return FileSplit(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.root)
+        digests = None if self.digests is None else self.digests[indices.numpy()]
+        return FileSplit(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.root, digests)
 
 
 @dataclass(frozen=True)
 class ImageDataset:
     """A data set: its splits (``validation`` is None where the set has none) and what belongs to all of them.
 
-    ``mean`` and ``std`` are per channel, of the training images in 0..1. ``skipped`` has a line per file left out.
+    ``mean`` and ``std`` are per channel, of the training images in 0..1. ``skipped`` has a line per file left out,
+    ``remarks`` what else is to be said of how the images were found and shared out.
     """
 
     name: str
@@ -119,6 +129,7 @@ class ImageDataset:
     licence: str = ""
     citation: str = ""
     skipped: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     mirror_safe: bool = True  # whether an image mirrored left to right is still of its class; not so for digits
 
     @property
@@ -165,54 +176,31 @@ def keep_classes(dataset: ImageDataset, classes: Sequence[str]) -> ImageDataset:
     )
 
 
-def cut_validation(split: Split, percent_or_count: float, seed: int) -> tuple[Split, Split]:
+def cut_validation(
+    split: Split, percent_or_count: float, seed: int, stream: int = VALIDATION_STREAM
+) -> tuple[Split, Split]:
     """Cuts a stratified part off ``split``: ``(rest, part)``, each in the order of ``split``.
 
-    A float is a percentage, an int a number of images. Every class gives its share, rounded so that the total is exact,
-    and keeps at least one image. Raises: ValueError if the part would be empty or could not leave every class an image.
+    A float is a percentage, an int a number of images. Every class gives its share and keeps at least one image. Images
+    with digests are cut by content, and the total is about what was asked for; a fixed set gives it exactly. ``stream``
+    tells cuts after one another apart. Raises: ValueError if the part would be empty or could not leave every class an
+    image.
     """
     labels = split.labels.numpy()
     count = percent_or_count if isinstance(percent_or_count, int) else round(len(labels) * percent_or_count / 100)
     sizes = np.bincount(labels)
     most = len(labels) - np.count_nonzero(sizes)
+    limit = f"it must have 1 to {most}, as every class keeps an image"
     if not 0 < count <= most:
-        limit = f"it must have 1 to {most}, as every class keeps an image"
         raise ValueError(f"a validation part of {count} images cannot be cut off {len(labels)}: {limit}")
-    part = stratified(labels, _shares(sizes, count), seed)
-    rest = np.setdiff1d(np.arange(len(labels)), part)
+    if split.digests is None:
+        part = stratified(labels, shares_of_classes(sizes, count), seed)
+        rest = np.setdiff1d(np.arange(len(labels)), part)
+    else:
+        part, rest = by_content(split.digests, labels, (count / len(labels),), seed, stream)
+        if not len(part):
+            raise ValueError(f"a validation part of {count} images of {len(labels)} has none by content: ask for more")
     return split.subset(torch.from_numpy(rest)), split.subset(torch.from_numpy(part))
-
-
-def cut_tenths(labels: np.ndarray, class_names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """Which samples of a set that comes unsplit train, validate and test: 80/10/10, class by class, by the seed.
-
-    Every part has at least one image of each class. Raises: ValueError for a class of fewer than three images.
-    """
-    sizes = np.bincount(labels, minlength=len(class_names))
-    if sizes.min() < 3:
-        smallest = class_names[int(sizes.argmin())]
-        raise ValueError(f"class {smallest!r} has {sizes.min()} images: a set that is not split yet needs 3 of each")
-    tenths = np.maximum(1, np.rint(sizes / 10).astype(np.int64))
-    test = stratified(labels, tenths, seed)
-    rest = np.setdiff1d(np.arange(len(labels)), test)
-    validation = rest[stratified(labels[rest], tenths, seed)]
-    return {"train": np.setdiff1d(rest, validation), "validation": validation, "test": test}
-
-
-def stratified(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-    """The sorted indices of ``counts[c]`` images of every class ``c``: a function of labels, counts and seed alone."""
-    order = shuffled(len(labels), seed, epoch=-1)  # no epoch of training has this number
-    return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts.tolist())]))
-
-
-def _shares(sizes: np.ndarray, count: int) -> np.ndarray:
-    """``count`` shared out in proportion to ``sizes``, largest remainders first; no class gives its last image."""
-    exact = sizes * count / sizes.sum()
-    counts = np.minimum(exact.astype(np.int64), np.maximum(sizes - 1, 0))
-    while missing := count - counts.sum():
-        room = np.flatnonzero(counts < sizes - 1)
-        counts[room[np.argsort(counts[room] - exact[room], kind="stable")[:missing]]] += 1
-    return counts
 
 
 def from_pixels(pixels_nhwc: np.ndarray) -> Tensor:

@@ -87,7 +87,7 @@ def test_training_images_alone_are_cut_by_the_seed(tmp_path: Path) -> None:
     table(40).save_to_disk(tmp_path / "photos")
     place = f"hf:{tmp_path / 'photos'}"
     dataset = load_dataset(place, seed=1)
-    assert [len(split) for split in keys(dataset)] == [32, 4, 4]
+    assert [len(split) for split in keys(dataset)] == [28, 6, 6]
     assert {key for split in keys(dataset) for key in split} == set(map(str, range(40)))
     assert keys(load_dataset(place, seed=1)) == keys(dataset)
     assert keys(load_dataset(place, seed=2)) != keys(dataset)
@@ -219,7 +219,7 @@ def test_what_cannot_serve(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load_dataset(saved(tmp_path / name, **splits))
 
-    refused("a", "photos has no split train: its splits are test", test=table(2))
+    refused("a", "photos has no training images, only test: add a part named train", test=table(2))
     columns = r"one column of type Image and .* its columns are"
     refused("b", rf"{columns} label \(ClassLabel\)", train=table(2).remove_columns("image"))
     refused("c", rf"{columns} image \(Image\)", train=table(2).remove_columns("label"))
@@ -227,5 +227,5 @@ def test_what_cannot_serve(tmp_path: Path) -> None:
     refused("e", r"1 of 2 images of hf:.*photos train have no label", train=table(2, labels=["a", None]))
     both, other = table(2, labels=["a", "b"]), table(1, labels=["c"])
     refused("f", r"class 'c' of hf:.*photos is in test but not in train", train=both, test=other)
-    refused("g", "has 1 classes: a classifier needs at least two", train=table(2, labels=["a", "a"]))
+    refused("g", "has only the class 'a': a classifier needs at least two", train=table(2, labels=["a", "a"]))
     refused("h", "class 'cat' has 2 images: a set that is not split yet needs 3 of each", train=table(4))

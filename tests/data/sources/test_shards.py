@@ -298,7 +298,7 @@ def test_unsplit_shards_of_others_are_cut(tmp_path: Path) -> None:
     dataset = load_dataset(root, seed=1)
     assert dataset.class_names == CLASSES
     assert dataset.validation is not None
-    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (16, 2, 2)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (13, 4, 3)
     assert keys(load_dataset(root, seed=1).test) == keys(dataset.test) != keys(load_dataset(root, seed=2).test)
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from ceit.data.audit.duplicates import BLANK_CONTRAST, Prints, find_copies, pixel_digest, prints_of, small_picture
 from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.image import read_header
-from ceit.data.sources.choose import load_dataset
+from ceit.data.labelled import UNSPLIT
+from ceit.data.sources.choose import load_images
 from ceit.data.sources.folder import find_files
 from ceit.data.sources.listing import LARGE_SIZE, SPLIT_NAMES
 from ceit.data.sources.shards.load import has_shards, open_shards
@@ -22,7 +23,7 @@ from ceit.data.threads import BLOCK_IMAGES, each
 
 
 def check(data: str | Path) -> Report:
-    """Reads every image of ``data``, anything that ``load_dataset`` takes, and reports what is wrong.
+    """Reads every image of ``data``, anything that ``load_images`` takes, and reports what is wrong.
 
     A folder is looked at as it lies on the disk, empty class folders and all; other data as they are loaded. A set that
     comes unsplit is one split, ``all``.
@@ -53,18 +54,17 @@ def _find(data: str) -> _Found:
         return _find_shards(root)
     if root.is_dir():
         return _find_folder(root)
-    dataset = load_dataset(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
-    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    present = {name: split for name, split in splits.items() if split is not None}
-    return _Found(dataset.name, dataset.class_names, present, dataset.skipped)
+    found = load_images(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
+    order = [name for name in ("train", "validation", "test", UNSPLIT) if name in found.parts]
+    return _Found(found.name, found.class_names, {name: found.parts[name] for name in order}, found.skipped)
 
 
 def _find_folder(root: Path) -> _Found:
     folders = {split: root / name for name, split in reversed(SPLIT_NAMES.items()) if (root / name).is_dir()}
     if "train" not in folders or not _class_folders(folders["train"]):  # a class may be named train
-        folders = {"all": root}
+        folders = {UNSPLIT: root}
     names = tuple(sorted({name for folder in folders.values() for name in _class_folders(folder)}))
-    order = [split for split in ("train", "validation", "test", "all") if split in folders]
+    order = [split for split in ("train", "validation", "test", UNSPLIT) if split in folders]
     return _Found(root.resolve().name, names, {split: find_files(folders[split]).split(names) for split in order})
 
 

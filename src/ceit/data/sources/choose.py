@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ceit.data.cache import cache_dir
 from ceit.data.image import image_mode
+from ceit.data.labelled import LabelledSet, as_dataset
 from ceit.data.sources.download import fetch_named
 from ceit.data.sources.folder import load_folder
 from ceit.data.sources.hub import PREFIX, load_hub
@@ -27,7 +28,26 @@ def load_dataset(
     skip_broken: bool = False,
     classes: Sequence[str] | None = None,
 ) -> ImageDataset:
-    """The data set that ``name_or_dir`` names.
+    """The data set that ``name_or_dir`` names, as training takes it: see ``load_images`` for what is read.
+
+    ``seed`` splits a set that comes unsplit. ``classes`` keeps only the images of these classes and numbers them in
+    that order; the set is split before.
+
+    Raises: ValueError as ``load_images``, and for a set that cannot train a classifier.
+    """
+    found = load_images(name_or_dir, img_size=img_size, in_chans=in_chans, skip_broken=skip_broken)
+    dataset = as_dataset(found, seed)
+    return dataset if classes is None else keep_classes(dataset, classes)
+
+
+def load_images(
+    name_or_dir: str | Path,
+    *,
+    img_size: tuple[int, int] | None = None,
+    in_chans: int | None = None,
+    skip_broken: bool = False,
+) -> LabelledSet:
+    """The labelled images that ``name_or_dir`` names, in the parts in which they come.
 
     | given | read by |
     |---|---|
@@ -39,20 +59,17 @@ def load_dataset(
     | a folder of class folders | ``folder`` |
 
     ``img_size`` ``(H, W)`` and ``in_chans`` (1 or 3) are those of the set unless given. Up to 64 px the images are held
-    in memory at exactly that size; larger ones stay as they are and the loader resizes them. ``seed`` splits a set that
-    comes unsplit. ``skip_broken`` leaves unreadable files out and names them in ``skipped``. ``classes`` keeps only the
-    images of these classes and numbers them in that order; the set is split before.
+    in memory at exactly that size; larger ones stay as they are and the loader resizes them. ``skip_broken`` leaves
+    unreadable files out and names them in ``skipped``.
 
-    Raises: ValueError for an unknown name or class, a set that is not there, data that are no data set, or unreadable
-    files.
+    Raises: ValueError for an unknown name, a set that is not there, data that are no data set, or unreadable files.
     """
     if img_size is not None and min(img_size) < 1:
         raise ValueError(f"image size {img_size} must be positive")
     if in_chans is not None:
         image_mode(in_chans)
     text = os.fspath(name_or_dir)
-    dataset = _load(text, place_of(text), img_size, in_chans, seed, skip_broken)
-    return dataset if classes is None else keep_classes(dataset, classes)
+    return _load(text, place_of(text), img_size, in_chans, skip_broken)
 
 
 def absolute(name_or_dir: str | Path) -> str:
@@ -121,22 +138,21 @@ def _load(
     named: tuple[str, Path | None] | None,
     img_size: tuple[int, int] | None,
     in_chans: int | None,
-    seed: int,
     skip_broken: bool,
-) -> ImageDataset:
+) -> LabelledSet:
     if named is not None and named[0] in PUBLISHED:
         return load_published(*named, img_size, in_chans, skip_broken)
     if named is not None:
         return load_named(*named, img_size, in_chans)
     if text.startswith(PREFIX):
-        return load_hub(text.removeprefix(PREFIX), img_size, in_chans, seed, skip_broken)
+        return load_hub(text.removeprefix(PREFIX), img_size, in_chans, skip_broken)
     path = Path(text).expanduser()
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        return load_labels(path, img_size, in_chans, seed, skip_broken)
+        return load_labels(path, img_size, in_chans, skip_broken)
     if path.is_dir() and has_shards(path):
-        return load_shards(path, img_size, in_chans, seed, skip_broken)
+        return load_shards(path, img_size, in_chans, skip_broken)
     if path.exists():
-        return load_folder(path, img_size, in_chans, seed, skip_broken)
+        return load_folder(path, img_size, in_chans, skip_broken)
     if path.name == text:
         raise ValueError(f"{unknown('data set', text, [*SETS, *PUBLISHED])}; there is no folder of that name either")
     prefix, colon, _ = text.partition(":")

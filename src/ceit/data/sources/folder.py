@@ -5,23 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.listing import SPLIT_NAMES, Listing, load_files
-from ceit.data.splits import ImageDataset
 
 VALIDATION_NAMES = tuple(name for name, split in SPLIT_NAMES.items() if split == "validation")
 
 
-def load_folder(
-    root: Path, img_size: tuple[int, int] | None, in_chans: int | None, seed: int, skip_broken: bool
-) -> ImageDataset:
-    """The data set in ``root``: ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/`` of class folders.
+def load_folder(root: Path, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+    """The images in ``root``: ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/`` of class folders, or
+    class folders alone.
 
-    A folder that comes unsplit, class folders or ``train/`` alone, is cut 80/10/10 by the seed, class by class, with at
-    least one image of each class in each part. Everything else is as in ``ceit.data.sources.listing.load_files``.
-
-    Raises: as there, and ValueError for a folder without images.
+    Everything else is as in ``listing.load_files``. Raises: as there, and ValueError for a folder without images.
     """
-    return load_files(_find_splits(root), root, img_size, in_chans, seed, skip_broken)
+    return load_files(_find_splits(root), root, img_size, in_chans, skip_broken)
 
 
 def find_files(folder: Path) -> Listing:
@@ -45,7 +41,7 @@ def _find_splits(root: Path) -> dict[str, Listing]:
         raise ValueError(f"data {root} is not a folder")
     train = root / "train"
     if not train.is_dir() or not any(child.is_dir() for child in train.iterdir()):  # a class may be named train
-        return {"train": find_files(root)}
+        return {UNSPLIT: find_files(root)}
     folders = {"train": train, "test": root / "test"}
     validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
     if validation is not None:

@@ -14,15 +14,13 @@ from torch import Tensor
 
 from ceit.data.cache import file_state, remembered
 from ceit.data.image import BrokenImageError, read_image
+from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.preprocessing import fit, to_array
-from ceit.data.sources.listing import SPLIT_NAMES, broken_sentence, usual_geometry, usual_statistics, with_reported
+from ceit.data.sources.listing import SPLIT_NAMES, broken_sentence, content_digests, usual_geometry, usual_statistics
 from ceit.data.splits import (
     IN_MEMORY_SIDE,
     ArraySplit,
-    ImageDataset,
     Split,
-    channel_statistics,
-    cut_tenths,
     from_pixels,
 )
 from ceit.data.threads import each
@@ -46,6 +44,7 @@ class HubSplit:
     column: str
     numbers: Tensor
     labels: Tensor
+    digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +57,13 @@ class HubSplit:
         return str(int(self.numbers[index]))
 
     def subset(self, indices: Tensor) -> "HubSplit":
-        return replace(self, numbers=self.numbers[indices], labels=self.labels[indices])
+        digests = None if self.digests is None else self.digests[indices.numpy()]
+        return replace(self, numbers=self.numbers[indices], labels=self.labels[indices], digests=digests)
+
+    def encoded(self, index: int) -> bytes:
+        """The image file itself, empty where there is none."""
+        cell = self.rows[int(self.numbers[index])][self.column] or {"bytes": b"", "path": None}
+        return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
 
     def header(self, index: int) -> tuple[tuple[int, int], str]:
         """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
@@ -67,9 +72,9 @@ class HubSplit:
 
     @contextmanager
     def _opened(self, index: int) -> Iterator[Image.Image]:
-        cell = self.rows[int(self.numbers[index])][self.column] or {"bytes": b"", "path": None}
+        encoded = self.encoded(index)
         try:
-            with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
+            with Image.open(io.BytesIO(encoded)) as image:
                 yield image
         except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
             unidentified = isinstance(error, UnidentifiedImageError)
@@ -78,22 +83,21 @@ class HubSplit:
             raise BrokenImageError(sentence, reason) from error
 
 
-def load_hub(
-    name: str, img_size: tuple[int, int] | None, in_chans: int | None, seed: int, skip_broken: bool
-) -> ImageDataset:
+def load_hub(name: str, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
     """The data set ``name`` of the Hugging Face Hub, or in a folder: saved by ``save_to_disk``, or Parquet files.
 
     The images are those of the one column of type Image; the labels the first column of type ClassLabel, or else the
-    column named ``label`` (``labels``, ``class``, ``target``) of text or whole numbers. Splits are the official ones:
-    without test the validation split is reported, and training images alone are cut 80/10/10 by the seed. A split of
-    which no image is labelled is passed over. Sizes and channels are found as in a folder, and small images held in
-    memory. Larger ones are decoded when they are needed; with ``skip_broken`` each once before, and the verdict kept.
+    column named ``label`` (``labels``, ``class``, ``target``) of text or whole numbers. Splits are the official ones.
+    A split of which no image is labelled is passed over. Sizes and channels are found as in a folder, and small images
+    held in memory. Larger ones are decoded when they are needed; with ``skip_broken`` each once before, and the verdict
+    kept.
 
-    Raises: ValueError for a set that cannot be had, without such columns or training images, or with broken images.
+    Raises: ValueError for a set that cannot be had, without such columns or usual splits, or with broken images.
     """
     place = Path(name).expanduser()
     tables = _open(name, place)
-    column, label_column = _columns(name, tables["train"])
+    first = next(iter(tables.values()))
+    column, label_column = _columns(name, first)
     class_names, labels = _labels(
         name, {split: table.select_columns([label_column]) for split, table in tables.items()}
     )
@@ -101,12 +105,14 @@ def load_hub(
         split: HubSplit(f"{name} {split}", _encoded(tables[split], column), column, torch.arange(len(numbers)), numbers)
         for split, numbers in labels.items()
     }
-    usual_size, usual_chans = usual_geometry(range(len(parts["train"])), parts["train"].header)
+    everything = [(part, row) for part in parts.values() for row in range(len(part))]
+    usual_size, usual_chans = usual_geometry(everything, lambda place: place[0].header(place[1]))
     size, chans = img_size or usual_size, in_chans or usual_chans
     in_memory = max(size) <= IN_MEMORY_SIDE
     splits: dict[str, Split] = {}
     lines: list[str] = []
     for split, part in parts.items():
+        part = replace(part, digests=content_digests(part.encoded, range(len(part))))
         splits[split], broken = part, {}
         if in_memory:
             splits[split], broken = _in_memory(part, size, chans)
@@ -118,20 +124,13 @@ def load_hub(
         lines += [f"{split} {number} ({reason})" for number, reason in broken.items()]
     if lines and not skip_broken:
         raise ValueError(broken_sentence(lines, sum(map(len, parts.values()))))
-    splits = with_reported(splits)
-    if "test" not in splits:
-        indices = cut_tenths(splits["train"].labels.numpy(), class_names, seed)
-        splits = {split: splits["train"].subset(torch.from_numpy(chosen)) for split, chosen in indices.items()}
-    if empty := [split for split, part in splits.items() if not len(part)]:
-        raise ValueError(f"the {empty[0]} split of {name} has no image that can be read")
-    train, info = splits["train"], tables["train"].info
-    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else usual_statistics(chans)
-    return ImageDataset(
+    mean, std = usual_statistics(chans)
+    info = first.info
+    return LabelledSet(
         name=place.resolve().name if place.is_dir() else name,
+        place=f"{PREFIX}{name}",
         class_names=class_names,
-        train=train,
-        validation=splits.get("validation"),
-        test=splits["test"],
+        parts=splits,
         mean=mean,
         std=std,
         img_size=size,
@@ -142,7 +141,7 @@ def load_hub(
 
 
 def _open(name: str, place: Path) -> dict[str, "datasets.Dataset"]:
-    """The tables of the usual splits. Raises: ValueError if there are none, or none to train."""
+    """The tables of the usual splits. Raises: ValueError if there are none."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -157,12 +156,12 @@ def _open(name: str, place: Path) -> dict[str, "datasets.Dataset"]:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(f"{PREFIX}{name} cannot be loaded by the library datasets: {reason}") from error
     if isinstance(loaded, datasets.Dataset):
-        return {"train": loaded}
+        return {UNSPLIT: loaded}
     assert isinstance(loaded, datasets.DatasetDict)  # nothing was asked to be streamed
     tables = {SPLIT_NAMES[str(split)]: table for split, table in loaded.items() if split in SPLIT_NAMES}
-    if "train" not in tables:
+    if not tables:
         found = ", ".join(map(str, loaded)) or "none"
-        raise ValueError(f"{PREFIX}{name} has no split train: its splits are {found}")
+        raise ValueError(f"{PREFIX}{name} has no split train, validation or test: its splits are {found}")
     return tables
 
 
@@ -189,7 +188,7 @@ def _labels(name: str, tables: dict[str, "datasets.Dataset"]) -> tuple[tuple[str
     """Class names, and the labels of every split that is labelled."""
     import datasets
 
-    (feature,) = tables["train"].features.values()
+    (feature,) = next(iter(tables.values())).features.values()
     cells = {split: _cells(table) for split, table in tables.items()}
     cells = {split: column for split, column in cells.items() if any(map(_is_label, column)) or split == "train"}
     for split, column in cells.items():
@@ -199,16 +198,9 @@ def _labels(name: str, tables: dict[str, "datasets.Dataset"]) -> tuple[tuple[str
         class_names = tuple(feature.names)
         numbers = {number: number for number in range(len(class_names))}
     else:
-        values = sorted(set(cells["train"]))
+        values = sorted({cell for column in cells.values() for cell in column})
         class_names = tuple(map(str, values))
         numbers = {value: number for number, value in enumerate(values)}
-    for split, column in cells.items():
-        if strange := sorted(set(column) - set(numbers)):
-            raise ValueError(
-                f"class {strange[0]!r} of {PREFIX}{name} is in {split} but not in train: add it or remove it"
-            )
-    if len(class_names) < 2:
-        raise ValueError(f"{PREFIX}{name} has {len(class_names)} classes: a classifier needs at least two")
     labels = {split: [numbers[cell] for cell in column] for split, column in cells.items()}
     return class_names, {split: torch.tensor(column, dtype=torch.int64) for split, column in labels.items()}
 
@@ -241,8 +233,8 @@ def _in_memory(part: HubSplit, size: tuple[int, int], chans: int) -> tuple[Array
             pixels.append(result)
             rows.append(row)
     pixels_nhwc = np.stack(pixels) if pixels else np.zeros((0, *size, chans), np.uint8)
-    labels = part.labels[torch.tensor(rows, dtype=torch.int64)]
-    return ArraySplit(from_pixels(pixels_nhwc), labels, tuple(map(part.key, rows))), broken
+    kept = part.subset(torch.tensor(rows, dtype=torch.int64))
+    return ArraySplit(from_pixels(pixels_nhwc), kept.labels, tuple(map(part.key, rows)), kept.digests), broken
 
 
 def _unreadable(part: HubSplit, chans: int) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,16 +10,15 @@ import numpy as np
 import torch
 
 from ceit.data.cache import file_state, remembered
+from ceit.data.cut import digest_of
 from ceit.data.image import read_header, read_image
+from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import IMAGENET, fit, to_array
 from ceit.data.splits import (
     IN_MEMORY_SIDE,
     ArraySplit,
     FileSplit,
-    ImageDataset,
     Split,
-    channel_statistics,
-    cut_tenths,
     from_pixels,
 )
 from ceit.data.threads import each
@@ -40,7 +39,6 @@ _NAMED_IMAGES = 3  # of the broken ones, in an error
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _IMAGENET_GREY = ((0.449,), (0.226,))  # mean and std of its luminance
 
-_Part = TypeVar("_Part")
 _Item = TypeVar("_Item")
 
 
@@ -76,20 +74,18 @@ def load_files(
     place: Path,
     img_size: tuple[int, int] | None,
     in_chans: int | None,
-    seed: int,
     skip_broken: bool,
     order: Callable[[str], Any] = str,
-) -> ImageDataset:
-    """The data set of files listed under ``train``, ``validation`` and ``test``, which lie in or below ``place``.
+    remarks: Sequence[str] = (),
+) -> LabelledSet:
+    """The set of files listed under ``train``, ``validation`` and ``test``, or ``all``; they lie in or below ``place``.
 
-    Without ``test``, ``validation`` is the reported split, as ImageNet's is; with neither the files are cut 80/10/10 by
-    the seed. Classes are sorted by ``order``. ``img_size`` defaults to the median of the shorter sides rounded up to a
-    multiple of 4, if that is at most 64, else to 224; ``in_chans`` to 1 if all images are grey, else to 3.
+    Classes are sorted by ``order``. ``img_size`` defaults to the median of the shorter sides rounded up to a multiple
+    of 4, if that is at most 64, else to 224; ``in_chans`` to 1 if all images are grey, else to 3.
 
     Every file is decoded once: those of at most 64 px stay in memory, of the others the verdict is kept in the cache.
 
-    Raises: ValueError for fewer than two classes, a class that training lacks, or, unless ``skip_broken``, files that
-    cannot be read.
+    Raises: ValueError if, unless ``skip_broken``, files cannot be read.
     """
     paths = [path for listing in listings.values() for path in listing.paths]
     usual_size, usual_chans = usual_geometry(paths, read_header)
@@ -99,32 +95,35 @@ def load_files(
     lines = tuple(f"{shown_path(path, place)} ({reason})" for path, reason in broken.items())
     if broken and not skip_broken:
         raise ValueError(broken_sentence(lines, len(paths)))
-    parts = with_reported({name: listing.without(broken) for name, listing in listings.items()})
-    class_names = _class_names(parts, place, order)
-    if "test" not in parts:
-        indices = cut_tenths(parts["train"].labels(class_names).numpy(), class_names, seed)
-        parts = {name: parts["train"].take(chosen.tolist()) for name, chosen in indices.items()}
+    class_names = tuple(sorted({name for listing in listings.values() for name in listing.class_names}, key=order))
 
     def as_split(listing: Listing) -> Split:
         split = listing.split(class_names)
+        split = replace(split, digests=content_digests(Path.read_bytes, split.paths))
         if not in_memory:
             return split
         keys = tuple(split.key(index) for index in range(len(split)))
-        return ArraySplit(from_pixels(np.stack([images[path] for path in listing.paths])), split.labels, keys)
+        pixels = np.stack([images[path] for path in listing.paths]) if len(split) else np.zeros((0, *size, chans), "u1")
+        return ArraySplit(from_pixels(pixels), split.labels, keys, split.digests)
 
-    train = as_split(parts["train"])
-    mean, std = usual_statistics(chans) if not isinstance(train, ArraySplit) else channel_statistics(train.pixels())
-    return ImageDataset(
+    mean, std = usual_statistics(chans)
+    return LabelledSet(
         name=place.resolve().name,
+        place=f"{'folder' if place.is_dir() else 'file'} {place}",
         class_names=class_names,
-        train=train,
-        validation=as_split(parts["validation"]) if "validation" in parts else None,
-        test=as_split(parts["test"]),
+        parts={name: as_split(listing.without(broken)) for name, listing in listings.items()},
         mean=mean,
         std=std,
         img_size=size,
         skipped=lines,
+        remarks=tuple(remarks),
     )
+
+
+def content_digests(read: Callable[[_Item], bytes], items: Sequence[_Item]) -> np.ndarray:
+    """``digest_of`` every item's bytes, uint64 ``(n,)``."""
+    results = each(lambda item: digest_of(read(item)), items, "hashing images")
+    return np.array([digest for _, digest in results], np.uint64)
 
 
 def split_name(name: str, place: object) -> str:
@@ -132,13 +131,6 @@ def split_name(name: str, place: object) -> str:
     if name.strip().lower() not in SPLIT_NAMES:
         raise ValueError(f"{place}: {unknown('split', name, SPLIT_NAMES)}")
     return SPLIT_NAMES[name.strip().lower()]
-
-
-def with_reported(parts: Mapping[str, _Part]) -> dict[str, _Part]:
-    """The parts, where there is no test part with the validation part in its place."""
-    if "test" in parts or "validation" not in parts:
-        return dict(parts)
-    return {"test" if name == "validation" else name: part for name, part in parts.items()}
 
 
 def usual_geometry(
@@ -182,21 +174,6 @@ def broken_sentence(lines: Sequence[str], count: int) -> str:
     more = ["..."] if len(lines) > _NAMED_IMAGES else []
     fix = "remove them or leave them out with --skip-broken"
     return f"{len(lines)} of {count} files cannot be read: {', '.join([*lines[:_NAMED_IMAGES], *more])}; {fix}"
-
-
-def _class_names(parts: Mapping[str, Listing], place: Path, order: Callable[[str], Any]) -> tuple[str, ...]:
-    kind = "folder" if place.is_dir() else "file"
-    names = set(parts["train"].class_names)
-    for split, listing in parts.items():
-        if strange := set(listing.class_names) - names:
-            raise ValueError(
-                f"class {min(strange)!r} of {kind} {place} is in {split} but not in train: add it or remove it"
-            )
-        if not listing.paths:
-            raise ValueError(f"the {split} part of {kind} {place} has no image that can be read")
-    if len(names) < 2:
-        raise ValueError(f"{kind} {place} has only the class {min(names)!r}: a classifier needs at least two")
-    return tuple(sorted(names, key=order))
 
 
 def _read_all(

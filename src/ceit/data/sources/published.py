@@ -16,10 +16,10 @@ from urllib.error import HTTPError
 from rich.console import Console
 
 from ceit.data.cache import cache_dir
+from ceit.data.labelled import LabelledSet
 from ceit.data.sources.download import copy_from_mirror
 from ceit.data.sources.folder import find_files
 from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, unreadable, usual_statistics
-from ceit.data.splits import ImageDataset
 
 Contents = tuple[dict[str, Listing], Sequence[str]]
 """The files of each official split, and all class names in the order of their numbers."""
@@ -51,7 +51,7 @@ class PublishedSet:
 
 def load_published(
     name: str, folder: Path | None, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool
-) -> ImageDataset:
+) -> LabelledSet:
     """The set ``name`` out of ``folder`` or the cache, by default at 224 px and in colour.
 
     A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is decoded once and
@@ -72,14 +72,12 @@ def load_published(
         parts = {split: part.without(broken) for split, part in parts.items()}
     if empty := [split for split, part in parts.items() if not part.paths]:
         raise ValueError(f"the {empty[0]} split of {name} in {place} has no image that can be read")
-    splits = {split: part.split(class_names) for split, part in parts.items()}
     mean, std = usual_statistics(chans)
-    return ImageDataset(
+    return LabelledSet(
         name=name,
+        place=f"{name} in {place}",
         class_names=tuple(class_names),
-        train=splits["train"],
-        validation=splits.get("validation"),
-        test=splits["test"],
+        parts={split: part.split(class_names) for split, part in parts.items()},
         mean=mean,
         std=std,
         img_size=img_size or LARGE_SIZE,

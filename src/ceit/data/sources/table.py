@@ -4,8 +4,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.listing import Listing, load_files, split_name
-from ceit.data.splits import ImageDataset
 
 SUFFIXES = frozenset({".csv", ".parquet"})
 PATH_COLUMNS = ("path", "file", "filename", "image")
@@ -16,15 +16,12 @@ Columns = dict[str, list[str]]
 """The cells of each column as text, an empty one where there is nothing."""
 
 
-def load_labels(
-    path: Path, img_size: tuple[int, int] | None, in_chans: int | None, seed: int, skip_broken: bool
-) -> ImageDataset:
-    """The data set whose images a table names, one a row, by paths relative to the table.
+def load_labels(path: Path, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+    """The set whose images a table names, one a row, by paths relative to the table.
 
     Column ``path`` (or ``file``, ``filename``, ``image``) is the image, ``label`` (``class``, ``target``) its class,
-    and ``split``, if there is such a column, ``train``, ``val`` or ``test``. Without it, or with ``train`` alone, the
-    rows are cut by the seed as a folder is. Classes that are all whole numbers are in the order of their values.
-    Everything else is as in ``ceit.data.sources.listing.load_files``.
+    and ``split``, if there is such a column, ``train``, ``val`` or ``test``. Classes that are all whole numbers are in
+    the order of their values. Everything else is as in ``listing.load_files``.
 
     Raises: as there, and ValueError for a file that is no table, a column that is missing, or an empty cell. A missing
     image counts as one that cannot be read.
@@ -36,7 +33,7 @@ def load_labels(
     listing = Listing(path.parent, [path.parent / file for file in files], labels)
     order = _value if all(label.isascii() and label.isdigit() for label in labels) else str
     parts = _parts(listing, columns.get(SPLIT_COLUMN), path)
-    return load_files(parts, path, img_size, in_chans, seed, skip_broken, order)
+    return load_files(parts, path, img_size, in_chans, skip_broken, order)
 
 
 def _value(label: str) -> tuple[int, str]:
@@ -45,12 +42,10 @@ def _value(label: str) -> tuple[int, str]:
 
 def _parts(listing: Listing, splits: Sequence[str] | None, path: Path) -> dict[str, Listing]:
     if splits is None:
-        return {"train": listing}
+        return {UNSPLIT: listing}
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(splits):
         rows.setdefault(split_name(name, f"row {row + 1} of {path}"), []).append(row)
-    if "train" not in rows:
-        raise ValueError(f"column {SPLIT_COLUMN!r} of {path} has no train: name the training images so")
     return {split: listing.take(chosen) for split, chosen in rows.items()}
 
 

@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ceit.data.cache import cache_dir, file_state
+from ceit.data.cut import digest_of
 from ceit.data.image import IMAGE_SUFFIXES
 from ceit.data.sources.listing import SPLIT_NAMES, usual_geometry, usual_statistics
 from ceit.data.sources.shards.index import INDEX, Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
@@ -46,7 +47,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
 
 
 def scan_shards(root: Path) -> ShardSet:
-    """The set in the tar files of ``root``; their headers and labels are read once and kept in the cache.
+    """The set in the tar files of ``root``; they are read once, and what is known of the samples is kept in the cache.
 
     Raises: ValueError, naming the shard, for one that is no tar file or was cut, for a sample without an image or a
     class, and for shards of which only some belong to a split.
@@ -77,6 +78,7 @@ class _Samples:
     places: list[tuple[int, int, int]] = field(default_factory=list)
     labels: list[int | str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
     named: dict[int, str] = field(default_factory=dict)
 
 
@@ -95,7 +97,7 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
         name = path.relative_to(root).as_posix()
         shards.append(Shard(name, split, path.stat().st_size, len(samples.keys) - before))
     numbers, class_names = _classes(root, samples)
-    table = SampleTable.of(samples.places, numbers, samples.keys)
+    table = SampleTable.of(samples.places, numbers, samples.keys, samples.digests)
     counts = {split: sum(shard.samples for shard in shards if shard.split == split) for split in found}
     index = ShardIndex(root.resolve().name, class_names, counts, (0, 0), (), (), tuple(shards))
     split = shard_set(root, index, table, checked=False).samples
@@ -145,6 +147,7 @@ def _add_sample(
         raise ValueError(f"sample {key} of shard {path} tells no class: add it as {key}.cls") from error
     samples.places.append((number, images[0].offset_data, images[0].size))
     samples.keys.append(key)
+    samples.digests.append(digest_of(_content(archive, images[0])))
     samples.labels.append(label)
     if name and isinstance(label, int):
         samples.named[label] = name
@@ -162,8 +165,12 @@ def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
 
 
 def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    return _content(archive, member).decode("utf-8")
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    return "" if file is None else file.read().decode("utf-8")
+    return b"" if file is None else file.read()
 
 
 def _classes(root: Path, samples: _Samples) -> tuple[list[int], tuple[str, ...]]:

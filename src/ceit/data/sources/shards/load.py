@@ -5,24 +5,23 @@ class number) and ``NUMBER.json`` (label, class, key and number of the sample); 
 every sample; ``index.json``, what the set is and what its shards must be. See docs/decisions/shards.md.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ceit.data.cache import file_state, remembered
+from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import fit, to_array
-from ceit.data.sources.listing import broken_sentence, usual_statistics, with_reported
+from ceit.data.sources.listing import broken_sentence, content_digests, usual_statistics
 from ceit.data.sources.shards.foreign import find_shards, scan_shards
 from ceit.data.sources.shards.index import INDEX, ShardSet, read_index, shard_set
 from ceit.data.sources.shards.split import ShardSplit
 from ceit.data.splits import (
     IN_MEMORY_SIDE,
     ArraySplit,
-    ImageDataset,
     Split,
-    channel_statistics,
-    cut_tenths,
     from_pixels,
 )
 from ceit.data.threads import each
@@ -49,16 +48,13 @@ def open_shards(root: Path) -> ShardSet:
     return shard_set(root, index, table, checked=True)
 
 
-def load_shards(
-    root: Path, img_size: tuple[int, int] | None, in_chans: int | None, seed: int, skip_broken: bool
-) -> ImageDataset:
-    """The data set in the shards of ``root``: the same samples in the same order as where they were written from.
+def load_shards(root: Path, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+    """The set in the shards of ``root``: the same samples in the same order as where they were written from.
 
     Shards of others are scanned once: see ``foreign``. Up to 64 px all images are held in memory, as those of a folder
-    are. ``seed`` cuts shards that come unsplit.
+    are.
 
-    Raises: ValueError as ``open_shards``, for splits that cannot serve, or, unless ``skip_broken``, for samples that
-    cannot be read.
+    Raises: ValueError as ``open_shards``, or, unless ``skip_broken``, for samples that cannot be read.
     """
     found = open_shards(root)
     index, samples = found.index, found.samples
@@ -72,25 +68,25 @@ def load_shards(
     lines = [f"{samples.key(row)} of {_shard_name(found, row)} ({reason})" for row, reason in broken.items()]
     if broken and not skip_broken:
         raise ValueError(broken_sentence(lines, len(samples)))
-    rows = {split: kept for split, listed in found.rows.items() if len(kept := np.setdiff1d(listed, [*broken]))}
-    rows = _parts(root, rows, samples.labels.numpy(), index.class_names, seed)
+    if samples.digests is None:  # written by an earlier version
+        samples = replace(
+            samples, table=samples.table.with_digests(content_digests(samples.encoded, range(len(samples))))
+        )
 
     def as_split(rows_n: np.ndarray) -> Split:
         part = samples.subset(torch.from_numpy(rows_n))
         if not in_memory:
             return part
         keys = tuple(part.key(number) for number in range(len(part)))
-        return ArraySplit(from_pixels(pixels_nhwc[rows_n]), part.labels, keys)
+        return ArraySplit(from_pixels(pixels_nhwc[rows_n]), part.labels, keys, part.digests)
 
+    rows = {split: np.setdiff1d(listed, [*broken]) for split, listed in found.rows.items()}
     mean, std = (index.mean, index.std) if chans == len(index.mean) else usual_statistics(chans)
-    if in_memory:
-        mean, std = channel_statistics(pixels_nhwc[rows["train"]])
-    return ImageDataset(
+    return LabelledSet(
         name=index.name,
+        place=f"the folder of shards {root}",
         class_names=index.class_names,
-        train=as_split(rows["train"]),
-        validation=as_split(rows["validation"]) if "validation" in rows else None,
-        test=as_split(rows["test"]),
+        parts={split: as_split(kept) for split, kept in rows.items() if len(kept)},
         mean=mean,
         std=std,
         img_size=size,
@@ -134,28 +130,3 @@ def _check_all(root: Path, found: ShardSet, chans: int) -> dict[int, str]:
             for _, reason in each(lambda row: samples.read(row, chans).size, range(len(samples)), "checking images")
         ],
     )
-
-
-def _parts(
-    root: Path, rows: dict[str, np.ndarray], labels: np.ndarray, class_names: tuple[str, ...], seed: int
-) -> dict[str, np.ndarray]:
-    """The rows of train, test and perhaps validation, as a folder would have them.
-
-    Raises: ValueError for splits that cannot serve.
-    """
-    rows = with_reported({"train" if split == "all" else split: rows_n for split, rows_n in rows.items()})
-    if "train" not in rows:
-        raise ValueError(f"the shards in {root} have no training image that can be read: call them train-000000.tar")
-    if "test" not in rows:
-        unsplit = rows["train"]
-        parts = cut_tenths(labels[unsplit], class_names, seed)
-        rows = {split: unsplit[indices] for split, indices in parts.items()}
-    trained = np.unique(labels[rows["train"]])
-    if len(trained) < 2:
-        name = class_names[trained[0]]
-        raise ValueError(f"the shards in {root} have only the class {name!r}: a classifier needs at least two")
-    for split, rows_n in rows.items():
-        if len(strange := np.setdiff1d(labels[rows_n], trained)):
-            name = class_names[strange[0]]
-            raise ValueError(f"class {name!r} of the shards in {root} is in {split} but not in train: add it there")
-    return rows

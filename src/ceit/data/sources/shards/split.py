@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,15 +37,20 @@ class SampleTable:
     label: np.ndarray
     key_ends: np.ndarray
     key_bytes: np.ndarray
+    digest: np.ndarray | None = None
+    """``digest_of`` each image file, uint64; None in what an earlier version has written."""
 
     @classmethod
-    def of(cls, places: list[tuple[int, int, int]], labels: list[int], keys: list[str]) -> "SampleTable":
-        """The table of ``(shard, offset, size)``, labels and keys."""
+    def of(
+        cls, places: list[tuple[int, int, int]], labels: list[int], keys: list[str], digests: list[int]
+    ) -> "SampleTable":
+        """The table of ``(shard, offset, size)``, labels, keys and digests."""
         shard, offset, size = np.array(places, np.int64).reshape(-1, 3).T.copy()
         encoded = [key.encode() for key in keys]
         ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
         key_bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        return cls(shard.astype(np.int32), offset, size, np.array(labels, np.int64), ends, key_bytes)
+        numbers, contents = np.array(labels, np.int64), np.array(digests, np.uint64)
+        return cls(shard.astype(np.int32), offset, size, numbers, ends, key_bytes, contents)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "SampleTable":
@@ -57,7 +62,12 @@ class SampleTable:
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
-        return save({field.name: getattr(self, field.name) for field in fields(self)})
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return save({name: array for name, array in arrays.items() if array is not None})
+
+    def with_digests(self, digests: np.ndarray) -> "SampleTable":
+        """The same table with digests."""
+        return replace(self, digest=digests)
 
     def key(self, row: int) -> str:
         """The key of one sample."""
@@ -76,6 +86,11 @@ class ShardSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def digests(self) -> np.ndarray | None:
+        """What each image is known by, uint64 ``(n,)``."""
+        return None if self.table.digest is None else self.table.digest[self.rows]
 
     @property
     def shard_of(self) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from ceit.data.cut import digest_of
 from ceit.data.image import IMAGE_SUFFIXES
 from ceit.data.random_bits import shuffled
 from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, write_index
@@ -76,10 +77,12 @@ def _write_all(
     present = {name: split for name, split in splits.items() if split is not None}
     shards: list[Shard] = []
     places: list[tuple[int, int, int]] = []
+    digests: list[int] = []
     for name, split in present.items():
         writer = _SplitWriter(dataset, name, split, folder, shard_bytes, first_shard=len(shards), say=say)
         places += writer.write(shuffled(len(split), seed, _ORDER_EPOCH))
         shards += writer.shards
+        digests += writer.digests
     labels = [label for split in present.values() for label in split.labels.tolist()]
     keys = [split.key(number) for split in present.values() for number in range(len(split))]
     index = ShardIndex(
@@ -94,7 +97,7 @@ def _write_all(
         citation=dataset.citation,
         mirror_safe=dataset.mirror_safe,
     )
-    write_index(folder, index, SampleTable.of(places, labels, keys))
+    write_index(folder, index, SampleTable.of(places, labels, keys, digests))
     return index
 
 
@@ -110,10 +113,12 @@ class _SplitWriter:
     first_shard: int
     say: Callable[[str], None]
     shards: list[Shard] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
 
     def write(self, order: np.ndarray) -> list[tuple[int, int, int]]:
         """Writes the samples in ``order``; returns shard, offset and size of each, by its number in the split."""
         places = [(0, 0, 0)] * len(order)
+        self.digests = [0] * len(order)
         samples = ((number, self._members(number)) for number in order.tolist())
         waiting = next(samples, None)
         while waiting is not None:
@@ -126,6 +131,7 @@ class _SplitWriter:
                         # A USTAR header is one block, so the image begins right behind it.
                         begin = archive.offset + tarfile.BLOCKSIZE
                         places[number] = self.first_shard + len(self.shards), begin, len(members[0][1])
+                        self.digests[number] = digest_of(members[0][1])
                         _add(archive, members)
                         count += 1
                         waiting = next(samples, None)

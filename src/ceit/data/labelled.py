@@ -1,0 +1,178 @@
+"""Labelled images as a source found them, before any is trained on, and how they become a data set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ceit.data.cut import tenths_by_content, tenths_by_place
+from ceit.data.splits import ArraySplit, ImageDataset, Split, channel_statistics
+
+UNSPLIT = "all"
+"""What the one part of a set is called that does not say what trains and what tests."""
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """What a source holds: the images of ``train``, ``validation`` and ``test``, or of ``all`` where it comes unsplit.
+
+    ``place`` is what messages call it, ``class_names`` are those of all parts. ``mean`` and ``std`` are for images that
+    are not held in memory; else they are computed from those that train.
+    """
+
+    name: str
+    place: str
+    class_names: tuple[str, ...]
+    parts: Mapping[str, Split]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    img_size: tuple[int, int]
+    licence: str = ""
+    citation: str = ""
+    skipped: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    mirror_safe: bool = True
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is a set known by name, whose images nobody adds to."""
+        return any(part.digests is None for part in self.parts.values())
+
+    @property
+    def unsplit(self) -> Split | None:
+        """All images, where none are set apart for testing."""
+        return next(iter(self.parts.values())) if self.parts.keys() in ({UNSPLIT}, {"train"}) else None
+
+    @property
+    def reported(self) -> str:
+        """The part that is set apart for testing: without ``test`` it is ``validation``, as in ImageNet."""
+        return "test" if "test" in self.parts else "validation"
+
+
+def as_dataset(found: LabelledSet, seed: int, *, by_place: bool = False) -> ImageDataset:
+    """The set with its splits as training takes them: its own, or cut about 80/10/10 by the seed.
+
+    Without a test part the validation part is the reported one. ``by_place`` cuts as runs without a record of their
+    images did.
+
+    Raises: ValueError for parts that cannot serve: no training images, a class that training lacks, fewer than two
+    classes, a part without images.
+    """
+    if (images := found.unsplit) is not None:
+        _require_classes(found, images)
+        labels, digests = images.labels.numpy(), images.digests
+        if by_place or digests is None:
+            indices = tenths_by_place(labels, found.class_names, seed)
+        else:
+            indices = tenths_by_content(digests, labels, found.class_names, seed)
+        parts = {name: images.subset(torch.from_numpy(chosen)) for name, chosen in indices.items()}
+    else:
+        if "train" not in found.parts:
+            raise ValueError(
+                f"{found.place} has no training images, only {' and '.join(found.parts)}: add a part named train"
+            )
+        if not found.is_fixed:
+            _require_classes(found, found.parts["train"])
+        parts = {"test" if name == found.reported else name: part for name, part in found.parts.items()}
+    for name, part in parts.items():
+        if not len(part):
+            raise ValueError(f"the {name} part of {found.place} has no image that can be read")
+    return with_parts(found, parts["train"], parts.get("validation"), parts["test"])
+
+
+def with_parts(found: LabelledSet, train: Split, validation: Split | None, test: Split) -> ImageDataset:
+    """The data set of these splits."""
+    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else (found.mean, found.std)
+    return ImageDataset(
+        name=found.name,
+        class_names=found.class_names,
+        train=train,
+        validation=validation,
+        test=test,
+        mean=mean,
+        std=std,
+        img_size=found.img_size,
+        licence=found.licence,
+        citation=found.citation,
+        skipped=found.skipped,
+        remarks=found.remarks,
+        mirror_safe=found.mirror_safe,
+    )
+
+
+def without_copies(dataset: ImageDataset) -> ImageDataset:
+    """The set without test images that are copies of training or validation images; ``remarks`` count them.
+
+    A fixed set stays as it is. Raises: ValueError if nothing is left to test on.
+    """
+    known = [split.digests for split in (dataset.train, dataset.validation) if split is not None]
+    contents = [digests for digests in known if digests is not None]
+    if dataset.test.digests is None or not contents:
+        return dataset
+    copies = np.isin(dataset.test.digests, np.concatenate(contents))
+    if not copies.any():
+        return dataset
+    if copies.all():
+        raise ValueError(f"every test image of {dataset.name} is a copy of a training or validation image: take others")
+    line = (
+        f"{copies.sum():,} of {len(copies):,} test images of {dataset.name} are copies of training or validation "
+        "images: they are not measured (ceit data check names them)"
+    )
+    test = dataset.test.subset(torch.from_numpy(np.flatnonzero(~copies)))
+    return replace(dataset, test=test, remarks=(*dataset.remarks, line))
+
+
+def _require_classes(found: LabelledSet, train: Split) -> None:
+    """Raises: ValueError unless training has two classes and every class of the other parts."""
+    counts = torch.bincount(train.labels, minlength=len(found.class_names))
+    for name, part in found.parts.items():
+        if len(strange := part.labels[counts[part.labels] == 0]):
+            class_name = min(found.class_names[label] for label in strange.unique().tolist())
+            raise ValueError(
+                f"class {class_name!r} of {found.place} is in {name} but not in train: add it or remove it"
+            )
+    trained = [name for name, count in zip(found.class_names, counts.tolist(), strict=True) if count]
+    if len(trained) < 2:
+        only = f"only the class {trained[0]!r}" if trained else "no training image that can be read"
+        raise ValueError(f"{found.place} has {only}: a classifier needs at least two")
+
+
+@dataclass(frozen=True)
+class JoinedSplit:
+    """Splits after one another as one; labels may be replaced."""
+
+    splits: tuple[Split, ...]
+    labels: Tensor
+    where: np.ndarray
+    """``(n, 2)``: which split, and which of its images."""
+
+    @classmethod
+    def of(cls, splits: Sequence[Split]) -> "JoinedSplit":
+        """All images of all splits."""
+        places = [np.stack([np.full(len(s), number), np.arange(len(s))], 1) for number, s in enumerate(splits)]
+        return cls(tuple(splits), torch.cat([split.labels for split in splits]), np.concatenate(places))
+
+    @property
+    def digests(self) -> np.ndarray | None:
+        """Those of the splits, None if one has none."""
+        if any(split.digests is None for split in self.splits):
+            return None
+        each = [split.digests for split in self.splits]
+        return np.array([each[number][index] for number, index in self.where.tolist()], np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        number, place = self.where[index].tolist()
+        return self.splits[number].read(place, in_chans)
+
+    def key(self, index: int) -> str:
+        number, place = self.where[index].tolist()
+        return self.splits[number].key(place)
+
+    def subset(self, indices: Tensor) -> "JoinedSplit":
+        return replace(self, labels=self.labels[indices], where=self.where[indices.numpy()])
