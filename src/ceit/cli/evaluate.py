@@ -17,9 +17,14 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from ceit.data.batches.loader import make_loader
+from ceit.data.held_out import ASKABLE, to_measure
+from ceit.data.labelled import LabelledSet, of_classes
 from ceit.data.preprocessing import Preprocessing
-from ceit.data.sources.choose import load_dataset
-from ceit.data.splits import ImageDataset, Split, cut_validation
+from ceit.data.record import ImageRecord
+from ceit.data.sources.choose import load_images
+from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.published import PUBLISHED
+from ceit.data.splits import Split
 from ceit.inference.device import PRECISIONS, Precision, autocast_dtype, default_device
 from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
 from ceit.inference.predictor import default_preprocessing, exported_precision, geometry_of, stored_preprocessing
@@ -38,18 +43,22 @@ def main(arguments: list[str]) -> None:
     """
     options = _parser().parse_args(arguments)
     subject = _subject(options.checkpoint, options.precision)
-    dataset = load_dataset(
+    found = load_images(
         options.data,
         img_size=subject.config.image_hw,
         in_chans=subject.config.in_chans,
-        seed=subject.training.get("seed", 0),
         skip_broken=options.skip_broken,
-        classes=subject.training.get("classes"),  # those that a run was told to keep
     )
-    for file in dataset.skipped:
-        print(f"skipped {file}", file=sys.stderr)
-    class_names = subject.class_names or dataset.class_names
-    split = with_labels_of(class_names, dataset, _split(options.split, dataset, subject.training))
+    training = subject.training
+    if "images" not in training and training.get("data") in {*SETS, *PUBLISHED}:
+        training = {**training, "images": "a fixed set"}  # of a run by an earlier version
+    if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
+        found = of_classes(found, [name for name in kept if name in found.class_names])
+    measured = to_measure(found, _record(options.checkpoint), training, options.split)
+    for line in (*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks):
+        print(line, file=sys.stderr)
+    class_names = subject.class_names or found.class_names
+    split = with_labels_of(class_names, found, measured.split)
     loader = make_loader(
         split,
         batch_size=options.batch_size,
@@ -70,8 +79,8 @@ def main(arguments: list[str]) -> None:
         )
     heading = {
         "checkpoint": options.checkpoint,
-        "data": dataset.name,
-        "split": options.split,
+        "data": found.name,
+        "split": measured.name,
         "precision": subject.precision,
     }
     if options.json:
@@ -134,7 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", metavar="NAME|DIR", required=True, help="a data set's name, or a folder of class folders"
     )
-    parser.add_argument("--split", choices=("test", "validation", "train"), default="test", help="default: test")
+    parser.add_argument(
+        "--split",
+        choices=ASKABLE,
+        help="test, validation or train as the run had them, new for images that came since, all (default: all images "
+        "that the run was not trained on or chosen by)",
+    )
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default: 250)")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster here (default)"
@@ -144,34 +158,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _split(name: str, dataset: ImageDataset, training: dict[str, Any]) -> Split:
-    """The split as training had it: where the data has no validation split, one was cut from the training images."""
-    if name == "test":
-        return dataset.test
-    if dataset.validation is not None:
-        return dataset.validation if name == "validation" else dataset.train
-    if {"validation_percent", "seed"} <= training.keys():
-        train, validation = cut_validation(dataset.train, float(training["validation_percent"]), training["seed"])
-        return validation if name == "validation" else train
-    if name == "validation":
-        raise ValueError(
-            f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train"
-        )
-    return dataset.train
+def _record(checkpoint: str) -> ImageRecord | None:
+    """The record of the run's images, which lies beside its model."""
+    path = Path(checkpoint)
+    return ImageRecord.read(path if path.is_dir() else path.parent)
 
 
-def with_labels_of(class_names: Sequence[str], dataset: ImageDataset, split: Split) -> Split:
-    """The split with every label as its class is numbered in ``class_names``.
+def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split) -> Split:
+    """The split with every label as its class is numbered in ``class_names``; classes without images are no matter.
 
-    Raises: ValueError naming the first class that only one of the two has.
+    Raises: ValueError naming the classes that the checkpoint does not know.
     """
-    known, given = set(class_names), set(dataset.class_names)
-    if strange := [name for name in dataset.class_names if name not in known]:
-        raise ValueError(f"class {strange[0]!r} of {dataset.name} is not among the {len(known)} of the checkpoint")
-    if missing := [name for name in class_names if name not in given]:
-        raise ValueError(f"class {missing[0]!r} of the checkpoint is not among the {len(given)} of {dataset.name}")
     number = {name: i for i, name in enumerate(class_names)}
-    return replace(split, labels=torch.tensor([number[name] for name in dataset.class_names])[split.labels])
+    given = [found.class_names[label] for label in split.labels.unique().tolist()]
+    if strange := [name for name in given if name not in number]:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise ValueError(
+            f"class {strange[0]!r}{more} of {found.name} is not among the {len(class_names)} of the checkpoint"
+        )
+    return replace(split, labels=torch.tensor([number.get(name, -1) for name in found.class_names])[split.labels])
 
 
 def print_tables(heading: dict[str, str], result: Evaluation) -> None:

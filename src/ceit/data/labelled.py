@@ -1,15 +1,18 @@
 """Labelled images as a source found them, before any is trained on, and how they become a data set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from ceit.data.cut import tenths_by_content, tenths_by_place
 from ceit.data.splits import ArraySplit, ImageDataset, Split, channel_statistics
+from ceit.model.names import unknown
+
+Size = tuple[int, int]
+SizeChoice = Size | Callable[[Size], Size] | None
+"""The size ``(H, W)`` that images are asked for: one, or one that follows from their own, or their own."""
 
 UNSPLIT = "all"
 """What the one part of a set is called that does not say what trains and what tests."""
@@ -52,11 +55,45 @@ class LabelledSet:
         return "test" if "test" in self.parts else "validation"
 
 
-def as_dataset(found: LabelledSet, seed: int, *, by_place: bool = False) -> ImageDataset:
+def chosen_size(asked: SizeChoice, own: Size) -> Size:
+    """The size that images of this size of their own are brought to."""
+    return asked(own) if callable(asked) else asked or own
+
+
+def of_classes(found: LabelledSet, classes: Sequence[str]) -> LabelledSet:
+    """The images of these classes alone, numbered in the order given.
+
+    Raises: ValueError for an unknown class, one named twice, fewer than two, or a part left without an image.
+    """
+    if strange := [name for name in classes if name not in found.class_names]:
+        raise ValueError(f"{unknown('class', strange[0], found.class_names)} in {found.name}")
+    if twice := {name for name in classes if list(classes).count(name) > 1}:
+        raise ValueError(f"class {min(twice)!r} is named twice: name each class once")
+    if len(classes) < 2:
+        raise ValueError(f"{len(classes)} classes of {found.name} are kept: a classifier needs at least two")
+    numbers = torch.full((len(found.class_names),), -1)
+    numbers[[found.class_names.index(name) for name in classes]] = torch.arange(len(classes))
+
+    def kept(split: Split, name: str) -> Split:
+        labels = numbers[split.labels]
+        chosen = torch.nonzero(labels >= 0).flatten()
+        if len(chosen) == 0:
+            raise ValueError(f"the {name} split of {found.name} has no image of the classes {', '.join(classes)}")
+        return replace(split.subset(chosen), labels=labels[chosen])
+
+    parts = {name: kept(split, name) for name, split in found.parts.items()}
+    return replace(found, class_names=tuple(classes), parts=parts)
+
+
+def cut_by_place(found: LabelledSet) -> LabelledSet:
+    """The set without digests, so that it is cut by place, in exact shares: as runs without a record were."""
+    return replace(found, parts={name: replace(split, digests=None) for name, split in found.parts.items()})
+
+
+def as_dataset(found: LabelledSet, seed: int) -> ImageDataset:
     """The set with its splits as training takes them: its own, or cut about 80/10/10 by the seed.
 
-    Without a test part the validation part is the reported one. ``by_place`` cuts as runs without a record of their
-    images did.
+    Without a test part the validation part is the reported one.
 
     Raises: ValueError for parts that cannot serve: no training images, a class that training lacks, fewer than two
     classes, a part without images.
@@ -64,7 +101,7 @@ def as_dataset(found: LabelledSet, seed: int, *, by_place: bool = False) -> Imag
     if (images := found.unsplit) is not None:
         _require_classes(found, images)
         labels, digests = images.labels.numpy(), images.digests
-        if by_place or digests is None:
+        if digests is None:
             indices = tenths_by_place(labels, found.class_names, seed)
         else:
             indices = tenths_by_content(digests, labels, found.class_names, seed)
@@ -74,7 +111,7 @@ def as_dataset(found: LabelledSet, seed: int, *, by_place: bool = False) -> Imag
             raise ValueError(
                 f"{found.place} has no training images, only {' and '.join(found.parts)}: add a part named train"
             )
-        if not found.is_fixed:
+        if found.parts["train"].digests is not None:
             _require_classes(found, found.parts["train"])
         parts = {"test" if name == found.reported else name: part for name, part in found.parts.items()}
     for name, part in parts.items():
@@ -138,41 +175,3 @@ def _require_classes(found: LabelledSet, train: Split) -> None:
     if len(trained) < 2:
         only = f"only the class {trained[0]!r}" if trained else "no training image that can be read"
         raise ValueError(f"{found.place} has {only}: a classifier needs at least two")
-
-
-@dataclass(frozen=True)
-class JoinedSplit:
-    """Splits after one another as one; labels may be replaced."""
-
-    splits: tuple[Split, ...]
-    labels: Tensor
-    where: np.ndarray
-    """``(n, 2)``: which split, and which of its images."""
-
-    @classmethod
-    def of(cls, splits: Sequence[Split]) -> "JoinedSplit":
-        """All images of all splits."""
-        places = [np.stack([np.full(len(s), number), np.arange(len(s))], 1) for number, s in enumerate(splits)]
-        return cls(tuple(splits), torch.cat([split.labels for split in splits]), np.concatenate(places))
-
-    @property
-    def digests(self) -> np.ndarray | None:
-        """Those of the splits, None if one has none."""
-        if any(split.digests is None for split in self.splits):
-            return None
-        each = [split.digests for split in self.splits]
-        return np.array([each[number][index] for number, index in self.where.tolist()], np.uint64)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int, in_chans: int) -> Image.Image:
-        number, place = self.where[index].tolist()
-        return self.splits[number].read(place, in_chans)
-
-    def key(self, index: int) -> str:
-        number, place = self.where[index].tolist()
-        return self.splits[number].key(place)
-
-    def subset(self, indices: Tensor) -> "JoinedSplit":
-        return replace(self, labels=self.labels[indices], where=self.where[indices.numpy()])

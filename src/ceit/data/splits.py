@@ -17,7 +17,6 @@ from torch import Tensor
 from ceit.data.cut import VALIDATION_STREAM, by_content, shares_of_classes, stratified
 from ceit.data.image import image_mode, read_image
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
-from ceit.model.names import unknown
 
 IN_MEMORY_SIDE = 64  # up to this many pixels a side, all images are decoded once and stay in memory as uint8
 
@@ -111,6 +110,44 @@ class FileSplit:
 
 
 @dataclass(frozen=True)
+class JoinedSplit:
+    """Splits after one another as one; labels may be replaced."""
+
+    splits: tuple[Split, ...]
+    labels: Tensor
+    where: np.ndarray
+    """``(n, 2)``: which split, and which of its images."""
+
+    @classmethod
+    def of(cls, splits: Sequence[Split]) -> "JoinedSplit":
+        """All images of all splits."""
+        places = [np.stack([np.full(len(s), number), np.arange(len(s))], 1) for number, s in enumerate(splits)]
+        return cls(tuple(splits), torch.cat([split.labels for split in splits]), np.concatenate(places))
+
+    @property
+    def digests(self) -> np.ndarray | None:
+        """Those of the splits, None if one has none."""
+        if any(split.digests is None for split in self.splits):
+            return None
+        each = [split.digests for split in self.splits]
+        return np.array([each[number][index] for number, index in self.where.tolist()], np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, in_chans: int) -> Image.Image:
+        number, place = self.where[index].tolist()
+        return self.splits[number].read(place, in_chans)
+
+    def key(self, index: int) -> str:
+        number, place = self.where[index].tolist()
+        return self.splits[number].key(place)
+
+    def subset(self, indices: Tensor) -> "JoinedSplit":
+        return replace(self, labels=self.labels[indices], where=self.where[indices.numpy()])
+
+
+@dataclass(frozen=True)
 class ImageDataset:
     """A data set: its splits (``validation`` is None where the set has none) and what belongs to all of them.
 
@@ -140,40 +177,6 @@ class ImageDataset:
     def preprocessing(self) -> Preprocessing:
         """How these images come to a network: small ones whole, files by the released code's crop of 0.875."""
         return Preprocessing(self.mean, self.std, crop=1.0 if isinstance(self.train, ArraySplit) else 0.875)
-
-
-def keep_classes(dataset: ImageDataset, classes: Sequence[str]) -> ImageDataset:
-    """The data set of these classes alone, numbered in the order given.
-
-    Raises: ValueError for an unknown class, one named twice, fewer than two, or a split left without an image.
-    """
-    if strange := [name for name in classes if name not in dataset.class_names]:
-        raise ValueError(f"{unknown('class', strange[0], dataset.class_names)} in {dataset.name}")
-    if twice := {name for name in classes if list(classes).count(name) > 1}:
-        raise ValueError(f"class {min(twice)!r} is named twice: name each class once")
-    if len(classes) < 2:
-        raise ValueError(f"{len(classes)} classes of {dataset.name} are kept: a classifier needs at least two")
-    numbers = torch.full((len(dataset.class_names),), -1)
-    numbers[[dataset.class_names.index(name) for name in classes]] = torch.arange(len(classes))
-
-    def kept(split: Split, name: str) -> Split:
-        labels = numbers[split.labels]
-        chosen = torch.nonzero(labels >= 0).flatten()
-        if len(chosen) == 0:
-            raise ValueError(f"the {name} split of {dataset.name} has no image of the classes {', '.join(classes)}")
-        return replace(split.subset(chosen), labels=labels[chosen])
-
-    train = kept(dataset.train, "train")
-    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else (dataset.mean, dataset.std)
-    return replace(
-        dataset,
-        class_names=tuple(classes),
-        train=train,
-        validation=None if dataset.validation is None else kept(dataset.validation, "validation"),
-        test=kept(dataset.test, "test"),
-        mean=mean,
-        std=std,
-    )
 
 
 def cut_validation(

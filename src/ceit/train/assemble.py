@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,13 @@ from torch.amp import GradScaler
 
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
+from ceit.data.cut import SHARE_STREAM
+from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, of_classes, without_copies
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.random_bits import shuffled
-from ceit.data.sources.choose import load_dataset
+from ceit.data.record import FILE as IMAGES_FILE
+from ceit.data.record import TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
+from ceit.data.sources.choose import load_images
 from ceit.data.splits import ImageDataset, Split, cut_validation
 from ceit.inference.device import autocast_dtype
 from ceit.model import CeiT, config_of
@@ -39,43 +44,85 @@ Say = Callable[[str], None]
 Show = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run: ``dataset`` with the final train, validation and test splits, and the record of them all.
+
+    A set known by name is fixed and needs no record.
+    """
+
+    dataset: ImageDataset
+    record: ImageRecord | None
+
+
 def build(
-    config: TrainConfig, data: str, output: Path, accelerator: Accelerator, say: Say, show: Show
-) -> tuple[Session, ImageDataset]:
-    """Everything a run consists of, at its start, and its data; the session's configuration is what suits the data.
+    config: TrainConfig, data: str, output: Path, accelerator: Accelerator, say: Say, show: Show, resuming: bool = False
+) -> tuple[Session, RunImages]:
+    """Everything a run consists of, at its start, and its images; the session's configuration is what suits them.
+
+    A run that is ``resuming`` gets the images that its record in ``output`` names, whatever has come since.
 
     Raises: ValueError for an unknown model or data set, data that cannot be read, options that do not suit the data or
     each other, or a checkpoint that does not suit the model.
     """
     with accelerator.local_main_process_first():  # what the first reading leaves in the cache serves the others
-        dataset, config = prepare_data(config, data, say)
+        images, config = prepare_data(config, data, say, output if resuming else None)
     set_seed(config.seed)
-    model = starting_model(config, dataset, say)
-    dataset = normalised_as(model, dataset)
-    return assemble(config, dataset, model, output, accelerator, say, show), dataset
+    model = starting_model(config, images.dataset, say)
+    images = replace(images, dataset=normalised_as(model, images.dataset))
+    return assemble(config, images, model, output, accelerator, say, show), images
 
 
-def prepare_data(config: TrainConfig, data: str, say: Say) -> tuple[ImageDataset, TrainConfig]:
-    """The data at the size that the model takes it, and the configuration without what does not suit it."""
+def prepare_data(
+    config: TrainConfig, data: str, say: Say, resumed: Path | None = None
+) -> tuple[RunImages, TrainConfig]:
+    """The images at the size that the model takes them, and the configuration without what does not suit them.
+
+    ``resumed`` is the directory of the run that goes on.
+    """
     asked_size = {} if config.img_size is None else {"img_size": config.img_size}
     config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
-    options = {"in_chans": config.in_chans, "seed": config.seed, "skip_broken": config.skip_broken}
+    found = load_images(
+        data,
+        img_size=_hw(config.img_size) or partial(_suitable_size, config),
+        in_chans=config.in_chans,
+        skip_broken=config.skip_broken,
+    )
     if config.classes is not None:
-        options["classes"] = config.classes
-    dataset = load_dataset(data, img_size=_hw(config.img_size), **options)
-    if config.img_size is None and (size := _suitable_size(config, dataset.img_size)) != dataset.img_size:
-        dataset = load_dataset(data, img_size=size, **options)
-    for line in dataset.skipped:
+        found = of_classes(found, list(map(str, config.classes)))
+    for line in found.skipped:
         say(f"skipped {line}")
-    if config.augmentation.flip and not dataset.mirror_safe:
+    images = _shared_out(config, found, say, resumed)
+    for line in images.dataset.remarks:
+        say(line)
+    if config.augmentation.flip and not found.mirror_safe:
         config = replace(config, augmentation=replace(config.augmentation, flip=False))
-        say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
-    return dataset, config if config.overfit_batches is None else _without_variation(config, say)
+        say(f"mirrored images of {found.name} are other classes or none: augmentation.flip is off")
+    return images, config if config.overfit_batches is None else _without_variation(config, say)
+
+
+def _shared_out(config: TrainConfig, found: LabelledSet, say: Say, resumed: Path | None) -> RunImages:
+    """What trains, what chooses and what tests: by the seed, and for a run that goes on as it was."""
+    record = None if resumed is None else ImageRecord.read(resumed)
+    if record is not None and not found.is_fixed:
+        dataset, changes = record.restored(found)
+        if str(changes):
+            say(f"{changes}; the run goes on with the images that it was started with")
+        return RunImages(without_copies(dataset), record)
+    if resumed is not None:  # a run without a record of its images
+        found = cut_by_place(found)
+    dataset, unused = split(config, as_dataset(found, config.seed))
+    dataset = without_copies(dataset)
+    if found.is_fixed:
+        return RunImages(dataset, None)
+    parts = {TRAIN: dataset.train, VALIDATION: dataset.validation, UNUSED: unused, TEST: dataset.test}
+    present = {part: images for part, images in parts.items() if images is not None}
+    return RunImages(dataset, ImageRecord.of(present, found))
 
 
 def assemble(
     config: TrainConfig,
-    dataset: ImageDataset,
+    images: RunImages,
     model: CeiT,
     output: Path,
     accelerator: Accelerator,
@@ -83,8 +130,8 @@ def assemble(
     show: Show,
 ) -> Session:
     """The session of a network with its initial weights on data at its size."""
-    device = accelerator.device
-    train_split, validation = split(config, dataset)
+    device, dataset = accelerator.device, images.dataset
+    train_split, validation = dataset.train, dataset.validation
     config = _with_batch_that_fits(config, len(train_split), accelerator.num_processes, say)
     if config.overfit_batches is not None:
         train_split = validation = _few(train_split, config.overfit_batches * config.global_batch_size, config.seed)
@@ -122,6 +169,7 @@ def assemble(
                 "data": dataset.name,
                 "seed": config.seed,
                 "validation_percent": config.validation_percent,
+                "images": "a fixed set" if images.record is None else IMAGES_FILE,
             }
             if config.classes is not None:
                 options["classes"] = list(dataset.class_names)
@@ -190,22 +238,25 @@ def normalised_as(model: CeiT, dataset: ImageDataset) -> ImageDataset:
     return replace(dataset, mean=known.mean, std=known.std) if len(known.mean) == dataset.in_chans else dataset
 
 
-def split(config: TrainConfig, dataset: ImageDataset) -> tuple[Split, Split | None]:
-    """Training and validation images: the data set's own validation split, else one cut from the training images; of
-    the training images that are left as many as asked for."""
-    train, validation = dataset.train, dataset.validation
+def split(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Split | None]:
+    """The set with training and validation images as this run takes them, and those that it leaves unused.
+
+    Without a validation split of its own one is cut from the training images; of those that are left as many train as
+    asked for.
+    """
+    train, validation, unused = dataset.train, dataset.validation, None
     if validation is None and config.validation_percent > 0:
         train, validation = cut_validation(train, float(config.validation_percent), config.seed)
     if config.train_percent < 100:
         count = round(len(train) * config.train_percent / 100)
         try:
-            _, train = cut_validation(train, count, config.seed)
+            unused, train = cut_validation(train, count, config.seed, SHARE_STREAM)
         except ValueError as error:
             raise ValueError(
                 f"train_percent {config.train_percent} leaves {count} of {len(train)} images: it must leave at least "
                 "one, and leave out one of each class; 100 takes all"
             ) from error
-    return train, validation
+    return replace(dataset, train=train, validation=validation), unused
 
 
 def evaluation_loader(part: Split, config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator) -> Loader:

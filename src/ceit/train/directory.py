@@ -18,8 +18,8 @@ except ImportError:  # Windows has no such lock
     fcntl = None
 
 LOCK = ".lock"
-MAY_CHANGE = ("device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
-"""Options of the machine and of the log; the images of each step are the same whatever they are."""
+MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+"""Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
 _RESULTS = ("model.safetensors", "test.json")
 
 

@@ -88,7 +88,8 @@ def train(
             if time_budget_seconds is not None:
                 time_budget_seconds = None
                 say(f"the time budget chose {saved['epochs']} epochs when this run was started; they stay")
-        session, dataset = build(config, data, output, accelerator, say, show)
+        session, images = build(config, data, output, accelerator, say, show, resuming=bool(checkpoints))
+        dataset = images.dataset
         config = session.config
         if config.device_batch_size == "auto":
             config = replace(config, device_batch_size=device_batch_that_fits(session))
@@ -102,8 +103,13 @@ def train(
         if checkpoints:
             for change in require_same(saved, description):
                 say(f"resumed with another option: {change}")
+            if saved["data"] != description["data"] and accelerator.is_main_process:  # the next time it is found
+                moved = {**saved, "data": description["data"]}
+                write_text(output / "config.yaml", yaml.safe_dump(moved, sort_keys=False))
             _take_up(session, checkpoints, output)
         elif accelerator.is_main_process:
+            if images.record is not None:
+                images.record.write(output)
             write_text(output / "config.yaml", yaml.safe_dump(description, sort_keys=False))
             write_text(output / "metrics.jsonl", "")
         say(_summary(session, dataset, description["precision"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ceit.data.cache import cache_dir
 from ceit.data.image import image_mode
-from ceit.data.labelled import LabelledSet, as_dataset
+from ceit.data.labelled import LabelledSet, SizeChoice, as_dataset, of_classes
 from ceit.data.sources.download import fetch_named
 from ceit.data.sources.folder import load_folder
 from ceit.data.sources.hub import PREFIX, load_hub
@@ -15,14 +15,14 @@ from ceit.data.sources.named import load_named
 from ceit.data.sources.published import PUBLISHED, fetch_published, load_published
 from ceit.data.sources.shards.load import has_shards, load_shards
 from ceit.data.sources.table import SUFFIXES, load_labels
-from ceit.data.splits import ImageDataset, keep_classes
+from ceit.data.splits import ImageDataset
 from ceit.model.names import unknown
 
 
 def load_dataset(
     name_or_dir: str | Path,
     *,
-    img_size: tuple[int, int] | None = None,
+    img_size: SizeChoice = None,
     in_chans: int | None = None,
     seed: int = 0,
     skip_broken: bool = False,
@@ -31,19 +31,18 @@ def load_dataset(
     """The data set that ``name_or_dir`` names, as training takes it: see ``load_images`` for what is read.
 
     ``seed`` splits a set that comes unsplit. ``classes`` keeps only the images of these classes and numbers them in
-    that order; the set is split before.
+    that order.
 
     Raises: ValueError as ``load_images``, and for a set that cannot train a classifier.
     """
     found = load_images(name_or_dir, img_size=img_size, in_chans=in_chans, skip_broken=skip_broken)
-    dataset = as_dataset(found, seed)
-    return dataset if classes is None else keep_classes(dataset, classes)
+    return as_dataset(found if classes is None else of_classes(found, classes), seed)
 
 
 def load_images(
     name_or_dir: str | Path,
     *,
-    img_size: tuple[int, int] | None = None,
+    img_size: SizeChoice = None,
     in_chans: int | None = None,
     skip_broken: bool = False,
 ) -> LabelledSet:
@@ -58,13 +57,13 @@ def load_images(
     | a folder of WebDataset shards | ``shards.load`` |
     | a folder of class folders | ``folder`` |
 
-    ``img_size`` ``(H, W)`` and ``in_chans`` (1 or 3) are those of the set unless given. Up to 64 px the images are held
-    in memory at exactly that size; larger ones stay as they are and the loader resizes them. ``skip_broken`` leaves
-    unreadable files out and names them in ``skipped``.
+    ``img_size`` ``(H, W)``, or a function of the set's own, and ``in_chans`` (1 or 3) are those of the set unless
+    given. Up to 64 px the images are held in memory at exactly that size; larger ones stay as they are and the loader
+    resizes them. ``skip_broken`` leaves unreadable files out and names them in ``skipped``.
 
     Raises: ValueError for an unknown name, a set that is not there, data that are no data set, or unreadable files.
     """
-    if img_size is not None and min(img_size) < 1:
+    if isinstance(img_size, tuple) and min(img_size) < 1:
         raise ValueError(f"image size {img_size} must be positive")
     if in_chans is not None:
         image_mode(in_chans)
@@ -136,7 +135,7 @@ def place_of(text: str) -> tuple[str, Path | None] | None:
 def _load(
     text: str,
     named: tuple[str, Path | None] | None,
-    img_size: tuple[int, int] | None,
+    img_size: SizeChoice,
     in_chans: int | None,
     skip_broken: bool,
 ) -> LabelledSet:

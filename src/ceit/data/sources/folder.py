@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ceit.data.image import IMAGE_SUFFIXES
-from ceit.data.labelled import UNSPLIT, LabelledSet
+from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice
 from ceit.data.sources.listing import SPLIT_NAMES, Listing, load_files
 
 VALIDATION_NAMES = tuple(name for name, split in SPLIT_NAMES.items() if split == "validation")
 
 
-def load_folder(root: Path, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_folder(root: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
     """The images in ``root``: ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/`` of class folders, or
     class folders alone.
 

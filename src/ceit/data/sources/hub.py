@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ceit.data.cache import file_state, remembered
 from ceit.data.image import BrokenImageError, read_image
-from ceit.data.labelled import UNSPLIT, LabelledSet
+from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice, chosen_size
 from ceit.data.preprocessing import fit, to_array
 from ceit.data.sources.listing import SPLIT_NAMES, broken_sentence, content_digests, usual_geometry, usual_statistics
 from ceit.data.splits import (
@@ -83,7 +83,7 @@ class HubSplit:
             raise BrokenImageError(sentence, reason) from error
 
 
-def load_hub(name: str, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
     """The data set ``name`` of the Hugging Face Hub, or in a folder: saved by ``save_to_disk``, or Parquet files.
 
     The images are those of the one column of type Image; the labels the first column of type ClassLabel, or else the
@@ -107,7 +107,7 @@ def load_hub(name: str, img_size: tuple[int, int] | None, in_chans: int | None, 
     }
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
     usual_size, usual_chans = usual_geometry(everything, lambda place: place[0].header(place[1]))
-    size, chans = img_size or usual_size, in_chans or usual_chans
+    size, chans = chosen_size(img_size, usual_size), in_chans or usual_chans
     in_memory = max(size) <= IN_MEMORY_SIDE
     splits: dict[str, Split] = {}
     lines: list[str] = []

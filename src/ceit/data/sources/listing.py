@@ -12,7 +12,7 @@ import torch
 from ceit.data.cache import file_state, remembered
 from ceit.data.cut import digest_of
 from ceit.data.image import read_header, read_image
-from ceit.data.labelled import LabelledSet
+from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
 from ceit.data.preprocessing import IMAGENET, fit, to_array
 from ceit.data.splits import (
     IN_MEMORY_SIDE,
@@ -72,7 +72,7 @@ class Listing:
 def load_files(
     listings: Mapping[str, Listing],
     place: Path,
-    img_size: tuple[int, int] | None,
+    img_size: SizeChoice,
     in_chans: int | None,
     skip_broken: bool,
     order: Callable[[str], Any] = str,
@@ -89,7 +89,7 @@ def load_files(
     """
     paths = [path for listing in listings.values() for path in listing.paths]
     usual_size, usual_chans = usual_geometry(paths, read_header)
-    size, chans = img_size or usual_size, in_chans or usual_chans
+    size, chans = chosen_size(img_size, usual_size), in_chans or usual_chans
     in_memory = max(size) <= IN_MEMORY_SIDE
     images, broken = _read_all(paths, size, chans) if in_memory else ({}, unreadable(paths, chans))
     lines = tuple(f"{shown_path(path, place)} ({reason})" for path, reason in broken.items())

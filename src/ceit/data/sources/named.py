@@ -8,21 +8,21 @@ import numpy as np
 import torch
 
 from ceit.data.cache import cache_dir
-from ceit.data.labelled import LabelledSet
+from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
 from ceit.data.preprocessing import to_array, to_image
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, Members
 from ceit.data.sources.known_sets import SETS
 from ceit.data.splits import IN_MEMORY_SIDE, ArraySplit, channel_statistics, from_pixels, resized
 
 
-def load_named(name: str, folder: Path | None, img_size: tuple[int, int] | None, in_chans: int | None) -> LabelledSet:
+def load_named(name: str, folder: Path | None, img_size: SizeChoice, in_chans: int | None) -> LabelledSet:
     """The set ``name`` out of the cache, or of a folder that holds the files of its owner's archives.
 
     It has its own size and channels unless given. Raises: ValueError if it was not fetched, or lies not in the folder.
     """
     named = SETS[name]
     arrays = _stored(name) if folder is None else _unpacked(name, folder)
-    size = img_size or named.image_shape[:2]
+    size = chosen_size(img_size, named.image_shape[:2])
     train, test = (_split(arrays, part, size, in_chans or named.image_shape[2]) for part in ("train", "test"))
     mean, std = channel_statistics(train.pixels())
     return LabelledSet(

@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 from rich.console import Console
 
 from ceit.data.cache import cache_dir
-from ceit.data.labelled import LabelledSet
+from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
 from ceit.data.sources.download import copy_from_mirror
 from ceit.data.sources.folder import find_files
 from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, unreadable, usual_statistics
@@ -50,7 +50,7 @@ class PublishedSet:
 
 
 def load_published(
-    name: str, folder: Path | None, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool
+    name: str, folder: Path | None, img_size: SizeChoice, in_chans: int | None, skip_broken: bool
 ) -> LabelledSet:
     """The set ``name`` out of ``folder`` or the cache, by default at 224 px and in colour.
 
@@ -80,7 +80,7 @@ def load_published(
         parts={split: part.split(class_names) for split, part in parts.items()},
         mean=mean,
         std=std,
-        img_size=img_size or LARGE_SIZE,
+        img_size=chosen_size(img_size, LARGE_SIZE),
         licence=published.licence,
         citation=published.citation,
         skipped=lines,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ceit.data.sources.shards.split import SampleTable, ShardSplit, forget_open_shards
+from ceit.data.sources.shards.split import SampleTable, ShardSplit
 from ceit.weights.atomic import replace_files
 
 INDEX = "index.json"
@@ -80,7 +80,7 @@ def shard_set(root: Path, index: ShardIndex, table: SampleTable, checked: bool) 
     ends = np.cumsum([0, *index.splits.values()])
     rows = {split: np.arange(ends[number], ends[number + 1]) for number, split in enumerate(index.splits)}
     paths = tuple(root / shard.name for shard in index.shards)
-    samples = ShardSplit(paths, table, np.arange(ends[-1]), torch.from_numpy(table.label))
+    samples = ShardSplit(paths, table, np.arange(ends[-1]), torch.from_numpy(table.label), table.digest)
     return ShardSet(index, samples, rows, checked)
 
 
@@ -105,5 +105,4 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
     samples = (folder / SAMPLES).read_bytes()
     if hashlib.sha256(samples).hexdigest() != expected:
         raise ValueError(f"{folder / SAMPLES} is not the one that {INDEX} tells of: {fix}")
-    forget_open_shards()
     return index, SampleTable.from_bytes(samples)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from ceit.data.cache import file_state, remembered
-from ceit.data.labelled import LabelledSet
+from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
 from ceit.data.preprocessing import fit, to_array
 from ceit.data.sources.listing import broken_sentence, content_digests, usual_statistics
 from ceit.data.sources.shards.foreign import find_shards, scan_shards
 from ceit.data.sources.shards.index import INDEX, ShardSet, read_index, shard_set
-from ceit.data.sources.shards.split import ShardSplit
+from ceit.data.sources.shards.split import ShardSplit, forget_open_shards
 from ceit.data.splits import (
     IN_MEMORY_SIDE,
     ArraySplit,
@@ -37,6 +37,7 @@ def open_shards(root: Path) -> ShardSet:
 
     Raises: ValueError, naming the shard, if one is missing, changed, cut short or unknown to the index.
     """
+    forget_open_shards()
     if not (root / INDEX).is_file():
         return scan_shards(root)
     index, table = read_index(root)
@@ -48,7 +49,7 @@ def open_shards(root: Path) -> ShardSet:
     return shard_set(root, index, table, checked=True)
 
 
-def load_shards(root: Path, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_shards(root: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
     """The set in the shards of ``root``: the same samples in the same order as where they were written from.
 
     Shards of others are scanned once: see ``foreign``. Up to 64 px all images are held in memory, as those of a folder
@@ -58,7 +59,7 @@ def load_shards(root: Path, img_size: tuple[int, int] | None, in_chans: int | No
     """
     found = open_shards(root)
     index, samples = found.index, found.samples
-    size, chans = img_size or index.img_size, in_chans or len(index.mean)
+    size, chans = chosen_size(img_size, index.img_size), in_chans or len(index.mean)
     in_memory = max(size) <= IN_MEMORY_SIDE
     pixels_nhwc = np.zeros((len(samples) if in_memory else 0, *size, chans), np.uint8)
     if in_memory:
@@ -69,9 +70,7 @@ def load_shards(root: Path, img_size: tuple[int, int] | None, in_chans: int | No
     if broken and not skip_broken:
         raise ValueError(broken_sentence(lines, len(samples)))
     if samples.digests is None:  # written by an earlier version
-        samples = replace(
-            samples, table=samples.table.with_digests(content_digests(samples.encoded, range(len(samples))))
-        )
+        samples = replace(samples, digests=content_digests(samples.encoded, range(len(samples))))
 
     def as_split(rows_n: np.ndarray) -> Split:
         part = samples.subset(torch.from_numpy(rows_n))

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -65,10 +65,6 @@ class SampleTable:
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         return save({name: array for name, array in arrays.items() if array is not None})
 
-    def with_digests(self, digests: np.ndarray) -> "SampleTable":
-        """The same table with digests."""
-        return replace(self, digest=digests)
-
     def key(self, row: int) -> str:
         """The key of one sample."""
         start = int(self.key_ends[row - 1]) if row else 0
@@ -83,14 +79,10 @@ class ShardSplit:
     table: SampleTable
     rows: np.ndarray
     labels: Tensor
+    digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def digests(self) -> np.ndarray | None:
-        """What each image is known by, uint64 ``(n,)``."""
-        return None if self.table.digest is None else self.table.digest[self.rows]
 
     @property
     def shard_of(self) -> np.ndarray:
@@ -119,7 +111,9 @@ class ShardSplit:
         return data
 
     def subset(self, indices: Tensor) -> "ShardSplit":
-        return ShardSplit(self.shards, self.table, self.rows[indices.numpy()], self.labels[indices])
+        chosen = indices.numpy()
+        digests = None if self.digests is None else self.digests[chosen]
+        return ShardSplit(self.shards, self.table, self.rows[chosen], self.labels[indices], digests)
 
     @contextmanager
     def _image(self, index: int) -> Iterator[Image.Image]:

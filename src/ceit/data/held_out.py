@@ -1,0 +1,136 @@
+"""Which labelled images a trained model is measured on: never one that it was trained on or chosen by."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place
+from ceit.data.record import FILE, NEW, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
+from ceit.data.splits import ImageDataset, JoinedSplit, Split, cut_validation
+
+ALL = "all"
+ASKABLE = (TEST, VALIDATION, TRAIN, NEW, ALL)
+"""What ``--split`` takes; ``new`` are images that came after the run was started."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The images to measure on, what they are called, and what has to be said of how they were found."""
+
+    split: Split
+    name: str
+    remarks: tuple[str, ...] = ()
+
+
+def to_measure(
+    found: LabelledSet, record: ImageRecord | None, training: Mapping[str, Any], asked: str | None
+) -> Measured:
+    """The images of ``found`` that ``asked`` names; by default all that the run was not trained on or chosen by.
+
+    ``record`` is that of the run, if there is one; ``training`` is what the model's file tells of its training. Of data
+    that come split it is the test part that counts, or what stands for it.
+
+    Raises: ValueError if there are no such images.
+    """
+    if asked == ALL:
+        return _all(found, record)
+    if found.is_fixed:
+        return _of_dataset(as_dataset(found, _seed(training)), training, asked)
+    if record is not None:
+        return _by_record(found, record, asked)
+    if training.get("images", FILE) != FILE:  # trained on a set known by name: these are others
+        return _others(found, asked)
+    if "seed" not in training:
+        remark = (
+            "this checkpoint tells nothing of its training: images that it was trained on, if any, are measured too"
+        )
+        return replace(_others(found, asked), remarks=(remark,))
+    old = "images" not in training
+    remark = (
+        "this checkpoint has no record of its images: what has changed in the data since it was trained cannot be known"
+    )
+    dataset = as_dataset(cut_by_place(found) if old else found, _seed(training))
+    measured = _of_dataset(dataset, training, asked)
+    more = () if found.unsplit is None else (f"{measured.name} is the part that its seed keeps; --split all takes all",)
+    return replace(measured, remarks=(remark, *more))
+
+
+def _all(found: LabelledSet, record: ImageRecord | None) -> Measured:
+    remarks: list[str] = []
+    if record is not None and not found.is_fixed:
+        used, _ = record.parts_in(found)
+        counts = {part: sum(int((of == part).sum()) for of in used.values()) for part in (TRAIN, VALIDATION)}
+        if sum(counts.values()):
+            remarks.append(
+                f"of these images the run was trained on {counts[TRAIN]:,} and chosen by {counts[VALIDATION]:,}"
+            )
+    return Measured(JoinedSplit.of(list(found.parts.values())), ALL, tuple(remarks))
+
+
+def _by_record(found: LabelledSet, record: ImageRecord, asked: str | None) -> Measured:
+    used, changes = record.parts_in(found)
+    remarks = [str(changes)] if str(changes) and changes.came < sum(map(len, used.values())) else []
+    if asked in (VALIDATION, TRAIN, NEW):
+        chosen = {source: of == asked for source, of in used.items()}
+        return _chosen(found, chosen, asked, remarks)
+    sources = list(found.parts) if found.unsplit is not None else [found.reported]
+    if missing := [source for source in sources if source not in found.parts]:
+        raise ValueError(f"{found.place} has no {missing[0]} part: choose --split train, new or all")
+    held_out = (TEST,) if asked == TEST and found.unsplit is not None else (TEST, NEW)
+    chosen = {source: np.isin(used[source], held_out) for source in sources}
+    left_out = sum(int(np.isin(used[source], (TRAIN, VALIDATION, UNUSED)).sum()) for source in sources)
+    new = sum(int((used[source] == NEW).sum()) for source in sources)
+    if found.unsplit is None and left_out:
+        remarks.append(f"{left_out:,} images of the {found.reported} part were trained on or chosen by: left out")
+    if found.unsplit is not None and left_out and new and asked is None:
+        remarks.append(f"the {new:,} images that came are measured too; --split test leaves them out")
+    whole = found.unsplit is not None and not left_out
+    return _chosen(found, chosen, ALL if whole else TEST, remarks)
+
+
+def _others(found: LabelledSet, asked: str | None) -> Measured:
+    """Of data that have nothing to do with the training."""
+    if found.unsplit is not None and asked in (None, NEW):
+        return Measured(found.unsplit, ALL)
+    name = found.reported if asked in (None, TEST) else asked
+    if name not in found.parts:
+        raise ValueError(f"{found.place} has no {name} part, only {' and '.join(found.parts)}: choose --split all")
+    return Measured(found.parts[name], name)
+
+
+def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str | None) -> Measured:
+    """The split as training had it: where the data has no validation split, one was cut from the training images."""
+    if asked in (None, TEST):
+        return Measured(dataset.test, TEST)
+    if asked == NEW:
+        raise ValueError(f"which images of {dataset.name} are new cannot be known: there is no record of the training")
+    train, validation = dataset.train, dataset.validation
+    if validation is None and {"validation_percent", "seed"} <= training.keys():
+        train, validation = cut_validation(train, float(training["validation_percent"]), training["seed"])
+    if asked == TRAIN:
+        return Measured(train, TRAIN)
+    if validation is None:
+        raise ValueError(
+            f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train"
+        )
+    return Measured(validation, VALIDATION)
+
+
+def _chosen(found: LabelledSet, chosen: Mapping[str, np.ndarray], name: str, remarks: Sequence[str]) -> Measured:
+    parts = [
+        found.parts[source].subset(torch.from_numpy(np.flatnonzero(of))) for source, of in chosen.items() if of.any()
+    ]
+    if not parts:
+        total = sum(map(len, found.parts.values()))
+        raise ValueError(
+            f"none of the {total:,} images of {found.place} is {'a new one' if name == NEW else f'of the {name} part'} "
+            "of this run: --split all measures all, also those that it was trained on"
+        )
+    return Measured(parts[0] if len(parts) == 1 else JoinedSplit.of(parts), name, tuple(remarks))
+
+
+def _seed(training: Mapping[str, Any]) -> int:
+    return training.get("seed", 0)

@@ -1,0 +1,181 @@
+"""What a run did with every image: ``images.csv`` of its directory, and how later data are held against it.
+
+An image is known by its content, whatever it is called, and by its name, where its old content is gone: an image that
+was turned or saved anew is still the one that was trained on. See docs/decisions/splits.md.
+
+Letters: n images.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ceit.data.labelled import LabelledSet, with_parts
+from ceit.data.splits import ImageDataset, Split
+from ceit.weights.atomic import replace_files
+
+FILE = "images.csv"
+NEW, TRAIN, VALIDATION, UNUSED, TEST = "new", "train", "validation", "unused", "test"
+_WEIGHT = {TRAIN: 0, VALIDATION: 1, UNUSED: 2, TEST: 3}  # of copies in several parts, the first says what they are
+_HEAD = ("part", "source", "class", "name", "content")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image: what the run used it for, the part that it came in, its class, its key and its digest."""
+
+    part: str
+    source: str
+    class_name: str
+    name: str
+    content: int
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How data differ from the record: images that came, went, changed under their name, and go by another name."""
+
+    came: int = 0
+    went: int = 0
+    changed: int = 0
+    renamed: int = 0
+
+    def __str__(self) -> str:
+        kinds = {"came": self.came, "went": self.went, "changed": self.changed, "got another name": self.renamed}
+        said = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+        return f"since this run was started, of its images and those beside them: {', '.join(said)}" if said else ""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """The images of a run, in the order in which it numbers them part by part."""
+
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Split], found: LabelledSet) -> "ImageRecord":
+        """The record of the splits that a run has made of ``found``."""
+        rows = []
+        for part, split in parts.items():
+            source = source_of(found, part)
+            for index, (label, content) in enumerate(zip(split.labels.tolist(), _digests(split), strict=True)):
+                rows.append(Row(part, source, found.class_names[label], split.key(index), content))
+        return cls(tuple(rows))
+
+    def write(self, folder: Path) -> None:
+        """As ``images.csv``, whole or not at all."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_HEAD)
+        writer.writerows((row.part, row.source, row.class_name, row.name, f"{row.content:016x}") for row in self.rows)
+        replace_files({folder / FILE: text.getvalue().encode(errors="surrogateescape")})
+
+    @classmethod
+    def read(cls, folder: Path) -> "ImageRecord | None":
+        """The record of the run in a folder, None if there is none. Raises: ValueError if it is damaged."""
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        text = path.read_bytes().decode(errors="surrogateescape")
+        head, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        try:
+            if tuple(head) != _HEAD:
+                raise ValueError(f"its columns are {', '.join(head)}")
+            rows = tuple(Row(part, source, name, key, int(content, 16)) for part, source, name, key, content in lines)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{path} is no record of a run's images ({error}): put back the one that it wrote"
+            ) from error
+        return cls(rows)
+
+    def parts_in(self, found: LabelledSet) -> tuple[dict[str, np.ndarray], Changes]:
+        """What the run used each image of ``found`` for, ``(n,)`` names of parts or ``new``, by part of the data.
+
+        Raises: ValueError for images without digests, of which nothing can be known.
+        """
+        here = {source: _digests(split) for source, split in found.parts.items()}
+        present = {content for contents in here.values() for content in contents}
+        by_content: dict[int, str] = {}
+        by_name: dict[tuple[str, str], str] = {}
+        names: set[tuple[str, str, int]] = set()
+        for row in sorted(self.rows, key=lambda row: _WEIGHT[row.part], reverse=True):
+            by_content[row.content] = row.part
+            names.add((row.source, row.name, row.content))
+            if row.content not in present:  # else it goes by another name now, and this is another image
+                by_name[row.source, row.name] = row.part
+        parts: dict[str, np.ndarray] = {}
+        came = changed = renamed = 0
+        seen: set[tuple[str, str]] = set()
+        for source, contents in here.items():
+            split, used = found.parts[source], []
+            for index, content in enumerate(contents):
+                key = split.key(index)
+                if content in by_content:
+                    used.append(by_content[content])
+                    renamed += (source, key, content) not in names
+                elif (source, key) in by_name:
+                    used.append(by_name[source, key])
+                    seen.add((source, key))
+                    changed += 1
+                else:
+                    used.append(NEW)
+                    came += 1
+            parts[source] = np.array(used, object)
+        went = sum(row.content not in present and (row.source, row.name) not in seen for row in self.rows)
+        return parts, Changes(came, went, changed, renamed)
+
+    def restored(self, found: LabelledSet) -> tuple[ImageDataset, Changes]:
+        """The data set that the run was started with, out of data that may have changed since: same images, same order.
+
+        Images that came are left out. Raises: ValueError, with counts, if an image that it trains, chooses or tests by
+        is gone, changed or of another class.
+        """
+        _, changes = self.parts_in(found)
+        places: dict[tuple[str, int], list[int]] = {}
+        for source, split in found.parts.items():
+            for index, content in enumerate(_digests(split)):
+                places.setdefault((source, content), []).append(index)
+        splits: dict[str, Split] = {}
+        missing: list[str] = []
+        for part in dict.fromkeys(row.part for row in self.rows):
+            rows = [row for row in self.rows if row.part == part]
+            source = rows[0].source
+            split = found.parts.get(source)
+            keys = {} if split is None else {split.key(index): index for index in range(len(split))}
+            chosen = []
+            for row in rows:
+                at = places.get((source, row.content), [])
+                at = [i for i in at if found.class_names[int(found.parts[source].labels[i])] == row.class_name]
+                if not at:
+                    missing.append(row.name)
+                else:
+                    chosen.append(keys[row.name] if keys.get(row.name) in at else at[0])
+            if split is not None:
+                splits[part] = split.subset(torch.tensor(chosen, dtype=torch.int64))
+        if missing:
+            raise ValueError(
+                f"{len(missing):,} of the {len(self.rows):,} images that this run was started with are gone, changed "
+                f"or of another class (the first: {missing[0]}): put them back, or name another --output for a new run"
+            )
+        return with_parts(found, splits[TRAIN], splits.get(VALIDATION), splits[TEST]), changes
+
+
+def source_of(found: LabelledSet, part: str) -> str:
+    """The part of the data that a split of the run comes from."""
+    if found.unsplit is not None:
+        return next(iter(found.parts))
+    if part == TEST:
+        return found.reported
+    own_validation = VALIDATION in found.parts and found.reported != VALIDATION
+    return VALIDATION if part == VALIDATION and own_validation else TRAIN
+
+
+def _digests(split: Split) -> list[int]:
+    if split.digests is None:
+        raise ValueError("the images of a set known by name have no digests, and need none")
+    return split.digests.tolist()
