@@ -1,0 +1,155 @@
+"""Training, then evaluating and going on, on a folder that changes meanwhile."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tests.train.conftest import SMALL
+
+import ceit_cli
+from ceit.data.record import FILE
+from ceit.train.loop import Interrupted
+from ceit.train.run import train
+
+SMALL_OFTEN_SAVED = replace(SMALL, checkpoint_every_steps=1)
+Evaluate = Callable[..., tuple[dict[str, Any], str]]
+
+
+def add(folder: Path, numbers: range) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of 60 images of noise, unsplit."""
+    add(tmp_path / "photos/a", range(60))
+    add(tmp_path / "photos/b", range(100, 160))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(tmp_path: Path, photos: Path) -> Path:
+    train(SMALL, str(photos), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def evaluate(capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    """``ceit evaluate``: the document and what was said beside it."""
+
+    def call(run: Path, data: Path, *options: str) -> tuple[dict[str, Any], str]:
+        arguments = ["evaluate", "--checkpoint", str(run), "--data", str(data), "--json", *options]
+        assert ceit_cli.main(arguments) == 0
+        said = capsys.readouterr()
+        return json.loads(said.out), said.err
+
+    return call
+
+
+def recorded(run: Path) -> dict[str, set[str]]:
+    parts: dict[str, set[str]] = {}
+    with (run / FILE).open(newline="") as file:
+        for row in csv.DictReader(file):
+            parts.setdefault(row["part"], set()).add(row["name"])
+    return parts
+
+
+def test_p1_one_image_more_moves_no_other(run: Path, photos: Path, evaluate: Evaluate) -> None:
+    parts = recorded(run)
+    report = json.loads((run / "test.json").read_text())
+    document, said = evaluate(run, photos)
+    assert document["images"] == report["images"] == len(parts["test"])
+    assert document["top1_percent"] == report["top1_percent"]
+    assert said == ""
+    add(photos / "a", range(60, 61))
+    document, said = evaluate(run, photos)
+    assert document["images"] == len(parts["test"]) + 1
+    assert "1 came" in said
+    assert "the 1 images that came are measured too; --split test leaves them out" in said
+    assert evaluate(run, photos, "--split", "test")[0]["images"] == len(parts["test"])
+    for part in ("train", "validation"):
+        assert evaluate(run, photos, "--split", part)[0]["images"] == len(parts[part])
+    assert evaluate(run, photos, "--split", "new")[0]["images"] == 1
+    document, said = evaluate(run, photos, "--split", "all")
+    assert document["images"] == 121
+    assert f"was trained on {len(parts['train'])} and chosen by {len(parts['validation'])}" in said
+
+
+def test_p1_a_renamed_and_an_edited_image_stay_what_they_were(run: Path, photos: Path, evaluate: Evaluate) -> None:
+    parts = recorded(run)
+    first, second, *_ = sorted(parts["train"])
+    (photos / f"{first}.png").rename(photos / "a/another name.png")
+    Image.open(photos / f"{second}.png").rotate(180).save(photos / f"{second}.png")
+    document, said = evaluate(run, photos)
+    assert document["images"] == len(parts["test"])
+    assert "1 changed" in said
+    assert "1 got another name" in said
+
+
+def test_p6_labelled_images_of_elsewhere_are_all_measured(
+    run: Path, tmp_path: Path, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(tmp_path / "new/a", range(1000, 1020))
+    add(tmp_path / "new/b", range(1100, 1120))
+    assert evaluate(run, tmp_path / "new")[0]["images"] == 40
+    shutil.rmtree(tmp_path / "new/b")
+    document, _ = evaluate(run, tmp_path / "new")
+    assert [row["images"] for row in document["per_class"]] == [20, 0]
+    add(tmp_path / "new/owl", range(1200, 1202))
+    assert ceit_cli.main(["evaluate", "--checkpoint", str(run), "--data", str(tmp_path / "new")]) == 1
+    assert "class 'owl' of new is not among the 2 of the checkpoint" in capsys.readouterr().err
+
+
+def test_p6_a_test_part_alone_is_measured_whole(run: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+    add(tmp_path / "later/test/a", range(1000, 1007))
+    add(tmp_path / "later/test/b", range(1100, 1107))
+    assert evaluate(run, tmp_path / "later")[0]["images"] == 14
+
+
+def test_p1_a_run_goes_on_with_its_images_wherever_they_lie(photos: Path, tmp_path: Path) -> None:
+    """Stopped, added to, renamed in, moved: the weights are those of a run that nobody disturbed."""
+    whole = train(SMALL, str(photos), tmp_path / "whole")
+
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("step") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", show=stop)
+    add(photos / "a", range(60, 63))
+    (photos / "b/101.png").rename(photos / "b/0 first now.png")
+    moved = photos.rename(tmp_path / "elsewhere")
+    said: list[str] = []
+    train(SMALL_OFTEN_SAVED, str(moved), tmp_path / "cut", resume="auto", say=said.append)
+    assert any("3 came" in line and "1 got another name" in line for line in said)
+    assert any(line.startswith("resumed with another option: data was") for line in said)
+    assert yaml.safe_load((tmp_path / "cut/config.yaml").read_text())["data"] == str(moved)
+    weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "cut", whole.output)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_p1_a_run_whose_images_are_gone_does_not_go_on(photos: Path, tmp_path: Path) -> None:
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("step") == 2:
+            raise Interrupted("stopped", terminated=False)
+
+    with pytest.raises(Interrupted):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", show=stop)
+    (photos / f"{min(recorded(tmp_path / 'cut')['train'])}.png").unlink()
+    add(photos / "a", range(60, 61))
+    with pytest.raises(ValueError, match=r"1 of the 120 images that this run was started with are gone, changed or of"):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto")
