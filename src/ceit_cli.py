@@ -55,6 +55,10 @@ EXTRAS = {
     "gradio": "web",
 }
 
+SPIN_COUNT = "10000"
+"""How often a thread of OpenMP's run-time looks for its next work before it sleeps; see docs/decisions/spinning.md."""
+_SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # a user's own settings of the same thing
+
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -65,6 +69,12 @@ class Terminated(SystemExit):
         super().__init__(TERMINATED)
 
 
+def share_the_machine() -> None:
+    """Let threads that wait give their core to other programs soon. The run-time reads this when torch is loaded."""
+    if not any(name in os.environ for name in _SPINNING):
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
@@ -72,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed (one sentence on stderr says why), 2 for wrong usage, 130 when interrupted, 143 when terminated. There is a
     traceback only with ``--debug``.
     """
+    share_the_machine()
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
     try:
         with _sigterm_raises():
