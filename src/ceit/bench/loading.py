@@ -31,7 +31,7 @@ from ceit.bench.training import Step, training_step
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.batches.workers import usual_workers
-from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.image import is_image_name
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.splits import FileSplit
 from ceit.inference.device import machine
@@ -186,7 +186,7 @@ def usable_cores() -> int:
 
 
 def _images_in(folder: Path, count: int) -> FileSplit:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if is_image_name(path.name))
     if len(paths) < count:
         raise SystemExit(f"error: {folder} holds {len(paths)} images, not {count}: lower --images")
     return FileSplit(tuple(paths[:count]), torch.arange(count) % 1000)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
 from ceit.data.splits import IN_MEMORY_SIDE, ImageDataset
@@ -164,9 +164,9 @@ def _pictures(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path} does not exist")
-        inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+        inside = [file for file in sorted(path.rglob("*")) if is_image_name(file.name)]
         if path.is_dir() and not inside:
-            raise ValueError(f"folder {path} holds no images: their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise ValueError(f"folder {path} holds no images: their names end in {', '.join(image_suffixes())}")
         found += inside if path.is_dir() else [path]
     return found
 

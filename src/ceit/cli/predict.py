@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.image import image_suffixes, is_image_name
 from ceit.inference.memory import keep_freed_memory
 from ceit.inference.prediction_file import CSV_HEAD, FORMS, csv_lines, images_in, printable
 from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
@@ -116,12 +116,12 @@ def _images_at(name: str) -> list[str]:
     found = [
         str(file)
         for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        if is_image_name(file.name)
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
         and file.is_file()
     ]
     if not found:
-        raise ValueError(f"folder {name} holds no images: their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise ValueError(f"folder {name} holds no images: their names end in {', '.join(image_suffixes())}")
     return found
 
 

@@ -1,45 +1,104 @@
-"""One image file, whatever its mode, to one RGB or grey 8-bit image."""
+"""One image file, whatever its mode, to one RGB or grey 8-bit image; and which files are images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
+import math
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from ceit.data import pillow
+from ceit.data.image_kind import SNIFFED_BYTES, kind_of
+from ceit.data.image_metadata import as_it_lies, orientation, upright, without_metadata
+from ceit.data.pixels import to_eight_bits
 
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
+_HEADER_BYTES = 1 << 16  # enough of most files to know an image's size
+
+_Result = TypeVar("_Result")
 
 
 class BrokenImageError(ValueError):
-    """A file that holds no image, or a damaged one; ``reason`` says which."""
+    """Bytes that hold no image, or a damaged one; ``reason`` says which.
+
+    A verdict about bytes: it may be kept as long as they do not change.
+    """
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
 
 
-def read_image(source: str | Path | Image.Image, in_chans: int) -> Image.Image:
-    """Reads an image as ``RGB`` (three channels) or ``L`` (one).
+class RefusedImageError(ValueError):
+    """An image that is not read as things are here; ``reason`` says why.
 
-    Transparency is composited on white, 16-bit greys are scaled to 8 bits, palette and CMYK are converted, the EXIF
-    orientation is applied, and of several frames the first is taken.
+    No verdict about bytes, so not to be kept: with another setting or package the same file is read.
+    """
 
-    Raises: BrokenImageError, a ValueError, naming a file whose bytes are no image or a damaged one; OSError for a file
-    that cannot be opened.
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TooLargeError(RefusedImageError):
+    """An image of more megapixels than are allowed: ``CEIT_MAX_MEGAPIXELS`` in the environment says how many are."""
+
+
+class MissingDecoderError(RefusedImageError):
+    """An image of a format for which nothing is installed."""
+
+
+def read_image(
+    source: str | Path | bytes | Image.Image,
+    in_chans: int,
+    cover: tuple[int, int] | None = None,
+    name: str | None = None,
+) -> Image.Image:
+    """Reads an image file, given by its path or as its bytes, as ``RGB`` (three channels) or ``L`` (one).
+
+    Transparency is composited on white, greys of more bits are scaled to 8, palette and CMYK are converted, the EXIF
+    orientation is applied, and of several frames the first is taken: docs/pixels.md has all of it. Damaged metadata do
+    not matter. Pillow's warnings are silenced. ``name`` is what errors call the image, by default its path.
+
+    With ``cover``, ``(H, W)`` of the upright image, a JPEG that is larger may be decoded at a half, a quarter or an
+    eighth of its size, as long as both sides stay that long: another image, so ask for twice of what is needed. What
+    comes depends on the bytes, ``in_chans`` and ``cover`` alone.
+
+    Raises: BrokenImageError, a ValueError, naming an image whose bytes are none or damaged; RefusedImageError, another,
+    for one that is read only with other settings; the machine's OSError, and MemoryError.
     """
     mode = image_mode(in_chans)
     if isinstance(source, Image.Image):
-        return _as_mode(source, mode)
-    with _opened(source) as image:
+        with pillow.silent():
+            return _as_mode(source, mode)
+
+    def decode(image: Image.Image) -> Image.Image:
+        if cover is not None and image.format in {"JPEG", "MPO"}:
+            height, width = as_it_lies(cover, orientation(image))
+            image.draft(None, (width, height))
         return _as_mode(image, mode)
 
+    if isinstance(source, bytes):
+        return _read(source, decode, name or f"an image of {len(source)} bytes")
+    return _read(Path(source).read_bytes(), decode, name or str(source))
 
-def read_header(path: Path) -> tuple[tuple[int, int], str]:
+
+def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tuple[int, int], str]:
     """Width and height, and Pillow's mode, without decoding. Raises: as ``read_image``."""
-    with _opened(path) as image:
-        return image.size, image.mode
+    if isinstance(source, bytes):
+        return _read(source, _header, name or f"an image of {len(source)} bytes")
+    with open(source, "rb") as file:
+        start = file.read(_HEADER_BYTES)
+        try:
+            return _read(start, _header, name or str(source))
+        except BrokenImageError:
+            rest = file.read()
+            if not rest:
+                raise
+        return _read(start + rest, _header, name or str(source))
 
 
 def image_mode(in_chans: int) -> str:
@@ -49,26 +108,93 @@ def image_mode(in_chans: int) -> str:
     return _MODE_OF_CHANNELS[in_chans]
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def is_image_name(name: str) -> bool:
+    """Whether a file of that name is an image by its suffix, in any case."""
+    return os.path.splitext(name)[1].lower() in pillow.suffixes()
+
+
+def image_suffixes() -> list[str]:
+    """The suffixes that ``is_image_name`` knows, sorted, for messages."""
+    return sorted(pillow.suffixes())
+
+
+def sniff(path: str | Path) -> bool:
+    """Whether a file whose suffix is not an image's is one all the same, by its first bytes.
+
+    For photos that a phone or a browser named ``IMG_1`` or ``photo.jpg!d``. Raises: OSError if it cannot be read.
+    """
     with open(path, "rb") as file:
-        try:
-            with Image.open(file) as image:
-                yield image
-        except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-            unidentified = isinstance(error, UnidentifiedImageError)
-            reason = "not an image" if unidentified else str(error) or type(error).__name__
-            raise BrokenImageError(f"{path} cannot be read as an image ({reason})", reason) from error
+        kind = kind_of(file.read(SNIFFED_BYTES))
+    if kind == "TIFF":  # so are the raw files of cameras, of which only a small preview would be read
+        suffix = os.path.splitext(path)[1].lower()
+        return not suffix or suffix.startswith(".tif")
+    return bool(kind) and kind not in _missing()
+
+
+def _header(image: Image.Image) -> tuple[tuple[int, int], str]:
+    return image.size, image.mode
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range; save the image with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit greys: Pillow's conversion would clip them at 255
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert(mode)
+    pixels = to_eight_bits(image, mode)  # a TIFF is upright from here on
+    return upright(pixels, orientation(image))
+
+
+def _read(data: bytes, use: Callable[[Image.Image], _Result], name: str) -> _Result:
+    """``use`` of the image that the bytes are: whatever fails is their fault, as no file is open any more."""
+    try:
+        return _use(data, use, name)
+    except (RefusedImageError, MemoryError):
+        raise
+    except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
+        bare = without_metadata(data)
+        if bare != data:  # what is damaged may be there
+            return _read(bare, use, name)
+        reason = _reason(error, data, name)
+        raise BrokenImageError(f"{name} cannot be read as an image ({reason})", reason) from error
+
+
+def _use(data: bytes, use: Callable[[Image.Image], _Result], name: str) -> _Result:
+    with pillow.silent():
+        try:
+            with _opened(data) as image:
+                _check_size(image.size, name)
+                with pillow.limit_lifted() if pillow.above_limit(image.size) else nullcontext():
+                    return use(image)
+        except Image.DecompressionBombError as error:  # of an image inside the image
+            raise TooLargeError(f"{name} is too large ({error})", str(error)) from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=pillow.formats())
+    except Image.DecompressionBombError:
+        with pillow.limit_lifted():
+            return Image.open(io.BytesIO(data), formats=pillow.formats())
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    megapixels, limit = size[0] * size[1] / 1e6, pillow.limit_megapixels()
+    if megapixels > limit:
+        fix = f"{pillow.LIMIT_VARIABLE}={math.ceil(megapixels)} in the environment allows them"
+        reason = f"{size[0]} x {size[1]} pixels, above the limit of {limit:.4g} megapixels; {fix}"
+        raise TooLargeError(f"{name} is too large ({reason})", reason)
+
+
+def _missing() -> dict[str, str]:
+    """The kinds of images that are not decoded here, and what would decode them."""
+    return {kind: needed for kind, needed in _EXTRAS.items() if kind not in pillow.formats()}
+
+
+_EXTRAS = {"AVIF": "Pillow 11.3 or newer", "HEIF": "the package pillow-heif: pip install 'ceit-vision[heif]'"}
+
+
+def _reason(error: Exception, data: bytes, name: str) -> str:
+    """Why these bytes are no image. Raises: MissingDecoderError if they may be one."""
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    kind = kind_of(data[:SNIFFED_BYTES])
+    if kind in _missing():
+        reason = f"{kind} needs {_missing()[kind]}"
+        raise MissingDecoderError(f"{name} cannot be read ({reason})", reason) from error
+    return f"{kind}, but damaged or of a kind that Pillow does not decode" if kind else "not an image"

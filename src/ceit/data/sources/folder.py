@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.image import is_image_name
 from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice
 from ceit.data.sources.listing import SPLIT_NAMES, Listing, load_files
 
@@ -57,5 +57,5 @@ def _images_below(folder: str | Path) -> Iterator[Path]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _images_below(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+            elif is_image_name(entry.name) and entry.is_file():
                 yield Path(entry.path)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ceit.data.cache import cache_dir, file_state
 from ceit.data.cut import digest_of
-from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.image import image_suffixes
 from ceit.data.sources.listing import SPLIT_NAMES, usual_geometry, usual_statistics
 from ceit.data.sources.shards.index import INDEX, Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
 from ceit.data.sources.shards.split import SampleTable
@@ -135,7 +135,7 @@ def _add_sample(
     archive: tarfile.TarFile,
     samples: _Samples,
 ) -> None:
-    images = [member for suffix, member in members.items() if suffix in IMAGE_SUFFIXES]
+    images = [member for suffix, member in members.items() if suffix in image_suffixes()]
     texts = {suffix: _text(archive, members[suffix]) for suffix in _LABEL_SUFFIXES if suffix in members}
     if not images and ".cls" not in texts:
         return  # a licence or a list among the samples

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ceit.data.cut import digest_of
-from ceit.data.image import IMAGE_SUFFIXES
+from ceit.data.image import image_suffixes
 from ceit.data.random_bits import shuffled
 from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, write_index
 from ceit.data.sources.shards.split import SampleTable
@@ -166,7 +166,7 @@ class _SplitWriter:
             with Image.open(io.BytesIO(data)) as image:
                 form = image.format or ""
             suffix = _SUFFIX.get(form, f".{form.lower()}")
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in image_suffixes():
                 return suffix, data
         buffer = io.BytesIO()
         self.split.read(number, self.dataset.in_chans).save(buffer, "PNG")

@@ -1,0 +1,118 @@
+"""What of Pillow is used, and how: its formats, its limit of size, its warnings. Nothing of it changes for others."""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, cast
+
+from PIL import Image
+
+LIMIT_VARIABLE = "CEIT_MAX_MEGAPIXELS"
+
+_NO_PICTURES = frozenset(
+    {
+        *("EPS", "WMF"),  # run other programs
+        *("BUFR", "GRIB", "HDF5", "MPEG"),  # named, never decoded
+        *("FITS", "IM", "SPIDER"),  # measurements, whose range no header declares
+        *("FPX", "IMT", "IPTC", "MCIDAS", "MIC", "XVTHUMB"),  # containers and thumbnails of other programs
+    }
+)
+
+
+def formats() -> tuple[str, ...]:
+    """The formats that are read, as Pillow names them; HEIF is one where the package pillow-heif is installed."""
+    Image.init()
+    _register_heif()
+    return tuple(name for name in Image.ID if name not in _NO_PICTURES)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """The suffixes of ``formats()``, in small letters, with their dot."""
+    readable = {*formats(), "MPO"}  # which Pillow opens as a JPEG
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+
+
+@cache
+def _register_heif() -> None:
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def limit_megapixels() -> float:
+    """The most megapixels that an image may have: ``CEIT_MAX_MEGAPIXELS``, or else where Pillow stops, 179.
+
+    Raises: ValueError if the variable is no number above zero.
+    """
+    text = os.environ.get(LIMIT_VARIABLE)
+    if text is None:
+        return _pillows_limit() / 1e6
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise ValueError(f"{LIMIT_VARIABLE} must be a number above 0, got {text!r}")
+    return limit
+
+
+def above_limit(size: tuple[int, int]) -> bool:
+    """Whether Pillow itself refuses to decode an image of that size."""
+    return size[0] * size[1] > _pillows_limit()
+
+
+def _pillows_limit() -> float:
+    return float("inf") if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+_LIFTING = threading.RLock()
+
+
+@contextmanager
+def limit_lifted() -> Iterator[None]:
+    """Pillow's limit taken away inside, for one thread after the other: ours is checked in its place."""
+    with _LIFTING:
+        usual = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+
+
+class _WhileReading(threading.local):
+    """In place of a pattern in ``warnings.filters``: matches all that is said in a thread while that reads an image.
+
+    ``warnings.catch_warnings`` would silence, and bring back, the warnings of all threads.
+    """
+
+    reading = False
+
+    def match(self, _text: str) -> bool:
+        return self.reading
+
+
+_HERE = _WhileReading()
+_SILENT = [("ignore", _HERE, category, None, 0) for category in (UserWarning, RuntimeWarning)]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without Pillow's warnings, which name no file, also where warnings are errors; other threads keep theirs.
+
+    They are about metadata, which change no pixel, and about sizes, for which ``limit_megapixels`` answers.
+    """
+    filters = cast(list[Any], warnings.filters)
+    if filters[: len(_SILENT)] != _SILENT:
+        filters[:] = [*_SILENT, *(entry for entry in filters if entry not in _SILENT)]
+    before, _HERE.reading = _HERE.reading, True
+    try:
+        yield
+    finally:
+        _HERE.reading = before
