@@ -4,13 +4,14 @@ import io
 import math
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from ceit.data import pillow
+from ceit.data import pillow, tiff
 from ceit.data.image_kind import SNIFFED_BYTES, kind_of
 from ceit.data.image_metadata import as_it_lies, orientation, upright, without_metadata
 from ceit.data.pixels import to_eight_bits
@@ -142,27 +143,30 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
 
 def _read(data: bytes, use: Callable[[Image.Image], _Result], name: str) -> _Result:
     """``use`` of the image that the bytes are: whatever fails is their fault, as no file is open any more."""
-    try:
-        return _use(data, use, name)
-    except (RefusedImageError, MemoryError):
-        raise
-    except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-        bare = without_metadata(data)
-        if bare != data:  # what is damaged may be there
-            return _read(bare, use, name)
-        reason = _reason(error, data, name)
-        raise BrokenImageError(f"{name} cannot be read as an image ({reason})", reason) from error
+    with pillow.silent():
+        try:
+            return _use(data, use, name)
+        except BrokenImageError:
+            bare = without_metadata(data)
+            if bare != data:
+                with suppress(BrokenImageError):  # the pixels are damaged as well
+                    return _use(bare, use, name)
+            raise
 
 
 def _use(data: bytes, use: Callable[[Image.Image], _Result], name: str) -> _Result:
-    with pillow.silent():
-        try:
-            with _opened(data) as image:
-                _check_size(image.size, name)
-                with pillow.limit_lifted() if pillow.above_limit(image.size) else nullcontext():
-                    return use(image)
-        except Image.DecompressionBombError as error:  # of an image inside the image
-            raise TooLargeError(f"{name} is too large ({error})", str(error)) from error
+    try:
+        with _opened(data) as image:
+            _check_size(image.size, name)
+            with pillow.limit_lifted() if pillow.above_limit(image.size) else nullcontext():
+                return use(image)
+    except (RefusedImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:  # of an image inside the image
+        raise TooLargeError(f"{name} is too large ({error})", str(error)) from error
+    except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
+        reason = _reason(error, data, name)
+        raise BrokenImageError(f"{name} cannot be read as an image ({reason})", reason) from error
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -171,6 +175,21 @@ def _opened(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         with pillow.limit_lifted():
             return Image.open(io.BytesIO(data), formats=pillow.formats())
+    except UnidentifiedImageError:
+        image = _white_is_zero(data)
+        if image is None:
+            raise
+        return image
+
+
+def _white_is_zero(data: bytes) -> Image.Image | None:
+    """A TIFF of 16 bits that Pillow knows with black as zero only, opened as such, for us to invert; or None."""
+    changed = tiff.black_is_zero(data)
+    image = Image.open(io.BytesIO(changed), formats=["TIFF"]) if changed != data else None
+    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I"):
+        return None
+    image.tag_v2[tiff.PHOTOMETRIC] = tiff.WHITE_IS_ZERO
+    return image
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -6,6 +6,8 @@ import zlib
 
 from PIL import ExifTags, Image
 
+from ceit.data import tiff
+
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,10 +47,10 @@ def as_it_lies(size_hw: tuple[int, int], turned: int) -> tuple[int, int]:
 
 
 def without_metadata(data: bytes) -> bytes:
-    """The same pixels without what else a JPEG or PNG holds, but for an orientation; other bytes as they are."""
+    """The same pixels without what else a JPEG, PNG or TIFF holds, but for an orientation; other bytes as they are."""
     if data.startswith(b"\xff\xd8\xff"):
         return _bare_jpeg(data)
-    return _bare_png(data) if data.startswith(_PNG) else data
+    return _bare_png(data) if data.startswith(_PNG) else tiff.without_metadata(data)
 
 
 def _bare_jpeg(data: bytes) -> bytes:

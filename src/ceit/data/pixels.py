@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-_BITS, _PHOTOMETRIC, _MAX_SAMPLE, _PLANAR, _SAMPLE_FORMAT = 258, 262, 281, 284, 339  # tags of TIFF
-_WHITE_IS_ZERO, _SIGNED, _ONE_AFTER_THE_OTHER = 0, 2, 2  # values of three of them
+from ceit.data import tiff
+
+_BITS, _CHANNELS, _MAX_SAMPLE, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 258, 277, 281, 284, 338, 339  # tags of TIFF
+_RGB, _SIGNED, _ONE_AFTER_THE_OTHER = 2, 2, 2  # values of three of them
 _DECLARED_RANGES = frozenset(2**bits for bits in range(9, 16))
 _UNUSED_BITS = "unused_bits"
 _MANY_UNUSED = 4  # no pixel is lighter than a sixteenth of white
@@ -79,8 +81,10 @@ def _refuse_unknown_ranges(image: Image.Image) -> None:
         raise ValueError("floating-point pixels have no fixed range; save the image with 8 or 16 bits")
     if _tag(image, _SAMPLE_FORMAT) == _SIGNED:
         raise ValueError("signed pixels have no fixed black; save the image with 8 or 16 bits, unsigned")
-    if _tag(image, _PLANAR) == _ONE_AFTER_THE_OTHER and _depth(image) > 8:
-        raise ValueError("channels of more than 8 bits, one after the other; save the image with them interleaved")
+    if _tag(image, _PLANAR) == _ONE_AFTER_THE_OTHER:
+        is_rgb = _tag(image, tiff.PHOTOMETRIC) == _RGB and (_tag(image, _CHANNELS) == 3 or _tag(image, _EXTRA))
+        if not is_rgb or _depth(image) > 8:  # Pillow decodes them wrongly
+            raise ValueError("channels that follow each other; save the image with interleaved ones")
 
 
 def _greys(image: Image.Image, key_colour: int | tuple[int, ...] | None) -> tuple[Image.Image, int]:
@@ -95,7 +99,7 @@ def _greys(image: Image.Image, key_colour: int | tuple[int, ...] | None) -> tupl
     if declared + 1 in _DECLARED_RANGES and highest <= declared:  # other values tell what is in this one image
         bits = declared.bit_length()
     white, unused = 2**bits - 1, _unused(highest, bits)
-    if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
+    if _tag(image, tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO:
         values = white - values
     levels = (values * 255 + white // 2) // white
     if key_colour is not None:
