@@ -1,16 +1,17 @@
 """The evaluation transform is the released code's, and survives the way into a file and back."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from ceit.data.preprocessing import IMAGENET, Preprocessing, fit, to_array, to_image
+from ceit.data.preprocessing import IMAGENET, INTERPOLATIONS, Preprocessing, fit, to_array, to_image
 
 sides = st.integers(1, 90)
 
@@ -39,6 +40,62 @@ def test_equals_the_released_transform(width: int, height: int, crop: float) -> 
 @given(width=sides, height=sides, out_height=st.integers(1, 40), out_width=st.integers(1, 40))
 def test_any_image_gets_any_size(width: int, height: int, out_height: int, out_width: int) -> None:
     assert fit(noise(width, height), (out_height, out_width), crop=0.9).size == (out_width, out_height)
+
+
+def covered_and_cropped(image: Image.Image, size: tuple[int, int], crop: float, method: int) -> Image.Image:
+    """``fit`` as the released code does it: all of the covering image, then its centre."""
+    height, width = size
+    cover_height, cover_width = int(height / crop), int(width / crop)
+    if image.width * cover_height <= image.height * cover_width:
+        cover_height = max(cover_height, cover_width * image.height // image.width)
+    else:
+        cover_width = max(cover_width, cover_height * image.width // image.height)
+    left, top = round((cover_width - width) / 2), round((cover_height - height) / 2)
+    covering = image.resize((cover_width, cover_height), method)
+    return covering.crop((left, top, left + width, top + height))
+
+
+@given(
+    width=sides,
+    height=sides,
+    out_height=st.integers(1, 40),
+    out_width=st.integers(1, 40),
+    crop=st.sampled_from([0.875, 0.9, 1.0]),
+)
+def test_p13_ordinary_images_are_exactly_the_released_transform(
+    width: int, height: int, out_height: int, out_width: int, crop: float
+) -> None:
+    assume(max(width * out_height, height * out_width) <= 12 * min(width * out_height, height * out_width))
+    image, size = noise(width, height), (out_height, out_width)
+    released = covered_and_cropped(image, size, crop, Image.Resampling.BICUBIC)
+    assert np.array_equal(to_array(fit(image, size, crop)), to_array(released))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@given(long=st.integers(200, 900), short=st.integers(1, 9), out=st.integers(8, 40), lies=st.booleans())
+def test_p13_thin_images_are_the_released_transform_to_a_level(
+    interpolation: str, long: int, short: int, out: int, lies: bool
+) -> None:
+    along, across = np.mgrid[0:long, 0:short]
+    pixels = (128 + 80 * np.sin(along / 9) + 30 * np.cos(across / 3)).astype(np.uint8)
+    image = Image.fromarray(pixels.T.copy() if lies else pixels)
+    released = covered_and_cropped(image, (out, out), 0.875, INTERPOLATIONS[interpolation])
+    off = to_array(fit(image, (out, out), 0.875, interpolation)).astype(int) - to_array(released)
+    assert np.abs(off).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 16000), (16000, 1), (2, 3), (3, 4000)])
+def test_p13_thin_images_need_no_more_than_they_show(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    resize = Image.Image.resize
+
+    def counted(image: Image.Image, to: tuple[int, int], *options: Any) -> Image.Image:
+        made.append(to[0] * to[1])
+        return resize(image, to, *options)
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    assert fit(Image.new("RGB", size, (10, 20, 30)), (224, 224), crop=0.875).getpixel((100, 223)) == (10, 20, 30)
+    assert max(made) <= 16 * 256 * 256
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:

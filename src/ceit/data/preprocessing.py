@@ -16,6 +16,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_THIN = 16  # the most that is made of an image for each part that is kept
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,24 @@ def fit(image: Image.Image, size: tuple[int, int], crop: float = 1.0, interpolat
     """Resizes the image in proportion to cover ``size / crop``, then cuts ``size = (H, W)`` out of its centre.
 
     For a square ``size`` this is the evaluation transform of the released code: the shorter side becomes
-    ``int(side / crop)``.
+    ``int(side / crop)``. Of a thin image only what is cut out is resized, as all of it may not fit into memory.
     """
     height, width = size
-    cover_height, cover_width = int(height / crop), int(width / crop)
+    least_height, least_width = cover_height, cover_width = int(height / crop), int(width / crop)
     if image.width * cover_height <= image.height * cover_width:
         cover_height = max(cover_height, cover_width * image.height // image.width)
     else:
         cover_width = max(cover_width, cover_height * image.width // image.height)
-    if image.size != (cover_width, cover_height):
-        image = image.resize((cover_width, cover_height), INTERPOLATIONS[interpolation])
     left, top = round((cover_width - width) / 2), round((cover_height - height) / 2)
-    return image if image.size == (width, height) else image.crop((left, top, left + width, top + height))
+    box = (left, top, left + width, top + height)
+    method = INTERPOLATIONS[interpolation]
+    if cover_width * cover_height > _THIN * least_width * least_height:
+        across, down = image.width / cover_width, image.height / cover_height
+        in_image = (box[0] * across, box[1] * down, min(box[2] * across, image.width), min(box[3] * down, image.height))
+        return image.resize((width, height), method, in_image)
+    if image.size != (cover_width, cover_height):
+        image = image.resize((cover_width, cover_height), method)
+    return image if image.size == (width, height) else image.crop(box)
 
 
 def to_array(image: Image.Image) -> np.ndarray:
