@@ -161,6 +161,8 @@ def _findings(report: Report) -> Table:
     add("classes without training images", len(report.untrained_classes), error=True)
     add("classes that a split lacks", len(report.untested_classes))
     add("blank images", len(report.blank))
+    if report.dark:
+        add("16-bit images that use only 12 bits", len(report.dark), "they look black: scale them, or declare 12 bits")
     table.add_row()
     if report.balance is not None:
         (most, many), (fewest, few) = report.balance

@@ -115,6 +115,16 @@ def test_every_image_is_found_again(clean: Path, tmp_path: Path, quality: int, s
     }
 
 
+def test_p15_images_of_12_bits_in_16_are_counted(image_folder: ImageFolder) -> None:
+    root = image_folder({"train/cat": 2, "train/dog": 2, "test/cat": 2, "test/dog": 2}, size=(40, 40))
+    values = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.uint16)
+    Image.fromarray(values).save(root / "train" / "cat" / "dark.png")
+    Image.fromarray(values * 16).save(root / "train" / "cat" / "scaled.png")
+    report = check(root)
+    assert [image.name for image in report.dark] == ["cat/dark.png"]
+    assert [image["name"] for image in report.as_dict()["dark"]] == ["cat/dark.png"]
+
+
 def test_blank_and_flat_images_are_no_copies(image_folder: ImageFolder) -> None:
     root = image_folder({"train/cat": 3, "train/dog": 3, "test/cat": 3, "test/dog": 3}, size=(40, 40))
     random = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from ceit.data.audit.duplicates import BLANK_CONTRAST, Prints, find_copies, pixe
 from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.image import read_header
 from ceit.data.labelled import UNSPLIT
+from ceit.data.pixels import looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.folder import find_files
 from ceit.data.sources.listing import LARGE_SIZE, SPLIT_NAMES
@@ -100,12 +101,13 @@ class _Look(NamedTuple):
     mode: str
     digest: bytes
     picture: np.ndarray
+    dark: bool
 
 
 def _look(split: Split, index: int) -> _Look:
     image = split.read(index, in_chans=3)
     size, mode = _header(split, index, image)
-    return _Look(size, mode, pixel_digest(image), small_picture(image))
+    return _Look(size, mode, pixel_digest(image), small_picture(image), looks_dark_for_its_depth(image))
 
 
 def _header(split: Split, index: int, image: Image.Image) -> tuple[tuple[int, int], str]:
@@ -124,6 +126,7 @@ class _Reading:
     places: list[tuple[int, int]] = field(default_factory=list)
     prints: list[Prints] = field(default_factory=list)
     unreadable: list[ImageName] = field(default_factory=list)
+    dark: list[ImageName] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
     sizes: set[tuple[int, int]] = field(default_factory=set)
 
@@ -137,6 +140,8 @@ class _Reading:
             self.places.append((number, index))
             self.modes[look.mode] += 1
             self.sizes.add(look.size)
+            if look.dark:
+                self.dark.append(self._name(number, index))
             waiting.append(look)
             if len(waiting) == BLOCK_IMAGES:
                 self._keep(waiting)
@@ -163,6 +168,7 @@ class _Reading:
             changed_shards=self.found.changed_shards,
             copies=tuple(self._copies(prints, group) for group in find_copies(prints, self._picture)),
             blank=tuple(self._name(*self.places[i]) for i in np.flatnonzero(prints.contrast < BLANK_CONTRAST)),
+            dark=tuple(self.dark),
             modes=dict(self.modes.most_common()),
             smallest=in_order[0] if in_order else None,
             largest=in_order[-1] if in_order else None,

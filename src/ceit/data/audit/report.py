@@ -46,6 +46,8 @@ class Report:
     changed_shards: tuple[str, ...]
     copies: tuple[Copies, ...]
     blank: tuple[ImageName, ...]
+    dark: tuple[ImageName, ...]
+    """Images that use 12 bits of 16 or fewer, undeclared, so that they look black."""
     modes: dict[str, int]
     smallest: tuple[int, int] | None
     largest: tuple[int, int] | None
@@ -126,6 +128,7 @@ class Report:
                 for group in self.copies
             ],
             "blank": [image._asdict() for image in self.blank],
+            "dark": [image._asdict() for image in self.dark],
             "modes": self.modes,
             "smallest_image": self.smallest and {"width": self.smallest[0], "height": self.smallest[1]},
             "largest_image": self.largest and {"width": self.largest[0], "height": self.largest[1]},
