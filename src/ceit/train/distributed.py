@@ -1,13 +1,14 @@
 """What the processes of one run agree on."""
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 from torch import nn
 
 from ceit.inference.device import default_device
@@ -16,19 +17,35 @@ from ceit.train.config import TrainConfig
 from ceit.train.sharding import shard
 
 _Value = TypeVar("_Value")
+_WRAPPERS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
 
 
 def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
     """The process's place among all of them, and its device.
 
-    Raises: ValueError for what the device cannot do, or a batch that the processes cannot share.
+    Raises: ValueError for what the device cannot do, a batch that the processes cannot share, or a launcher that asks
+    for another computation than the options do.
     """
+    refuse_another_computation(config, os.environ)
     # BatchNorm statistics are averaged before they are used, see batch_norm; skip_dead leaves parameters unused
     ddp = DistributedDataParallelKwargs(
         broadcast_buffers=False, find_unused_parameters=bool(config.geometry.get("skip_dead", False))
     )
     # without being told, accelerate takes several processes on a machine without a GPU for single ones
-    accelerator = Accelerator(cpu=default_device().type == "cpu", kwargs_handlers=[ddp], **options)
+    accelerator = Accelerator(
+        cpu=default_device().type == "cpu",
+        kwargs_handlers=[ddp],
+        # what is not said here would be read from the launcher's environment
+        mixed_precision="no",
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        **options,
+    )
     processes, kind = accelerator.num_processes, accelerator.device.type
     if config.global_batch_size % processes:
         raise ValueError(
@@ -42,6 +59,41 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
     if config.distributed == "fsdp":
         _require_shardable(config)
     return accelerator
+
+
+def refuse_another_computation(config: TrainConfig, environment: Mapping[str, str]) -> None:
+    """The options alone decide what is computed; a launcher decides how many processes there are, and where.
+
+    ``accelerate launch`` hands its own settings over in the environment. Its "no" is what it says unasked. What agrees
+    with the options changes nothing.
+
+    Raises: ValueError for a setting that says something else.
+    """
+
+    def setting(name: str, usual: str) -> str:
+        return environment.get(f"ACCELERATE_{name}", usual).lower()
+
+    if (precision := setting("MIXED_PRECISION", "no")) not in ("no", config.precision):
+        raise ValueError(
+            f"the launcher asks for mixed precision {precision}, the options for precision {config.precision}: "
+            "--precision alone decides, so set the launcher's mixed precision to no"
+        )
+    if (backend := setting("DYNAMO_BACKEND", "no")) != "no" and not (backend == "inductor" and config.compile):
+        raise ValueError(
+            f"the launcher asks for the dynamo backend {backend}, the options for compile "
+            f"{str(config.compile).lower()}: set the launcher's dynamo backend to no, and --compile true to compile"
+        )
+    if (steps := setting("GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise ValueError(
+            f"the launcher asks for {steps} gradient accumulation steps, which global_batch_size and device_batch_size "
+            "decide: set the launcher's to 1"
+        )
+    for name, wrapper in _WRAPPERS.items():
+        if environment.get(name, "").lower() in ("1", "true", "yes", "on"):
+            raise ValueError(
+                f"the launcher asks for {wrapper}, but this run shares out its work by itself: start it with "
+                "--multi_gpu or torchrun, and with --distributed fsdp to share out the parameters"
+            )
 
 
 def _require_shardable(config: TrainConfig) -> None:
