@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ceit.cli.train import parse
 from ceit.train.config import Distillation, Mixing, TrainConfig, config_from
@@ -131,3 +132,58 @@ def test_durations_need_a_unit() -> None:
 
 def test_classes_that_yaml_reads_as_numbers_are_names() -> None:
     assert config_from({"classes": [3, 8]}).classes == ("3", "8")
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("[yes, no]", ("yes", "no")),
+        ("[007, yes]", ("007", "yes")),
+        (
+            "[1e3, null, ~, 0x1F, 1_000, 2020-01-01, 12:30]",
+            ("1e3", "null", "~", "0x1F", "1_000", "2020-01-01", "12:30"),
+        ),
+        ('[\'a: b\', "c, d", "#e", 1.0]', ("a: b", "c, d", "#e", "1.0")),
+        ("null", None),
+    ],
+)
+def test_p15_names_of_classes_are_the_text_as_written(
+    written: str, names: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"classes: {written}\n", encoding="utf-8")
+    place = ["--data", "digits", "--output", str(tmp_path / "run")]
+    for words in (["--classes", written], [f"--classes={written}"], ["--recipe", str(recipe)]):
+        assert parse([*place, *words])[0].classes == names
+    saved = config_from({"classes": names}).as_dict()
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "config.yaml").open("w", encoding="utf-8") as file:
+        yaml.safe_dump({"data": "digits"} | saved, file)
+    assert parse([*place, "--resume", "auto"])[0].classes == names
+
+
+def test_p15_a_class_that_is_no_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--data", "digits", "--output", "x", "--classes", "[a: b, c]"])
+    assert "--classes [a: b, c] must be a list of names" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text("classes: [a: b, c]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"classes .* must be a list of values or null"):
+        recipe_config(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("word", ["null", "007", "1e3", "yes"])
+def test_p15_places_are_the_text_as_written(word: str) -> None:
+    asked = parse(["--data", word, "--output", word])[1]
+    assert (asked.data, asked.output) == (word, word)
+
+
+def test_m12_whatever_is_true_or_false_is_a_switch() -> None:
+    place = ["--data", "digits", "--output", "x"]
+    names = ("compile", "grad-checkpointing", "deterministic", "skip_broken")
+    for name in names:
+        field = name.replace("-", "_")
+        assert getattr(parse([*place, f"--{name}"])[0], field) is True
+        assert getattr(parse([f"--{name}", *place])[0], field) is True
+        assert getattr(parse([f"--{name}", "false", *place])[0], field) is False
+    config, _ = parse(["--augmentation.flip", "false", "--ema.warmup", *place, "--augmentation.flip"])
+    assert (config.augmentation.flip, config.ema.warmup) == (True, True)

@@ -1,6 +1,7 @@
 """Evaluation counts every image once, whatever the batch size and the number of processes, and changes nothing."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -57,9 +58,64 @@ def test_every_figure_is_that_of_the_definition(logits: Tensor, labels: Tensor, 
     assert result.loss == pytest.approx(-log_probabilities[torch.arange(37), labels].mean().item(), rel=1e-6)
     assert result.top1_percent == 100 * (order[:, 0] == labels).sum().item() / 37
     assert result.top5_percent == 100 * (order[:, :5] == labels[:, None]).any(1).sum().item() / 37
+    assert result.confusion is not None
     for true, row in enumerate(result.confusion):
         assert row == [((labels == true) & (order[:, 0] == said)).sum().item() for said in range(7)]
         assert result.per_class[true] == ClassAccuracy(LETTERS[true], sum(row), 100 * row[true] / sum(row))
+
+
+class Cyclic(nn.Module):
+    """Says of the image whose number is i the class i or, of every third one, the next."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        number = (images[:, 0, 0, 0] * 255).round().long() + 256 * (images[:, 0, 0, 1] * 255).round().long()
+        said = (number + (number % 3 == 0)) % self.classes
+        return 5.0 * nn.functional.one_hot(said, self.classes).float()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_m4_the_cost_of_an_evaluation_grows_with_images_plus_classes(deterministic: bool) -> None:
+    """Of 8,142 classes a matrix alone would be 530 MB; torch's count is 70 times as slow where it is deterministic."""
+    classes, images = 8142, 5000
+    labels = torch.arange(images)
+    pixels = torch.stack([labels % 256, labels // 256], dim=-1).to(torch.uint8)[:, None, None].expand(-1, 1, 2, 2)
+    split = ArraySplit(pixels.contiguous(), labels)
+    loader = make_loader(split, batch_size=250, img_size=(2, 2), preprocessing=Preprocessing((0.0,), (1.0,)))
+    names = [f"class {number}" for number in range(classes)]
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        result = evaluate(Cyclic(classes), loader, class_names=names, device="cpu")
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kb < 200_000
+    wrong = -(-images // 3)
+    assert (result.images, result.top1_percent) == (images, 100 * (images - wrong) / images)
+    assert result.per_class[3] == ClassAccuracy("class 3", 1, 0.0)
+    assert result.per_class[4] == ClassAccuracy("class 4", 1, 100.0)
+    assert result.per_class[8141] == ClassAccuracy("class 8141", 0, None)
+    assert result.confusion is None
+    assert len(json.dumps(result.as_dict())) < 100 * classes
+
+
+@pytest.mark.parametrize(("classes", "is_counted"), [(100, True), (101, False)])
+def test_m4_a_confusion_matrix_is_counted_where_it_can_be_read(classes: int, is_counted: bool) -> None:
+    labels = torch.arange(200) % classes
+    names = [str(number) for number in range(classes)]
+    result = evaluate(TablesOfLogits(torch.randn(200, classes)), loader_of(labels), class_names=names, device="cpu")
+    assert (result.confusion is not None) == is_counted
+    assert result.confusion is None or sum(map(sum, result.confusion)) == 200
+    assert sum(entry.images for entry in result.per_class) == 200
+    assert [entry.label for entry in result.listed()] != names
+    assert len(result.listed()) == 40
+    assert max(entry.top1_percent or 0 for entry in result.listed()) <= min(
+        entry.top1_percent or 0 for entry in result.per_class if entry not in result.listed()
+    )
 
 
 def test_below_five_classes_there_is_no_top5_and_an_absent_class_has_no_accuracy(logits: Tensor) -> None:
@@ -120,7 +176,7 @@ from torch import nn
 from ceit.data.splits import ArraySplit
 from ceit.data.batches.loader import make_loader
 from ceit.data.preprocessing import Preprocessing
-from ceit.train.metrics import evaluate
+from ceit.train.metrics import DivergedError, evaluate
 
 torch.set_num_threads(1)
 rank, meeting = int(sys.argv[1]), sys.argv[2]
@@ -137,21 +193,41 @@ def evaluated(shard, images, batch_size):
     loader = make_loader(split, batch_size=batch_size, **options)
     return evaluate(model, loader, class_names="abcde", device="cpu").as_dict()
 
+class Diverged(nn.Module):  # gives no number for the image that is white, which one process alone sees
+    def forward(self, images):
+        return images.flatten(1)[:, :5] / (images.mean((1, 2, 3))[:, None] < 1.9)
+
+def diverges(shard):
+    pixels = torch.zeros(12, 1, 4, 4, dtype=torch.uint8)
+    pixels[7] = 255
+    split = ArraySplit(pixels, torch.zeros(12, dtype=torch.int64))
+    options = {"img_size": (4, 4), "preprocessing": Preprocessing((0.5,), (0.25,)), "shard": shard}
+    loader = make_loader(split, batch_size=4, **options)
+    try:
+        evaluate(Diverged(), loader, class_names="abcde", device="cpu")
+    except DivergedError as error:
+        return str(error)
+
 sizes = ((9, 4), (1003, 64))
+said = diverges((rank, 2))
 together = [evaluated((rank, 2), *size) for size in sizes]
 torch.distributed.destroy_process_group()
-print(json.dumps([together, [evaluated((0, 1), *size) for size in sizes]]))
+print(json.dumps([together, [evaluated((0, 1), *size) for size in sizes], said]))
 """
 
 
-def test_processes_share_the_images_without_padding_and_all_get_the_whole(tmp_path: Path) -> None:
-    """Nine images in batches of four for two processes, of whose last batch one of them gets none; and 1,003 images."""
+def test_m9_processes_share_the_images_without_padding_and_all_get_the_whole_or_the_error(tmp_path: Path) -> None:
+    """Nine images in batches of four for two processes, of whose last batch one of them gets none; and 1,003 images.
+
+    Of twelve images the loss of one is not finite, which one process alone meets: both raise, and go on together.
+    """
     meeting = (tmp_path / "meeting").as_uri()
     started = [
         subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, rank, meeting], stdout=subprocess.PIPE) for rank in "01"
     ]
     for process in started:
-        found = json.loads(process.communicate(timeout=300)[0])
+        *found, said = json.loads(process.communicate(timeout=300)[0])
+        assert said == "the loss of images 4 to 7 is nan: the weights have diverged"
         assert 5 < found[0][1]["top1_percent"] < 50  # chance is 20 percent
         for together, alone, images in zip(*found, (9, 1003), strict=True):
             assert together["images"] == images

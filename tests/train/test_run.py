@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 from tests.train.conftest import SMALL
 
 from ceit.data.batches.augment import Augmentation
+from ceit.data.batches.loader import Loader
 from ceit.train.config import Mixing
 from ceit.train.loop import Interrupted
+from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.run import Result, train
 from ceit.weights import load_checkpoint
 
@@ -204,3 +207,38 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         match=r"10 steps in a row up to step 11 had no finite loss or gradient, in the last module patch_embed",
     ):
         train(config, "digits", tmp_path / "run")
+
+
+class Diverging:
+    """Evaluation whose loss is not finite when ``is_lost(call)`` says so, counted from 1."""
+
+    def __init__(self, is_lost: Callable[[int], bool]) -> None:
+        self.calls, self.is_lost = 0, is_lost
+
+    def __call__(self, model: torch.nn.Module, loader: Loader, **options: Any) -> Evaluation:
+        self.calls += 1
+        if self.is_lost(self.calls):
+            raise DivergedError("the loss of images 0 to 71 is nan: the weights have diverged")
+        return evaluate(model, loader, **options)
+
+
+def test_m9_weights_whose_validation_has_diverged_are_not_kept_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two epochs, each with raw and averaged weights, only the average of the first can be kept."""
+    for select in ("best", "last"):
+        monkeypatch.setattr("ceit.train.loop.evaluate", Diverging(lambda call: call != 2))
+        said: list[str] = []
+        result = train(replace(SMALL, select=select), "digits", tmp_path / select, say=said.append)
+        assert (result.best["epoch"], result.best["weights"]) == (1, "ema")
+        found = [line["validation"] for line in lines(tmp_path / select) if line["event"] == "epoch"]
+        assert [(line["raw"] is None, line["ema"] is None) for line in found] == [(True, False), (True, True)]
+        sentence = "raw weights are not kept: the loss of images 0 to 71 is nan: the weights have diverged"
+        assert [line for line in said if sentence in line] == [f"epoch {epoch}: {sentence}" for epoch in (1, 2)]
+
+
+def test_m9_a_run_that_has_nothing_to_keep_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ceit.train.loop.evaluate", Diverging(lambda call: True))
+    with pytest.raises(ValueError, match=r"no epoch ended with weights whose validation loss is finite"):
+        train(replace(SMALL, epochs=1), "digits", tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -11,6 +11,7 @@ from tests.train.conftest import TINY, MakeSession
 from torch import Tensor, nn
 
 from ceit.train.config import TrainConfig, WeightAverage
+from ceit.train.objective import Targets
 from ceit.train.run import train
 from ceit.train.session import Session
 from ceit.train.step import StepResult, train_step
@@ -114,6 +115,35 @@ def test_frozen_statistics_stay(make_session: MakeSession) -> None:
     train_step(session, *batch_of(session), 0)
     assert not any("running" in key for key in differing(before, state_of(session)) if key.startswith("raw"))
     assert "raw.head.weight" in differing(before, state_of(session))
+
+
+def test_m12_what_stays_in_float32_under_bf16_on_a_cpu_is_what_the_page_says(
+    make_session: MakeSession, repository: Path
+) -> None:
+    session = make_session(precision="bf16")
+    found: dict[str, set[torch.dtype]] = {}
+
+    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        found.setdefault(type(module).__name__, set()).add(output.dtype)
+
+    for module in session.model.modules():
+        module.register_forward_hook(note)
+    loss = session.objective.loss
+
+    def noted_loss(logits: Tensor, targets: Targets) -> Tensor:
+        found["loss"] = {logits.dtype}
+        return loss(logits, targets)
+
+    object.__setattr__(session.objective, "loss", noted_loss)
+    train_step(session, *batch_of(session), 0)
+    assert {parameter.dtype for parameter in session.model.parameters()} == {torch.float32}
+    assert found["EncoderBlock"] == found["LayerNorm"] == found["loss"] == {torch.float32}
+    assert found["Conv2d"] == found["Linear"] == found["BatchNorm2d"] == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.ones(2, 2, dtype=torch.bfloat16).softmax(-1).dtype == torch.bfloat16
+    page = (repository / "docs" / "training.md").read_text(encoding="utf-8")
+    assert "Weights, the sum that runs through the blocks, LayerNorm and the loss stay in float32" in page
+    assert "BatchNorm takes and gives bf16, and on a CPU so does the softmax of attention" in page
 
 
 def test_half_precision_scales_the_loss_and_an_overflow_is_no_fault(make_session: MakeSession) -> None:

@@ -32,7 +32,6 @@ from ceit.model import CeiTConfig
 from ceit.train.metrics import ClassAccuracy, Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
 
-_LISTED_CLASSES = 40
 _BAR_CELLS = 20
 
 
@@ -192,10 +191,7 @@ def print_tables(heading: dict[str, str], result: Evaluation) -> None:
         summary.add_row(Text("top-5", "dim"), f"{result.top5_percent:.2f}%")
     console.print(summary)
 
-    listed = result.per_class
-    if len(listed) > _LISTED_CLASSES:
-        measured = [entry for entry in listed if entry.top1_percent is not None]
-        listed = sorted(measured, key=lambda entry: entry.top1_percent or 0.0)[:_LISTED_CLASSES]
+    listed = result.listed()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("class", no_wrap=True, max_width=32)
     table.add_column("images", justify="right", no_wrap=True)

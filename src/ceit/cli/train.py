@@ -6,9 +6,11 @@ import os
 import re
 import sys
 from argparse import ArgumentError
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -22,7 +24,7 @@ from ceit.model.names import unknown
 from ceit.train.config import TrainConfig, config_from, known_keys
 from ceit.train.directory import saved_config
 from ceit.train.probe import RangeTest
-from ceit.train.recipe import read_recipe, recipe_names, seconds_of
+from ceit.train.recipe import as_written, read_recipe, recipe_names, seconds_of
 from ceit.train.run import Result, find_learning_rate, train
 from ceit.train.schema import recipe_schema
 
@@ -134,20 +136,18 @@ def _parser() -> ArgumentParser:
         description="Train a classifier from scratch on a named data set or a folder.",
     )
     parser.add_argument(
-        "--recipe", type=str | None, help=f"overrides of the options below: {', '.join(recipe_names())}, or a YAML file"
+        "--recipe", type=str, help=f"overrides of the options below: {', '.join(recipe_names())}, or a YAML file"
     )
     parser.add_argument(
         "--data",
-        type=str | None,
+        type=str,
         help="a set by name, such as cifar10 or imagenet:DIR, hf:NAME, a CSV or Parquet file of labels, a folder of "
         "class folders, or a folder of shards",
     )
-    parser.add_argument("--output", type=str | None, help="run directory; must be new or empty unless resuming")
+    parser.add_argument("--output", type=str, help="run directory; must be new or empty unless resuming")
+    parser.add_argument("--resume", type=str, help="auto (the newest checkpoint in --output), or a checkpoint's path")
     parser.add_argument(
-        "--resume", type=str | None, help="auto (the newest checkpoint in --output), or a checkpoint's path"
-    )
-    parser.add_argument(
-        "--time_budget", type=str | None, help="such as 30m: choose the epochs from the measured time of a step"
+        "--time_budget", type=str, help="such as 30m: choose the epochs from the measured time of a step"
     )
     for name, text in SWITCHES.items():
         parser.add_argument(f"--{name}", type=bool, default=False, help=text)
@@ -156,8 +156,9 @@ def _parser() -> ArgumentParser:
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
-    """Option names with dashes as the fields they are, and switches alone as ``--skip_broken=true``."""
-    switches = {f"--{name}" for name in (*SWITCHES, "skip_broken", "deterministic")}
+    """Option names with dashes as the fields they are, switches alone as ``--skip_broken=true``, and names of classes
+    in quotes."""
+    switches = {f"--{name}" for name in (*SWITCHES, *_yes_or_no())}
     spelt = []
     for argument, following in zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
@@ -165,8 +166,34 @@ def _spelt_out(arguments: list[str]) -> list[str]:
             name = "--" + name[2:].replace("-", "_")
             if name in switches and not equals and (following is None or following.startswith("--")):
                 equals, value = "=", "true"
+            if name == "--classes" and equals:
+                value = _quoted(value)
+        elif spelt and spelt[-1] == "--classes":
+            name, equals, value = _quoted(argument), "", ""
         spelt.append(name + equals + value)
     return spelt
+
+
+def _yes_or_no(of: type = TrainConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the options that are true or false."""
+    for name, hint in get_type_hints(of).items():
+        if hint is bool:
+            yield prefix + name
+        elif is_dataclass(hint) and isinstance(hint, type):
+            yield from _yes_or_no(hint, f"{prefix}{name}.")
+
+
+def _quoted(names: str) -> str:
+    """A list of names as JSON, so that each is what was typed; anything else as it is, for the parser to refuse."""
+    try:
+        values = as_written(names)
+    except yaml.YAMLError:
+        return names
+    if not isinstance(values, list):
+        return names
+    if not all(isinstance(value, str) for value in values):
+        _wrong_usage(f"--classes {names} must be a list of names, such as '[cat, dog]'; quote one that has a colon")
+    return json.dumps(values)
 
 
 def _flatten(values: dict[str, Any]) -> dict[str, Any]:
@@ -259,11 +286,16 @@ def print_report(result: Result, console: Console) -> None:
     table.add_column("class")
     table.add_column("images", justify="right")
     table.add_column("top-1 %", justify="right")
-    for row in test.per_class:
+    listed = test.listed()
+    for row in listed:
         table.add_row(Text(row.label), str(row.images), "-" if row.top1_percent is None else f"{row.top1_percent:.2f}")
     table.add_section()
     table.add_row("all", str(test.images), f"{test.top1_percent:.2f}")
     console.print(table)
+    if len(listed) < len(test.per_class):
+        console.print(
+            f"the {len(listed)} least recognised of {len(test.per_class)} classes; test.json has all", highlight=False
+        )
     best = result.best
     percent = best["validation_top1_percent"]
     accuracy = "nothing measured" if percent is None else f"{percent:.2f} %"

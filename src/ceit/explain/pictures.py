@@ -68,7 +68,7 @@ class Confusable(Protocol):
     @property
     def per_class(self) -> Sequence[ClassEntry]: ...
     @property
-    def confusion(self) -> list[list[int]]: ...
+    def confusion(self) -> list[list[int]] | None: ...
 
 
 def draw_curves(run_dir: str | Path) -> Path:
@@ -161,11 +161,14 @@ def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
     """Draws the confusion matrix: a row for each true class, with the percentage of its images taken for each class.
 
     Up to 12 classes the percentages are written in. Shades follow the square root: confusions show beside the diagonal.
+    Raises: ValueError if the evaluation has no matrix, as of more classes than can be read.
     """
     from matplotlib import rc_context
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
+    if evaluation.confusion is None:
+        raise ValueError(f"{len(evaluation.per_class)} classes are too many for a confusion matrix: none was counted")
     counts = np.asarray(evaluation.confusion, dtype=np.float64)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     labels = [_plain(entry.label, 14) for entry in evaluation.per_class]

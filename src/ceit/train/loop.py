@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ceit.model import CeiT
 from ceit.train.checkpoint import checkpoint_name, save_state, state_of
 from ceit.train.distributed import total_of
-from ceit.train.metrics import Evaluation, evaluate
+from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.session import Session
 from ceit.train.sharding import is_sharded
 from ceit.train.step import StepResult, train_step
@@ -29,7 +30,8 @@ class Interrupted(KeyboardInterrupt):
 def fit(session: Session) -> None:
     """Train from ``session.progress`` to the last epoch, or to where the accuracy has stopped rising.
 
-    Raises: Interrupted after saving, on SIGINT or SIGTERM; ValueError if too many steps in a row have no finite loss.
+    Raises: Interrupted after saving, on SIGINT or SIGTERM; ValueError if too many steps in a row have no finite loss,
+    or no epoch's validation has one.
     """
     with _stop_signals() as received:
         while session.progress.epoch < session.epochs and not _has_stopped_improving(session):
@@ -38,6 +40,11 @@ def fit(session: Session) -> None:
                 save_now(session)  # validation may take long, and be cut short
             _end_epoch(session)
             _stop_if_asked(session, received)
+    if not session.progress.best:
+        raise ValueError(
+            "no epoch ended with weights whose validation loss is finite, so none are kept: lower peak_lr "
+            f"{session.config.peak_lr} or set clip_norm in a new run"
+        )
 
 
 def _train_epoch(session: Session, received: list[int]) -> None:
@@ -121,14 +128,16 @@ def _end_epoch(session: Session) -> None:
     config, progress, began = session.config, session.progress, time.perf_counter()
     session.settle_statistics()
     candidates = session.candidates()
-    found = {kind: validate(session, model) for kind, model in candidates.items()} if session.validation_loader else {}
-    # of equal accuracies the lower loss wins
+    found = {} if session.validation_loader is None else _validated(session, candidates)
+    # of equal accuracies the lower loss wins; without validation there is nothing to compare
     scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}
-    kind = max(scores, key=lambda kind: scores[kind], default="raw")
+    if session.validation_loader is None:
+        scores = {"raw": progress.best_score}
     progress.epoch += 1
     progress.batch = 0
-    if config.select == "last" or scores[kind] > progress.best_score:
-        progress.best_score = scores.get(kind, progress.best_score)
+    kind = max(scores, key=lambda kind: scores[kind], default=None)
+    if kind is not None and (config.select == "last" or scores[kind] > progress.best_score):
+        progress.best_score = scores[kind]
         progress.best = {
             "epoch": progress.epoch,
             "weights": kind,
@@ -161,6 +170,17 @@ def _has_stopped_improving(session: Session) -> bool:
         return False
     session.say(f"stopped after epoch {progress.epoch}: {patience} epochs without a better validation accuracy")
     return True
+
+
+def _validated(session: Session, candidates: dict[str, CeiT]) -> dict[str, Evaluation]:
+    """The validation of each network, but of those that have diverged: these are worse than any other, and not kept."""
+    found = {}
+    for kind, network in candidates.items():
+        try:
+            found[kind] = validate(session, network)
+        except DivergedError as error:  # which all processes get together
+            session.say(f"epoch {session.progress.epoch + 1}: {kind} weights are not kept: {error}")
+    return found
 
 
 def validate(session: Session, model: nn.Module) -> Evaluation:

@@ -1,16 +1,26 @@
-"""How good a classifier is on a split: loss, top-1, top-5, per class, exactly over every image and every process."""
+"""How good a classifier is on a split: loss, top-1, top-5, per class, exactly over every image and every process.
 
+Letters: ``B`` batch, ``K`` classes.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from ceit.data.batches.loader import Loader
+
+CONFUSION_CLASSES = 100  # up to which a confusion matrix is counted: it grows with their square, and is to be read
+_LISTED_CLASSES = 40
+
+
+class DivergedError(ValueError):
+    """The loss is not finite; in every process alike."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Evaluation:
     """The result of one pass over a split.
 
     ``loss`` is the mean cross-entropy in nats; ``top5_percent`` is None below five classes;
-    ``confusion[true][predicted]`` counts images.
+    ``confusion[true][predicted]`` counts images, and is None above ``CONFUSION_CLASSES``.
     """
 
     images: int
@@ -35,11 +45,18 @@ class Evaluation:
     top1_percent: float
     top5_percent: float | None
     per_class: tuple[ClassAccuracy, ...]
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    def listed(self) -> tuple[ClassAccuracy, ...]:
+        """The classes that fit on a screen: all of them, or of many the least recognised."""
+        if len(self.per_class) <= _LISTED_CLASSES:
+            return self.per_class
+        measured = [entry for entry in self.per_class if entry.top1_percent is not None]
+        return tuple(sorted(measured, key=lambda entry: entry.top1_percent or 0.0)[:_LISTED_CLASSES])
 
 
 def evaluate(
@@ -56,19 +73,16 @@ def evaluate(
     """Evaluates ``model`` in eval mode on every image of ``loader``, and leaves it in the mode it was in.
 
     Images come in ``dtype``, the forward pass runs under autocast if ``autocast_dtype`` is given; the loss is computed
-    in float32 or more. Under
-    torch.distributed every process evaluates its own shard and all get the result of the whole. ``progress`` is called
-    with the number of this process's images done so far, ``observe`` with the logits and labels of each of its batches.
+    in float32 or more. Under torch.distributed every process evaluates its own shard and all get the result of the
+    whole. ``progress`` is called with the number of this process's images done so far, ``observe`` with the logits and
+    labels of each of its batches. Memory and time beside the model's grow with images plus classes.
 
-    Raises: ValueError if the model's classes are not as many as ``class_names``, or the loss of a batch is not finite.
+    Raises: ValueError if the model's classes are not as many as ``class_names``; DivergedError, in all processes
+    together, if the loss of a batch is not finite.
     """
     device = torch.device(device)
-    classes = len(class_names)
-    loss_sum = SumMetric().to(device)
-    confusion = MulticlassConfusionMatrix(classes, validate_args=False).to(device)
-    top5 = (
-        MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False).to(device) if classes >= 5 else None
-    )
+    counts = _Counts(len(class_names))
+    diverged_batch = math.inf
     done = 0
     was_training = model.training
     model.eval()
@@ -80,19 +94,14 @@ def evaluate(
                 images, labels = images.to(device, dtype, non_blocking=True), labels.to(device, non_blocking=True)
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(images)
-                if logits.shape[1] != classes:
-                    raise ValueError(f"the model tells {logits.shape[1]} classes apart, the data set has {classes}")
-                logits = logits if logits.dtype == torch.float64 else logits.float()
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                if not loss.isfinite():
-                    first, last = batch * loader.batch_size, min((batch + 1) * loader.batch_size, loader.images) - 1
+                if logits.shape[1] != counts.classes:
                     raise ValueError(
-                        f"the loss of images {first} to {last} is {loss.item()}: the weights have diverged"
+                        f"the model tells {logits.shape[1]} classes apart, the data set has {counts.classes}"
                     )
-                loss_sum.update(loss)
-                confusion.update(logits, labels)
-                if top5 is not None:
-                    top5.update(logits, labels)
+                logits = logits if logits.dtype == torch.float64 else logits.float()
+                if not counts.add(logits, labels):
+                    diverged_batch = batch
+                    break  # the other processes are told below, where they wait
                 if observe is not None:
                     observe(logits, labels)
                 done += len(labels)
@@ -100,17 +109,75 @@ def evaluate(
                     progress(done)
     finally:
         model.train(was_training)
-    counts = confusion.compute().cpu()
-    total = int(counts.sum())
-    return Evaluation(
-        images=total,
-        loss=float(loss_sum.compute()) / total,
-        top1_percent=100 * int(counts.trace()) / total,
-        # back to the whole number of images: the metric divides in float32
-        top5_percent=None if top5 is None else 100 * round(float(top5.compute()) * total) / total,
-        per_class=tuple(map(_class_accuracy, class_names, counts.diag().tolist(), counts.sum(1).tolist())),
-        confusion=counts.tolist(),
-    )
+    counts.gather(device)
+    if not math.isfinite(counts.loss_sum):
+        batch = int(-_largest_of_all(-diverged_batch, device))
+        first, last = batch * loader.batch_size, min((batch + 1) * loader.batch_size, loader.images) - 1
+        raise DivergedError(f"the loss of images {first} to {last} is {counts.loss_sum}: the weights have diverged")
+    return counts.result(class_names)
+
+
+class _Counts:
+    """What is counted over batches, and then over processes: whole numbers, so that nothing depends on the order."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.loss_sum, self.top5 = 0.0, 0
+        self.images_k, self.right_k = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+        side = classes if classes <= CONFUSION_CLASSES else 0
+        self.confusion_kk = np.zeros((side, side), np.int64)
+
+    def add(self, logits_bk: Tensor, labels_b: Tensor) -> bool:
+        """Count a batch; whether its loss is finite."""
+        self.loss_sum += F.cross_entropy(logits_bk, labels_b, reduction="sum").item()
+        if not math.isfinite(self.loss_sum):
+            return False
+        labels, said = labels_b.cpu().numpy(), logits_bk.argmax(1).cpu().numpy()
+        # not by torch, whose counting takes many times longer under deterministic algorithms
+        np.add.at(self.images_k, labels, 1)
+        np.add.at(self.right_k, labels[labels == said], 1)
+        if self.confusion_kk.size:
+            np.add.at(self.confusion_kk, (labels, said), 1)
+        if self.classes >= 5:
+            self.top5 += int((logits_bk.topk(5).indices == labels_b[:, None]).sum())
+        return True
+
+    def gather(self, device: torch.device) -> None:
+        """Add up the counts of all processes, in each of them."""
+        if not _several_processes():
+            return
+        parts = ([self.loss_sum, self.top5], self.images_k, self.right_k, self.confusion_kk.ravel())
+        totals = torch.from_numpy(np.concatenate(parts)).to(device)  # float64 holds these whole numbers exactly
+        torch.distributed.all_reduce(totals)
+        sums, *counted = np.split(totals.cpu().numpy(), np.cumsum([len(part) for part in parts[:-1]]))
+        self.loss_sum, self.top5 = float(sums[0]), int(sums[1])
+        self.images_k, self.right_k, confusion = (part.astype(np.int64) for part in counted)
+        self.confusion_kk = confusion.reshape(self.confusion_kk.shape)
+
+    def result(self, class_names: Sequence[str]) -> Evaluation:
+        """The figures that follow."""
+        total = int(self.images_k.sum())
+        return Evaluation(
+            images=total,
+            loss=self.loss_sum / total,
+            top1_percent=100 * int(self.right_k.sum()) / total,
+            top5_percent=100 * self.top5 / total if self.classes >= 5 else None,
+            per_class=tuple(map(_class_accuracy, class_names, self.right_k.tolist(), self.images_k.tolist())),
+            confusion=self.confusion_kk.tolist() if self.confusion_kk.size else None,
+        )
+
+
+def _several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _largest_of_all(value: float, device: torch.device) -> float:
+    """The largest of the processes' values."""
+    if not _several_processes():
+        return value
+    largest = torch.tensor([value], dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return largest.item()
 
 
 def _class_accuracy(label: str, right: int, images: int) -> ClassAccuracy:

@@ -57,11 +57,21 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
         raise ValueError(unknown("recipe", name_or_file, recipe_names()))
     try:
         values = yaml.safe_load(text) or {}
+        if isinstance(values, dict) and isinstance(values.get("classes"), list):
+            values["classes"] = as_written(text)["classes"]
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {name_or_file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name_or_file} must hold 'key: value' lines, not {type(values).__name__}")
     return flat_keys(values)
+
+
+def as_written(text: str) -> Any:
+    """YAML whose every value is the text that stands there: names of classes, ``yes``, ``007`` and ``null`` among them.
+
+    Raises: YAMLError.
+    """
+    return yaml.load(text, Loader=yaml.BaseLoader)
 
 
 def recipe_config(name_or_file: str, **overrides: Any) -> TrainConfig:
