@@ -1,6 +1,7 @@
 """Distillation: teachers of timm's and of this project, and what they are shown."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -43,6 +44,35 @@ def test_a_teacher_of_timm_with_weights_from_a_file(tmp_path: Path) -> None:
     assert teacher(images).shape == (2, 7)
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     assert not teacher.network.training
+
+
+class Payload:
+    """Writes a file when it is unpickled without restriction."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def test_m12_a_teachers_file_executes_nothing_whatever_the_default_of_timm_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = torch.load
+
+    def permissive(*arguments: Any, weights_only: bool | None = None, **options: Any) -> Any:
+        asked.append(weights_only)
+        return load(*arguments, weights_only=weights_only, **options)
+
+    asked: list[bool | None] = []
+    monkeypatch.setattr(torch, "load", permissive)
+    monkeypatch.setattr("timm.models._helpers.load_checkpoint.__defaults__", (True, "cpu", True, False, None, False))
+    torch.save({"state_dict": Payload(tmp_path / "executed")}, tmp_path / "teacher.pth")
+    with pytest.raises(ValueError, match=r"teacher resnet10t cannot be loaded from .*teacher.pth"):
+        make_teacher(Distillation("resnet10t", str(tmp_path / "teacher.pth")), SEVEN, RGB, CPU, torch.float32)
+    assert not (tmp_path / "executed").exists()
+    assert set(asked) == {True}
 
 
 def test_a_run_of_this_project_teaches_another(make_session: MakeSession, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ DeiT (ICML 2021), for ``hard``.
 """
 
 from collections.abc import Sequence
+from pickle import UnpicklingError
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
+from timm.models import load_checkpoint as load_checkpoint_of_timm
 from torch import Tensor, nn
 
 from ceit.data.preprocessing import Preprocessing
@@ -94,8 +96,10 @@ def _network_of_timm(config: Distillation, classes: int) -> nn.Module:
     try:
         if config.checkpoint is None:
             return timm.create_model(config.teacher, pretrained=True)
-        return timm.create_model(config.teacher, num_classes=classes, checkpoint_path=config.checkpoint)
-    except (RuntimeError, OSError, KeyError) as error:
+        network = timm.create_model(config.teacher, num_classes=classes)
+        load_checkpoint_of_timm(network, config.checkpoint, weights_only=True)  # nothing in a file is executed
+        return network
+    except (RuntimeError, OSError, KeyError, UnpicklingError) as error:
         source = config.checkpoint or "timm's pre-trained weights"
         reason = f"{error}" or "there is no such file"
         raise ValueError(f"teacher {config.teacher} cannot be loaded from {source}: {reason}") from error
