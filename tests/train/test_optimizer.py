@@ -16,7 +16,7 @@ def test_the_learning_rate_warms_up_to_the_peak_and_falls_to_the_end(schedule: s
     values = {"peak_lr": 1e-2, "warmup_lr": 1e-4, "final_lr": 1e-5, "warmup_epochs": 0.5, "schedule": schedule}
     config = config_from(values)
     optimizer = make_optimizer(MODEL, config)
-    scheduler = make_schedule(optimizer, config, steps_per_epoch=20, epochs=3)
+    scheduler = make_schedule(optimizer, config, steps_per_epoch=20, steps=60)
     rates = []
     for step in range(60):
         scheduler.step_update(step)

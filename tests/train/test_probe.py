@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.conftest import TINY, MakeSession
+import yaml
+from tests.train.conftest import SMALL, TINY, MakeSession
 from torch import Tensor, nn
 
-from ceit.train.config import TrainConfig, WeightAverage
+import ceit
+from ceit.data.preprocessing import Preprocessing
+from ceit.train.config import Distillation, Mixing, TrainConfig, WeightAverage
+from ceit.train.objective import Targets
 from ceit.train.probe import HIGHEST_RATE, LOWEST_RATE, device_batch_that_fits, learning_rate_range_test
-from ceit.train.run import find_learning_rate
+from ceit.train.run import find_learning_rate, train
 from ceit.train.session import Session
 from ceit.train.step import train_step
 
@@ -43,6 +47,69 @@ def test_the_batch_that_fits_is_found_by_halving(make_session: MakeSession, fitt
     assert any("gradients are accumulated" in line for line in said) == (found is not None)
     session.config = replace(session.config, device_batch_size=found)
     assert train_step(session, *next(session.train_loader.epoch(0)), 0).images == 32
+
+
+class Room:
+    """A device with room for so many images, where the optimizer's state takes as much as ``state`` of them."""
+
+    def __init__(self, session: Session, images: int, state: int) -> None:
+        self.session, self.images, self.state = session, images, state
+        networks = [session.model] if session.objective.teacher is None else [session.objective.teacher.network]
+        for network in networks:
+            network.register_forward_pre_hook(self.check)
+
+    def check(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if len(inputs[0]) + (self.state if self.session.optimizer.state_dict()["state"] else 0) > self.images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+
+
+@pytest.mark.parametrize("is_taught", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_m10_a_batch_fits_with_optimizer_teacher_and_mixing_and_all_is_put_back(
+    is_taught: bool, precision: str, make_session: MakeSession, tmp_path: Path
+) -> None:
+    """Of 32 images, 24 fit beside nothing, and 8 beside the optimizer's state."""
+    names = [str(digit) for digit in range(10)]
+    teacher = ceit.create_model("ceit_pico_patch4_32", num_classes=10, in_chans=1, img_size=32, depth=2)
+    ceit.save_checkpoint(
+        tmp_path / "t.safetensors", teacher, class_names=names, preprocessing=Preprocessing((0.3,), (0.35,))
+    )
+    taught = Distillation("ceit_pico_patch4_32", str(tmp_path / "t.safetensors")) if is_taught else Distillation()
+    session = make_session(
+        device_batch_size="auto",
+        precision=precision,
+        distillation=taught,
+        mixing=Mixing(mixup_alpha=0.8),
+        ema=WeightAverage(decay=0.9),
+    )
+    before, scale = weights_of(session), session.scaler.get_scale()
+    mixed: list[torch.Size] = []
+    targets = session.objective.targets
+
+    def noted(images: Tensor, labels: Tensor) -> Targets:
+        mixed.append(labels.shape)
+        return targets(images, labels)
+
+    object.__setattr__(session.objective, "targets", noted)
+    Room(session, 24, 16)
+    assert device_batch_that_fits(session) == 8
+    assert set(mixed) == {(size, 10) for size in (32, 16, 8)}
+    assert all(torch.equal(value, before[key]) for key, value in weights_of(session).items())
+    assert session.optimizer.state_dict()["state"] == {}
+    assert session.scaler.get_scale() == scale
+    assert all(parameter.grad is None for parameter in session.model.parameters())
+
+
+def test_m10_a_resumed_run_keeps_the_batch_that_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(SMALL, epochs=1, device_batch_size="auto", limit_batches=2)
+    said: list[str] = []
+    for resume, found in ((None, 8), ("auto", 16)):
+        monkeypatch.setattr("ceit.train.run.device_batch_that_fits", lambda session, found=found: found)
+        train(config, "digits", tmp_path / "run", resume=resume, say=said.append)
+        saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+        assert saved["device_batch_size"] == 8
+    assert len([line for line in said if line.startswith("BatchNorm sees 8 images")]) == 2
+    assert not any("device_batch_size was" in line for line in said)
 
 
 def test_nothing_that_fits_is_an_error(make_session: MakeSession) -> None:

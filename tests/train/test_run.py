@@ -189,8 +189,9 @@ def test_a_time_budget_chooses_the_epochs_and_is_said(tmp_path: Path) -> None:
     said: list[str] = []
     config = replace(SMALL, epochs=None, global_batch_size=512)
     train(config, "digits", tmp_path / "run", time_budget_seconds=1e-3, say=said.append)
-    assert any(line.startswith("a step takes") and "1 epochs" in line for line in said)
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["epochs"] == 1
+    assert any(line.startswith("0 s are left: a step takes") and "so 1 steps, 0.5 epochs" in line for line in said)
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert (saved["epochs"], saved["steps"]) == (1, 1)
 
 
 def test_images_of_digits_are_not_mirrored_whatever_the_recipe_says(tmp_path: Path) -> None:

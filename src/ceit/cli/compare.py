@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ceit.train.directory import lines_of, saved_config
 
-_NO_OPTIONS = ("found", "img_size", "in_chans")
+_NO_OPTIONS = ("found", "img_size", "in_chans", "steps")
 
 
 def main(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 from argparse import ArgumentError
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -12,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
+import psutil
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -45,6 +47,9 @@ def main(arguments: list[str]) -> None:
     if asked.print_config:
         print_config(config)
         return
+    budget_seconds = None
+    if asked.time_budget is not None and not asked.fast_dev_run:
+        budget_seconds = seconds_of(asked.time_budget) - _age_seconds()
     keep_freed_memory()
     output = Path(asked.output)
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
@@ -63,7 +68,7 @@ def main(arguments: list[str]) -> None:
             asked.data,
             output,
             resume=asked.resume,
-            time_budget_seconds=None if asked.time_budget is None else seconds_of(asked.time_budget),
+            time_budget_seconds=budget_seconds,
             say=live.say,
             show=live.show,
         )
@@ -98,6 +103,11 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     if asked.fast_dev_run:
         values |= {"epochs": 1, "limit_batches": 2, "log_every_steps": 1}
     return config_from({key: values[key] for key in known_keys() if "." not in key}), asked
+
+
+def _age_seconds() -> float:
+    """How long this process has been running, imports included."""
+    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 def _wrong_usage(message: str) -> NoReturn:
@@ -147,7 +157,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--output", type=str, help="run directory; must be new or empty unless resuming")
     parser.add_argument("--resume", type=str, help="auto (the newest checkpoint in --output), or a checkpoint's path")
     parser.add_argument(
-        "--time_budget", type=str, help="such as 30m: choose the epochs from the measured time of a step"
+        "--time_budget", type=str, help="such as 30m, from start to end of the command: choose the steps that fit"
     )
     for name, text in SWITCHES.items():
         parser.add_argument(f"--{name}", type=bool, default=False, help=text)

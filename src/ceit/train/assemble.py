@@ -31,7 +31,7 @@ from ceit.train.batch_norm import StatisticsBackup, small_batch_warning
 from ceit.train.config import Mixing, TrainConfig
 from ceit.train.distributed import from_main, shared_gradients
 from ceit.train.objective import Objective, balanced_weights
-from ceit.train.optimizer import make_optimizer, make_schedule
+from ceit.train.optimizer import make_optimizer
 from ceit.train.session import Session
 from ceit.train.teacher import make_teacher
 from ceit.weights import create_model, save_checkpoint
@@ -161,7 +161,6 @@ def assemble(
         trained = cast("nn.Module", torch.compile(trained, dynamic=False))
     optimizer = make_optimizer(model, config)
     weights = balanced_weights(train_split.labels, len(dataset.class_names)) if config.class_weights != "none" else None
-    epochs = config.epochs_for(len(train_split))
 
     def save_best(best: CeiT, training: dict[str, Any]) -> None:
         if accelerator.is_main_process:
@@ -188,16 +187,14 @@ def assemble(
         accelerator.log(_scalars(line), step=line["step"])
         show(line)
 
-    return Session(
+    session = Session(
         config=config,
-        epochs=epochs,
         class_names=dataset.class_names,
         accelerator=accelerator,
         autocast_dtype=_autocast_dtype(config, accelerator),
         model=model,
         trained=trained,
         optimizer=optimizer,
-        schedule=make_schedule(optimizer, config, len(train_loader), epochs),
         scaler=GradScaler(device.type, enabled=config.precision == "fp16"),
         ema=ema,
         objective=Objective(
@@ -215,6 +212,8 @@ def assemble(
         say=say,
         show=show,
     )
+    session.plan(config.epochs_for(len(train_split)) * len(train_loader))
+    return session
 
 
 def starting_model(config: TrainConfig, dataset: ImageDataset, say: Say) -> CeiT:

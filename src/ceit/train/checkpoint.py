@@ -27,13 +27,14 @@ FORMAT_VERSION = 2
 
 @dataclass
 class Progress:
-    """Where a run stands: ``step`` steps done, ``batch`` batches into ``epoch`` (from 0), and what it has found.
+    """Where a run stands: ``step`` of ``steps`` done, ``batch`` batches into ``epoch`` (from 0), and what it has found.
 
     ``loss_sum``, ``right`` and ``images`` are this epoch's so far; ``best_score`` is the validation top-1 in percent,
     then minus the validation loss; ``best`` tells the epoch and the kind (raw or ema) of the model that is kept.
     """
 
     step: int = 0
+    steps: int = 0
     epoch: int = 0
     batch: int = 0
     elapsed_seconds: float = 0.0

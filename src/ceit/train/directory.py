@@ -20,6 +20,10 @@ except ImportError:  # Windows has no such lock
 LOCK = ".lock"
 MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
 """Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
+_CONSEQUENCE = {
+    "device_batch_size": ": unless it is frozen, BatchNorm takes its statistics from other images from here on, and "
+    "the weights will be others than without the change"
+}
 _RESULTS = ("model.safetensors", "test.json")
 
 
@@ -114,7 +118,7 @@ def require_same(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
         if asked.get(key) == value:
             continue
         if key in MAY_CHANGE:
-            changes.append(f"{key} was {value}, now {asked.get(key)}")
+            changes.append(f"{key} was {value}, now {asked.get(key)}{_CONSEQUENCE.get(key, '')}")
         else:
             raise ValueError(
                 f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options; "

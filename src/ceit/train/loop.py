@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ceit.model import CeiT
 from ceit.train.checkpoint import checkpoint_name, save_state, state_of
-from ceit.train.distributed import total_of
+from ceit.train.distributed import from_main, total_of
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.session import Session
 from ceit.train.sharding import is_sharded
@@ -34,11 +34,16 @@ def fit(session: Session) -> None:
     or no epoch's validation has one.
     """
     with _stop_signals() as received:
+        if session.budget is not None:
+            session.budget.begin(session.progress.steps)
         while session.progress.epoch < session.epochs and not _has_stopped_improving(session):
             _train_epoch(session, received)
+            began = time.monotonic()
             if session.validation_loader is not None:
                 save_now(session)  # validation may take long, and be cut short
-            _end_epoch(session)
+            validation_seconds = _end_epoch(session)
+            if session.budget is not None:
+                session.budget.epoch_ended(time.monotonic() - began, validation_seconds)
             _stop_if_asked(session, received)
     if not session.progress.best:
         raise ValueError(
@@ -53,8 +58,9 @@ def _train_epoch(session: Session, received: list[int]) -> None:
     session.start_training()
     began = time.perf_counter() - progress.elapsed_seconds
     window_began, window_waited, window_images = time.perf_counter(), 0.0, 0
-    batches = session.train_loader.epoch(progress.epoch, start_batch=progress.batch)
-    for waited, (images, labels) in _timed(batches):
+    batches = _timed(session.train_loader.epoch(progress.epoch, start_batch=progress.batch))
+    while progress.step < progress.steps and (waited_batch := next(batches, None)) is not None:
+        waited, (images, labels) = waited_batch
         result = train_step(session, images, labels, progress.step)
         progress.step += 1
         progress.batch += 1
@@ -88,9 +94,31 @@ def _train_epoch(session: Session, received: list[int]) -> None:
             }
         )
         _stop_if_asked(session, received)
+        _keep_within_the_budget(session)
         every = config.checkpoint_every_steps
-        if every and progress.step % every == 0 and progress.batch < len(session.train_loader):
+        if (
+            every
+            and progress.step % every == 0
+            and progress.batch < len(session.train_loader)
+            and progress.step < progress.steps
+        ):
             save_now(session)
+
+
+def _keep_within_the_budget(session: Session) -> None:
+    """Every so often, choose the steps anew if the run would not end when the time is up."""
+    budget, progress = session.budget, session.progress
+    if budget is None or progress.step < budget.next_look:
+        return
+    steps = from_main(budget.look(progress.step, progress.steps), session.accelerator)
+    budget.look_again(progress.step, steps)
+    if steps != progress.steps:
+        session.say(
+            f"a step takes {budget.step_seconds:.3g} s by now: {steps} steps in all fit into the time budget, "
+            f"not {progress.steps}"
+        )
+        session.plan(steps)
+        session.record({"event": "plan", "step": progress.step, "steps": steps})
 
 
 def learning_rate(session: Session) -> float:
@@ -123,12 +151,14 @@ def _count(session: Session, result: StepResult) -> None:
         )
 
 
-def _end_epoch(session: Session) -> None:
-    """Validation of raw and averaged weights, the best of them kept, the state saved."""
+def _end_epoch(session: Session) -> float:
+    """Validation of raw and averaged weights, the best of them kept, the state saved; the seconds of the validation."""
     config, progress, began = session.config, session.progress, time.perf_counter()
     session.settle_statistics()
     candidates = session.candidates()
+    validation_began = time.perf_counter()
     found = {} if session.validation_loader is None else _validated(session, candidates)
+    validation_seconds = time.perf_counter() - validation_began
     # of equal accuracies the lower loss wins; without validation there is nothing to compare
     scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}
     if session.validation_loader is None:
@@ -162,6 +192,7 @@ def _end_epoch(session: Session) -> None:
     )
     progress.loss_sum, progress.right, progress.images = 0.0, 0, 0
     save_now(session)
+    return validation_seconds
 
 
 def _has_stopped_improving(session: Session) -> bool:

@@ -43,16 +43,15 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
     return optimizer
 
 
-def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, epochs: int) -> Scheduler:
+def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, steps: int) -> Scheduler:
     """Linear warm-up from ``warmup_lr`` to ``scaled_lr``, then a fall to ``final_lr``; a function of the
     step alone.
 
     Differs: the release steps once an epoch and one epoch late, see docs/decisions.
     """
-    total = steps_per_epoch * epochs
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
     options = {
-        "t_initial": max(2, total - warmup),  # of 1, timm warns that nothing falls
+        "t_initial": max(2, steps - warmup),  # of 1, timm warns that nothing falls
         "lr_min": min(config.final_lr, config.scaled_lr),
         "warmup_t": warmup,
         "warmup_lr_init": min(config.warmup_lr, config.scaled_lr),

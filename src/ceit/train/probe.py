@@ -1,6 +1,7 @@
-"""What is measured before a run: the batch that fits, the epochs that fit, the learning rates that work."""
+"""What is measured before a run: the batch that fits, the time of its parts, the learning rates that work."""
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -9,13 +10,17 @@ from typing import NamedTuple
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
 
+from ceit.data.batches.workers import usual_workers
 from ceit.train.distributed import from_all, from_main
 from ceit.train.loop import validate
 from ceit.train.session import Session
-from ceit.train.step import train_step
+from ceit.train.step import step_alone, train_step
+from ceit.train.time_budget import TimeBudget
 
 TIMED_STEPS = 8
+PROBED_SHARE = 0.02  # of a time budget, for steps and again for validation
 RANGE_STEPS = 100
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 1.0
 
@@ -24,7 +29,9 @@ LOWEST_RATE, HIGHEST_RATE = 1e-7, 1.0
 def put_back(session: Session) -> Iterator[None]:
     """Weights, average, optimizer and loss scale are afterwards as they were before."""
     parts = (session.model, session.optimizer, session.scaler)
-    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    # the copy of the weights lies on the CPU, lest it take the room that is measured
+    weights = {key: value.to("cpu", copy=True) for key, value in session.model.state_dict().items()}
+    before = [weights, *(copy.deepcopy(part.state_dict()) for part in parts[1:])]
     try:
         session.start_training()
         yield
@@ -43,13 +50,12 @@ def device_batch_that_fits(session: Session) -> int | None:
     Raises: ValueError if not even one fits.
     """
     share = session.config.global_batch_size // session.accelerator.num_processes
-    with put_back(session):
-        images, labels = next(session.train_loader.epoch(0))
-        size = share
-        while not _fits(session, images[:size], labels[:size]):
-            if size == 1:
-                raise ValueError("not even one image fits into memory: take a smaller model or img_size")
-            size = (size + 1) // 2
+    images, labels = next(session.train_loader.epoch(0))
+    size = share
+    while not _fits(session, images, labels, size):
+        if size == 1:
+            raise ValueError("not even one image fits into memory: take a smaller model or img_size")
+        size = (size + 1) // 2
     size = min(from_all(size, session.accelerator))
     if size == share:
         return None
@@ -57,53 +63,93 @@ def device_batch_that_fits(session: Session) -> int | None:
     return size
 
 
-def _fits(session: Session, images: torch.Tensor, labels: torch.Tensor) -> bool:
-    """Whether a forward and backward pass over these images runs, without the other processes."""
-    device = session.accelerator.device
+def _fits(session: Session, images: Tensor, labels: Tensor, size: int) -> bool:
+    """Whether steps over these images run, ``size`` at once: with mixing, teacher, optimizer and average as in
+    training, but without the other processes, which may have room for more."""
     try:
-        with session.autocast():
-            logits = session.model(images.to(device, session.dtype))
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels.to(device))
-        loss.backward()
+        with put_back(session):
+            for step in range(2):  # the first one leaves the optimizer's state behind, which is there from then on
+                step_alone(session, images, labels, step, size)
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise
         return False
     finally:
-        session.optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
+        if session.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
     return True
 
 
-def epochs_within(budget_seconds: float, session: Session) -> int:
-    """Epochs that fit, by the measured time of a few steps and of one validation."""
-    step_seconds, validation_seconds = seconds_of_an_epoch(session)
-    epoch_seconds = step_seconds * len(session.train_loader) + validation_seconds
-    epochs = from_main(max(1, int(0.95 * budget_seconds / epoch_seconds)), session.accelerator)
-    session.say(
-        f"a step takes {step_seconds:.2f} s, an epoch {epoch_seconds:.0f} s: {epochs} epochs in {budget_seconds:.0f} s"
+def measured_budget(seconds: float, ends: float, session: Session, test_images: int) -> TimeBudget:
+    """What the parts of a run take, measured in a few percent of its ``seconds``; it ``ends`` at a moment of
+    ``time.monotonic``."""
+    limit = PROBED_SHARE * seconds
+    with put_back(session):
+        times = from_main(_step_seconds(session, limit), session.accelerator)
+        step_seconds = sum(times) / len(times)
+        image_seconds = step_seconds / session.config.global_batch_size  # no less than validation takes for one
+        loader = session.validation_loader
+        validated = 0 if loader is None else loader.images * len(session.candidates())
+        validation_seconds = validated * image_seconds
+        if validated and validation_seconds < limit:
+            validation_seconds = from_main(_validation_seconds(session), session.accelerator)
+            image_seconds = validation_seconds / validated
+    return TimeBudget(
+        ends=ends,
+        seconds=seconds,
+        steps_per_epoch=len(session.train_loader),
+        step_seconds=step_seconds,
+        epoch_end_seconds=validation_seconds,
+        report_seconds=test_images * image_seconds,
+        report_share=test_images / validated if validated else 0.0,
+        clock=time.monotonic,
     )
-    if epoch_seconds > budget_seconds:
-        session.say(f"one epoch takes longer than the time budget of {budget_seconds:.0f} s; it is run all the same")
-    return epochs
 
 
 def seconds_of_an_epoch(session: Session) -> tuple[float, float]:
-    """Measured seconds of one training step, the median of a few, and of one validation."""
-    times = []
+    """Measured seconds of one training step, reading included, and of one validation."""
     with put_back(session):
-        batches = session.train_loader.epoch(0)
-        for step in range(min(TIMED_STEPS, len(session.train_loader))):
-            began = time.perf_counter()
-            train_step(session, *next(batches), step)
-            times.append(time.perf_counter() - began)
+        times = _step_seconds(session, math.inf)
+        return sum(times) / len(times), _validation_seconds(session)
+
+
+def _step_seconds(session: Session, limit_seconds: float) -> list[float]:
+    """Seconds of a few steps, each with the wait for its images, behind those that had been read ahead.
+
+    If the limit ends it before that, of all but the first step, which starts everything.
+    """
+    times: list[float] = []
+    batches, ahead = _batches(session), _batches_ahead(session)
+    is_over = False
+    while len(times) < 2 or not is_over:
         began = time.perf_counter()
-        if session.validation_loader is not None:
-            for network in session.candidates().values():
-                validate(session, network)
-        validation_seconds = time.perf_counter() - began
-    return sorted(times)[len(times) // 2], validation_seconds
+        train_step(session, *next(batches), len(times))
+        times.append(time.perf_counter() - began)
+        is_over = len(times) == 1 + ahead + TIMED_STEPS or sum(times) > limit_seconds
+        is_over = from_main(is_over, session.accelerator)
+    return times[1 + ahead :] or times[1:]
+
+
+def _validation_seconds(session: Session) -> float:
+    began = time.perf_counter()
+    if session.validation_loader is not None:
+        for network in session.candidates().values():
+            validate(session, network)
+    return time.perf_counter() - began
+
+
+def _batches(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training batches of one epoch after the other."""
+    for epoch in itertools.count():
+        yield from session.train_loader.epoch(epoch)
+
+
+def _batches_ahead(session: Session) -> int:
+    """How many batches lie ready when the first one is taken: what is slow to read shows only behind them."""
+    if session.train_loader.workers is None:
+        return 0
+    workers = session.config.workers
+    return 2 * (usual_workers() if workers is None else workers)
 
 
 class RangeTest(NamedTuple):
@@ -122,14 +168,9 @@ def learning_rate_range_test(session: Session, steps: int = RANGE_STEPS) -> Rang
     """
     rates: list[float] = []
     losses: list[float] = []
-    average, epoch = 0.0, 0
+    average = 0.0
     with put_back(session):
-        batches = session.train_loader.epoch(epoch)
-        for step in range(steps):
-            if (batch := next(batches, None)) is None:
-                epoch += 1
-                batches = session.train_loader.epoch(epoch)
-                batch = next(batches)
+        for step, batch in zip(range(steps), _batches(session), strict=False):
             rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / max(1, steps - 1))
             result = train_step(session, *batch, step, learning_rate=rate)
             average = 0.9 * average + 0.1 * result.loss

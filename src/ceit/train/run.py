@@ -7,7 +7,9 @@ model, with class names and preprocessing), ``test.json`` (the final report), ``
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from ceit.data.splits import ImageDataset
 from ceit.inference.device import machine
 from ceit.model import CeiT
 from ceit.train.assemble import Say, Show, build, evaluation_loader
+from ceit.train.batch_norm import small_batch_warning
 from ceit.train.checkpoint import Progress, checkpoints_in, load_state
 from ceit.train.config import TrainConfig
 from ceit.train.directory import (
@@ -36,8 +39,7 @@ from ceit.train.directory import (
 from ceit.train.distributed import from_main, make_accelerator, together
 from ceit.train.loop import Interrupted, fit
 from ceit.train.metrics import Evaluation, evaluate
-from ceit.train.optimizer import make_schedule
-from ceit.train.probe import RangeTest, device_batch_that_fits, epochs_within, learning_rate_range_test
+from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
 from ceit.train.session import Session
 from ceit.weights import load_checkpoint
 
@@ -68,13 +70,15 @@ def train(
     """Train ``config.model`` on ``data`` (a name or a folder) into ``output``, and report on the test split.
 
     ``resume`` is ``auto`` (the newest checkpoint in ``output``, or a fresh start if there is none) or a checkpoint's
-    path; the resolved configuration of the run then has to be the same. ``say`` gets messages, ``show`` the state after
-    every step, ``observe_test`` logits and labels of the test split, batch by batch. Started by a launcher, every
-    process calls this, and the main one alone writes, says and shows.
+    path; the resolved configuration of the run then has to be the same. With ``time_budget_seconds``, which begin now,
+    the run takes as many steps as end in time, with validation and report; at least one. ``say`` gets messages,
+    ``show`` the state after every step, ``observe_test`` logits and labels of the test split, batch by batch. Started
+    by a launcher, every process calls this, and the main one alone writes, says and shows.
 
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
     another run is writing; Interrupted (a KeyboardInterrupt) after saving.
     """
+    ends = math.inf if time_budget_seconds is None else time.monotonic() + time_budget_seconds
     config = _with_whole_paths(config)
     accelerator = make_accelerator(config, log_with="tensorboard", project_dir=output)
     if not accelerator.is_main_process:
@@ -86,19 +90,21 @@ def train(
         if checkpoints:
             config = _as_measured_before(config, saved)
             if time_budget_seconds is not None:
-                time_budget_seconds = None
-                say(f"the time budget chose {saved['epochs']} epochs when this run was started; they stay")
+                time_budget_seconds, config = None, replace(config, epochs=saved["epochs"])
+                say("the time budget chose the steps when this run was started; they stay")
         session, images = build(config, data, output, accelerator, say, show, resuming=bool(checkpoints))
         dataset = images.dataset
         config = session.config
         if config.device_batch_size == "auto":
-            config = replace(config, device_batch_size=device_batch_that_fits(session))
+            size = device_batch_that_fits(session)
+            config = session.config = replace(config, device_batch_size=size)
+            if size is not None and (warning := small_batch_warning(session.model, size, config.batch_norm)):
+                say(warning)
         if time_budget_seconds is not None:
-            session.epochs = epochs_within(time_budget_seconds, session)
-        elif checkpoints and config.epochs is None:
-            session.epochs = saved["epochs"]
+            _plan_within(time_budget_seconds, ends, session, len(dataset.test))
+        elif checkpoints and config.epochs in (None, saved["epochs"]):
+            session.plan(saved.get("steps", saved["epochs"] * len(session.train_loader)))
         session.config = replace(config, epochs=session.epochs)
-        session.schedule = make_schedule(session.optimizer, config, len(session.train_loader), session.epochs)
         description = describe(session, data, dataset)
         if checkpoints:
             for change in require_same(saved, description):
@@ -169,7 +175,21 @@ def describe(session: Session, data: str, dataset: ImageDataset) -> dict[str, An
         "img_size": [height, width],
         "in_chans": dataset.in_chans,
         "precision": precision,
+        "steps": session.total_steps,
     }
+
+
+def _plan_within(seconds: float, ends: float, session: Session, test_images: int) -> None:
+    """As many steps as end in time; what they are chosen by is measured, and said."""
+    budget = measured_budget(seconds, ends, session, test_images)
+    steps = from_main(budget.steps_that_fit(0), session.accelerator)
+    session.plan(steps)
+    session.budget = budget
+    session.say(
+        f"{max(0.0, ends - time.monotonic()):.0f} s are left: a step takes {budget.step_seconds:.3g} s, the end of an "
+        f"epoch {budget.epoch_end_seconds:.3g} s, the report {budget.report_seconds:.3g} s; so {steps} steps, "
+        f"{steps / len(session.train_loader):.3g} epochs"
+    )
 
 
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:
@@ -218,6 +238,7 @@ def _summary(session: Session, dataset: ImageDataset, precision: str) -> str:
 
 def _take_up(session: Session, checkpoints: list[Path], output: Path) -> None:
     """Go on from the first checkpoint that can be read; what lies behind it is dropped, the run writes it again."""
+    planned = session.total_steps
     for checkpoint in checkpoints:
         try:
             session.progress, processes = load_state(checkpoint, session.parts())
@@ -226,6 +247,7 @@ def _take_up(session: Session, checkpoints: list[Path], output: Path) -> None:
                 raise
             session.say(f"{error}; taking the one before")
             continue
+        session.plan(session.progress.steps or planned)
         session.accelerator.wait_for_everyone()
         if session.accelerator.is_main_process:
             for later in checkpoints_in(output / "checkpoints"):

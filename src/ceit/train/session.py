@@ -20,7 +20,9 @@ from ceit.train.batch_norm import StatisticsBackup, average_over_processes, free
 from ceit.train.checkpoint import Parts, Progress
 from ceit.train.config import TrainConfig
 from ceit.train.objective import Objective
+from ceit.train.optimizer import make_schedule
 from ceit.train.sharding import whole_model
+from ceit.train.time_budget import TimeBudget
 
 
 @dataclass
@@ -28,14 +30,12 @@ class Session:
     """One run, put together by ``run.train`` and taken through its epochs by ``loop.fit``."""
 
     config: TrainConfig
-    epochs: int
     class_names: tuple[str, ...]
     accelerator: Accelerator
     autocast_dtype: torch.dtype | None
     model: CeiT
     trained: nn.Module  # the model as accelerate wraps it
     optimizer: Optimizer
-    schedule: Scheduler
     scaler: GradScaler
     ema: ModelEmaV3 | None
     objective: Objective
@@ -48,10 +48,22 @@ class Session:
     say: Callable[[str], None]
     show: Callable[[dict[str, Any]], None]  # the progress bar
     progress: Progress = field(default_factory=Progress)
+    budget: TimeBudget | None = None
+    schedule: Scheduler = field(init=False)
+
+    def plan(self, steps: int) -> None:
+        """Take so many steps in all: with the last one the learning rate reaches its end."""
+        self.progress.steps = steps
+        self.schedule = make_schedule(self.optimizer, self.config, len(self.train_loader), steps)
 
     @property
     def total_steps(self) -> int:
-        return self.epochs * len(self.train_loader)
+        return self.progress.steps
+
+    @property
+    def epochs(self) -> int:
+        """Of these steps; the last one may be cut short."""
+        return -(-self.progress.steps // len(self.train_loader))
 
     @property
     def device_batch_size(self) -> int | None:

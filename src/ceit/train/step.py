@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from ceit.train.distributed import from_all, total_of
@@ -40,18 +40,14 @@ def train_step(
     Every random number in it (drop path, mixing) is a function of (seed, step, process). If the loss or the gradient is
     not finite, nothing moves: no weight, average, optimizer state or BatchNorm statistic.
     """
-    config, device = session.config, session.accelerator.device
-    process = session.accelerator.process_index
-    torch.manual_seed(seed_of(config.seed, step, process))
+    torch.manual_seed(seed_of(session.config.seed, step, session.accelerator.process_index))
     session.schedule.step_update(step)
     if learning_rate is not None:
         for group in session.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
     session.backup.take()
-    images_bchw = images_bchw.to(device, session.dtype, non_blocking=True)
-    labels_b = labels_b.to(device, non_blocking=True)
-    images_bchw, labels = session.objective.mixed(images_bchw, labels_b, step, process)
-    local_loss, right = _gradients(session, images_bchw, labels)
+    images_bchw, labels = _mixed(session, images_bchw, labels_b, step)
+    local_loss, right = _gradients(session, session.trained, images_bchw, labels, session.device_batch_size)
     norm = _gradient_norm(session)
     share = len(labels_b)
     loss_sum, all_right, images = total_of([local_loss * share, right, share], session.accelerator)
@@ -70,18 +66,40 @@ def train_step(
     return StepResult(loss_sum / images, int(all_right), int(images), skipped, counts)
 
 
-def _gradients(session: Session, images_bchw: Tensor, labels: Tensor) -> tuple[float, int]:
+def step_alone(session: Session, images_bchw: Tensor, labels_b: Tensor, step: int, device_batch_size: int) -> None:
+    """All that a step computes, to see whether it can: without the other processes, and whatever comes out of it."""
+    images_bchw, labels = _mixed(session, images_bchw, labels_b, step)
+    _gradients(session, session.model, images_bchw, labels, device_batch_size)
+    _gradient_norm(session)
+    session.optimizer.step()
+    if session.ema is not None:
+        session.ema.update(session.model, step=step + 1)
+    session.scaler.update()
+    session.optimizer.zero_grad(set_to_none=True)
+
+
+def _mixed(session: Session, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """This process's share of the batch on its device, as the network sees it."""
+    accelerator = session.accelerator
+    images_bchw = images_bchw.to(accelerator.device, session.dtype, non_blocking=True)
+    labels_b = labels_b.to(accelerator.device, non_blocking=True)
+    return session.objective.mixed(images_bchw, labels_b, step, accelerator.process_index)
+
+
+def _gradients(
+    session: Session, network: nn.Module, images_bchw: Tensor, labels: Tensor, device_batch_size: int | None
+) -> tuple[float, int]:
     """Gradients of the mean loss over the batch, part by part if it does not fit; the loss, and images recognised."""
     share = len(images_bchw)
-    size = session.device_batch_size or share
+    size = device_batch_size or share
     loss_sum, right = 0.0, 0
     for start in range(0, share, size):
         part = slice(start, start + size)
         is_last = start + size >= share
-        with nullcontext() if is_last else session.accelerator.no_sync(session.trained):
+        with nullcontext() if is_last else session.accelerator.no_sync(network):
             with session.autocast():
                 targets = session.objective.targets(images_bchw[part], labels[part])
-                logits = session.trained(images_bchw[part])
+                logits = network(images_bchw[part])
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = session.objective.loss(logits, targets)
             images = len(logits)
