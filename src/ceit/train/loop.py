@@ -58,7 +58,7 @@ def _train_epoch(session: Session, received: list[int]) -> None:
     session.start_training()
     began = time.perf_counter() - progress.elapsed_seconds
     window_began, window_waited, window_images = time.perf_counter(), 0.0, 0
-    batches = _timed(session.train_loader.epoch(progress.epoch, start_batch=progress.batch))
+    batches = _timed(_rest_of_epoch(session))
     while progress.step < progress.steps and (waited_batch := next(batches, None)) is not None:
         waited, (images, labels) = waited_batch
         result = train_step(session, images, labels, progress.step)
@@ -103,6 +103,13 @@ def _train_epoch(session: Session, received: list[int]) -> None:
             and progress.step < progress.steps
         ):
             save_now(session)
+
+
+def _rest_of_epoch(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that are left of this epoch, no more than there are steps left; their number may grow meanwhile."""
+    loader, progress = session.train_loader, session.progress
+    while (left := min(len(loader) - progress.batch, progress.steps - progress.step)) > 0:
+        yield from loader.epoch(progress.epoch, progress.batch, progress.batch + left)
 
 
 def _keep_within_the_budget(session: Session) -> None:

@@ -117,6 +117,9 @@ def test_resuming_gives_the_rest(split: ArraySplit, drop_last: bool) -> None:
         assert torch.equal(images, same_images)
         assert torch.equal(labels, same_labels)
     assert list(loader.epoch(4, start_batch=len(loader))) == []
+    some = list(loader.epoch(4, 1, 3))
+    assert [labels.tolist() for _, labels in some] == [labels.tolist() for _, labels in whole[1:3]]
+    assert len(list(loader.epoch(4, 1, 1000))) == len(loader) - 1
 
 
 def test_seeds_and_epochs_differ(split: ArraySplit) -> None:

@@ -114,10 +114,11 @@ class Loader:
         """The names of the images of an epoch, in the order in which they are shown, over all processes."""
         return [self.split.key(index) for index in (self.order.draws(epoch) % COPY).tolist()]
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from ``start_batch`` on: to resume is to ask for the rest."""
+    def epoch(self, epoch: int, start_batch: int = 0, end_batch: int | None = None) -> Iterator[Batch]:
+        """The batches of an epoch from ``start_batch`` on, to resume, and up to ``end_batch``: none behind is read."""
         draws = self.order.draws(epoch)
-        starts = range(start_batch * self.batch_size, self.images, self.batch_size)
+        end = self.images if end_batch is None else min(self.images, end_batch * self.batch_size)
+        starts = range(start_batch * self.batch_size, end, self.batch_size)
         rank, processes = self.shard
         requests = [(epoch, draws[start : start + self.batch_size][rank::processes]) for start in starts]
         if self.workers is not None:
