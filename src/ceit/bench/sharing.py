@@ -59,7 +59,8 @@ def main() -> None:
         parser.error("--output FILE.json is missing")
     seconds: dict[str, dict[str, dict[str, list[float]]]] = {}
     about: dict[str, Any] = {}
-    for _, work, company, setting in product(range(asked.rounds), asked.work, asked.company, asked.settings):
+    turns: list[tuple[str, str, str]] = [*product(asked.work, asked.company, asked.settings)]
+    for work, company, setting in turns * asked.rounds:
         with beside(COMPANY[company]):
             answer = _in_a_process(work, SETTINGS[setting])
         about = answer["machine"]
