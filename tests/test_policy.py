@@ -12,6 +12,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # Arrows point one way: a part may import itself and any part of a lower layer.
 LAYERS = (
+    {"paths"},
     {"model"},
     {"weights"},
     {"data"},

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ceit.model import CeiT
 from ceit.model.complexity import complexity
 from ceit.model.names import unknown
+from ceit.paths import expanded
 from ceit.weights import load_checkpoint
 
 OPPONENTS = ("deit_tiny_patch16_224", "resnet50", "mobilenetv3_large_100", "efficientnet_b0")
@@ -92,9 +93,9 @@ def require_known(subject: Subject) -> None:
         file, _, function = subject.text.rpartition(":")
         if not file or not function:
             raise ValueError(f"{subject.text!r} must be FILE.py:factory, a file and a function in it")
-        if not Path(file).is_file():
+        if not expanded(file).is_file():
             raise ValueError(f"there is no file {file!r} to take {function!r} from")
-    elif not Path(subject.text).exists():
+    elif not expanded(subject.text).exists():
         raise ValueError(f"there is no checkpoint {subject.text!r}")
 
 
@@ -175,10 +176,11 @@ def _name_and_fields(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _from_factory(subject: Subject) -> nn.Module:
-    file, _, function = subject.text.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    text, _, function = subject.text.rpartition(":")
+    file = expanded(text)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{file!r} is not a Python file to take {function!r} from")
+        raise ValueError(f"{text!r} is not a Python file to take {function!r} from")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     factory = getattr(module, function, None)

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 from rich import box
@@ -19,6 +18,7 @@ from ceit.bench.loading import usable_cores
 from ceit.bench.networks import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.processes import Memory
 from ceit.bench.speed import MEASURES, Settings, measure
+from ceit.paths import expanded
 from ceit.weights.atomic import replace_files
 
 PACKAGE_OF = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
@@ -107,9 +107,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     results = parser.add_argument_group("results")
     results.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.json", help="everything, written each round"
+        "--output", type=expanded, required=True, metavar="FILE.json", help="everything, written each round"
     )
-    results.add_argument("--chart", type=Path, metavar="FILE.png", help="bars of images a second")
+    results.add_argument("--chart", type=expanded, metavar="FILE.png", help="bars of images a second")
     return parser
 
 

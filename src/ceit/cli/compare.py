@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.paths import expanded
 from ceit.train.directory import lines_of, saved_config
 
 _NO_OPTIONS = ("found", "img_size", "in_chans", "steps")
@@ -23,9 +24,11 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="ceit compare", description="Lay training runs side by side: results, and the options that differ."
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories of ceit train")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=expanded, help="run directories of ceit train")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw validation accuracy over epochs, or .svg")
+    parser.add_argument(
+        "--plot", type=expanded, metavar="FILE.png", help="draw validation accuracy over epochs, or .svg"
+    )
     options = parser.parse_args(arguments)
     if options.plot and options.plot.suffix not in (".png", ".svg"):
         parser.error(f"--plot {options.plot} must end in .png or .svg")

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ceit.paths import expanded
 from ceit.weights.checkpoint import network_of, save_checkpoint
 from ceit.weights.geometry import name_of
 from ceit.weights.stored import read_stored, side_file
@@ -41,9 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Converts released weights, or a plain state dict of this network or of timm's DeiT, to "
         "safetensors. Nothing in the file is executed.",
     )
-    parser.add_argument("released", metavar="RELEASED.pth", type=Path, help="the file to read")
+    parser.add_argument("released", metavar="RELEASED.pth", type=expanded, help="the file to read")
     parser.add_argument(
-        "output", metavar="OUT.safetensors", type=Path, help="the file to write, with OUT.json beside it"
+        "output", metavar="OUT.safetensors", type=expanded, help="the file to write, with OUT.json beside it"
     )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument(

@@ -19,6 +19,7 @@ from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.sources.published import PUBLISHED
 from ceit.data.sources.shards.write import write_shards
 from ceit.data.splits import ArraySplit, ImageDataset
+from ceit.paths import expanded
 from ceit.weights.atomic import replace_files
 
 _LISTED_CLASSES = 24
@@ -50,12 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     checking = verbs.add_parser("check", help=text, description=f"{text}. The exit code is 1 if there are errors.")
     checking.add_argument("data", metavar="DATA", help=data)
     checking.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    checking.add_argument("--output", metavar="FILE.json", type=Path, help="write the JSON document there, too")
+    checking.add_argument("--output", metavar="FILE.json", type=expanded, help="write the JSON document there, too")
 
     text = "write a set as WebDataset shards, which train and evaluate take as --data"
     sharding = verbs.add_parser("shard", help=text, description=f"{text}. An epoch of them is the same as of the set.")
     sharding.add_argument("data", metavar="DATA", help=data)
-    sharding.add_argument("out", metavar="OUT", type=Path, help="a new folder")
+    sharding.add_argument("out", metavar="OUT", type=expanded, help="a new folder")
     sharding.add_argument(
         "--shard-megabytes", metavar="N", type=int, default=256, help="size of a shard, at most (default: 256)"
     )

@@ -13,6 +13,7 @@ from ceit.data.sources.known_sets import SETS
 from ceit.data.splits import ArraySplit
 from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.inference.memory import keep_freed_memory
+from ceit.paths import expanded
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
 
@@ -22,7 +23,9 @@ SHEET_IMAGES = 32
 def main(arguments: list[str]) -> None:
     """Fetch, train by the recipe ``demo``, evaluate, draw. Interrupted, the same command goes on."""
     parser = argparse.ArgumentParser(prog="ceit demo", description="Train, evaluate and picture a small model.")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "--output", metavar="DIR", type=expanded, default=Path("runs/demo"), help="default: %(default)s"
+    )
     parser.add_argument("--data", choices=sorted(SETS), default="cifar10", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)

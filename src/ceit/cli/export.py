@@ -28,6 +28,7 @@ from ceit.inference.exported import FORMATS, SUFFIXES
 from ceit.inference.predictor import default_preprocessing, stored_preprocessing
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.model import CeiT
+from ceit.paths import expanded
 from ceit.weights import load_checkpoint, read_description
 
 _FEWEST_FOR_INT8 = 20  # pictures: half to calibrate, half to check
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", metavar="RUN|FILE", required=True, help="a run directory or a file of weights")
     parser.add_argument("--format", choices=FORMATS, required=True, help="torch: a program of torch.export")
-    parser.add_argument("--output", metavar="FILE", required=True, type=Path, help=f"ends in {', '.join(SUFFIXES)}")
+    parser.add_argument("--output", metavar="FILE", required=True, type=expanded, help=f"ends in {', '.join(SUFFIXES)}")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
     parser.add_argument(
         "--dynamic-size", action="store_true", help="take images of any sides that are multiples of the patch size"
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data", metavar="NAME|DIR", help="a data set to check and calibrate with (default: the one of the training)"
     )
     source.add_argument(
-        "--images", metavar="PATH", nargs="+", type=Path, help="pictures, or folders of them, instead of a data set"
+        "--images", metavar="PATH", nargs="+", type=expanded, help="pictures, or folders of them, instead of a data set"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

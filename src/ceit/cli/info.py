@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from ceit.model import MODELS, CeiTConfig, config_of
 from ceit.model.complexity import Complexity, analysis, complexity, deit_twin, letters, resnet50_stages
+from ceit.paths import expanded
 
 TOTALS = {
     "parameters": "parameters",
@@ -84,7 +84,7 @@ def _geometry(options: argparse.Namespace) -> dict[str, Any]:
 
 def _config(model: str, geometry: dict[str, Any]) -> CeiTConfig:
     """Of a named model, else of a checkpoint; a word that neither exists nor looks like a path is a misspelt name."""
-    path = Path(model)
+    path = expanded(model)
     if model in MODELS or not (path.exists() or path.suffix or len(path.parts) > 1):
         return config_of(model, **geometry)
     from ceit.weights import load_checkpoint  # a name needs no weights

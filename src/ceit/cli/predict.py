@@ -24,6 +24,7 @@ from ceit.inference.memory import keep_freed_memory
 from ceit.inference.prediction_file import CSV_HEAD, FORMS, csv_lines, images_in, printable
 from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
 from ceit.model import list_models
+from ceit.paths import expanded
 from ceit.weights import create_model
 
 STDIN = "-"
@@ -92,7 +93,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     )
     form.add_argument(
         "--output",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="write to FILE.csv or, a JSON object an image and line, to FILE.jsonl as the answers come",
     )
@@ -108,11 +109,11 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
 def _images_at(name: str) -> list[str]:
     """The images that an argument stands for; those of a folder sorted, hidden ones passed over."""
-    path = Path(name)
+    path = expanded(name)
     if name != STDIN and not path.exists():
         raise ValueError(f"{name} does not exist")
     if name == STDIN or not path.is_dir():
-        return [name]
+        return [str(path) if name.startswith("~") else name]
     found = [
         str(file)
         for file in sorted(path.rglob("*"))
@@ -150,12 +151,12 @@ def _left_of(paths: list[str], output: Path, ranks: int, predictor: Predictor, b
 
 
 def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:
-    """The paths, with a file in the place of standard input: an image is read more than once over."""
-    if STDIN not in paths:
-        return paths
-    file = Path(stack.enter_context(TemporaryDirectory(prefix="ceit-")), "stdin")
-    file.write_bytes(sys.stdin.buffer.read())
-    return [str(file) if path == STDIN else path for path in paths]
+    """The paths in full, with a file in the place of standard input: an image is read more than once over."""
+    file = Path()
+    if STDIN in paths:
+        file = Path(stack.enter_context(TemporaryDirectory(prefix="ceit-")), "stdin")
+        file.write_bytes(sys.stdin.buffer.read())
+    return [str(file if path == STDIN else Path(path).absolute()) for path in paths]
 
 
 def _named(paths: list[str], answers: Iterable[Prediction], broken: list[str]) -> Iterator[Prediction]:

@@ -5,7 +5,6 @@ import importlib
 import os
 import shlex
 from dataclasses import replace
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -17,6 +16,7 @@ from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.inference.memory import keep_freed_memory
 from ceit.model.names import unknown
+from ceit.paths import expanded
 from ceit.study.cells import path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study, scale_of, scales, study_names
@@ -116,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, metavar="N", help="run N seeds (default: as many as the study has)")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and the hours they need, run nothing")
     parser.add_argument("--list", action="store_true", help="print the studies and what they ask")
-    parser.add_argument("--results", type=Path, default=Places.results, metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--runs", type=Path, default=Places.runs, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--results", type=expanded, default=Places.results, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--runs", type=expanded, default=Places.runs, metavar="DIR", help="default: %(default)s")
     return parser
 
 

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from ceit.inference.memory import keep_freed_memory
 from ceit.model.names import unknown
+from ceit.paths import expanded
 from ceit.train.config import TrainConfig, config_from, known_keys
 from ceit.train.directory import saved_config
 from ceit.train.probe import RangeTest
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
     if asked.time_budget is not None and not asked.fast_dev_run:
         budget_seconds = seconds_of(asked.time_budget) - _age_seconds()
     keep_freed_memory()
-    output = Path(asked.output)
+    output = expanded(asked.output)
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
     console = Console(stderr=True, quiet=not is_main)
     if asked.lr_range_test and asked.resume:
@@ -85,7 +86,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     parser = _parser()
     first, _ = _first_look().parse_known_args(arguments)
     defaults: dict[str, Any] = read_recipe(first.recipe) if first.recipe else {}
-    saved = Path(first.output or ".") / "config.yaml"
+    saved = expanded(first.output or ".") / "config.yaml"
     if first.resume and first.output and saved.is_file():
         values = saved_config(saved.parent)
         parser.set_defaults(data=values.pop("data"))

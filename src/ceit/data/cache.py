@@ -7,12 +7,38 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ceit.paths import UnknownHomeError, expanded
 from ceit.weights.atomic import replace_files
 
 
+class NoCacheError(OSError):
+    """Nobody knows where to keep anything: what would only save time goes on without."""
+
+
 def cache_dir() -> Path:
-    """``$CEIT_DATA``, or ``~/.cache/ceit``."""
-    return Path(os.environ.get("CEIT_DATA") or Path.home() / ".cache" / "ceit")
+    """``$CEIT_DATA``, or ``~/.cache/ceit``. Raises: NoCacheError where that is in no known home directory."""
+    asked = os.environ.get("CEIT_DATA")
+    try:
+        return expanded(asked or "~/.cache/ceit")
+    except UnknownHomeError as error:
+        reason = f"CEIT_DATA is {asked}, and {error}" if asked else "the home directory is not known"
+        raise NoCacheError(f"there is no place to keep data sets in: {reason}; set CEIT_DATA to a folder") from error
+
+
+def recall(name: str) -> str | None:
+    """The text that was kept under a name, such as ``checked/0123.json``; None if there is none to be had."""
+    try:
+        return (cache_dir() / name).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def keep(name: str, text: str) -> None:
+    """Keeps a text for later runs. A cache that cannot be written costs them the time to find it anew, no more."""
+    with suppress(OSError):
+        place = cache_dir() / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_files({place: text.encode()})
 
 
 def remembered(state: Iterable[str], check: Callable[[], Sequence[object]]) -> dict[int, str]:
@@ -20,13 +46,11 @@ def remembered(state: Iterable[str], check: Callable[[], Sequence[object]]) -> d
     digest = hashlib.sha256()
     for part in state:
         digest.update(f"{part}\n".encode(errors="surrogateescape"))
-    verdict = cache_dir() / "checked" / f"{digest.hexdigest()[:32]}.json"
-    if verdict.is_file():
-        return dict(json.loads(verdict.read_text(encoding="utf-8")))
+    name = f"checked/{digest.hexdigest()[:32]}.json"
+    if (verdict := recall(name)) is not None:
+        return dict(json.loads(verdict))
     broken = [(number, reason) for number, reason in enumerate(check()) if isinstance(reason, str)]
-    with suppress(OSError):  # a cache that cannot be written costs the next run this check, no more
-        verdict.parent.mkdir(parents=True, exist_ok=True)
-        replace_files({verdict: json.dumps(broken).encode()})
+    keep(name, json.dumps(broken))
     return dict(broken)
 
 

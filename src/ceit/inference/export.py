@@ -25,6 +25,7 @@ from ceit.inference.exported import (
 )
 from ceit.inference.fuse import fuse
 from ceit.model import CeiT
+from ceit.paths import expanded
 from ceit.weights import Description
 from ceit.weights.atomic import replace_files
 from ceit.weights.geometry import name_of
@@ -90,7 +91,7 @@ def export(
     it differs from the network by more than ``MAX_ERROR``, in int8 if fewer than ``MIN_AGREEMENT_PERCENT`` of the
     answers are the same, if the file exists and is not to be overwritten, or for arguments that do not go together.
     """
-    file = Path(file)
+    file = expanded(file)
     refuse_combination(format, precision, any_size)
     if SUFFIXES.get(file.suffix) != format:
         raise ValueError(f"{file} must end in {suffix_of(format)} for the format {format}")

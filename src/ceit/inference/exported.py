@@ -12,6 +12,7 @@ from torch import Tensor
 from ceit.inference import program_file
 from ceit.inference.graphs import openvino_core
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
+from ceit.paths import expanded
 from ceit.weights import Description
 
 Format = Literal["onnx", "torch", "openvino"]
@@ -137,7 +138,7 @@ def load_exported(
     Raises: ValueError with one sentence for a damaged or foreign file, or bf16 of another format; OSError for one that
     cannot be read.
     """
-    path = Path(path)
+    path = expanded(path)
     if not is_exported(path):
         raise ValueError(f"{path} is no exported file: their names end in {', '.join(SUFFIXES)}")
     if precision == "bf16" and path.suffix != ".xml":

@@ -27,6 +27,7 @@ from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
 from ceit.model import CeiT, CeiTConfig
+from ceit.paths import expanded
 from ceit.weights import load_checkpoint
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -135,7 +136,7 @@ class Predictor:
 
         Raises: as ``load_checkpoint`` or ``load_exported``.
         """
-        path = Path(path)
+        path = expanded(path)
         if is_exported(path):
             exported = load_exported(
                 path, precision=exported_precision(path, precision), threads=1, callers=torch.get_num_threads()
@@ -219,7 +220,7 @@ class Predictor:
         try:
             if isinstance(source, np.ndarray | Tensor):
                 source = to_pillow(source)
-            image = read_image(source if isinstance(source, Image.Image) else Path(source), self.in_chans)
+            image = read_image(source if isinstance(source, Image.Image) else expanded(source), self.in_chans)
             return _Read(path, to_array(self.preprocessing.fit(image, self.image_hw)))
         except BrokenImageError as error:
             return _Read(path, error=error.reason)

@@ -33,6 +33,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from ceit.model.names import unknown
+from ceit.paths import expanded
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.option_types import require_types
 from ceit.train.recipe import flat_keys, nested, read_recipe
@@ -258,7 +259,7 @@ def study_names() -> list[str]:
 def load_study(name_or_file: str) -> Study:
     """A study by name, or from a YAML file. Raises: ValueError for an unknown name or a file that is no study."""
     if name_or_file.endswith((".yaml", ".yml")):
-        path = Path(name_or_file)
+        path = expanded(name_or_file)
         if not path.is_file():
             raise ValueError(f"study file {path} does not exist")
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ceit.paths import expanded
 from ceit.train.checkpoint import checkpoints_in
 from ceit.weights.atomic import replace_files
 
@@ -90,7 +91,7 @@ def checkpoints_to_resume(output: Path, resume: str | None) -> list[Path]:
     found = checkpoints_in(output / "checkpoints")[::-1]
     if resume is None or resume == "auto":
         return found if resume else []
-    asked = Path(resume)
+    asked = expanded(resume)
     if asked.resolve() not in [path.resolve() for path in found]:
         raise ValueError(f"{resume} is no checkpoint of the run in {output}; --resume auto takes the newest there is")
     return [asked]

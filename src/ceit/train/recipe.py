@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ceit.model.names import unknown
+from ceit.paths import expanded
 from ceit.train.config import TrainConfig, config_from, known_keys
 
 
@@ -44,7 +44,7 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     Raises: ValueError for an unknown recipe, a file that is not YAML, or an unknown key (with the nearest known one).
     """
     if name_or_file.endswith((".yaml", ".yml")):
-        path = Path(name_or_file)
+        path = expanded(name_or_file)
         if not path.is_file():
             raise ValueError(f"recipe file {path} does not exist")
         try:

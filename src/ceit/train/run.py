@@ -24,6 +24,7 @@ from ceit.data.sources.choose import absolute
 from ceit.data.splits import ImageDataset
 from ceit.inference.device import machine
 from ceit.model import CeiT
+from ceit.paths import expanded
 from ceit.train.assemble import Say, Show, build, evaluation_loader
 from ceit.train.batch_norm import small_batch_warning
 from ceit.train.checkpoint import Progress, checkpoints_in, load_state
@@ -79,7 +80,7 @@ def train(
     another run is writing; Interrupted (a KeyboardInterrupt) after saving.
     """
     ends = math.inf if time_budget_seconds is None else time.monotonic() + time_budget_seconds
-    config = _with_whole_paths(config)
+    config, output = _with_whole_paths(config), expanded(output)
     accelerator = make_accelerator(config, log_with="tensorboard", project_dir=output)
     if not accelerator.is_main_process:
         say, show = _ignore, _ignore
@@ -137,6 +138,7 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
 
     Raises: ValueError as ``train``.
     """
+    config, output = _with_whole_paths(config), expanded(output)
     accelerator = make_accelerator(config, project_dir=output)
     is_main = accelerator.is_main_process
     own = owned(output, resuming=False) if is_main else nullcontext()
@@ -203,7 +205,7 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
 
 
 def _whole_path(name: str) -> str:
-    return str(Path(name).expanduser().resolve())
+    return str(expanded(name).resolve())
 
 
 def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:

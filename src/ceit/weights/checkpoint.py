@@ -16,6 +16,7 @@ from timm.models import clean_state_dict
 from torch import Tensor
 
 from ceit.model import CeiT, CeiTConfig, config_of
+from ceit.paths import expanded
 from ceit.weights.atomic import replace_files
 from ceit.weights.description import Description
 from ceit.weights.geometry import config_from_shapes, name_of, require_fields, require_fit, require_same
@@ -125,7 +126,7 @@ def save_checkpoint(
     network no longer matches its configuration; OSError if the disk is full, with the files that stood there before
     untouched.
     """
-    path = Path(path)
+    path = expanded(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors")
     state = {key: value.detach().cpu().contiguous() for key, value in clean_state_dict(model.state_dict()).items()}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ceit.paths import expanded
 from ceit.weights.description import FORMAT, Description
 from ceit.weights.layouts import convert_released_state_dict, is_released
 from ceit.weights.reading import read_tensors
@@ -33,7 +34,7 @@ def read_stored(path: Path, entry: str | None = None) -> StoredNetwork:
 
     Raises: ValueError with one sentence for a damaged or foreign file; OSError for one that cannot be read.
     """
-    path = _file_of(path)
+    path = _file_of(expanded(path))
     state, metadata = read_tensors(path, entry)
     try:
         released = is_released(state)

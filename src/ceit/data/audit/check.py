@@ -21,6 +21,7 @@ from ceit.data.sources.listing import LARGE_SIZE, SPLIT_NAMES
 from ceit.data.sources.shards.load import has_shards, open_shards
 from ceit.data.splits import ArraySplit, FileSplit, Split
 from ceit.data.threads import BLOCK_IMAGES, each
+from ceit.paths import expanded
 
 
 def check(data: str | Path) -> Report:
@@ -50,7 +51,7 @@ class _Found:
 
 
 def _find(data: str) -> _Found:
-    root = Path(data).expanduser()
+    root = expanded(data)
     if root.is_dir() and has_shards(root):
         return _find_shards(root)
     if root.is_dir():

@@ -17,6 +17,7 @@ from ceit.data.sources.shards.load import has_shards, load_shards
 from ceit.data.sources.table import SUFFIXES, load_labels
 from ceit.data.splits import ImageDataset
 from ceit.model.names import unknown
+from ceit.paths import expanded
 
 
 def load_dataset(
@@ -78,9 +79,9 @@ def absolute(name_or_dir: str | Path) -> str:
         name, folder = named
         return name if folder is None else f"{name}:{folder.resolve()}"
     if text.startswith(PREFIX):
-        folder = Path(text.removeprefix(PREFIX)).expanduser()
+        folder = expanded(text.removeprefix(PREFIX))
         return f"{PREFIX}{folder.resolve()}" if folder.is_dir() else text
-    return str(Path(text).expanduser().resolve())
+    return str(expanded(text).resolve())
 
 
 def fetch(name: str, cache: Path | None = None) -> Path:
@@ -129,7 +130,7 @@ def place_of(text: str) -> tuple[str, Path | None] | None:
         return None
     if colon and not folder:
         raise ValueError(f"{text} names no folder: say {name} for the cache or {name}:DIR")
-    return name, Path(folder).expanduser() if colon else None
+    return name, expanded(folder) if colon else None
 
 
 def _load(
@@ -145,7 +146,7 @@ def _load(
         return load_named(*named, img_size, in_chans)
     if text.startswith(PREFIX):
         return load_hub(text.removeprefix(PREFIX), img_size, in_chans, skip_broken)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         return load_labels(path, img_size, in_chans, skip_broken)
     if path.is_dir() and has_shards(path):

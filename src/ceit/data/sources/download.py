@@ -18,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
 from ceit.data.sources.packages import address_of
+from ceit.paths import expanded
 
 TIMEOUT_SECONDS = 20
 _RESUMPTIONS = 5  # of a connection that was cut, within one call
@@ -81,7 +82,7 @@ def _mirror() -> str | None:
     mirror = os.environ.get("CEIT_DATA_MIRROR")
     if not mirror:
         return None
-    return mirror.rstrip("/") if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
+    return mirror.rstrip("/") if "://" in mirror else expanded(mirror).resolve().as_uri()
 
 
 def _candidates(named: NamedSet) -> Iterator[Source]:

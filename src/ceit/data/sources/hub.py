@@ -24,6 +24,7 @@ from ceit.data.splits import (
     from_pixels,
 )
 from ceit.data.threads import each
+from ceit.paths import expanded
 
 if TYPE_CHECKING:
     import datasets
@@ -94,7 +95,7 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
 
     Raises: ValueError for a set that cannot be had, without such columns or usual splits, or with broken images.
     """
-    place = Path(name).expanduser()
+    place = expanded(name)
     tables = _open(name, place)
     first = next(iter(tables.values()))
     column, label_column = _columns(name, first)

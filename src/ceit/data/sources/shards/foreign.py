@@ -20,7 +20,7 @@ from ceit.data.cache import cache_dir, file_state
 from ceit.data.cut import digest_of
 from ceit.data.image import image_suffixes
 from ceit.data.sources.listing import SPLIT_NAMES, usual_geometry, usual_statistics
-from ceit.data.sources.shards.index import INDEX, Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
+from ceit.data.sources.shards.index import Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
 from ceit.data.sources.shards.split import SampleTable
 from ceit.data.threads import shown
 
@@ -52,12 +52,11 @@ def scan_shards(root: Path) -> ShardSet:
     Raises: ValueError, naming the shard, for one that is no tar file or was cut, for a sample without an image or a
     class, and for shards of which only some belong to a split.
     """
-    folder = scanned_folder(root)
-    if (folder / INDEX).is_file():
-        with suppress(ValueError):  # a damaged cache is written anew
-            return shard_set(root, *read_index(folder), checked=False)
+    with suppress(OSError, ValueError):  # what is not there, or damaged, is written anew
+        return shard_set(root, *read_index(scanned_folder(root)), checked=False)
     index, table = _scan(root)
     with suppress(OSError):  # a cache that cannot be written costs the next run this scan, no more
+        folder = scanned_folder(root)
         folder.mkdir(parents=True, exist_ok=True)
         write_index(folder, index, table)
     return shard_set(root, index, table, checked=False)

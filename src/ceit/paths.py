@@ -1,0 +1,36 @@
+"""Paths as people write them."""
+
+import os
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+
+class UnknownHomeError(ArgumentTypeError, ValueError):
+    """``~`` of somebody whose home directory is not known; a command line's parser shows its words, too."""
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ``~`` or ``~user`` at its beginning as the home directory that it stands for.
+
+    A shell does this only at the beginning of a word: not in ``--output=~/run``, and nobody does it in a recipe. A file
+    that is there and called ``~name`` after no user, as some editors call their copies, is that file, and ``./~name``
+    is always the file of this name. What comes out stays the same when it is expanded again.
+
+    Raises: UnknownHomeError, a ValueError.
+    """
+    plain = Path(path)
+    if not plain.parts or not plain.parts[0].startswith("~"):
+        return plain
+    if os.fspath(path).startswith("~"):
+        try:
+            return plain.expanduser()
+        except RuntimeError as error:
+            user = plain.parts[0][1:]
+            if not user:
+                fix = "set HOME, or write the whole path"
+                raise UnknownHomeError(f"{plain}: the home directory is not known; {fix}") from error
+            if not os.path.lexists(plain):
+                raise UnknownHomeError(
+                    f"{plain}: there is no user {user!r}; a file of this name is ./{plain}"
+                ) from error
+    return plain.absolute()
