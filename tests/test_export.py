@@ -2,16 +2,23 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 import ceit
 import ceit_cli
+from ceit.cli import export as verb
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.sources.choose import load_dataset
+from ceit.inference.example_images import ExampleImages
+from ceit.inference.export import Report
 from ceit.inference.exported import load_exported
 
 DIGITS = tuple("0123456789")
@@ -50,7 +57,8 @@ def test_a_program_checked_on_the_data_of_the_training(
     assert ceit_cli.main([*arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["files"] == {str(output): output.stat().st_size}
-    assert (document["images"], document["images_from"], document["real_images"]) == (256, "digits, test split", True)
+    assert (document["images"], document["images_from"]) == (143, "digits, training images")
+    assert document["real_images"]
     assert document["top1_percent"] == document["float32_top1_percent"]
     network = load_exported(output)
     assert network.class_names == list(DIGITS)
@@ -62,7 +70,31 @@ def test_a_program_checked_on_the_data_of_the_training(
     assert ceit_cli.main(arguments) == 1
     assert "digits.pt2 exists: choose another name, or replace it with --overwrite" in capsys.readouterr().err
     assert ceit_cli.main([*arguments, "--overwrite"]) == 0
-    assert "256 images: digits, test split" in capsys.readouterr().out
+    assert "143 images: digits, training images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("validation_percent", [None, 10.0, 0.0])
+def test_m12_no_image_of_a_test_split_is_looked_at_and_none_calibrates_and_checks(
+    validation_percent: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = load_dataset("digits", img_size=(16, 16))
+    nothing, taken = digits.test.subset(torch.tensor([], dtype=torch.int64)), list[ExampleImages]()
+    monkeypatch.setattr(verb, "load_dataset", lambda *place, **options: replace(digits, test=nothing))
+
+    def noted(*arguments: Any, check: ExampleImages, calibration: Tensor, **options: Any) -> Report:
+        taken.extend([check, ExampleImages(calibration, "")])
+        raise ValueError("enough")
+
+    monkeypatch.setattr(verb, "export", noted)
+    known = {} if validation_percent is None else {"validation_percent": validation_percent}
+    run = save(tmp_path / "run", {"data": "digits", "seed": 3, **known})
+    command = ["export", "--checkpoint", str(run), "--format", "onnx", "--precision", "int8"]
+    assert ceit_cli.main([*command, "--output", str(tmp_path / "a.onnx")]) == 1
+    check, calibration = taken
+    assert check.origin == ("digits, validation split" if validation_percent else "digits, training images")
+    assert (len(check), len(calibration)) == (144 if validation_percent else 143, 300)
+    shown = [{image.numpy().tobytes() for image in images.images} for images in (check, calibration)]
+    assert not shown[0] & shown[1]
 
 
 def test_pictures_and_synthetic_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ceit.inference.backend import PRECISIONS_OF, prepare
-from ceit.inference.fuse import fuse
+from ceit.inference.folding import fuse
 from ceit.model import CeiT, config_of
 
 SHAPE = (3, 16, 24)

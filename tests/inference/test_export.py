@@ -16,7 +16,7 @@ from ceit.inference import export as exporting
 from ceit.inference.example_images import ExampleImages
 from ceit.inference.export import Report, export
 from ceit.inference.exported import FORMATS, Format, is_exported, load_exported
-from ceit.inference.fuse import fuse
+from ceit.inference.folding import fuse
 from ceit.model import CeiT
 
 SUFFIX_OF = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ceit
-from ceit.inference.fuse import fuse
+from ceit.inference.folding import fuse
 from ceit.inference.graphs import exported_program, onnx_model, openvino_model
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
 from ceit.model import CeiT

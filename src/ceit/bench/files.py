@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ceit.bench.arms import Arm, Shape, build
 from ceit.bench.networks import network_of
 from ceit.inference.backend import Network
-from ceit.inference.fuse import fuse
+from ceit.inference.folding import fuse
 from ceit.model import CeiT
 
 

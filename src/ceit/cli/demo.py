@@ -12,7 +12,9 @@ from ceit.data.sources.choose import fetch
 from ceit.data.sources.known_sets import SETS
 from ceit.data.splits import ArraySplit
 from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
+from ceit.inference.backend import prepare
 from ceit.inference.memory import keep_freed_memory
+from ceit.inference.predictor import chosen
 from ceit.paths import expanded
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
@@ -50,8 +52,9 @@ def draw(result: Result) -> list[Path]:
         first, batch_size=SHEET_IMAGES, img_size=result.dataset.img_size, preprocessing=result.dataset.preprocessing
     )
     images, labels = next(loader.epoch(0))
-    with torch.inference_mode():
-        probabilities = result.model(images.to(next(result.model.parameters()).device)).softmax(-1).cpu()
+    precision = chosen("auto", next(result.model.parameters()).device)
+    network = prepare(result.model, "eager", precision, image_shape=(images.shape[1], *result.dataset.img_size))
+    probabilities = network(images).softmax(-1).cpu()
     names = result.dataset.class_names
     return [
         draw_curves(folder),

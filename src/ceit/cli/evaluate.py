@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
 
 from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import ASKABLE, to_measure
@@ -25,9 +25,18 @@ from ceit.data.sources.choose import load_images
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.data.splits import Split
-from ceit.inference.device import PRECISIONS, Precision, autocast_dtype, default_device
-from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
-from ceit.inference.predictor import default_preprocessing, exported_precision, geometry_of, stored_preprocessing
+from ceit.inference.backend import AsModule, prepare
+from ceit.inference.device import default_device
+from ceit.inference.exported import is_exported, load_exported
+from ceit.inference.predictor import (
+    PRECISIONS,
+    Precision,
+    chosen,
+    default_preprocessing,
+    exported_precision,
+    geometry_of,
+    stored_preprocessing,
+)
 from ceit.model import CeiTConfig
 from ceit.train.metrics import ClassAccuracy, Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
@@ -73,7 +82,6 @@ def main(arguments: list[str]) -> None:
             loader,
             class_names=class_names,
             device=subject.device,
-            autocast_dtype=subject.autocast_dtype,
             progress=lambda done: bar.update(task, completed=done),
         )
     heading = {
@@ -97,39 +105,26 @@ class _Subject(NamedTuple):
     preprocessing: Preprocessing
     training: dict[str, Any]
     device: torch.device
-    autocast_dtype: torch.dtype | None
     precision: str
-
-
-class _Exported(nn.Module):
-    """An exported network where a module is asked for."""
-
-    def __init__(self, network: ExportedNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
 
 
 def _subject(checkpoint: str, precision: Precision) -> _Subject:
     if is_exported(checkpoint):
-        if precision == "fp16":
-            raise ValueError(f"{checkpoint} cannot be run in fp16: choose float32, or bf16 with OpenVINO's .xml")
-        device, dtype, computed_in = torch.device("cpu"), None, exported_precision(Path(checkpoint), precision)
-        model = load_exported(checkpoint, precision=computed_in)
-        network, training = _Exported(model), model.description.network.training
+        device, computed_in = torch.device("cpu"), exported_precision(Path(checkpoint), precision)
+        model = network = load_exported(checkpoint, precision=computed_in)
+        training = model.description.network.training
         written_in = model.description.precision
         name = {"float32": written_in, "bf16": "bf16" if written_in == "float32" else f"{written_in}+bf16"}[computed_in]
     else:
         device = default_device()
-        dtype = autocast_dtype(precision, device)
-        model = load_checkpoint(checkpoint)
-        network, description = model.to(device), read_description(checkpoint)
+        model, description = load_checkpoint(checkpoint), read_description(checkpoint)
+        shape = model.config.in_chans, *model.config.image_hw
+        name = chosen(precision, device)
+        network = prepare(model.to(device), "eager", name, image_shape=shape)  # which is what predicts
         training = description and description.training
-        name = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     preprocessing = stored_preprocessing(model) or default_preprocessing(model)
-    return _Subject(network, geometry_of(model), model.class_names, preprocessing, training or {}, device, dtype, name)
+    config, class_names = geometry_of(model), model.class_names
+    return _Subject(AsModule(network), config, class_names, preprocessing, training or {}, device, name)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,7 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default: 250)")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster here (default)"
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="auto: bf16 where the machine has it natively (default)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--skip-broken", action="store_true", help="leave files out that cannot be read, and name them")

@@ -12,7 +12,7 @@ from rich.text import Text
 from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
-from ceit.data.splits import IN_MEMORY_SIDE, ImageDataset
+from ceit.data.splits import IN_MEMORY_SIDE, ImageDataset, Split, cut_validation
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
 from ceit.inference.export import (
     MAX_ERROR,
@@ -130,8 +130,23 @@ def _images(
         return synthetic(_SYNTHETIC_IMAGES, **shown), None
     shown["class_names"] = model.class_names
     count = (2000 if small else 500) if int8 else (256 if small else 64)
-    check = of_dataset(dataset, "test", count, **shown)
-    return check, of_dataset(dataset, "train", CALIBRATION_IMAGES, **shown) if int8 else None
+    rest, held_out, held_out_name = _held_out(dataset, training)
+    check = of_dataset(dataset, held_out, held_out_name, count, **shown)
+    return check, of_dataset(dataset, rest, "training images", CALIBRATION_IMAGES, **shown) if int8 else None
+
+
+def _held_out(dataset: ImageDataset, training: dict[str, Any]) -> tuple[Split, Split, str]:
+    """Images to calibrate with, others to check with, and what those are: the run's validation images where it had any.
+
+    A set without them, and a run that is not known, give a tenth of the training images.
+    """
+    if dataset.validation is not None:
+        return dataset.train, dataset.validation, "validation split"
+    if training.get("validation_percent"):
+        percent, seed = float(training["validation_percent"]), training["seed"]
+        return *cut_validation(dataset.train, percent, seed), "validation split"
+    count = max(1, len(dataset.train) // 10)
+    return *cut_validation(dataset.train, count, training.get("seed", 0)), "training images"
 
 
 def _dataset(data: str | None, model: CeiT, training: dict[str, Any], needed: bool) -> ImageDataset | None:

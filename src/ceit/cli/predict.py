@@ -84,7 +84,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     batches = f"{CPU_BATCH} on the CPU, {ACCELERATOR_BATCH} on an accelerator"
     parser.add_argument("--batch-size", type=int, metavar="N", help=f"images at a time on a core (default: {batches})")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster here (default)"
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="auto: bf16 where the machine has it natively (default)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON document")

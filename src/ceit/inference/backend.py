@@ -12,7 +12,7 @@ import torch._inductor.config as inductor
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ceit.inference.fuse import fuse
+from ceit.inference.folding import fuse
 from ceit.inference.graphs import onnx_model, openvino_model
 from ceit.inference.quantize import quantized_onnx, quantized_openvino
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
@@ -105,6 +105,17 @@ class InTorch:
         with torch.no_grad(), frozen:
             images = images.to(self.device, self.dtype, memory_format=torch.channels_last)
             return self.network(images).float()
+
+
+class AsModule(nn.Module):
+    """A network where a module is asked for; it has one mode, that of inference."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
 
 
 def _multiply_as_convolutions(network: nn.Module) -> None:

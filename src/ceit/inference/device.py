@@ -1,7 +1,6 @@
 """Where to compute, in which number format, and what a figure was measured on."""
 
 import platform
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,8 @@ import ceit
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bf16", "fp16")
 
-_PROBE_SIDE = 768
+_BF16_INSTRUCTIONS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""Those of a CPU that multiply bf16, as torch and Linux call them: two of x86, one of ARM."""
 
 
 def default_device() -> torch.device:
@@ -24,18 +24,39 @@ def default_device() -> torch.device:
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast, None for none.
 
-    ``auto`` takes bf16 where a matrix product is clearly faster in it: measured, since no name of a processor tells.
+    ``auto`` takes bf16 where the machine computes it natively.
     """
     if precision == "auto":
-        precision = "bf16" if _seconds(torch.bfloat16, device) < 0.75 * _seconds(torch.float32, device) else "float32"
+        precision = "bf16" if computes_bf16(device) else "float32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively, which is then its faster format.
+
+    What the machine is decides, not how long something took: a busy machine answers as a quiet one.
+    """
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and not _BF16_INSTRUCTIONS.isdisjoint(cpu_instructions())
+    kind = torch.get_device_module(device)
+    if not hasattr(kind, "is_bf16_supported"):  # Apple's GPUs take bf16, and are no faster in it
+        return False
+    with kind.device(device):
+        return kind.is_bf16_supported(including_emulation=False)
+
+
+def cpu_instructions() -> frozenset[str]:
+    """The names of the CPU's instruction sets, as torch tells them, or Linux where torch does not yet."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        return frozenset(name for name, value in capabilities().items() if value is True)
+    flags = _cpuinfo("flags") or _cpuinfo("Features")  # of x86 and of ARM
+    return frozenset(flags[0].split() if flags else ())
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The machine that a figure was measured on, and the versions that matter."""
-    processors = Path("/proc/cpuinfo")
-    lines = processors.read_text(encoding="utf-8").splitlines() if processors.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    names = _cpuinfo("model name")
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -47,12 +68,9 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The shortest time of five for a matrix product."""
-    factor = torch.ones(_PROBE_SIDE, _PROBE_SIDE, device=device, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        (factor @ factor)[0, 0].item()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def _cpuinfo(key: str) -> list[str]:
+    """What Linux says of each of its processors under a key; nothing elsewhere."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    pairs = [line.partition(":") for line in lines]
+    return [value.strip() for name, _, value in pairs if name.strip() == key]

@@ -35,6 +35,7 @@ class ExampleImages:
 
 def of_dataset(
     dataset: ImageDataset,
+    split: Split,
     split_name: str,
     count: int,
     *,
@@ -42,11 +43,10 @@ def of_dataset(
     preprocessing: Preprocessing,
     class_names: Sequence[str] | None,
 ) -> ExampleImages:
-    """``count`` images of a split (``train`` or ``test``), drawn by a fixed seed, or all if there are fewer.
+    """``count`` images of a split of the set, drawn by a fixed seed, or all if there are fewer.
 
     Labels are numbered as ``class_names``; where the classes of the set are others, there are no labels.
     """
-    split: Split = dataset.train if split_name == "train" else dataset.test
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SEED))[:count].sort().values
     loader = make_loader(
         split.subset(chosen), batch_size=len(chosen), img_size=image_hw, preprocessing=preprocessing, workers=0
@@ -56,7 +56,7 @@ def of_dataset(
         known = None
     else:
         known = torch.tensor([list(class_names).index(name) for name in dataset.class_names])[labels]
-    return ExampleImages(images.contiguous(), f"{dataset.name}, {split_name} split", known)
+    return ExampleImages(images.contiguous(), f"{dataset.name}, {split_name}", known)
 
 
 def of_files(paths: Sequence[Path], *, image_hw: tuple[int, int], preprocessing: Preprocessing) -> ExampleImages:

@@ -23,7 +23,7 @@ from ceit.inference.exported import (
     Format,
     load_exported,
 )
-from ceit.inference.fuse import fuse
+from ceit.inference.folding import fuse
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.weights import Description

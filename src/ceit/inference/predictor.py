@@ -32,7 +32,7 @@ from ceit.weights import load_checkpoint
 
 Precision = Literal["auto", "float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""``auto`` is bf16 where that is faster."""
+"""``auto`` is bf16 where the machine computes it natively."""
 
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
@@ -115,7 +115,7 @@ class Predictor:
             self.device = default_device() if device is None else torch.device(device)
             model = model.to(self.device).eval()
             shape = geometry.in_chans, *geometry.image_hw
-            self.network = network or prepare(model, "eager", faster(precision, self.device), image_shape=shape)
+            self.network = network or prepare(model, "eager", chosen(precision, self.device), image_shape=shape)
         else:
             self.device = torch.device("cpu")
             self.network = network or model
@@ -237,18 +237,18 @@ class Predictor:
         return [tuple(map(Score, *row)) for row in zip(names, top.values.tolist(), strict=True)]
 
 
-def faster(precision: Precision, device: torch.device) -> Literal["float32", "bf16"]:
-    """The precision, and for ``auto`` the faster one."""
+def chosen(precision: Precision, device: torch.device) -> Literal["float32", "bf16"]:
+    """The precision, and for ``auto`` what the device computes natively."""
     if precision == "auto":
         return "float32" if autocast_dtype("auto", device) is None else "bf16"
     return precision
 
 
 def exported_precision(path: Path, precision: Precision) -> Literal["float32", "bf16"]:
-    """As ``faster``, for an exported file: only OpenVINO computes one in bf16."""
+    """As ``chosen``, for an exported file: only OpenVINO computes one in bf16."""
     if precision == "auto" and SUFFIXES[path.suffix] != "openvino":
         return "float32"
-    return faster(precision, torch.device("cpu"))
+    return chosen(precision, torch.device("cpu"))
 
 
 def geometry_of(model: CeiT | ExportedNetwork) -> CeiTConfig:

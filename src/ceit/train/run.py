@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from ceit.data.sources.choose import absolute
 from ceit.data.splits import ImageDataset
+from ceit.inference.backend import AsModule, prepare
 from ceit.inference.device import machine
 from ceit.model import CeiT
 from ceit.paths import expanded
@@ -286,11 +287,10 @@ def _report(
     device = session.accelerator.device
     model = load_checkpoint(output / "model.safetensors").to(device, session.dtype)
     test = evaluate(
-        model,
+        _deployed(model, session),
         evaluation_loader(dataset.test, session.config, dataset, session.accelerator),
         class_names=dataset.class_names,
         device=device,
-        autocast_dtype=session.autocast_dtype,
         dtype=session.dtype,
         observe=observe,
     )
@@ -312,6 +312,17 @@ def _report(
         short = {key: value for key, value in test.as_dict().items() if key != "confusion"}
         session.record({"event": "test", "step": progress.step, **short})
     return Result(output, model, dataset, test, progress.best, progress.elapsed_seconds)
+
+
+def _deployed(model: CeiT, session: Session) -> nn.Module:
+    """The network as prediction computes it, in float32 where the run's precision is one of training only.
+
+    In float64 it is the model itself: nothing but training computes in that.
+    """
+    if session.dtype == torch.float64:
+        return model
+    precision = "bf16" if session.autocast_dtype == torch.bfloat16 else "float32"
+    return AsModule(prepare(model, "eager", precision, image_shape=(model.config.in_chans, *model.config.image_hw)))
 
 
 def _ignore(_: object) -> None:

@@ -12,12 +12,11 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from ceit.data.cache import cache_dir
+from ceit.data.cache import keep, recall
 from ceit.inference.backend import BACKENDS, PRECISIONS, PRECISIONS_OF, Network, prepare, require
 from ceit.inference.device import machine
 from ceit.model.ceit import CeiT
 from ceit.model.names import unknown
-from ceit.weights.atomic import replace_files
 
 LEAST_AGREEMENT = 0.985
 """Share of images whose first answer must be that of eager float32, for ``auto`` to take a precision."""
@@ -108,9 +107,9 @@ def optimize(
         raise ValueError(f"no backend that is installed has precision {precision!r}: pip install 'ceit-vision[export]'")
     if len(candidates) == 1:
         return Optimized(made(*candidates[0]), *candidates[0])
-    place = cache_dir() / "optimize" / f"{_key(model, candidates, batch_size, images, least_agreement)}.json"
-    if remember and place.is_file():
-        chosen = Candidate(**json.loads(place.read_text(encoding="utf-8")))
+    name = f"optimize/{_key(model, candidates, batch_size, images, least_agreement)}.json"
+    if remember and (kept := recall(name)) is not None:
+        chosen = Candidate(**json.loads(kept))
         return Optimized(made(chosen.backend, chosen.precision), chosen.backend, chosen.precision, (chosen,))
     reference = None if check is None else made("eager", "float32")(check).argmax(1)
     networks: dict[Candidate, Network] = {}
@@ -133,8 +132,7 @@ def optimize(
         )
     chosen = max(networks, key=lambda candidate: candidate.images_per_second or 0)
     if remember:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        replace_files({place: json.dumps(asdict(chosen)).encode()})
+        keep(name, json.dumps(asdict(chosen)))
     return Optimized(networks[chosen], chosen.backend, chosen.precision, tuple(measured))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ceit.inference.fuse import fuse
+from ceit.inference.folding import fuse
 from ceit.model import CeiT, config_of
 
 GEOMETRY = {"img_size": (16, 24), "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ceit.inference import optimize as module
+from ceit.inference import fastest as module
 from ceit.inference.backend import Network
-from ceit.inference.optimize import optimize
+from ceit.inference.fastest import optimize
 from ceit.model import CeiT, config_of
 
 
