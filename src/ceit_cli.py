@@ -4,10 +4,12 @@ This file stands outside the package because importing the package imports torch
 or mistypes a verb, is answered at once. A verb's own file, ``ceit/cli/VERB.py``, is imported only when it runs.
 """
 
+import codecs
 import contextlib
 import difflib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -59,6 +61,9 @@ SPIN_COUNT = "10000"
 """How often a thread of OpenMP's run-time looks for its next work before it sleeps; see docs/decisions/spinning.md."""
 _SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # a user's own settings of the same thing
 
+# What tables and bars are made of, for an output that has no such characters.
+PLAINER = {"█": "#", "░": "-", "─": "-", "…": "~", "✓": "+", "✗": "x", "±": "+-"}
+
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -84,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     share_the_machine()
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
+    _print_anything()
     try:
         with _sigterm_raises():
             try:
@@ -171,6 +177,22 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _print_anything() -> None:
+    """Let stdout and stderr take any text, whatever their encoding: what it lacks is printed plainer, or by number."""
+    codecs.register_error("ceit.plainer", _plainer)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ceit.plainer")
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    plain = (PLAINER.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in letters)
+    return "".join(plain), error.end
 
 
 def _sentence(error: Exception) -> str:

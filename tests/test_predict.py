@@ -450,7 +450,7 @@ def test_interrupted_file_holds_whole_answers_and_is_gone_on_with(
     command, whole = written
     output = tmp_path / f"part{whole.suffix}"
     command = [*command, "--output", str(output)]
-    head, lines, as_written = prediction_file.FORMS[whole.suffix]
+    head, lines = prediction_file.FORMS[whole.suffix]
     written_images = 0
 
     def interrupted_at_the_seventh(prediction: Prediction) -> str:
@@ -461,7 +461,7 @@ def test_interrupted_file_holds_whole_answers_and_is_gone_on_with(
         return lines(prediction)
 
     with monkeypatch.context() as patch:
-        patch.setitem(prediction_file.FORMS, whole.suffix, (head, interrupted_at_the_seventh, as_written))
+        patch.setitem(prediction_file.FORMS, whole.suffix, (head, interrupted_at_the_seventh))
         assert ceit_cli.main(command) == code
     assert written_images == 7
     assert capsys.readouterr().err.startswith("7 of 12 images are predicted; --resume goes on\n")

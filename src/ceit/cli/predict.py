@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import current_thread, main_thread
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from ceit.data.image import image_suffixes, is_image_name
 from ceit.inference.memory import keep_freed_memory
-from ceit.inference.prediction_file import CSV_HEAD, FORMS, csv_lines, images_in, printable
+from ceit.inference.prediction_file import CSV_HEAD, FORMS, NAME_ERRORS, csv_lines, images_in, printable
 from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
 from ceit.model import list_models
 from ceit.paths import expanded
@@ -140,16 +141,22 @@ def _predictor(checkpoint: str | None, precision: Precision) -> Predictor:
 
 def _left_of(paths: list[str], output: Path, ranks: int, predictor: Predictor, broken: list[str]) -> list[str]:
     """The paths without an answer in the file; those of broken files that have one are noted down."""
-    _head, _lines, as_written = FORMS[output.suffix]
     found = images_in(output, ranks, predictor.class_names)
     broken += [path for path, error in found if error is not None]
     answered = Counter(path for path, _error in found)
+    # CSV files once had marks in names; one that holds a name as no mark could stand for it is not of them
+    marked = {printable(path) for path in paths if printable(path) != path}
+    known = set(paths) if any(printable(path) != path for path in answered) else set[str]()
+    if output.suffix == ".csv" and (unsure := (marked - known) & answered.keys()):
+        raise ValueError(
+            f"{output} has marks in place of some characters of names, as in {min(unsure)}, and does not tell which "
+            "files these are: name another --output"
+        )
     left: list[str] = []
     for path in paths:
-        name = as_written(path)
-        if not answered[name]:
+        if not answered[path]:
             left.append(path)
-        answered[name] -= bool(answered[name])
+        answered[path] -= bool(answered[path])
     return left
 
 
@@ -227,9 +234,9 @@ def _counted(predictions: Iterable[Prediction], done: int, total: int, output: P
 
 
 def _write_file(predictions: Iterable[Prediction], output: Path, mode: Literal["a", "x"]) -> None:
-    head, lines, _as_written = FORMS[output.suffix]
+    head, lines = FORMS[output.suffix]
     try:
-        file = output.open(mode, encoding="utf-8", newline="")
+        file = output.open(mode, encoding="utf-8", errors=NAME_ERRORS, newline="")
     except FileExistsError:
         raise ValueError(f"{output} exists: --resume goes on with it, or name another --output") from None
     with file:
@@ -251,6 +258,9 @@ def _print_json(predictions: Iterable[Prediction]) -> None:
 
 
 def _print_csv(predictions: Iterable[Prediction]) -> None:
+    """The bytes that ``--output`` would write: UTF-8, whatever else is printed in, so that names stay as they are."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors=NAME_ERRORS, newline="\n")
     print(CSV_HEAD, end="")
     for prediction in predictions:
         print(csv_lines(prediction), end="", flush=True)

@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from ceit.inference.predictor import Prediction
 
 CSV_HEAD = "path,rank,label,probability,error\n"
+
+NAME_ERRORS = sys.getfilesystemencodeerrors()
+"""How names of files that are not text come into a string, and out of it as the bytes that they were."""
 
 Lines = Callable[[Prediction], str]
 _Found = tuple[str, str | None]
@@ -17,14 +21,19 @@ _Found = tuple[str, str | None]
 
 def csv_lines(prediction: Prediction) -> str:
     """A line for every rank, or one with the error."""
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    path = printable(prediction.path or "")
+    path = prediction.path or ""
     if prediction.error is not None:
-        rows.writerow([path, "", "", "", prediction.error])
-    for rank, score in enumerate(prediction.predictions, 1):
-        rows.writerow([path, rank, score.label, f"{score.probability:.6f}", ""])
-    return file.getvalue()
+        return _csv_line(path, "", "", "", prediction.error)
+    return "".join(
+        _csv_line(path, rank, score.label, f"{score.probability:.6f}", "")
+        for rank, score in enumerate(prediction.predictions, 1)
+    )
+
+
+def _csv_line(*values: object) -> str:
+    file = io.StringIO()
+    csv.writer(file).writerow(values)  # which ends its line in CR LF, and therefore quotes a name that holds either
+    return file.getvalue().removesuffix("\r\n") + "\n"
 
 
 def json_line(prediction: Prediction) -> str:
@@ -33,15 +42,12 @@ def json_line(prediction: Prediction) -> str:
 
 
 def printable(path: str) -> str:
-    """The path with a mark for every character that cannot be shown: names of files may hold any bytes."""
+    """The path for a table or a sentence: with a mark for every character that cannot be shown there."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in path)
 
 
-FORMS: dict[str, tuple[str, Lines, Callable[[str], str]]] = {
-    ".csv": (CSV_HEAD, csv_lines, printable),
-    ".jsonl": ("", json_line, str),
-}
-"""What the endings of a file's name stand for: its first line, the lines of an image, a path as it stands there."""
+FORMS: dict[str, tuple[str, Lines]] = {".csv": (CSV_HEAD, csv_lines), ".jsonl": ("", json_line)}
+"""What the endings of a file's name stand for: its first line, and the lines of an image."""
 
 
 def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Found]:
@@ -51,14 +57,16 @@ def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Fou
     """
     found: list[_Found] = []
     read = end = 0
+    is_at_end = False
 
     def whole_lines(content: Iterable[bytes]) -> Iterator[str]:
-        nonlocal read
+        nonlocal read, is_at_end
         for line in content:
             if not line.endswith(b"\n"):
-                return
+                break
             read += len(line)
-            yield line.decode()
+            yield line.decode(errors=NAME_ERRORS)
+        is_at_end = True
 
     with file.open("r+b") as content:
         images = _CONTENTS[file.suffix](whole_lines(content), ranks, frozenset(class_names))
@@ -69,9 +77,10 @@ def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Fou
             if not end and content.tell():
                 raise ValueError("not one whole line")
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise ValueError(
-                f"{file} holds other things than answers of this model with --top-k {ranks}: name another --output"
-            ) from error
+            if not (is_at_end and isinstance(error, csv.Error)):  # else it was cut within a name of several lines
+                raise ValueError(
+                    f"{file} holds other things than answers of this model with --top-k {ranks}: name another --output"
+                ) from error
         content.truncate(end)
     return found
 
