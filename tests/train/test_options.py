@@ -300,7 +300,11 @@ def test_other_data_are_noticed_on_resume(tmp_path: Path) -> None:
     options: dict[str, Any] = {"global_batch_size": 4, "epochs": 1, "batch_norm": "frozen"}
     train(config(**options), str(tmp_path / "photos"), tmp_path / "run")
     add("dog", 1)
-    with pytest.raises(ValueError, match="was started with found 20 training, 2 validation and 2 test images"):
+    said: list[str] = []
+    train(config(**options), str(tmp_path / "photos"), tmp_path / "run", resume="auto", say=said.append)
+    assert any("1 came; the run goes on with the images that it was started with" in line for line in said)
+    (tmp_path / "photos/cat/3.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of the 24 images that this run was started with are gone, changed or of"):
         train(config(**options), str(tmp_path / "photos"), tmp_path / "run", resume="auto")
 
 

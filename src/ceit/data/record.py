@@ -8,6 +8,7 @@ Letters: n images.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,18 +100,17 @@ class ImageRecord:
         Raises: ValueError for images without digests, of which nothing can be known.
         """
         here = {source: _digests(split) for source, split in found.parts.items()}
-        present = {content for contents in here.values() for content in contents}
+        recorded = Counter(row.content for row in self.rows)
+        present = Counter(content for contents in here.values() for content in contents)
         by_content: dict[int, str] = {}
         by_name: dict[tuple[str, str], str] = {}
-        names: set[tuple[str, str, int]] = set()
         for row in sorted(self.rows, key=lambda row: _WEIGHT[row.part], reverse=True):
             by_content[row.content] = row.part
-            names.add((row.source, row.name, row.content))
             if row.content not in present:  # else it goes by another name now, and this is another image
                 by_name[row.source, row.name] = row.part
+        names = {(row.source, row.name, row.content) for row in self.rows}
         parts: dict[str, np.ndarray] = {}
-        came = changed = renamed = 0
-        seen: set[tuple[str, str]] = set()
+        new = changed = renamed = 0
         for source, contents in here.items():
             split, used = found.parts[source], []
             for index, content in enumerate(contents):
@@ -120,14 +120,14 @@ class ImageRecord:
                     renamed += (source, key, content) not in names
                 elif (source, key) in by_name:
                     used.append(by_name[source, key])
-                    seen.add((source, key))
                     changed += 1
                 else:
                     used.append(NEW)
-                    came += 1
+                    new += 1
             parts[source] = np.array(used, object)
-        went = sum(row.content not in present and (row.source, row.name) not in seen for row in self.rows)
-        return parts, Changes(came, went, changed, renamed)
+        copies = sum((present - recorded)[content] for content in recorded)  # of images that were there before
+        went = max(0, (recorded - present).total() - changed)
+        return parts, Changes(new + copies, went, changed, renamed - copies)
 
     def restored(self, found: LabelledSet) -> tuple[ImageDataset, Changes]:
         """The data set that the run was started with, out of data that may have changed since: same images, same order.
