@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -128,13 +128,14 @@ def _timed(do: Callable[[], object]) -> float:
 
 def _digits() -> float:
     """The demo's recipe on the digits, which takes the smallest kernels: four epochs, validation included."""
-    from ceit.inference.memory import keep_freed_memory
-    from ceit.train.recipe import recipe_config
-    from ceit.train.run import train
+    import ceit_cli
 
-    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        return train(recipe_config("demo", epochs=4), "digits", Path(folder) / "run").train_seconds
+        run = Path(folder) / "run"
+        with redirect_stdout(sys.stderr):
+            code = ceit_cli.main(["train", "--recipe=demo", "--data=digits", "--epochs=4", f"--output={run}"])
+        assert code == ceit_cli.DONE
+        return json.loads((run / "test.json").read_text(encoding="utf-8"))["train_seconds"]
 
 
 def _train_32() -> float:
@@ -174,23 +175,18 @@ def _predict_224() -> float:
 
 
 def _evaluate_32() -> float:
-    import numpy as np
+    """Batches as ``ceit evaluate`` computes them: by the network that predicts, one batch after the other."""
     import torch
 
-    from ceit.data.batches.loader import make_loader
-    from ceit.data.preprocessing import Preprocessing
-    from ceit.data.splits import ArraySplit, from_pixels
+    from ceit.inference.backend import prepare
     from ceit.inference.memory import keep_freed_memory
-    from ceit.train.metrics import evaluate
     from ceit.weights import create_model
 
     keep_freed_memory()
-    pixels = np.random.default_rng(0).integers(0, 256, (1500, 32, 32, 3), dtype=np.uint8)
-    split = ArraySplit(from_pixels(pixels), torch.arange(1500) % 10)
-    whole = Preprocessing((0.5,) * 3, (0.25,) * 3)
-    loader = make_loader(split, batch_size=250, img_size=(32, 32), preprocessing=whole)
-    model, names = create_model("ceit_nano_patch4_32", num_classes=10), [str(number) for number in range(10)]
-    return _timed(lambda: evaluate(model, loader, class_names=names, device="cpu", autocast_dtype=torch.bfloat16))
+    model = create_model("ceit_nano_patch4_32", num_classes=10)
+    network = prepare(model, "eager", "bf16", image_shape=(3, 32, 32))
+    images = torch.randn(250, 3, 32, 32)
+    return _timed(lambda: [network(images) for _ in range(6)])
 
 
 if __name__ == "__main__":
