@@ -182,7 +182,7 @@ def test_p2_what_looks_like_a_mistake_is_refused_with_the_fix(tree: Tree, names:
             [f"{kind}/images/1.png" for kind in ("n01", "n02", "n03")],  # as Tiny ImageNet
             "a class has its images in folders: n01 in images, and so have 2 more",
         ),
-        (["cat/1.png", "dog/1.png", "notes.txt", "cat/.DS_Store"], "passed over: 1 .txt, 1 hidden"),
+        (["cat/1.png", "dog/1.png", "notes.txt", "cat/.hidden.png"], "passed over: 1 .txt, 1 hidden"),
     ],
 )
 def test_p15_what_is_left_out_is_said(tree: Tree, names: list[str], remark: str) -> None:

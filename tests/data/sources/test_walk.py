@@ -41,7 +41,8 @@ def test_p3_a_file_without_suffix_is_an_image_if_it_holds_one(tmp_path: Path) ->
 
 def test_p3_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
     put(tmp_path / "a.png", tmp_path / "__MACOSX" / "a.png", tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png")
-    for name in ("1.txt", "2.TXT", "clip.mp4", ".DS_Store", "._a.png", "Thumbs.db"):
+    system = (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini", "Icon\r")  # counted nowhere
+    for name in ("1.txt", "2.TXT", "clip.mp4", ".hidden.png", "data.db", *system):
         (tmp_path / name).write_text("no image")
     os.mkfifo(tmp_path / "pipe.png")
     counts = passed_over(tmp_path)
@@ -49,7 +50,7 @@ def test_p3_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
         ".txt": 2,
         ".mp4": 1,
         ".db": 1,
-        "hidden": 2,
+        "hidden": 1,
         "__MACOSX/": 1,
         ".ipynb_checkpoints/": 1,
         "pipe or device": 1,

@@ -21,6 +21,8 @@ SYSTEM_FOLDERS = frozenset(
     }
 )
 """Folders that a system makes beside people's own, in lower case; others that it makes begin with a dot."""
+SYSTEM_FILES = frozenset({".ds_store", ".directory", "desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db"})
+"""Files that a system leaves in people's folders, in lower case; on a Mac ``._`` before the name of any file, too."""
 
 _NAMED_KINDS = 6  # of what was passed over, in one line
 
@@ -31,7 +33,8 @@ class Folder:
 
     Images are files with the name of one, and files without a suffix that hold one. Links are followed, except back to
     a folder above. A link that leads nowhere is an image if its name says so: whoever reads it names it. Hidden files,
-    hidden folders and ``SYSTEM_FOLDERS`` are passed over, as are files of other kinds.
+    hidden folders and ``SYSTEM_FOLDERS`` are passed over, as are files of other kinds, and counted, except
+    ``SYSTEM_FILES``, which nobody misses.
     """
 
     path: Path
@@ -81,7 +84,8 @@ class Folder:
             return self._entered(entry)
         if not is_folder and not name.startswith(".") and _is_image(entry):
             return Path(entry.path)
-        self.passed_over[_kind(entry, is_folder)] += 1
+        if is_folder or not _is_of_the_system(name):
+            self.passed_over[_kind(entry, is_folder)] += 1
         return None
 
     def _entered(self, entry: os.DirEntry[str]) -> "Folder | None":
@@ -105,6 +109,18 @@ def open_folder(path: str | Path) -> Folder:
     return Folder(Path(path), Counter(), above)
 
 
+def image_files(path: str | Path) -> tuple[list[Path], str]:
+    """All images of a folder whose classes nobody asks for, and what was passed over, a line or nothing.
+
+    Raises: ValueError for a folder that cannot be listed or has none.
+    """
+    folder = open_folder(path)
+    files, line = list(folder.walk()), passed_over_line(folder.passed_over)
+    if not files:
+        raise ValueError(f"folder {path} holds no images{f' ({line})' if line else ''}")
+    return files, line
+
+
 def passed_over_line(counts: Mapping[str, int]) -> str:
     """``passed over: 12 .txt, 3 hidden``, the most frequent kinds first; empty if there was nothing."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -126,6 +142,10 @@ def _number(stat: os.stat_result) -> tuple[int, int]:
 
 def _cannot_be_listed(path: str | Path, error: OSError) -> ValueError:
     return ValueError(f"folder {path} cannot be listed ({error.strerror or error}): make it readable or remove it")
+
+
+def _is_of_the_system(name: str) -> bool:
+    return name.startswith("._") or name.lower() in SYSTEM_FILES
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
