@@ -33,10 +33,11 @@ def test_images_and_folders_are_in_the_order_of_their_names(tmp_path: Path) -> N
 
 
 def test_p3_a_file_without_suffix_is_an_image_if_it_holds_one(tmp_path: Path) -> None:
-    put(tmp_path / "photo", tmp_path / "scan.2")
+    images = ["a.jpg!d", "b.jpg?width=300", "photo", "scan.2"]
+    put(*(tmp_path / name for name in images), tmp_path / "old.jpg~", tmp_path / "old.jpg_original")
     (tmp_path / "README").write_text("no image")
-    assert names(tmp_path) == ["photo", "scan.2"]
-    assert passed_over(tmp_path) == {"without suffix": 1}
+    assert names(tmp_path) == images
+    assert passed_over(tmp_path) == {"without suffix": 1, ".jpg~": 1, ".jpg_original": 1}
 
 
 def test_p3_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
@@ -60,6 +61,9 @@ def test_p3_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
     assert "1 .ipynb_checkpoints/" in line
     assert line.endswith("1 of other kinds")  # seven kinds, six of them named
     assert passed_over_line({}) == ""
+    assert (
+        passed_over_line({".heic": 3, ".txt": 4}) == "passed over: 4 .txt, 3 .heic (install pillow-heif to read them)"
+    )
 
 
 @pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "$Recycle.Bin", "lost+found", ".cache"])

@@ -24,6 +24,8 @@ SYSTEM_FOLDERS = frozenset(
 SYSTEM_FILES = frozenset({".ds_store", ".directory", "desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db"})
 """Files that a system leaves in people's folders, in lower case; on a Mac ``._`` before the name of any file, too."""
 
+_READ_WITH = dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif")  # images where that is installed
+_NOT_OF_SUFFIXES = frozenset("!?&=@:, ")
 _NAMED_KINDS = 6  # of what was passed over, in one line
 
 
@@ -124,7 +126,8 @@ def image_files(path: str | Path) -> tuple[list[Path], str]:
 def passed_over_line(counts: Mapping[str, int]) -> str:
     """``passed over: 12 .txt, 3 hidden``, the most frequent kinds first; empty if there was nothing."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    kinds = [f"{count:,} {kind}" for kind, count in ordered[:_NAMED_KINDS]]
+    packages = {kind: f" (install {package} to read them)" for kind, package in _READ_WITH.items()}
+    kinds = [f"{count:,} {kind}{packages.get(kind, '')}" for kind, count in ordered[:_NAMED_KINDS]]
     if others := sum(count for _, count in ordered[_NAMED_KINDS:]):
         kinds.append(f"{others:,} of other kinds")
     return f"passed over: {', '.join(kinds)}" if kinds else ""
@@ -173,9 +176,9 @@ def _may_be_read(entry: os.DirEntry[str]) -> bool:
 
 
 def _suffix(name: str) -> str:
-    """In lower case; none where it has no letter: ``scan.2`` is a name without suffix."""
+    """In lower case; ``scan.2``, ``photo.jpg!d`` and ``photo.jpg?width=300`` have none."""
     suffix = os.path.splitext(name)[1].lower()
-    return suffix if any(map(str.isalpha, suffix)) else ""
+    return suffix if any(map(str.isalpha, suffix)) and not set(suffix) & _NOT_OF_SUFFIXES else ""
 
 
 def _kind(entry: os.DirEntry[str], is_folder: bool) -> str:
