@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ceit.data.labelled import UNSPLIT
 from ceit.data.sources.class_names import class_name, look
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.sources.walk import Folder, open_folder, passed_over_line
@@ -33,7 +34,7 @@ class SplitFolder:
 
 @dataclass(frozen=True)
 class Layout:
-    """A folder as it is understood; of one that comes unsplit the only split is ``all``."""
+    """A folder as it is understood; of one that comes unsplit the only split is ``UNSPLIT``."""
 
     root: Path
     splits: dict[str, SplitFolder]
@@ -43,7 +44,7 @@ class Layout:
     def lines(self) -> list[str]:
         """A line for each split: where it lies, and what it holds."""
         return [
-            f"{split}: {_relative(part.folder, self.root) if split != 'all' else part.folder.name or part.folder}, "
+            f"{split}: {_relative(part.folder, self.root) if split != UNSPLIT else part.folder.name or part.folder}, "
             f"{_count(len(part.classes), 'class', 'classes')}, {_count(part.images, 'image', 'images')}"
             for split, part in self.splits.items()
         ]
@@ -57,7 +58,7 @@ def understand(root: Path) -> Layout:
     not known, a class whose name cannot be told from another's, and a folder that cannot be listed.
     """
     if not root.is_dir():
-        raise ValueError(f"data {root} is not a folder")
+        raise ValueError(f"data {root} is not a folder, and no table of labels: those end in .csv, .tsv or .parquet")
     top, remarks = open_folder(root), list[str]()
     folders = _split_folders(top, remarks)
     for folder in folders.values():
@@ -71,17 +72,23 @@ def understand(root: Path) -> Layout:
     return Layout(root, splits, tuple(remarks))
 
 
+def has_class_folders(root: Path) -> bool:
+    """Whether a folder holds two folders of images or more, or one that holds such. Raises: as ``walk``."""
+    filled = _filled(open_folder(root).folders)
+    return len(filled) > 1 or any(_filled(folder.folders) for folder in filled)
+
+
 def class_files(folder: Path) -> dict[str, list[Path]]:
     """The images of each class folder in ``folder``. Raises: as ``understand``, for what is wrong with classes."""
     return _classes(open_folder(folder), folder, [])
 
 
 def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
-    """The folder of each split; ``all``, the folder itself, where none is named after one."""
+    """The folder of each split; ``UNSPLIT``, the folder itself, where none is named after one."""
     named = [(split, child) for child in top.folders if _has_classes(child) and (split := split_of(child.name))]
     if not named:
         _refuse_loose_splits(top, remarks)
-        return {"all": top}
+        return {UNSPLIT: top}
     for split in SPLITS:
         if len(same := [child for of, child in named if of == split]) > 1:
             raise ValueError(

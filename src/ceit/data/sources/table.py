@@ -4,8 +4,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice
-from ceit.data.sources.listing import Listing, load_files, split_name
+from ceit.data.labelled import UNSPLIT, LabelledSet
+from ceit.data.sources.listing import Listing, load_files
+from ceit.data.sources.split_names import split_name
 
 SUFFIXES = frozenset({".csv", ".parquet"})
 PATH_COLUMNS = ("path", "file", "filename", "image")
@@ -16,7 +17,7 @@ Columns = dict[str, list[str]]
 """The cells of each column as text, an empty one where there is nothing."""
 
 
-def load_labels(path: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_labels(path: Path, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
     """The set whose images a table names, one a row, by paths relative to the table.
 
     Column ``path`` (or ``file``, ``filename``, ``image``) is the image, ``label`` (``class``, ``target``) its class,
