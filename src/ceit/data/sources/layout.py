@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ceit.data.labelled import UNSPLIT
-from ceit.data.sources.class_names import class_name, look
+from ceit.data.sources.class_names import alike, class_name, look
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.sources.walk import Folder, open_folder, passed_over_line
 
@@ -163,8 +163,7 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
         remarks.append(f"left out: {_count(len(folder.images), 'image', 'images')}{where} in no class folder")
     if empty := [name for name, images in classes.items() if not images]:
         remarks.append(f"no images in {_listed(map(repr, empty))}{where}")
-    alike = Counter(map(look, classes))
-    if similar := [name for name in classes if alike[look(name)] > 1]:
+    if similar := alike(classes):
         remarks.append(f"classes that differ in case or spaces alone{where}: {_listed(map(repr, similar))}")
     if nested := [child for child in folder.folders if _filled(child.folders) and not child.images]:
         inner = f"{nested[0].name} in {_names(_filled(nested[0].folders))}"
