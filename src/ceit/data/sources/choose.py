@@ -164,7 +164,7 @@ def _load_known(
     text: str,
     name: str,
     folder: Path | None,
-    img_size: tuple[int, int] | None,
+    img_size: SizeChoice,
     in_chans: int | None,
     skip_broken: bool,
 ) -> LabelledSet:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from ceit.data.labelled import UNSPLIT, LabelledSet
+from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice
 from ceit.data.sources.class_names import alike, class_name
 from ceit.data.sources.columns import Columns, read_columns
 from ceit.data.sources.listing import Listing, load_files
@@ -20,7 +20,7 @@ SPLIT_COLUMN = "split"
 _FIRST_FILES = 100  # of which one must be there
 
 
-def load_labels(path: Path, img_size: tuple[int, int] | None, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_labels(path: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
     """The set whose images a table names, one a row, by paths relative to the table.
 
     Column ``path`` (or ``file``, ``filename``, ``filepath``, ``image``) is the image, ``label`` (``class``, ``target``)
