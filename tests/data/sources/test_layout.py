@@ -116,18 +116,34 @@ def test_p2_what_only_sounds_like_a_split_is_a_class(tree: Tree, name: str) -> N
         ),
         (
             [f"archive/dataset/{part}/{kind}/1.png" for part in ("train", "test") for kind in ("cat", "dog")],
-            "all that folder ROOT holds is in archive/dataset: say ROOT/archive/dataset instead",
+            "all folders of ROOT are in archive/dataset: say ROOT/archive/dataset instead",
         ),
-        (["archive/cat/1.png", "archive/dog/1.png", "sample.png"], "is in archive: say ROOT/archive instead"),
+        (["archive/cat/1.png", "archive/dog/1.png", "sample.png"], "are in archive: say ROOT/archive instead"),
         (
             [f"{part}/{part}/{kind}/1.png" for part in ("train", "test") for kind in ("cat", "dog")],
-            "all that folder ROOT/train holds is in train: move what is in it up into ROOT/train",
+            "all folders of ROOT/train are in train: move what is in it up into ROOT/train",
         ),
         (
             ["train/1.png", "test/2.png", "train.csv"],
             "test and train of folder ROOT hold images without class folders: put those of each class in a folder of "
             "its name, or name them in a CSV table with the columns path and label; if train.csv tells the classes, "
             "say ROOT/train.csv",
+        ),
+        (  # as the Stanford cars are packed
+            ["cars_train/1.png", "cars_test/2.png"],
+            "cars_test and cars_train of folder ROOT are named as parts of a set: call them train, validation and test",
+        ),
+        (  # as the Intel scenes are packed
+            [f"seg_{part}/seg_{part}/{kind}/1.png" for part in ("train", "test") for kind in ("sea", "wood")],
+            "seg_test and seg_train of folder ROOT are named as parts of a set",
+        ),
+        (  # as the American sign language letters are packed
+            ["train-asl/train-asl/a/1.png", "train-asl/train-asl/b/1.png", "Test-ASL/Test-ASL/1.png"],
+            "Test-ASL and train-asl of folder ROOT are named as parts of a set",
+        ),
+        (
+            [f"{part}/{part}/{kind}/1.png" for part in ("Lernen", "Messen") for kind in ("cat", "dog")],
+            "Lernen and Messen of folder ROOT hold the same folders, cat and dog",
         ),
         (["Train/1.png"], "Train of folder ROOT hold images without class folders"),
         (
@@ -176,11 +192,11 @@ def test_p2_what_looks_like_a_mistake_is_refused_with_the_fix(tree: Tree, names:
         (["train/1.png", "train/empty/", "tram/1.png"], "train is taken as a class, like the folders beside it"),
         (
             ["cat/kittens/1.png", "cat/adults/1.png", "dog/1.png"],
-            "a class has its images in folders: cat in adults and kittens",
+            "1 class has its images in folders: cat in adults and kittens",
         ),
         (
             [f"{kind}/images/1.png" for kind in ("n01", "n02", "n03")],  # as Tiny ImageNet
-            "a class has its images in folders: n01 in images, and so have 2 more",
+            "3 classes have their images in folders: n01 in images, ...",
         ),
         (["cat/1.png", "dog/1.png", "notes.txt", "cat/.hidden.png"], "passed over: 1 .txt, 1 hidden"),
     ],
@@ -193,6 +209,11 @@ def test_p2_a_folder_without_images_beside_the_splits_is_nothing_to_say(tree: Tr
     layout = understand(tree("train/cat/1.png", "train/dog/1.png", "docs/", "test/"))
     assert list(layout.splits) == ["train"]
     assert layout.remarks == ()
+
+
+def test_p2_classes_may_have_the_words_of_parts_in_their_names(tree: Tree) -> None:
+    names = ("driving_test", "model_train", "test_tube", "train_station")
+    assert list(counts(tree(*(f"{name}/1.png" for name in names)))["all"]) == list(names)
 
 
 def test_p2_folders_of_a_few_equal_names_are_classes(tree: Tree) -> None:

@@ -5,6 +5,7 @@ or it is refused with what to change. See docs/folders.md.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -138,12 +139,18 @@ def _refuse_loose_splits(top: Folder, remarks: list[str]) -> None:
 
 def _refuse_wrapper(folder: Folder, top: Folder) -> None:
     """A folder that holds nothing but one folder of folders, as archives are unpacked."""
-    inner = folder
-    while len(filled := _filled(inner.folders)) == 1 and not filled[0].images:
-        inner = filled[0]
-    if inner is not folder and len(filled) > 1:
+    filled = _filled(folder.folders)
+    inner = _unwrapped(filled[0]) if len(filled) == 1 else folder
+    if inner is not folder and len(_filled(inner.folders)) > 1 and not inner.images:
         fix = f"say {inner.path} instead" if folder is top else f"move what is in it up into {folder.path}"
-        raise ValueError(f"all that folder {folder.path} holds is in {_relative(inner.path, folder.path)}: {fix}")
+        raise ValueError(f"all folders of {folder.path} are in {_relative(inner.path, folder.path)}: {fix}")
+
+
+def _unwrapped(folder: Folder) -> Folder:
+    """The folder itself, or the first below it that holds images or several folders."""
+    while not folder.images and len(filled := _filled(folder.folders)) == 1:
+        folder = filled[0]
+    return folder
 
 
 def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[Path]]:
@@ -167,8 +174,8 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
         remarks.append(f"classes that differ in case or spaces alone{where}: {_listed(map(repr, similar))}")
     if nested := [child for child in folder.folders if _filled(child.folders) and not child.images]:
         inner = f"{nested[0].name} in {_names(_filled(nested[0].folders))}"
-        more = f", and so have {len(nested) - 1} more" if len(nested) > 1 else ""
-        remarks.append(f"a class has its images in folders{where}: {inner}{more}")
+        have = "class has its" if len(nested) == 1 else "classes have their"
+        remarks.append(f"{len(nested):,} {have} images in folders{where}: {inner}{', ...' if len(nested) > 1 else ''}")
     return classes
 
 
@@ -182,8 +189,14 @@ def _refuse_nested_splits(folder: Folder) -> None:
                 f"class folder {child.path} has {_names(parts)} inside: turn it around, "
                 f"{folder.path / parts[0].name / child.name}, or list the images in {_TABLE}"
             )
+    if parts := _parts_by_ending(_filled(folder.folders)):
+        raise ValueError(
+            f"{_names(parts)} of folder {folder.path} are named as parts of a set: call them train, validation and "
+            f"test, with a folder of images for each class inside; if they are classes, list the images in {_TABLE}"
+        )
     nested = [child for child in folder.folders if not child.images and _filled(child.folders)]
-    times = Counter(name for child in nested for name in {look(inner.name) for inner in _filled(child.folders)})
+    inside = [{look(inner.name) for inner in _filled(_unwrapped(child).folders)} for child in nested]
+    times = Counter(name for names in inside for name in names)
     shared = [name for name, count in times.items() if count > 1]
     if len(times) > 1 and len(shared) * 2 >= len(times):
         raise ValueError(
@@ -191,6 +204,16 @@ def _refuse_nested_splits(folder: Folder) -> None:
             f"train, validation and test if they are the parts of the set; if they are classes, list the images in "
             f"{_TABLE}"
         )
+
+
+def _parts_by_ending(folders: Sequence[Folder]) -> list[Folder]:
+    """Folders like ``cars_train`` and ``cars_test``, or ``train_cars`` and ``test_cars``: all but the part is equal."""
+    parts_of: dict[tuple[str, str], dict[str, Folder]] = {}
+    for folder in folders:
+        for pattern in (r"(?P<rest>.+)[\s_.-](?P<part>[^\s_.-]+)", r"(?P<part>[^\s_.-]+)[\s_.-](?P<rest>.+)"):
+            if (found := re.fullmatch(pattern, folder.name.lower())) and (part := split_of(found["part"])):
+                parts_of.setdefault((pattern, found["rest"]), {})[part] = folder
+    return next((list(parts.values()) for parts in parts_of.values() if len(parts) > 1), [])
 
 
 def _refuse_other_spellings(splits: dict[str, SplitFolder], root: Path) -> None:

@@ -57,7 +57,10 @@ def _column(table: Columns, names: Sequence[str], remarks: list[str]) -> int:
     found = table.find(names)
     if not found:
         columns = ", ".join(map(repr, table.names)) or "none"
-        raise ValueError(f"{table.place} has no column {' or '.join(map(repr, names))}: its columns are {columns}")
+        wanted = " or ".join(map(repr, names))
+        raise ValueError(
+            f"{table.place} has no column {wanted}: its columns are {columns}; rename the one that is meant"
+        )
     if len(found) > 1:
         taken, *others = [repr(table.names[number]) for number in found]
         remarks.append(f"column {taken} of {table.place.name} is taken, not {' or '.join(others)}")
