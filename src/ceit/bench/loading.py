@@ -31,8 +31,8 @@ from ceit.bench.training import Step, training_step
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.batches.workers import usual_workers
-from ceit.data.image import is_image_name
 from ceit.data.preprocessing import IMAGENET
+from ceit.data.sources.walk import open_folder
 from ceit.data.splits import FileSplit
 from ceit.inference.device import machine
 from ceit.model.variants import config_of
@@ -186,7 +186,7 @@ def usable_cores() -> int:
 
 
 def _images_in(folder: Path, count: int) -> FileSplit:
-    paths = sorted(path for path in folder.rglob("*") if is_image_name(path.name))
+    paths = list(open_folder(folder).walk())
     if len(paths) < count:
         raise SystemExit(f"error: {folder} holds {len(paths)} images, not {count}: lower --images")
     return FileSplit(tuple(paths[:count]), torch.arange(count) % 1000)

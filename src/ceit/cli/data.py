@@ -81,8 +81,8 @@ def shard_data(data: str, out: Path, megabytes: int, seed: int, skip_broken: boo
     if megabytes < 1:
         raise ValueError(f"--shard-megabytes {megabytes} must be at least 1")
     dataset = _as_it_lies(data, seed, skip_broken)
-    for line in dataset.skipped:
-        print(f"skipped {line}", file=sys.stderr)
+    for line in (*dataset.remarks, *(f"skipped {line}" for line in dataset.skipped)):
+        print(line, file=sys.stderr)
     index = write_shards(dataset, out, shard_bytes=megabytes * 2**20, say=print)
     counts = ", ".join(f"{count:,} {split}" for split, count in index.splits.items())
     size = sum(shard.bytes for shard in index.shards) / 2**20
@@ -122,6 +122,10 @@ def print_report(report: Report) -> None:
     console = Console(highlight=False)
     total = f"{report.images:,} images that can be read, {len(report.counts):,} classes"
     console.print(Text.assemble((report.name, "bold"), f"  {total}"))
+    for line in report.layout:
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    for line in report.remarks:
+        console.print(Text(f"! {line}", "yellow"), soft_wrap=True)
     console.print()
     for table in (_findings(report), _classes(report)):
         # A number is never cut, however narrow the terminal.

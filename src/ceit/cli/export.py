@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
+from ceit.data.sources.walk import image_files
 from ceit.data.splits import IN_MEMORY_SIDE, ImageDataset, Split, cut_validation
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
 from ceit.inference.export import (
@@ -180,10 +181,10 @@ def _pictures(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path} does not exist")
-        inside = [file for file in sorted(path.rglob("*")) if is_image_name(file.name)]
-        if path.is_dir() and not inside:
-            raise ValueError(f"folder {path} holds no images: their names end in {', '.join(image_suffixes())}")
-        found += inside if path.is_dir() else [path]
+        files, passed_over = image_files(path) if path.is_dir() else ([path], "")
+        if passed_over:
+            print(f"{path}: {passed_over}", file=sys.stderr)
+        found += files
     return found
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from ceit.data.image import image_suffixes, is_image_name
+from ceit.data.sources.walk import image_files
 from ceit.inference.memory import keep_freed_memory
 from ceit.inference.prediction_file import CSV_HEAD, FORMS, NAME_ERRORS, csv_lines, images_in, printable
 from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
@@ -112,22 +112,16 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def _images_at(name: str) -> list[str]:
-    """The images that an argument stands for; those of a folder sorted, hidden ones passed over."""
+    """The images that an argument stands for; those of a folder as training finds them, saying what is passed over."""
     path = expanded(name)
     if name != STDIN and not path.exists():
         raise ValueError(f"{name} does not exist")
     if name == STDIN or not path.is_dir():
         return [str(path) if name.startswith("~") else name]
-    found = [
-        str(file)
-        for file in sorted(path.rglob("*"))
-        if is_image_name(file.name)
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and file.is_file()
-    ]
-    if not found:
-        raise ValueError(f"folder {name} holds no images: their names end in {', '.join(image_suffixes())}")
-    return found
+    files, passed_over = image_files(path)
+    if passed_over:
+        print(f"{name}: {passed_over}", file=sys.stderr)
+    return [str(file) for file in files]
 
 
 def _predictor(checkpoint: str | None, precision: Precision) -> Predictor:

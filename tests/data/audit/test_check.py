@@ -239,3 +239,27 @@ def test_shard_and_check_by_command(clean: Path, tmp_path: Path, capsys: pytest.
     assert ceit_cli.main(words) == 1
     assert capsys.readouterr().err.strip().endswith("out is not empty: name a new folder")
     assert ceit_cli.main(["data", "check", str(tmp_path / "out")]) == 0
+
+
+def test_the_tree_is_shown_as_it_was_understood(image_folder: ImageFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    root = image_folder({"Training/cat": 3, "Training/dog": 4, "Testing/cat": 2, "Val": 5, "Training/__MACOSX": 1})
+    assert ceit_cli.main(["data", "check", str(root)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:5] == [
+        "  train: Training, 2 classes, 7 images",
+        "  test: Testing, 1 class, 2 images",
+        "! left out: Val, 5 images without class folders",
+        "! passed over: 1 __MACOSX/",
+    ]
+    assert ceit_cli.main(["data", "check", str(root), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["layout"] == ["train: Training, 2 classes, 7 images", "test: Testing, 1 class, 2 images"]
+    assert document["remarks"][1] == "passed over: 1 __MACOSX/"
+    assert document["splits"] == ["train", "test"]
+
+
+def test_what_is_left_out_is_said_when_shards_are_written(
+    image_folder: ImageFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder({"train/cat": 3, "train/dog": 4, "test/cat": 2, "test/dog": 2, "val": 5})
+    assert ceit_cli.main(["data", "shard", str(root), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == "left out: val, 5 images without class folders\n"

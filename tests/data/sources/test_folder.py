@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ceit.data.audit.check import check
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.sources import listing as files_module
 from ceit.data.sources.choose import load_dataset
@@ -211,6 +212,113 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 def test_what_is_no_data_set(image_folder: ImageFolder, counts: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_dataset(image_folder(counts))
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("train", "TEST"), ("train_set", "Val"), ("train2017", "dev")]
+)
+def test_p2_splits_in_any_usual_spelling(image_folder: ImageFolder, names: tuple[str, str]) -> None:
+    counts = {f"{names[0]}/{kind}": 4 for kind in ("cat", "dog", "owl")} | {f"{names[1]}/cat": 2}
+    dataset = load_dataset(image_folder(counts))
+    assert dataset.class_names == ("cat", "dog", "owl")
+    assert sizes(dataset) == (12, 0, 2)
+    assert dataset.remarks == ()
+
+
+def test_p2_a_validation_and_a_test_part_do_not_train(image_folder: ImageFolder) -> None:
+    root = image_folder({"val/cat": 4, "val/dog": 4, "test/cat": 4, "test/dog": 4})
+    with pytest.raises(ValueError, match="photos has no training images, only validation and test: add a part named"):
+        load_dataset(root)
+
+
+def test_p2_classes_that_hold_the_same_folders_are_questioned(image_folder: ImageFolder) -> None:
+    root = image_folder({f"{part}/{kind}": 4 for part in ("Lernen", "Messen") for kind in ("cat", "dog")})
+    with pytest.raises(ValueError, match=r"Lernen and Messen of folder .*photos hold the same folders, cat and dog"):
+        load_dataset(root)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jpe", "jp2", "PNG", "jfif", "tga"])
+def test_p3_every_image_that_a_file_alone_may_be_is_used_in_a_folder(image_folder: ImageFolder, suffix: str) -> None:
+    root = image_folder({"cat": 4, "dog": 4})
+    for path in list(root.rglob("*.png")):
+        with Image.open(path) as image:
+            image.save(path.with_name(f"new{path.stem}.{suffix}"))
+        path.unlink()
+    assert sum(sizes(load_dataset(root))) == 8
+    assert load_dataset(root).remarks == ()
+
+
+def test_p4_a_background_class_is_a_class(image_folder: ImageFolder) -> None:
+    dataset = load_dataset(image_folder({"cat": 3, "dog": 3, "__background__": 3, "__MACOSX": 3, ".cache": 3}))
+    assert dataset.class_names == ("__background__", "cat", "dog")
+    assert dataset.remarks == ("passed over: 1 .cache/, 1 __MACOSX/",)
+
+
+def test_p5_links_are_followed_and_a_dangling_one_is_named(image_folder: ImageFolder, tmp_path: Path) -> None:
+    root = image_folder({"cat": 3, "dog": 3})
+    (tmp_path / "more").mkdir()
+    for number in range(6):
+        Image.new("RGB", (10, 8), (number, 9, 9)).save(tmp_path / "more" / f"{number}.png")
+    (root / "cat" / "linked").symlink_to(tmp_path / "more")
+    assert sum(sizes(load_dataset(root))) == 12
+    (root / "cat" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=r"1 of 13 files cannot be read: cat/gone\.png \(No such file or directory\)"):
+        load_dataset(root)
+
+
+def test_p7_a_set_known_by_name_comes_before_a_folder_called_so(
+    image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder({"cat": 3, "dog": 3}).rename(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    remark = "digits is the set known by that name; for the folder digits say ./digits"
+    known = load_dataset("digits")
+    assert len(known.class_names) == 10
+    assert known.remarks == (remark,)
+    report = check("digits")
+    assert report.remarks == (remark,)
+    assert len(report.counts) == 10
+    for word in ("./digits", "digits/", str(tmp_path / "digits")):
+        assert load_dataset(word).class_names == ("cat", "dog")
+        assert list(check(word).counts) == ["cat", "dog"]
+    (tmp_path / "digits").rename(tmp_path / "cars")
+    with pytest.raises(ValueError, match=r"cars is not in .*; cars is the set known by that name; for the folder cars"):
+        load_dataset("cars")
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_p15_tar_files_beside_class_folders_are_passed_over(image_folder: ImageFolder, prefix: str) -> None:
+    root = image_folder({f"{prefix}cat": 3, f"{prefix}dog": 3})
+    (root / prefix / "originals.tar").write_bytes(b"")
+    dataset = load_dataset(root)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.remarks == ("passed over: 1 .tar",)
+    assert check(root).remarks == dataset.remarks
+
+
+def test_p15_unlabelled_test_images_are_left_out_and_counted(image_folder: ImageFolder) -> None:
+    dataset = load_dataset(image_folder({"train/cat": 4, "train/dog": 4, "test": 5}))
+    assert sum(sizes(dataset)) == 8
+    assert dataset.remarks == ("left out: test, 5 images without class folders",)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (70, 66)])
+def test_p15_a_class_of_broken_files_is_left_out_and_named(image_folder: ImageFolder, size: tuple[int, int]) -> None:
+    root = image_folder({"cat": 3, "dog": 3}, size=size)
+    (root / "owl").mkdir()
+    break_files(root / "owl")
+    dataset = load_dataset(root, skip_broken=True)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.remarks == ("class 'owl' is left out: none of its 2 images can be read",)
+
+
+def test_p15_one_class_in_two_unicode_forms(image_folder: ImageFolder) -> None:
+    composed, decomposed = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+    dataset = load_dataset(
+        image_folder({f"train/{composed}": 3, "train/tea": 3, f"test/{decomposed}": 2, "test/tea": 1})
+    )
+    assert dataset.class_names == (composed, "tea")
+    assert sorted(dataset.test.labels.tolist()) == [0, 0, 1]
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -229,3 +229,14 @@ def test_what_cannot_serve(tmp_path: Path) -> None:
     refused("f", r"class 'c' of hf:.*photos is in test but not in train", train=both, test=other)
     refused("g", "has only the class 'a': a classifier needs at least two", train=table(2, labels=["a", "a"]))
     refused("h", "class 'cat' has 2 images: a set that is not split yet needs 3 of each", train=table(4))
+
+
+def test_p2_splits_of_the_hub_in_other_spellings(tmp_path: Path) -> None:
+    dataset = load_dataset(saved(tmp_path, training=table(6), Dev=table(2), eval=table(3)))
+    assert keys(dataset) == [list("012345"), list("01"), list("012")]
+
+
+def test_p2_two_splits_of_the_hub_for_one_part_are_refused(tmp_path: Path) -> None:
+    name = saved(tmp_path, train=table(6), validation=table(2), dev=table(3))
+    with pytest.raises(ValueError, match=r"hf:.*photos has 2 splits for validation: validation, dev; save it with one"):
+        load_dataset(name)

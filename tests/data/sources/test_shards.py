@@ -363,3 +363,21 @@ def test_broken_samples_of_others(tmp_path: Path) -> None:
         load_dataset(root)
     dataset = load_dataset(root, skip_broken=True)
     assert (len(dataset.train), dataset.skipped) == (6, ("bad of train-1.tar (not an image)",))
+
+
+def test_p2_shards_are_of_a_part_in_any_usual_spelling(tmp_path: Path) -> None:
+    root = foreign(
+        tmp_path / "set",
+        {"Training/0.tar": 6, "set_VAL2017_0.tar": 2, "Test-Images/0.tar": 2},
+        lambda number: {".cls": str(number % 2).encode()},
+    )
+    dataset = load_dataset(root)
+    assert dataset.validation is not None
+    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [6, 2, 2]
+
+
+def test_p15_shards_stay_shards_beside_a_folder_of_previews(tmp_path: Path) -> None:
+    root = foreign(tmp_path / "set", {"train-0.tar": 6, "test-0.tar": 2}, lambda n: {".cls": str(n % 2).encode()})
+    (root / "previews").mkdir()
+    (root / "previews" / "0.png").write_bytes(png(0))
+    assert isinstance(load_dataset(root).train, ShardSplit)

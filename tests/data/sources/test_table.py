@@ -123,11 +123,14 @@ def test_missing_and_broken_images_are_named(table: Callable[..., Path], img_siz
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"has no column 'path' or 'file' or 'filename' or 'image': its columns are none"),
+        ("", r"has no column 'path' or 'file' or 'filename' or 'filepath' or 'image': its columns are none"),
         ("url,label\na,b\n", r"has no column 'path' or .*: its columns are 'url', 'label'"),
         ("path,kind\na,b\n", r"has no column 'label' or 'class' or 'target': its columns are 'path', 'kind'"),
         ("path,label\n", "has no rows"),
-        ("path,label\na.jpg,b,c\n", r"row 1 of .*labels\.csv has 3 cells, its header 2: quote commas"),
+        (
+            "path,label\na.jpg,b,c\n",
+            r"row 1 of .*labels\.csv has 3 cells, its header 2: put cells that hold ',' in quotes",
+        ),
         ("path,label\na.jpg,x\n,y\n", r"column 'path' of .* is empty in row 2"),
         ("path,label\na.jpg, \n", r"column 'label' of .* is empty in row 1"),
         ("path,label,split\na.jpg,x,tset\n", r"row 1 of .*: unknown split 'tset'; did you mean 'test'"),
@@ -185,3 +188,196 @@ def test_classes_may_be_chosen(table: Callable[..., Path]) -> None:
         load_dataset(table(rows), classes=["a"])
     with pytest.raises(ValueError, match=r"the test split of labels\.csv has no image of the classes a, b"):
         load_dataset(table([row for row in rows if row[1] == "c" or row[2] == "train"]), classes=["a", "b"])
+
+
+TABLE = [(f"{name}/{number}.jpg", name) for name in ("cat", "dog") for number in range(4)]
+
+
+def counted(dataset: ImageDataset) -> int:
+    return sum(map(len, keys(dataset)))
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_p15_a_label_that_is_missing_in_parquet_names_its_row(
+    table: Callable[..., Path], missing: float | None
+) -> None:
+    rows = [(f"{number}.jpg", missing if number == 4 else float(number % 2)) for number in range(8)]
+    with pytest.raises(
+        ValueError, match=r"column 'label' of .*labels\.parquet is empty in row 5: fill it in or remove"
+    ):
+        load_dataset(table(rows, "path,label", ".parquet"))
+
+
+@pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "<NA>", "#N/A"])
+def test_p15_a_label_that_is_missing_in_csv_names_its_row(table: Callable[..., Path], cell: str) -> None:
+    with pytest.raises(ValueError, match=r"column 'label' of .*labels\.csv is empty in row 9: fill it in or remove"):
+        load_dataset(table([*TABLE, ("new.jpg", cell)], "path,label"))
+
+
+@pytest.mark.parametrize("cell", ["None", "NA", "null", "-", "nant"])
+def test_what_may_be_the_name_of_a_class_is_one(table: Callable[..., Path], cell: str) -> None:
+    rows = [*TABLE, *((f"new{number}.jpg", cell) for number in range(3))]
+    assert set(load_dataset(table(rows, "path,label")).class_names) == {"cat", "dog", cell}
+
+
+@pytest.mark.parametrize(
+    ("labels", "suffix", "class_names"),
+    [
+        ([0.0, 1.0, 10.0, 2.0], ".parquet", ("0", "1", "2", "10")),
+        (["0", "0.0", "1.00", "1"], ".csv", ("0", "1")),
+        (["0", "0.0", "1", "1.0"], ".parquet", ("0", "1")),
+        (["007", "7", "8", "08"], ".csv", ("7", "007", "8", "08")),
+        (["1.0", "1.5", "1.0", "1.5"], ".csv", ("1.0", "1.5")),
+        (["v1.0", "2.0", "v1.0", "2.0"], ".csv", ("2.0", "v1.0")),
+    ],
+)
+def test_p15_whole_numbers_are_one_class_however_they_are_written(
+    table: Callable[..., Path], labels: list[object], suffix: str, class_names: tuple[str, ...]
+) -> None:
+    rows = [(f"{number}.jpg", labels[number % 4]) for number in range(16)]
+    found = load_dataset(table(rows, "path,label", suffix)).class_names
+    assert set(found) == set(class_names)
+    assert [int(name) for name in found if name.isdigit()] == sorted(int(name) for name in found if name.isdigit())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("twin", ["label", "Label", " LABEL "])
+def test_p15_two_columns_of_one_name_are_refused(table: Callable[..., Path], suffix: str, twin: str) -> None:
+    path = table(TABLE, "path,label", suffix)
+    if suffix == ".csv":
+        path.write_text(f"path,label,{twin}\na.jpg,cat,dog\n")
+    else:
+        arrays = [pyarrow.array(["a.jpg"]), pyarrow.array(["cat"]), pyarrow.array(["dog"])]
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=["path", "label", twin]), path)
+    with pytest.raises(
+        ValueError, match=f"has 2 columns called 'label', 'label' and '{twin.strip()}': keep one of them"
+    ):
+        load_dataset(path)
+
+
+def test_p15_of_two_columns_that_may_be_meant_it_is_said_which_is_taken(table: Callable[..., Path]) -> None:
+    dataset = load_dataset(table([(*row, "x", row[0]) for row in TABLE], "path,label,class,image"))
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.remarks == (
+        "column 'path' of labels.csv is taken, not 'image'",
+        "column 'label' of labels.csv is taken, not 'class'",
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_p2_parts_in_a_column_are_called_as_folders_are(table: Callable[..., Path], suffix: str) -> None:
+    names = ("Training", "train_set", "VAL", "Testing")
+    rows = [(*row, names[number % 4]) for number, row in enumerate(TABLE)]
+    dataset = load_dataset(table(rows, suffix=suffix))
+    assert [len(split) for split in keys(dataset)] == [4, 2, 2]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_p2_a_column_of_parts_under_another_name_is_no_chance_cut(table: Callable[..., Path], suffix: str) -> None:
+    rows = [(*row, "test" if number % 4 == 3 else "train") for number, row in enumerate(TABLE)]
+    dataset = load_dataset(table(rows, "path,label,subset", suffix))
+    assert keys(dataset)[2] == ["cat/3", "dog/3"]
+    assert dataset.remarks == (f"column 'subset' of labels{suffix} tells the parts",)
+
+
+def test_a_part_that_is_missing_names_its_row(table: Callable[..., Path]) -> None:
+    rows = [(*row, "" if number == 2 else "train") for number, row in enumerate(TABLE)]
+    with pytest.raises(ValueError, match=r"column 'split' of .*labels\.csv is empty in row 3"):
+        load_dataset(table(rows))
+
+
+def test_an_image_named_twice_counts_once(table: Callable[..., Path]) -> None:
+    dataset = load_dataset(table([*TABLE, *TABLE[:2], ("./cat/2.jpg", "cat")], "path,label"))
+    assert counted(dataset) == 8
+    assert dataset.remarks == ("3 rows of labels.csv name an image again: it counts once",)
+
+
+def test_an_image_of_two_classes_or_in_two_parts_is_refused(table: Callable[..., Path]) -> None:
+    with pytest.raises(
+        ValueError, match=r"rows 2 and 9 of .* name the same image, 1\.jpg, as 'cat' and as 'dog': remove"
+    ):
+        load_dataset(table([*TABLE, ("cat/1.jpg", "dog")], "path,label"))
+    with pytest.raises(
+        ValueError, match=r"rows 1 and 9 of .* same image, 0\.jpg, as 'train' and as 'test': remove one"
+    ):
+        load_dataset(table([*((*row, "train") for row in TABLE), ("cat/0.jpg", "cat", "test")]))
+
+
+@pytest.mark.parametrize("written", ["cat\\{}.jpg", ".\\cat\\{}.jpg", "./cat/{}.jpg", " cat/{}.jpg "])
+def test_paths_as_other_machines_write_them(table: Callable[..., Path], written: str) -> None:
+    path = table(TABLE, "path,label")
+    lines = [f"{written.format(number)},cat" for number in range(4)] + [f"dog/{number}.jpg,dog" for number in range(4)]
+    path.write_text("\n".join(["path,label", *lines]))
+    assert counted(load_dataset(path)) == 8
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (
+            "C:\\data\\cat\\1.jpg",
+            r"row 1 of .* names C:\\data\\cat\\1\.jpg, a path of another machine: write paths rel",
+        ),
+        ("d:/data/cat/1.jpg", r"row 1 of .* names d:/data/cat/1\.jpg, a path of another machine"),
+        ("\\\\server\\photos\\1.jpg", r"row 1 of .*, a path of another machine"),
+        ("https://host/1.jpg", r"row 1 of .* names https://host/1\.jpg, an address: download the images and name the"),
+        ("cat/1", r"none of the first 2 images of .* is there, .*/cat/1 for one: paths are relative to the folder of"),
+    ],
+)
+def test_paths_that_lead_nowhere(tmp_path: Path, file: str, message: str) -> None:
+    (tmp_path / "labels.csv").write_text(f"path,label\n{file},cat\ngone.jpg,dog\n")
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "labels.csv")
+
+
+def test_accents_of_paths_and_labels_may_be_in_either_form(table: Callable[..., Path]) -> None:
+    composed, decomposed = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+    path = table([*((f"{composed}/{number}.jpg", composed) for number in range(4)), *TABLE[:4]], "path,label")
+    path.write_text(path.read_text(encoding="utf-8-sig").replace(composed, decomposed), encoding="utf-8")
+    dataset = load_dataset(path)
+    assert dataset.class_names == (composed, "cat")
+    assert counted(dataset) == 8
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-with-mark"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("first", ["", "sep={}\r\n"])
+def test_tables_that_excel_writes(table: Callable[..., Path], encoding: str, separator: str, first: str) -> None:
+    path = table([*((f"na, ive/{number}.jpg", "na, ive") for number in range(4)), *TABLE[:4]], "path,label", ".parquet")
+    rows = [("path", "label"), *((f"na, ive/{n}.jpg", "na, ive") for n in range(4)), *TABLE[:4]]
+    quoted = [separator.join(f'"{cell}"' for cell in row) for row in rows]
+    text = first.format(separator) + "\r\n".join([*quoted, separator, ""])  # and a row of empty cells
+    csv = path.with_suffix(".csv")
+    mark = b"\xff\xfe" if encoding == "utf-16-le-with-mark" else b""
+    csv.write_bytes(mark + text.encode(encoding.removesuffix("-with-mark")))
+    dataset = load_dataset(csv)
+    assert dataset.class_names == ("cat", "na, ive")
+    assert counted(dataset) == 8
+
+
+def test_a_table_of_tabs_may_be_called_tsv(table: Callable[..., Path]) -> None:
+    path = table(TABLE, "path,label").with_suffix(".tsv")
+    path.write_text("file_name\tLabel\n" + "".join(f"{file}\t{name}\n" for file, name in TABLE))
+    assert counted(load_dataset(path)) == 8
+
+
+@pytest.mark.parametrize(
+    "data", ["path,label\ncaf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg,x\n".encode("cp1252"), b"p\0a\0"]
+)
+def test_other_encodings_are_refused_with_the_fix(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "labels.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=r"labels\.csv is no CSV file in UTF-8 \(.*\): save it as CSV UTF-8"):
+        load_dataset(tmp_path / "labels.csv")
+
+
+def test_rows_are_counted_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("\npath,label\n\na.jpg,x\n,,\n\nb.jpg,\n")
+    with pytest.raises(ValueError, match=r"column 'label' of .* is empty in row 5"):
+        load_dataset(tmp_path / "labels.csv")
+
+
+def test_labels_that_look_alike_are_said(table: Callable[..., Path]) -> None:
+    rows = [(f"{number}.jpg", ("Cat", "cat", "dog")[number % 3]) for number in range(12)]
+    assert load_dataset(table(rows, "path,label")).remarks == (
+        "classes that differ in case or spaces alone: 'Cat', 'cat'",
+    )

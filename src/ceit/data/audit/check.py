@@ -15,9 +15,10 @@ from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.image import read_header
 from ceit.data.labelled import UNSPLIT
 from ceit.data.pixels import looks_dark_for_its_depth
-from ceit.data.sources.choose import load_images
-from ceit.data.sources.folder import find_files
-from ceit.data.sources.listing import LARGE_SIZE, SPLIT_NAMES
+from ceit.data.sources.choose import load_images, place_of
+from ceit.data.sources.folder import listing_of
+from ceit.data.sources.layout import understand
+from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.sources.shards.load import has_shards, open_shards
 from ceit.data.splits import ArraySplit, FileSplit, Split
 from ceit.data.threads import BLOCK_IMAGES, each
@@ -41,37 +42,35 @@ def check(data: str | Path) -> Report:
 
 @dataclass
 class _Found:
-    """A data set to check; ``skipped`` has a line per image that could not even be loaded."""
+    """A data set to check; ``skipped`` has a line per image that could not even be loaded.
+
+    ``layout`` is how a folder was understood, ``remarks`` what is to be said of any data.
+    """
 
     name: str
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     skipped: tuple[str, ...] = ()
     changed_shards: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def _find(data: str) -> _Found:
     root = expanded(data)
-    if root.is_dir() and has_shards(root):
-        return _find_shards(root)
-    if root.is_dir():
-        return _find_folder(root)
+    if place_of(data) is None and root.is_dir():
+        return _find_shards(root) if has_shards(root) else _find_folder(root)
     found = load_images(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
     order = [name for name in ("train", "validation", "test", UNSPLIT) if name in found.parts]
-    return _Found(found.name, found.class_names, {name: found.parts[name] for name in order}, found.skipped)
+    splits = {name: found.parts[name] for name in order}
+    return _Found(found.name, found.class_names, splits, found.skipped, remarks=found.remarks)
 
 
 def _find_folder(root: Path) -> _Found:
-    folders = {split: root / name for name, split in reversed(SPLIT_NAMES.items()) if (root / name).is_dir()}
-    if "train" not in folders or not _class_folders(folders["train"]):  # a class may be named train
-        folders = {UNSPLIT: root}
-    names = tuple(sorted({name for folder in folders.values() for name in _class_folders(folder)}))
-    order = [split for split in ("train", "validation", "test", UNSPLIT) if split in folders]
-    return _Found(root.resolve().name, names, {split: find_files(folders[split]).split(names) for split in order})
-
-
-def _class_folders(folder: Path) -> list[str]:
-    return [child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "__"))]
+    layout = understand(root)
+    names = tuple(sorted({name for part in layout.splits.values() for name in part.classes}))
+    splits = {split: listing_of(part.folder, part.classes).split(names) for split, part in layout.splits.items()}
+    return _Found(root.resolve().name, names, dict(splits), layout=tuple(layout.lines()), remarks=layout.remarks)
 
 
 def _find_shards(root: Path) -> _Found:
@@ -173,6 +172,8 @@ class _Reading:
             modes=dict(self.modes.most_common()),
             smallest=in_order[0] if in_order else None,
             largest=in_order[-1] if in_order else None,
+            layout=self.found.layout,
+            remarks=self.found.remarks,
         )
 
     def _keep(self, waiting: list[_Look]) -> None:

@@ -52,6 +52,10 @@ class Report:
     smallest: tuple[int, int] | None
     largest: tuple[int, int] | None
     """Width and height of the images of fewest and of most pixels."""
+    layout: tuple[str, ...] = ()
+    """How a folder was understood: a line for each split."""
+    remarks: tuple[str, ...] = ()
+    """What was left out or passed over before any image was read."""
 
     @property
     def images(self) -> int:
@@ -106,6 +110,8 @@ class Report:
         balance = self.balance
         return {
             "name": self.name,
+            "layout": list(self.layout),
+            "remarks": list(self.remarks),
             "images": self.images,
             "errors": list(self.errors),
             "splits": list(self.splits),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ceit.data.cache import cache_dir
@@ -140,10 +141,8 @@ def _load(
     in_chans: int | None,
     skip_broken: bool,
 ) -> LabelledSet:
-    if named is not None and named[0] in PUBLISHED:
-        return load_published(*named, img_size, in_chans, skip_broken)
     if named is not None:
-        return load_named(*named, img_size, in_chans)
+        return _load_known(text, *named, img_size, in_chans, skip_broken)
     if text.startswith(PREFIX):
         return load_hub(text.removeprefix(PREFIX), img_size, in_chans, skip_broken)
     path = expanded(text)
@@ -159,3 +158,23 @@ def _load(
     if colon and len(prefix) > 1 and prefix.isidentifier():  # not C:, the drive
         raise ValueError(unknown("data set", prefix, [*SETS, *PUBLISHED]))
     raise ValueError(f"data folder {text} does not exist")
+
+
+def _load_known(
+    text: str,
+    name: str,
+    folder: Path | None,
+    img_size: SizeChoice,
+    in_chans: int | None,
+    skip_broken: bool,
+) -> LabelledSet:
+    """A set known by name; where a folder lies here that is called so, it is said which of the two is meant."""
+    remark = f"{text} is the set known by that name; for the folder {text} say ./{text}" if Path(text).is_dir() else ""
+    try:
+        if name in SETS:
+            found = load_named(name, folder, img_size, in_chans)
+        else:
+            found = load_published(name, folder, img_size, in_chans, skip_broken)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remark}" if remark else str(error)) from error
+    return replace(found, remarks=(*found.remarks, *filter(None, [remark])))

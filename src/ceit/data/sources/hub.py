@@ -16,7 +16,8 @@ from ceit.data.cache import file_state, remembered
 from ceit.data.image import BrokenImageError, read_image
 from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice, chosen_size
 from ceit.data.preprocessing import fit, to_array
-from ceit.data.sources.listing import SPLIT_NAMES, broken_sentence, content_digests, usual_geometry, usual_statistics
+from ceit.data.sources.listing import broken_sentence, content_digests, usual_geometry, usual_statistics
+from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.splits import (
     IN_MEMORY_SIDE,
     ArraySplit,
@@ -159,7 +160,11 @@ def _open(name: str, place: Path) -> dict[str, "datasets.Dataset"]:
     if isinstance(loaded, datasets.Dataset):
         return {UNSPLIT: loaded}
     assert isinstance(loaded, datasets.DatasetDict)  # nothing was asked to be streamed
-    tables = {SPLIT_NAMES[str(split)]: table for split, table in loaded.items() if split in SPLIT_NAMES}
+    names = {str(name): split for name in loaded if (split := split_of(str(name)))}
+    for split in SPLITS:
+        if len(same := [name for name, of in names.items() if of == split]) > 1:
+            raise ValueError(f"{PREFIX}{name} has {len(same)} splits for {split}: {', '.join(same)}; save it with one")
+    tables = {split: loaded[name] for name, split in names.items()}
     if not tables:
         found = ", ".join(map(str, loaded)) or "none"
         raise ValueError(f"{PREFIX}{name} has no split train, validation or test: its splits are {found}")

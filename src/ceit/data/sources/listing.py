@@ -1,5 +1,6 @@
 """Image files whose classes are known to a data set: probed, read or left on the disk, cut by a seed where unsplit."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,17 +23,8 @@ from ceit.data.splits import (
     from_pixels,
 )
 from ceit.data.threads import each
-from ceit.model.names import unknown
 
 LARGE_SIZE = (224, 224)  # what images above IN_MEMORY_SIDE are brought to unless asked otherwise
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-"""What splits are called where data lie, and what they are here."""
 
 _PROBED_IMAGES = 1000  # of a set, to find its usual size and channels
 _NAMED_IMAGES = 3  # of the broken ones, in an error
@@ -95,7 +87,14 @@ def load_files(
     lines = tuple(f"{shown_path(path, place)} ({reason})" for path, reason in broken.items())
     if broken and not skip_broken:
         raise ValueError(broken_sentence(lines, len(paths)))
+    found = Counter(name for listing in listings.values() for name in listing.class_names)
+    listings = {split: listing.without(broken) for split, listing in listings.items()}
     class_names = tuple(sorted({name for listing in listings.values() for name in listing.class_names}, key=order))
+    lost = [
+        f"class {name!r} is left out: none of its {count:,} images can be read"
+        for name, count in found.items()
+        if name not in class_names
+    ]
 
     def as_split(listing: Listing) -> Split:
         split = listing.split(class_names)
@@ -111,12 +110,12 @@ def load_files(
         name=place.resolve().name,
         place=f"{'folder' if place.is_dir() else 'file'} {place}",
         class_names=class_names,
-        parts={name: as_split(listing.without(broken)) for name, listing in listings.items()},
+        parts={name: as_split(listing) for name, listing in listings.items()},
         mean=mean,
         std=std,
         img_size=size,
         skipped=lines,
-        remarks=tuple(remarks),
+        remarks=(*remarks, *lost),
     )
 
 
@@ -124,13 +123,6 @@ def content_digests(read: Callable[[_Item], bytes], items: Sequence[_Item]) -> n
     """``digest_of`` every item's bytes, uint64 ``(n,)``."""
     results = each(lambda item: digest_of(read(item)), items, "hashing images")
     return np.array([digest for _, digest in results], np.uint64)
-
-
-def split_name(name: str, place: object) -> str:
-    """``train``, ``validation`` or ``test`` for any of the usual names. Raises: ValueError, with the nearest one."""
-    if name.strip().lower() not in SPLIT_NAMES:
-        raise ValueError(f"{place}: {unknown('split', name, SPLIT_NAMES)}")
-    return SPLIT_NAMES[name.strip().lower()]
 
 
 def usual_geometry(

@@ -1,100 +1,128 @@
 """A table of labels, a CSV or Parquet file, whose rows name image files and their classes."""
 
-import csv
-from collections.abc import Mapping, Sequence
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice
-from ceit.data.sources.listing import Listing, load_files, split_name
+from ceit.data.sources.class_names import alike, class_name
+from ceit.data.sources.columns import Columns, read_columns
+from ceit.data.sources.listing import Listing, load_files
+from ceit.data.sources.split_names import split_name, split_of
 
-SUFFIXES = frozenset({".csv", ".parquet"})
-PATH_COLUMNS = ("path", "file", "filename", "image")
+SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
+PATH_COLUMNS = ("path", "file", "filename", "filepath", "image")
 LABEL_COLUMNS = ("label", "class", "target")
 SPLIT_COLUMN = "split"
 
-Columns = dict[str, list[str]]
-"""The cells of each column as text, an empty one where there is nothing."""
+_FIRST_FILES = 100  # of which one must be there
 
 
 def load_labels(path: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
     """The set whose images a table names, one a row, by paths relative to the table.
 
-    Column ``path`` (or ``file``, ``filename``, ``image``) is the image, ``label`` (``class``, ``target``) its class,
-    and ``split``, if there is such a column, ``train``, ``val`` or ``test``. Classes that are all whole numbers are in
-    the order of their values. Everything else is as in ``listing.load_files``.
+    Column ``path`` (or ``file``, ``filename``, ``filepath``, ``image``) is the image, ``label`` (``class``, ``target``)
+    its class, and ``split``, if there is such a column, its part, called as folders of splits are. Classes that are all
+    whole numbers are in the order of their values. Everything else is as in ``listing.load_files``.
 
-    Raises: as there, and ValueError for a file that is no table, a column that is missing, or an empty cell. A missing
-    image counts as one that cannot be read.
+    Raises: as there, and ValueError for a file that is no table, a column that is missing, an empty cell, paths that
+    are none of this machine, and an image of two classes or parts. A missing image counts as one that cannot be read.
     """
     if not path.is_file():
         raise ValueError(f"labels file {path} does not exist")
-    columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    files, labels = (_column(columns, names, path) for names in (PATH_COLUMNS, LABEL_COLUMNS))
-    listing = Listing(path.parent, [path.parent / file for file in files], labels)
+    remarks: list[str] = []
+    table = read_columns(path, (PATH_COLUMNS, LABEL_COLUMNS), (SPLIT_COLUMN,))
+    used = [_column(table, names, remarks) for names in (PATH_COLUMNS, LABEL_COLUMNS)]
+    files, labels = (table.filled(number) for number in used)
+    labels = _numbers([class_name(label) for label in labels])
+    splits = _splits(table, used, remarks)
+    places = [_place(table, row, file) for row, file in zip(table.rows, files, strict=True)]
+    kept = _distinct(table, places, labels, splits, remarks)
+    _require_some(path, places)
+    if similar := alike(set(labels)):
+        remarks.append(f"classes that differ in case or spaces alone: {', '.join(map(repr, similar))}")
+    listing = Listing(path.parent, places, labels)
+    parts = {split: listing.take(i for i in kept if splits[i] == split) for split in dict.fromkeys(splits)}
     order = _value if all(label.isascii() and label.isdigit() for label in labels) else str
-    parts = _parts(listing, columns.get(SPLIT_COLUMN), path)
-    return load_files(parts, path, img_size, in_chans, skip_broken, order)
+    return load_files(parts, path, img_size, in_chans, skip_broken, order, remarks)
 
 
 def _value(label: str) -> tuple[int, str]:
     return int(label), label
 
 
-def _parts(listing: Listing, splits: Sequence[str] | None, path: Path) -> dict[str, Listing]:
-    if splits is None:
-        return {UNSPLIT: listing}
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(splits):
-        rows.setdefault(split_name(name, f"row {row + 1} of {path}"), []).append(row)
-    return {split: listing.take(chosen) for split, chosen in rows.items()}
+def _column(table: Columns, names: Sequence[str], remarks: list[str]) -> int:
+    found = table.find(names)
+    if not found:
+        columns = ", ".join(map(repr, table.names)) or "none"
+        wanted = " or ".join(map(repr, names))
+        raise ValueError(
+            f"{table.place} has no column {wanted}: its columns are {columns}; rename the one that is meant"
+        )
+    if len(found) > 1:
+        taken, *others = [repr(table.names[number]) for number in found]
+        remarks.append(f"column {taken} of {table.place.name} is taken, not {' or '.join(others)}")
+    return found[0]
 
 
-def _column(columns: Columns, names: Sequence[str], path: Path) -> list[str]:
-    name = next((name for name in names if name in columns), None)
-    if name is None:
-        found = ", ".join(repr(column) for column in columns) or "none"
-        raise ValueError(f"{path} has no column {' or '.join(map(repr, names))}: its columns are {found}")
-    if "" in columns[name]:
-        row = columns[name].index("") + 1
-        raise ValueError(f"column {name!r} of {path} is empty in row {row}: fill it in or remove the row")
-    if not columns[name]:
-        raise ValueError(f"{path} has no rows: it must have one for each image")
-    return columns[name]
+def _splits(table: Columns, used: Sequence[int], remarks: list[str]) -> list[str]:
+    """The part of each row: told by the column of that name, or by one that holds nothing but names of parts."""
+    found = table.find([SPLIT_COLUMN])
+    for number, cells in enumerate(table.cells):
+        parts = set(map(split_of, cells))
+        if not found and number not in used and len(parts) > 1 and None not in parts:
+            remarks.append(f"column {table.names[number]!r} of {table.place.name} tells the parts")
+            found = [number]
+    if not found:
+        return [UNSPLIT] * len(table.rows)
+    cells = table.filled(found[0])
+    return [split_name(cell, f"row {row} of {table.place}") for row, cell in zip(table.rows, cells, strict=True)]
 
 
-def _read_csv(path: Path) -> Columns:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file, strict=True) if row]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no CSV file in UTF-8 ({error})") from error
-    header = rows.pop(0) if rows else []
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise ValueError(f"row {number} of {path} has {len(row)} cells, its header {len(header)}: quote commas")
-    cells = [[row[index].strip() for row in rows] for index in range(len(header))]
-    return _named(dict(zip(header, cells, strict=True)))
+def _numbers(labels: Sequence[str]) -> list[str]:
+    """Labels that are all whole numbers without a point: pandas writes 1.0 for 1 where another number was missing."""
+    if not all(re.fullmatch(r"-?[0-9]+(\.0+)?", label) for label in labels):
+        return list(labels)
+    return [str(int(label.partition(".")[0])) if "." in label else label for label in labels]
 
 
-def _read_parquet(path: Path) -> Columns:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        schema = pyarrow.parquet.read_schema(path)
-        known = {*PATH_COLUMNS, *LABEL_COLUMNS, SPLIT_COLUMN}
-        wanted = [field for field in schema if field.name.strip().lower() in known]
-        if nested := [field.name for field in wanted if pyarrow.types.is_nested(field.type)]:
-            advice = f"if the images themselves are in it, say hf:{path.parent}"
-            raise ValueError(f"column {nested[0]!r} of {path} holds neither paths nor labels: {advice}")
-        table = pyarrow.parquet.read_table(path, columns=[field.name for field in wanted])
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file ({error})") from error
-    texts = {
-        name: ["" if cell is None else str(cell) for cell in table[name].to_pylist()] for name in table.column_names
-    }
-    return _named({name: texts.get(name, []) for name in schema.names})
+def _place(table: Columns, row: int, file: str) -> Path:
+    """Where the image of a row is: as it is written, else with other separators or another form of accents."""
+    advice = f"row {row} of {table.place} names {file}"
+    if re.match(r"\w+://", file):
+        raise ValueError(f"{advice}, an address: download the images and name the files")
+    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", file):
+        raise ValueError(f"{advice}, a path of another machine: write paths relative to the folder of the table")
+    folder, file = table.place.parent, os.path.expanduser(file)
+    if file.isascii() and "\\" not in file:
+        return folder / file
+    spellings = (file, file.replace("\\", "/"), *(unicodedata.normalize(form, file) for form in ("NFC", "NFD")))
+    return next((path for spelling in spellings if (path := folder / spelling).exists()), folder / spellings[1])
 
 
-def _named(columns: Mapping[str, list[str]]) -> Columns:
-    return {name.strip().lower(): cells for name, cells in columns.items()}
+def _distinct(
+    table: Columns, places: Sequence[Path], labels: Sequence[str], splits: Sequence[str], remarks: list[str]
+) -> list[int]:
+    """The rows that name an image for the first time. Raises: ValueError for one of two classes or in two parts."""
+    first: dict[str, int] = {}
+    for number, place in enumerate(places):
+        before = first.setdefault(os.path.normpath(place), number)
+        for told in (labels, splits):
+            if told[before] != told[number]:
+                rows = f"rows {table.rows[before]} and {table.rows[number]} of {table.place}"
+                raise ValueError(
+                    f"{rows} name the same image, {place.name}, as {told[before]!r} and as {told[number]!r}: remove one"
+                )
+    if again := len(places) - len(first):
+        remarks.append(f"{again:,} rows of {table.place.name} name an image again: it counts once")
+    return list(first.values())
+
+
+def _require_some(path: Path, places: Sequence[Path]) -> None:
+    if not any(place.exists() for place in places[:_FIRST_FILES]):
+        raise ValueError(
+            f"none of the first {len(places[:_FIRST_FILES])} images of {path} is there, {places[0]} for one: paths are "
+            f"relative to the folder of the table and end with the suffix of the file"
+        )

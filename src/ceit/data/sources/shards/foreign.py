@@ -19,9 +19,10 @@ from pathlib import Path
 from ceit.data.cache import cache_dir, file_state
 from ceit.data.cut import digest_of
 from ceit.data.image import image_suffixes
-from ceit.data.sources.listing import SPLIT_NAMES, usual_geometry, usual_statistics
+from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.shards.index import Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
 from ceit.data.sources.shards.split import SampleTable
+from ceit.data.sources.split_names import split_of
 from ceit.data.threads import shown
 
 _LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in the order they are asked
@@ -38,10 +39,10 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(root.glob("*.tar")) if root.is_dir() else []:
         words = re.split(r"[-_.]", path.stem)
-        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "all")
+        split = next(filter(None, map(split_of, words)), "all")
         found.setdefault(split, []).append(path)
-    for folder, split in SPLIT_NAMES.items():
-        if shards := sorted((root / folder).glob("*.tar")):
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if (split := split_of(folder.name)) and (shards := sorted(folder.glob("*.tar"))):
             found.setdefault(split, []).extend(shards)
     return {split: found[split] for split in ("train", "validation", "test", "all") if split in found}
 

@@ -14,6 +14,7 @@ import torch
 from ceit.data.cache import file_state, remembered
 from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
 from ceit.data.preprocessing import fit, to_array
+from ceit.data.sources.layout import has_class_folders
 from ceit.data.sources.listing import broken_sentence, content_digests, usual_statistics
 from ceit.data.sources.shards.foreign import find_shards, scan_shards
 from ceit.data.sources.shards.index import INDEX, ShardSet, read_index, shard_set
@@ -28,8 +29,8 @@ from ceit.data.threads import each
 
 
 def has_shards(root: Path) -> bool:
-    """Whether a folder holds shards, itself or in folders named after splits."""
-    return (root / INDEX).is_file() or bool(find_shards(root))
+    """Whether a folder holds shards, itself or in folders of splits; tar files beside class folders are none."""
+    return (root / INDEX).is_file() or (bool(find_shards(root)) and not has_class_folders(root))
 
 
 def open_shards(root: Path) -> ShardSet:

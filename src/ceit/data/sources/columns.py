@@ -1,0 +1,149 @@
+"""A CSV or Parquet file as columns of text: what people's spreadsheets and scripts write, or one sentence."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SEPARATORS = ",;\t|"
+
+_NO_VALUES = frozenset({"nan", "<na>", "#n/a"})  # what pandas and Excel write where there is nothing
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The cells of each column as text, an empty one where there is nothing, and their names as they are written."""
+
+    place: Path
+    names: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    rows: Sequence[int]
+    """The number of each row in the file, which begins with 1 below the header; rows without any cell are left out."""
+
+    def find(self, names: Sequence[str]) -> list[int]:
+        """Which columns are called so, whatever their case, spaces, ``_`` and ``-``, in the order of ``names``."""
+        plain = [_plain(name) for name in self.names]
+        return [plain.index(name) for name in names if name in plain]
+
+    def filled(self, number: int) -> Sequence[str]:
+        """The cells of a column. Raises: ValueError if one is empty, or if there are no rows."""
+        cells = self.cells[number]
+        if empty := [row for row, cell in zip(self.rows, cells, strict=True) if not cell]:
+            name = self.names[number]
+            raise ValueError(
+                f"column {name!r} of {self.place} is empty in row {empty[0]}: fill it in or remove the row"
+            )
+        if not cells:
+            raise ValueError(f"{self.place} has no rows: it must have one for each image")
+        return cells
+
+
+def read_columns(path: Path, required: Sequence[Sequence[str]], known: Sequence[str] = ()) -> Columns:
+    """The columns of a Parquet file, or of a CSV file in UTF-8 or UTF-16.
+
+    Of each group in ``required`` one column must be there, so the separator of a CSV file, a comma, semicolon, tab or
+    bar, is the one that makes its header so. Of a Parquet file columns of no text that are not ``known`` are empty.
+
+    Raises: ValueError for a file that is none, two known columns of one name, rows of unequal length, and columns that
+    hold neither text nor numbers.
+    """
+    names = [name for group in (*required, known) for name in group]
+    return _read_parquet(path, names) if path.suffix.lower() == ".parquet" else _read_csv(path, required, names)
+
+
+def _read_csv(path: Path, required: Sequence[Sequence[str]], known: Sequence[str]) -> Columns:
+    text = _text(path)
+    if told := re.match(r"sep=.\r?\n", text):  # Excel's own first line
+        text = text[told.end() :]
+    headers = {separator: set(map(_plain, _header(text, separator))) for separator in SEPARATORS}
+    fitting = [sep for sep in SEPARATORS if all(headers[sep] & set(group) for group in required)]
+    separator = [*fitting, SEPARATORS[0]][0]
+    try:
+        rows = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)))
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8 ({error})") from error
+    filled = [(number, [cell.strip() for cell in row]) for number, row in rows if any(map(str.strip, row))]
+    start, header = filled.pop(0) if filled else (0, [])
+    _refuse_twins(path, header, known)
+    for number, row in filled:
+        if len(row) != len(header):
+            raise ValueError(
+                f"row {number - start} of {path} has {len(row)} cells, its header {len(header)}: put cells that hold "
+                f"{separator!r} in quotes"
+            )
+    cells = [[_cell(row[index]) for _, row in filled] for index in range(len(header))]
+    return Columns(path, header, cells, [number - start for number, _ in filled])
+
+
+def _read_parquet(path: Path, known: Sequence[str]) -> Columns:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+        _refuse_twins(path, [name.strip() for name in schema.names], known)
+        wanted = [field for field in schema if _plain(field.name) in known]
+        if nested := [field.name for field in wanted if pyarrow.types.is_nested(field.type)]:
+            advice = f"if the images themselves are in it, say hf:{path.parent}"
+            raise ValueError(f"column {nested[0]!r} of {path} holds neither paths nor labels: {advice}")
+        read = [field.name for field in schema if field in wanted or _is_text(field.type)]
+        read = [name for name in read if schema.names.count(name) == 1]
+        table = pyarrow.parquet.read_table(path, columns=read)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is no Parquet file ({error})") from error
+
+    def texts(name: str) -> list[str]:
+        return [_cell(_as_text(cell)) for cell in table[name].to_pylist()] if name in read else [""] * table.num_rows
+
+    names = [name.strip() for name in schema.names]
+    return Columns(path, names, [texts(name) for name in schema.names], range(1, table.num_rows + 1))
+
+
+def _refuse_twins(path: Path, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in known:
+        if len(same := [written for written in names if _plain(written) == name]) > 1:
+            listed = " and ".join(map(repr, same))
+            raise ValueError(f"{path} has {len(same)} columns called {name!r}, {listed}: keep one of them")
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8 ({error}): save it as CSV UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is no CSV file in UTF-8 (it holds zero bytes): save it as CSV UTF-8")
+    return text
+
+
+def _header(text: str, separator: str) -> list[str]:
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    return next((row for row in rows if any(map(str.strip, row))), [])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
+def _cell(text: str) -> str:
+    text = text.strip()
+    return "" if text.lower() in _NO_VALUES else text
+
+
+def _as_text(value: Any) -> str:
+    """A value of Parquet; ``None`` is nothing."""
+    if value is None:
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _is_text(type_: Any) -> bool:
+    import pyarrow
+
+    inner = type_.value_type if pyarrow.types.is_dictionary(type_) else type_
+    return pyarrow.types.is_string(inner) or pyarrow.types.is_large_string(inner)

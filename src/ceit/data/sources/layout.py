@@ -1,0 +1,277 @@
+"""How a folder of images is understood: which folders are splits, which are classes, and what looks like a mistake.
+
+Nothing is guessed in silence: a layout is read in the one way that it has, with a remark where something is left out,
+or it is refused with what to change. See docs/folders.md.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ceit.data.labelled import UNSPLIT
+from ceit.data.sources.class_names import alike, class_name, look
+from ceit.data.sources.split_names import SPLITS, split_of
+from ceit.data.sources.walk import Folder, open_folder, passed_over_line
+
+_NAMED = 4  # folders or classes, in one sentence
+_TABLE = "a CSV table with the columns path and label"
+
+
+@dataclass(frozen=True)
+class SplitFolder:
+    """One split: the images of every class in the order of their names, of an empty class folder none."""
+
+    folder: Path
+    classes: dict[str, list[Path]]
+
+    @property
+    def images(self) -> int:
+        """How many there are, readable or not."""
+        return sum(map(len, self.classes.values()))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A folder as it is understood; of one that comes unsplit the only split is ``UNSPLIT``."""
+
+    root: Path
+    splits: dict[str, SplitFolder]
+    remarks: tuple[str, ...]
+    """What is left out or was not to be expected, a line each."""
+
+    def lines(self) -> list[str]:
+        """A line for each split: where it lies, and what it holds."""
+        return [
+            f"{split}: {_relative(part.folder, self.root) if split != UNSPLIT else part.folder.name or part.folder}, "
+            f"{_count(len(part.classes), 'class', 'classes')}, {_count(part.images, 'image', 'images')}"
+            for split, part in self.splits.items()
+        ]
+
+
+def understand(root: Path) -> Layout:
+    """The layout of ``root``: class folders, or folders named after splits (``split_of``) that hold class folders.
+
+    Raises: ValueError, with the fix, for a folder without images, two folders for one split, class folders beside
+    splits, splits within classes, one folder that holds everything, folders that look like splits under names that are
+    not known, a class whose name cannot be told from another's, and a folder that cannot be listed.
+    """
+    if not root.is_dir():
+        raise ValueError(f"data {root} is not a folder, and no table of labels: those end in .csv, .tsv or .parquet")
+    top, remarks = open_folder(root), list[str]()
+    folders = _split_folders(top, remarks)
+    for folder in folders.values():
+        _refuse_wrapper(folder, top)
+        if not _filled(folder.folders):
+            raise ValueError(_no_images(folder))
+    splits = {split: SplitFolder(folder.path, _classes(folder, root, remarks)) for split, folder in folders.items()}
+    _refuse_other_spellings(splits, root)
+    if line := passed_over_line(top.passed_over):
+        remarks.append(line)
+    return Layout(root, splits, tuple(remarks))
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether a folder holds two folders of images or more, or one that holds such. Raises: as ``walk``."""
+    filled = _filled(open_folder(root).folders)
+    return len(filled) > 1 or any(_filled(folder.folders) for folder in filled)
+
+
+def class_files(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class folder in ``folder``. Raises: as ``understand``, for what is wrong with classes."""
+    return _classes(open_folder(folder), folder, [])
+
+
+def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
+    """The folder of each split; ``UNSPLIT``, the folder itself, where none is named after one."""
+    named = [(split, child) for child in top.folders if _has_classes(child) and (split := split_of(child.name))]
+    if not named:
+        _refuse_loose_splits(top, remarks)
+        return {UNSPLIT: top}
+    for split in SPLITS:
+        if len(same := [child for of, child in named if of == split]) > 1:
+            raise ValueError(
+                f"folder {top.path} has {len(same)} folders for {split}, {_names(same)}: keep one of them there"
+            )
+    for child in top.folders:
+        if child not in [folder for _, folder in named]:
+            _leave_out(child, [folder for _, folder in named], top, remarks)
+    return {split: folder for split in SPLITS for of, folder in named if of == split}
+
+
+def _has_classes(folder: Folder) -> bool:
+    return bool(_filled(folder.folders) or (folder.folders and not folder.images))
+
+
+def _leave_out(child: Folder, splits: Sequence[Folder], top: Folder, remarks: list[str]) -> None:
+    """A folder beside those of splits: said where it is a split without labels, else refused."""
+    images = sum(1 for _ in child.walk())
+    if not images:
+        return
+    split, beside = split_of(child.name), _names(splits)
+    if split == "train":
+        raise ValueError(
+            f"{child.path} holds {_count(images, 'image', 'images')} without class folders, though {beside} beside it "
+            f"has them: put the images of each class in a folder of its name"
+        )
+    if split is None:
+        raise ValueError(
+            f"folder {top.path} has {beside} for its parts, and beside them {child.name} with "
+            f"{_count(images, 'image', 'images')}: call it train, validation or test if it is a part, move it into "
+            f"the parts if it is a class, or out of the folder"
+        )
+    remarks.append(f"left out: {child.name}, {_count(images, 'image', 'images')} without class folders")
+
+
+def _refuse_loose_splits(top: Folder, remarks: list[str]) -> None:
+    """``train/`` and ``test/`` of images without class folders are no classes; one of them among classes is."""
+    filled = [child for child in top.folders if child.images]
+    loose = [child for child in filled if split_of(child.name)]
+    if loose and (len(loose) > 1 or len(loose) == len(filled)):
+        raise ValueError(
+            f"{_names(loose)} of folder {top.path} hold images without class folders: put those of each class in a "
+            f"folder of its name, or name them in {_TABLE}{_tables_in(top.path)}"
+        )
+    remarks += [f"{child.name} is taken as a class, like the folders beside it" for child in loose]
+
+
+def _refuse_wrapper(folder: Folder, top: Folder) -> None:
+    """A folder that holds nothing but one folder of folders, as archives are unpacked."""
+    filled = _filled(folder.folders)
+    inner = _unwrapped(filled[0]) if len(filled) == 1 else folder
+    if inner is not folder and len(_filled(inner.folders)) > 1 and not inner.images:
+        fix = f"say {inner.path} instead" if folder is top else f"move what is in it up into {folder.path}"
+        raise ValueError(f"all folders of {folder.path} are in {_relative(inner.path, folder.path)}: {fix}")
+
+
+def _unwrapped(folder: Folder) -> Folder:
+    """The folder itself, or the first below it that holds images or several folders."""
+    while not folder.images and len(filled := _filled(folder.folders)) == 1:
+        folder = filled[0]
+    return folder
+
+
+def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[Path]]:
+    """The images of every class folder, under its name; what lies there in no class is said."""
+    where = "" if folder.path == root else f" of {_relative(folder.path, root)}"
+    _refuse_nested_splits(folder)
+    classes: dict[str, list[Path]] = {}
+    for child in folder.folders:
+        name = class_name(_decodable(child))
+        if name in classes:
+            raise ValueError(
+                f"folder {folder.path} has two class folders called {name!r}, whose accents are stored differently: "
+                f"move the images of one into the other"
+            )
+        classes[name] = list(child.walk())
+    if folder.images and classes:
+        remarks.append(f"left out: {_count(len(folder.images), 'image', 'images')}{where} in no class folder")
+    if empty := [name for name, images in classes.items() if not images]:
+        remarks.append(f"no images in {_listed(map(repr, empty))}{where}")
+    if similar := alike(classes):
+        remarks.append(f"classes that differ in case or spaces alone{where}: {_listed(map(repr, similar))}")
+    if nested := [child for child in folder.folders if _filled(child.folders) and not child.images]:
+        inner = f"{nested[0].name} in {_names(_filled(nested[0].folders))}"
+        have = "class has its" if len(nested) == 1 else "classes have their"
+        remarks.append(f"{len(nested):,} {have} images in folders{where}: {inner}{', ...' if len(nested) > 1 else ''}")
+    return classes
+
+
+def _refuse_nested_splits(folder: Folder) -> None:
+    """Folders within classes that are the splits or the classes, and those that hold them the other."""
+    for child in folder.folders:
+        inside = _filled(child.folders)
+        parts = [inner for inner in inside if split_of(inner.name)]
+        if len(parts) > 1 or (parts and len(parts) == len(inside)):
+            raise ValueError(
+                f"class folder {child.path} has {_names(parts)} inside: turn it around, "
+                f"{folder.path / parts[0].name / child.name}, or list the images in {_TABLE}"
+            )
+    if parts := _parts_by_ending(_filled(folder.folders)):
+        raise ValueError(
+            f"{_names(parts)} of folder {folder.path} are named as parts of a set: call them train, validation and "
+            f"test, with a folder of images for each class inside; if they are classes, list the images in {_TABLE}"
+        )
+    nested = [child for child in folder.folders if not child.images and _filled(child.folders)]
+    inside = [{look(inner.name) for inner in _filled(_unwrapped(child).folders)} for child in nested]
+    times = Counter(name for names in inside for name in names)
+    shared = [name for name, count in times.items() if count > 1]
+    if len(times) > 1 and len(shared) * 2 >= len(times):
+        raise ValueError(
+            f"{_names(nested)} of folder {folder.path} hold the same folders, {_listed(sorted(shared))}: call them "
+            f"train, validation and test if they are the parts of the set; if they are classes, list the images in "
+            f"{_TABLE}"
+        )
+
+
+def _parts_by_ending(folders: Sequence[Folder]) -> list[Folder]:
+    """Folders like ``cars_train`` and ``cars_test``, or ``train_cars`` and ``test_cars``: all but the part is equal."""
+    parts_of: dict[tuple[str, str], dict[str, Folder]] = {}
+    for folder in folders:
+        for pattern in (r"(?P<rest>.+)[\s_.-](?P<part>[^\s_.-]+)", r"(?P<part>[^\s_.-]+)[\s_.-](?P<rest>.+)"):
+            if (found := re.fullmatch(pattern, folder.name.lower())) and (part := split_of(found["part"])):
+                parts_of.setdefault((pattern, found["rest"]), {})[part] = folder
+    return next((list(parts.values()) for parts in parts_of.values() if len(parts) > 1), [])
+
+
+def _refuse_other_spellings(splits: dict[str, SplitFolder], root: Path) -> None:
+    """A class that is written in another way where it is trained is one class to people, two to a table of names."""
+    if "train" not in splits:
+        return
+    trained = {look(name): name for name, images in splits["train"].classes.items() if images}
+    for split, part in splits.items():
+        for name, images in part.classes.items():
+            known = trained.get(look(name), name)
+            if images and name not in splits["train"].classes and known != name:
+                raise ValueError(
+                    f"class {known!r} of folder {root} is called {name!r} in {split}: rename one of the two"
+                )
+
+
+def _no_images(top: Folder) -> str:
+    here = f"has {_count(len(top.images), 'image', 'images')} in no class folder" if top.images else "has no images"
+    passed = passed_over_line(top.passed_over)
+    fix = f"it must hold a folder of images for each class{_tables_in(top.path)}"
+    return f"folder {top.path} {here}{f' ({passed})' if passed else ''}: {fix}"
+
+
+def _tables_in(folder: Path) -> str:
+    """The advice to name a table that lies there, if there is one."""
+    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".parquet"))
+    return f"; if {tables[0].name} tells the classes, say {tables[0]}" if tables else ""
+
+
+def _decodable(folder: Folder) -> str:
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the name of class folder {os.fsencode(folder.name)!r} in {folder.path.parent} is not UTF-8: rename it"
+        ) from error
+    return folder.name
+
+
+def _filled(folders: Iterable[Folder]) -> list[Folder]:
+    return [folder for folder in folders if next(folder.walk(), None) is not None]
+
+
+def _names(folders: Iterable[Folder]) -> str:
+    return _listed(folder.name for folder in folders)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first names and how many more there are."""
+    all_names = list(names)
+    more = [f"{len(all_names) - _NAMED} more"] if len(all_names) > _NAMED else []
+    *some, last = [*all_names[:_NAMED], *more]
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
