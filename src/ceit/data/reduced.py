@@ -1,0 +1,75 @@
+"""A large image made small once, before it is cropped, varied or fitted: the same pixels wherever it is read.
+
+What ``Form.read`` gives is a function of the encoded bytes and the form alone. Copies in the cache only spare the work.
+Letters: H height, W width.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ceit.data.image import read_image
+from ceit.data.preprocessing import fit
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+KEPT_SHARE = 0.25  # of the pixels that were decoded: a copy with more is hardly read faster than the image itself
+_NARROWEST_CROP = 3 / 4  # width to height; timm's random resized crops are between this and its inverse
+
+
+@dataclass(frozen=True)
+class Form:
+    """An image of ``in_chans`` channels that was reduced to ``cover`` (H, W) and, where a size is given, fitted to it.
+
+    To be reduced is to be made smaller, in proportion, until it just covers ``cover``; smaller images stay as they are.
+    """
+
+    in_chans: int
+    cover: Size
+    size: Size | None = None
+
+    def __str__(self) -> str:
+        fitted = "" if self.size is None else " {}x{}".format(*self.size)
+        return "{}x{}x{}".format(self.in_chans, *self.cover) + fitted
+
+    def read(self, source: str | Path | bytes | Image.Image) -> Image.Image:
+        """The image in this form. Raises: as ``read_image``."""
+        image = _reduced(read_image(source, self.in_chans, self.cover), self.cover)
+        return image if self.size is None else fit(image, self.size)
+
+    def is_worth_keeping(self, data: bytes, image: Image.Image) -> bool:
+        """Whether a copy of what was read from ``data`` saves time."""
+        if self.size is not None:
+            return True
+        with Image.open(io.BytesIO(data)) as original:
+            return image.width * image.height <= KEPT_SHARE * original.width * original.height
+
+
+def evaluation_cover(size: Size, crop: float = 1.0) -> Size:
+    """What images are reduced to before ``fit(size, crop)``: twice the size that it resizes to."""
+    height, width = size
+    return 2 * int(height / crop), 2 * int(width / crop)
+
+
+def training_cover(size: Size, crop: float = 1.0, crop_scale: tuple[float, float] | None = None) -> Size:
+    """As ``evaluation_cover``, and so large that a random crop of the smallest area still has ``size`` pixels."""
+    height, width = evaluation_cover(size, crop)
+    if crop_scale is None:
+        return height, width
+    enlarged = 1 / math.sqrt(_NARROWEST_CROP * crop_scale[0])
+    return max(height, math.ceil(enlarged * size[0])), max(width, math.ceil(enlarged * size[1]))
+
+
+def _reduced(image: Image.Image, cover: Size) -> Image.Image:
+    height, width = cover
+    if image.width <= width or image.height <= height:
+        return image
+    if image.width * height <= image.height * width:
+        height = max(height, width * image.height // image.width)
+    else:
+        width = max(width, height * image.width // image.height)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)

@@ -1,0 +1,367 @@
+"""What is remembered of images that were read: whether they can be decoded, and small copies of large ones.
+
+One SQLite file in the cache folder. Nothing needs it: where it is missing, damaged, locked, full or cannot be written,
+images are read again, and ``trouble`` says why. See docs/decisions/reading-images.md.
+
+Letters: H height, W width, C channels.
+"""
+
+import atexit
+import os
+import shutil
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from ceit.data.fetch import cache_dir
+
+FILE_NAME = "images-1.sqlite"  # another number for another layout
+SIZE_VARIABLE = "CEIT_CACHE_GB"
+MOST_GB = 20.0
+DISK_SHARE = 0.1  # of what is free
+RECENT_SECONDS = 3600  # a copy that was used within them is not dropped: sets larger than the store keep a part
+_LOCK_SECONDS = 20
+_AT_ONCE = 500  # values in one question; SQLite takes at least 999
+_READER = "1"  # another number wherever the pixels of a copy change, or bytes that were refused are read
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (state BLOB PRIMARY KEY, digest INTEGER, reason TEXT, reader TEXT) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS facts_of_digest ON facts (digest);
+CREATE TABLE IF NOT EXISTS copies (id INTEGER PRIMARY KEY, name BLOB UNIQUE, used INTEGER, shape TEXT, sum INTEGER);
+CREATE INDEX IF NOT EXISTS copies_by_use ON copies (used);
+CREATE TABLE IF NOT EXISTS pixels (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
+"""
+
+_Value = TypeVar("_Value")
+
+
+class Fact(NamedTuple):
+    """What is known of encoded bytes: their digest and, if they cannot be decoded, why."""
+
+    digest: int
+    reason: str | None = None
+
+
+class Copy(NamedTuple):
+    """uint8 ``(H, W, C)`` made of the bytes with this digest, in the form that ``form`` describes."""
+
+    digest: int
+    form: str
+    pixels_hwc: np.ndarray
+
+
+def content_digest(data: bytes) -> int:
+    """The first eight bytes of BLAKE2b of an encoded image, as an unsigned number."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+
+
+@lru_cache
+def reader() -> str:
+    """What decodes here: a copy, or a verdict that bytes are broken, holds for as long as this is the same."""
+    Image.init()
+    formats = blake2b(" ".join(sorted(Image.OPEN)).encode(), digest_size=4).hexdigest()
+    return f"{_READER} Pillow {PIL.__version__} {formats}"
+
+
+def size_limit_bytes(folder: Path, held_bytes: int = 0) -> int:
+    """How large the store may become: CEIT_CACHE_GB, or 20 GB, but at most a tenth of what the disk has free.
+
+    Raises: ValueError for a variable that is no number of gigabytes.
+    """
+    asked = os.environ.get(SIZE_VARIABLE, "").strip()
+    if not asked:
+        return int(min(MOST_GB * 1e9, DISK_SHARE * (shutil.disk_usage(folder).free + held_bytes)))
+    with suppress(ValueError):
+        if 0 <= (gigabytes := float(asked)) < 1e9:
+            return int(gigabytes * 1e9)
+    raise ValueError(f"{SIZE_VARIABLE} {asked!r} must be a number of gigabytes; 0 keeps no copies of images")
+
+
+def open_store() -> "Store":
+    """The store in the cache folder: one for all threads of a process, another after a fork."""
+    try:
+        folder = cache_dir()
+    except (RuntimeError, ValueError) as error:  # nobody knows where the home folder is
+        return Store(None, str(error))
+    with _lock:
+        store = _stores.get(folder)
+        if store is None or store.is_another_file():
+            store = _stores[folder] = Store(folder)
+        return store
+
+
+class Store:
+    """Facts of images by their state, a line that changes when the bytes do; small copies by digest and form.
+
+    Every method may be called from any thread. None fails because of the file: it then finds and keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None, trouble: str | None = None) -> None:
+        """Opens the file in ``folder``. Raises: ValueError for a CEIT_CACHE_GB that is no number."""
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self.path = None if folder is None else folder / FILE_NAME
+        self.limit_bytes = 0
+        self.trouble = trouble
+        self.refused_copies = 0
+        """Copies that were not kept since the store is full."""
+        self._inode: int | None = None
+        self._writable, self._renewed = True, False
+        try:
+            self._open()
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+
+    def facts(self, states: Sequence[str]) -> dict[str, Fact]:
+        """What is known of the images in these states."""
+        by_name = {_name(state): state for state in states}
+
+        def ask() -> dict[str, Fact]:
+            columns = "state, digest, reason, reader"
+            rows = self._rows(f"SELECT {columns} FROM facts WHERE state IN", list(by_name))
+            return {by_name[name]: Fact(_unsigned(digest), reason) for name, digest, reason, by in rows if _holds(by)}
+
+        return self._attempt(ask, {})
+
+    def fact_of(self, digest: int) -> Fact | None:
+        """What is known of an image with this digest, wherever it lay."""
+
+        def ask() -> Fact | None:
+            rows = self._query("SELECT reason, reader FROM facts WHERE digest = ? LIMIT 1", (_signed(digest),))
+            return next((Fact(digest, reason) for reason, by in rows if _holds(by)), None)
+
+        return self._attempt(ask, None)
+
+    def copy(self, digest: int, form: str) -> np.ndarray | None:
+        """The copy in this form, uint8 ``(H, W, C)``."""
+        return self.copies([digest], form).get(digest)
+
+    def copies(self, digests: Sequence[int], form: str) -> dict[int, np.ndarray]:
+        """The copies in this form that are there, by digest."""
+        by_name = {_copy_name(digest, form): digest for digest in digests}
+
+        def ask() -> dict[int, np.ndarray]:
+            rows = self._rows(
+                "SELECT name, shape, sum, bytes FROM copies JOIN pixels USING (id) WHERE name IN", list(by_name)
+            )
+            return {
+                by_name[name]: np.frombuffer(data, np.uint8).reshape([int(side) for side in shape.split()])
+                for name, shape, checksum, data in rows
+                if _checksum(shape, data) == checksum
+            }
+
+        return self._attempt(ask, {})
+
+    def touch(self, digests: Sequence[int], form: str) -> None:
+        """Notes that these copies are in use, so that older ones are dropped before them."""
+        now = int(time.time())
+
+        def note() -> None:
+            rows = self._rows("SELECT id, used FROM copies WHERE name IN", [_copy_name(d, form) for d in digests])
+            if stale := [(now, number) for number, used in rows if used < now - RECENT_SECONDS // 2]:
+                with self._transaction() as connection:
+                    connection.executemany("UPDATE copies SET used = ? WHERE id = ?", stale)
+
+        if self._writable:
+            self._attempt(note, None)
+
+    def add(self, facts: Iterable[tuple[str, Fact]], copies: Sequence[Copy]) -> None:
+        """Keeps facts by state, and copies as far as they fit; those not used for longest are dropped for them."""
+        by = reader()
+        rows = [(_name(state), _signed(fact.digest), fact.reason, by if fact.reason else None) for state, fact in facts]
+
+        def keep() -> None:
+            with self._transaction() as connection:
+                connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", rows)
+                fitting = self._make_room(copies)
+                for copy in fitting:
+                    self._insert(connection, copy)
+                self.refused_copies += len(copies) - len(fitting)
+
+        if self._writable and (rows or copies):
+            self._attempt(keep, None)
+
+    def is_another_file(self) -> bool:
+        """Whether the file was removed or replaced since it was opened."""
+        if self.path is None or self._connection is None:
+            return False
+        try:
+            return self.path.stat().st_ino != self._inode
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """Closes the file; what was kept stays."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+        self._connection, self._inode = connection, self.path.stat().st_ino
+        # A rollback journal works on network drives, where the processes of several machines share the folder; SQLite's
+        # write-ahead log does not. After a power cut the file may be damaged, and is then begun anew.
+        for setting in ("page_size = 16384", "journal_mode = TRUNCATE", "synchronous = OFF"):
+            connection.execute(f"PRAGMA {setting}")
+        if len(self._query("SELECT name FROM sqlite_master WHERE type = 'table'")) < _SCHEMA.count("TABLE"):
+            with self._transaction():
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    connection.execute(statement)
+        self.limit_bytes = size_limit_bytes(self.path.parent, self._held_bytes())
+
+    def _attempt(self, act: Callable[[], _Value], otherwise: _Value) -> _Value:
+        """``act()``, or ``otherwise`` where the file does not allow it."""
+        with self._lock:
+            if self._connection is None:
+                return otherwise
+            try:
+                return act()
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(error)
+                return otherwise
+
+    def _give_up(self, error: sqlite3.Error | OSError) -> None:
+        """Goes on without writing, or without the file; a damaged one is begun anew, once."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the lower byte says what kind it is
+        self.trouble = f"{self.path} cannot be used ({error})"
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) and self._connection is not None:
+            self._writable = False
+            return
+        self.close()
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) and not self._renewed:
+            self._renewed = True
+            try:
+                self._remove()
+                self._open()
+                self.trouble = None
+            except (sqlite3.Error, OSError) as again:
+                self._give_up(again)
+
+    def _remove(self) -> None:
+        """Removes the file that was opened, unless another process has put a new one in its place."""
+        assert self.path is not None
+        if self.path.stat().st_ino == self._inode:
+            self.path.with_name(f"{FILE_NAME}-journal").unlink(missing_ok=True)
+            self.path.unlink()
+
+    def _query(self, question: str, values: Sequence[object] = ()) -> list[tuple]:
+        assert self._connection is not None
+        return self._connection.execute(question, values).fetchall()
+
+    def _rows(self, question: str, names: Sequence[bytes]) -> Iterator[tuple]:
+        """The answers to ``question IN (names)``."""
+        for start in range(0, len(names), _AT_ONCE):
+            part = names[start : start + _AT_ONCE]
+            yield from self._query(f"{question} ({', '.join('?' * len(part))})", part)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it is kept, or nothing."""
+        connection = self._connection
+        assert connection is not None
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def _held_bytes(self) -> int:
+        ((pages,),), ((free,),), ((size,),) = (
+            self._query(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
+
+    def _make_room(self, copies: Sequence[Copy]) -> list[Copy]:
+        """As many of the copies as fit, after dropping those that were not used for longest, but not lately."""
+        room = self.limit_bytes - self._held_bytes()
+        needed = sum(copy.pixels_hwc.nbytes for copy in copies)
+        if room < needed <= self.limit_bytes:
+            old = "SELECT id, length(bytes) FROM copies JOIN pixels USING (id) WHERE used < ? ORDER BY used LIMIT 1000"
+            for number, size in self._query(old, (int(time.time()) - RECENT_SECONDS,)):
+                if room >= needed:
+                    break
+                self._query("DELETE FROM copies WHERE id = ?", (number,))
+                self._query("DELETE FROM pixels WHERE id = ?", (number,))
+                room += size
+        fitting: list[Copy] = []
+        for copy in copies:
+            room -= copy.pixels_hwc.nbytes
+            if room < 0:
+                break
+            fitting.append(copy)
+        return fitting
+
+    def _insert(self, connection: sqlite3.Connection, copy: Copy) -> None:
+        data = copy.pixels_hwc.tobytes()
+        shape = " ".join(map(str, copy.pixels_hwc.shape))
+        row = (_copy_name(copy.digest, copy.form), int(time.time()), shape, _checksum(shape, data))
+        inserted = connection.execute("INSERT OR IGNORE INTO copies VALUES (NULL, ?, ?, ?, ?)", row)
+        if inserted.rowcount > 0:  # else another process was first
+            connection.execute("INSERT OR REPLACE INTO pixels VALUES (?, ?)", (inserted.lastrowid, data))
+
+
+def _name(text: str) -> bytes:
+    return blake2b(text.encode(errors="surrogateescape"), digest_size=16).digest()
+
+
+def _copy_name(digest: int, form: str) -> bytes:
+    return _name(f"{digest} {form} {reader()}")
+
+
+def _checksum(shape: str, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(f"{shape}".encode()))
+
+
+def _holds(verdict_by: str | None) -> bool:
+    """Whether a verdict still counts: a good one always, a bad one until something else decodes."""
+    return verdict_by is None or verdict_by == reader()
+
+
+def _signed(digest: int) -> int:
+    return digest - 2**64 if digest >= 2**63 else digest
+
+
+def _unsigned(digest: int) -> int:
+    return digest % 2**64
+
+
+_stores: dict[Path, Store] = {}
+_lock = threading.Lock()
+_abandoned: list[dict[Path, Store]] = []  # a parent's: never used here, and never closed, which would touch its locks
+
+
+def _begin_in_child() -> None:
+    global _stores, _lock
+    _abandoned.append(_stores)
+    _stores, _lock = {}, threading.Lock()
+
+
+def _close_all() -> None:
+    for store in _stores.values():
+        store.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
+atexit.register(_close_all)

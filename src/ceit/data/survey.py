@@ -1,0 +1,306 @@
+"""Every image of a set read once: its digest, whether it can be decoded, and the small copy that training needs.
+
+What is found is kept (see ``ceit.data.store``), so that an image is decoded once, ever, however often training starts
+and however many processes of the machine take part. Letters: n images, H height, W width, C channels.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ceit.data.image import BrokenImageError
+from ceit.data.preprocessing import to_array
+from ceit.data.reduced import Form
+from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, content_digest, open_store
+
+LONG_SECONDS = 10  # reading that takes longer is told where there is no terminal to show a bar
+_NAMED_IMAGES = 10  # of the broken ones, as they are met; all are counted in the end
+_LOOKED_UP, _LOOKED_UP_TOGETHER = 1024, 32  # images that the store is asked about at once, alone and among several
+_WRITTEN_BYTES, _WRITTEN_SECONDS = 1 << 25, 1.0  # what is found is kept when it is so much, or so old
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class EncodedImages(Protocol):
+    """Images as somebody encoded them, wherever they lie."""
+
+    def __len__(self) -> int: ...
+
+    def state(self, index: int) -> str:
+        """A line that changes when the bytes do; empty where that cannot be told."""
+        ...
+
+    def data(self, index: int) -> bytes:
+        """The encoded image. Raises: OSError if it cannot be had, which says nothing about the image."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What messages call it."""
+        ...
+
+
+@dataclass
+class Survey:
+    """``digests`` uint64 ``(n,)`` of the encoded bytes, 0 where they could not be had; ``broken`` images and why.
+
+    ``pixels`` are uint8 ``(n, H, W, C)``, zeros for broken images; None if the form has no size.
+    """
+
+    digests: np.ndarray
+    broken: dict[int, str]
+    pixels: np.ndarray | None
+
+
+def survey(
+    images: EncodedImages, form: Form, description: str, *, hold: bool = True, share: tuple[int, int] = (0, 1)
+) -> Survey:
+    """Reads what is not known yet, in threads, with a progress bar on stderr; broken images are named when met.
+
+    Images in a form with a size are held in memory unless ``hold`` says otherwise. ``share = (rank, processes)``: of
+    several processes of a machine each begins with its own part and then goes over the others', from their ends,
+    finding in the store what was done there. A verdict is kept if it is about the bytes: a file that cannot be opened,
+    or only half read, is asked for again the next time.
+    """
+    reading = _Reading(images, form, open_store(), hold and form.size is not None)
+    rank, processes = share
+    block_images = _LOOKED_UP if processes == 1 else _LOOKED_UP_TOGETHER
+    with _shown(description, len(images), is_shown=rank == 0) as told, ThreadPoolExecutor(usable_cores()) as pool:
+        for block in _blocks(_order(len(images), rank, processes), block_images):
+            reading.look_up(block)
+            told.advance(len(block) - len(reading.unknown))
+            for look in _in_turn(pool, reading.look, reading.unknown):
+                reading.take(look)
+                told.advance(1)
+                if look.reason is not None:
+                    told.name_broken(f"{images.name(look.index)} cannot be read ({look.reason})")
+            if processes > 1:
+                reading.write()  # for the others to find
+        reading.write()
+        told.tell_about(reading.store)
+    return reading.result()
+
+
+def read_kept(images: EncodedImages, index: int, digest: int, form: Form) -> np.ndarray:
+    """One image in a form, uint8 ``(H, W, C)``: its copy, or read and, where that saves time, kept.
+
+    Raises: BrokenImageError, OSError.
+    """
+    store = open_store()
+    if (kept := store.copy(digest, str(form))) is not None:
+        return kept
+    data = images.data(index)
+    image = form.read(data)
+    pixels_hwc = to_array(image)
+    if form.is_worth_keeping(data, image):
+        store.add([], [Copy(content_digest(data), str(form), pixels_hwc)])
+    return pixels_hwc
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one image showed; ``lasts`` tells whether it will show the same until its state changes."""
+
+    index: int
+    state: str
+    digest: int
+    reason: str | None = None
+    lasts: bool = True
+    pixels_hwc: np.ndarray | None = None
+    is_new: bool = False  # a copy that the store does not have
+
+
+class _Reading:
+    """A survey under way."""
+
+    def __init__(self, images: EncodedImages, form: Form, store: Store, hold: bool) -> None:
+        self.images, self.form, self.store = images, form, store
+        self.digests = np.zeros(len(images), np.uint64)
+        self.broken: dict[int, str] = {}
+        self.pixels = np.zeros((len(images), *form.size, form.in_chans), np.uint8) if hold and form.size else None
+        self.unknown: list[tuple[int, str]] = []
+        """Index and state of images that must be read, of those looked up last."""
+        self._facts: list[tuple[str, Fact]] = []
+        self._copies: list[Copy] = []
+        self._waiting_bytes = 0
+        self._written = time.monotonic()
+
+    def look_up(self, block: Sequence[int]) -> None:
+        """Takes what the store knows of these images."""
+        states = {index: self.images.state(index) for index in block}
+        facts = self.store.facts([state for state in states.values() if state])
+        known = {index: fact for index, state in states.items() if (fact := facts.get(state)) is not None}
+        good = [fact.digest for fact in known.values() if fact.reason is None]
+        copies = {} if self.pixels is None else self.store.copies(good, str(self.form))
+        self.store.touch(good, str(self.form))
+        self.unknown = []
+        for index, state in states.items():
+            fact = known.get(index)
+            if fact is None or (self.pixels is not None and fact.reason is None and fact.digest not in copies):
+                self.unknown.append((index, state))
+            else:
+                self.take(_Look(index, "", fact.digest, fact.reason, pixels_hwc=copies.get(fact.digest)))
+
+    def look(self, asked: tuple[int, str]) -> _Look:
+        """Reads one image; in any thread."""
+        index, state = asked
+        try:
+            data = self.images.data(index)
+        except OSError as error:
+            return _Look(index, state, 0, error.strerror or str(error), lasts=False)
+        digest = content_digest(data)
+        fact = self.store.fact_of(digest)  # the same bytes may have lain elsewhere
+        if fact is not None and fact.reason is not None:
+            return _Look(index, state, digest, fact.reason)
+        if fact is not None and self.pixels is None:
+            return _Look(index, state, digest)
+        if fact is not None and (copy := self.store.copy(digest, str(self.form))) is not None:
+            return _Look(index, state, digest, pixels_hwc=copy)
+        try:
+            image = self.form.read(data)
+        except BrokenImageError as error:
+            lasts = not isinstance(error.__cause__, MemoryError)
+            return _Look(index, state, digest, error.reason if lasts else "too little memory to decode it", lasts)
+        is_new = self.form.is_worth_keeping(data, image)
+        pixels_hwc = to_array(image) if is_new or self.pixels is not None else None
+        return _Look(index, state, digest, pixels_hwc=pixels_hwc, is_new=is_new)
+
+    def take(self, look: _Look) -> None:
+        """Notes what an image showed."""
+        self.digests[look.index] = look.digest
+        if look.reason is not None:
+            self.broken[look.index] = look.reason
+        elif self.pixels is not None and look.pixels_hwc is not None:
+            self.pixels[look.index] = look.pixels_hwc
+        if look.state and look.lasts:
+            self._facts.append((look.state, Fact(look.digest, look.reason)))
+        if look.is_new and look.pixels_hwc is not None:
+            self._copies.append(Copy(look.digest, str(self.form), look.pixels_hwc))
+            self._waiting_bytes += look.pixels_hwc.nbytes
+        if self._waiting_bytes > _WRITTEN_BYTES or time.monotonic() - self._written > _WRITTEN_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Keeps what was found since the last time."""
+        self.store.add(self._facts, self._copies)
+        self._facts, self._copies, self._waiting_bytes, self._written = [], [], 0, time.monotonic()
+
+    def result(self) -> Survey:
+        """What all images have shown."""
+        return Survey(self.digests, dict(sorted(self.broken.items())), self.pixels)
+
+
+def _order(count: int, rank: int, processes: int) -> Iterable[int]:
+    """The process's own part from its beginning, then all others from the end, so that two meet in the middle."""
+    first, last = count * rank // processes, count * (rank + 1) // processes
+    yield from range(first, last)
+    yield from reversed(range(last, count))
+    yield from reversed(range(first))
+
+
+def _blocks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    block: list[_Item] = []
+    for item in items:
+        block.append(item)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _in_turn(pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+    """``work(item)`` of every item in their order, a few ahead of what is taken."""
+    ahead: deque[Future[_Result]] = deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) == 4 * usable_cores():
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+class _ImagesPerSecond(ProgressColumn):
+    """How fast a bar moves."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if not task.speed else f"{task.speed:.0f} images/s")
+
+
+@dataclass
+class _Told:
+    """What is said while a survey goes on."""
+
+    description: str
+    images: int
+    console: Console
+    bar: Progress
+    began: float = field(default_factory=time.monotonic)
+    read: int = 0
+    named: int = 0
+    is_long: bool = False
+
+    def __post_init__(self) -> None:
+        self.task = self.bar.add_task(self.description, total=self.images)
+
+    def advance(self, images: int) -> None:
+        """So many more are done."""
+        self.read += images
+        self.bar.advance(self.task, images)
+        seconds = time.monotonic() - self.began
+        if not self.is_long and seconds > LONG_SECONDS and not self.console.is_terminal:
+            self.is_long = True
+            rate = self.read / seconds
+            self.say(f"{self.description}: {self.read} of {self.images} so far, {rate:.0f} a second; only this once")
+
+    def name_broken(self, sentence: str) -> None:
+        """Names an image now where reading takes long; the error or the list in the end names it in any case."""
+        if (self.console.is_terminal or self.is_long) and self.named < _NAMED_IMAGES:
+            self.named += 1
+            self.say(sentence)
+
+    def tell_about(self, store: Store) -> None:
+        """One sentence where the cache could not do its part."""
+        if store.trouble is not None:
+            self.say(f"the cache is done without, so images are read anew at each start: {store.trouble}")
+        elif store.refused_copies and store.limit_bytes:
+            full = f"the cache is full ({store.limit_bytes / 1e9:.3g} GB, {SIZE_VARIABLE} says otherwise)"
+            self.say(f"{store.refused_copies} small copies of images are not kept: {full}")
+        store.trouble, store.refused_copies = None, 0
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _shown(description: str, images: int, is_shown: bool) -> Iterator[_Told]:
+    console = Console(stderr=True, quiet=not is_shown)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(
+        *columns,
+        _ImagesPerSecond(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (console.is_terminal and is_shown),
+    ) as bar:
+        yield _Told(description, images, console, bar)
