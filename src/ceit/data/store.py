@@ -24,7 +24,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from ceit.data.fetch import cache_dir
+from ceit.data.cache import cache_dir
 
 FILE_NAME = "images-1.sqlite"  # another number for another layout
 SIZE_VARIABLE = "CEIT_CACHE_GB"

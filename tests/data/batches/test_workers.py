@@ -61,6 +61,10 @@ def labels_of(loader: Loader, epoch: int) -> list[int]:
     return torch.cat([labels for _, labels in loader.epoch(epoch)]).tolist()
 
 
+def pixels_of(loader: Loader, epoch: int) -> Tensor:
+    return torch.cat([images for images, _ in loader.epoch(epoch)])
+
+
 def test_processes_stay_for_the_next_epoch_and_end_with_the_loader() -> None:
     before = children()
     loader = loader_of(count=2)
@@ -110,6 +114,61 @@ def test_a_command_that_ends_within_an_epoch_does_end() -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300, check=True
     )
     assert (ended.stdout, ended.stderr) == ("ended\n", "")
+
+
+KILLED = """
+import gc, os, signal, sys, time
+import torch
+from test_workers import children, labels_of, loader_of, pixels_of
+from ceit.data.batches import workers
+workers.START_METHOD = sys.argv[1]
+loader, alone = loader_of(12), loader_of(12, count=0)
+assert torch.equal(pixels_of(loader, 3), pixels_of(alone, 3))
+(own,) = children()
+for number in (signal.SIGINT, signal.SIGTERM):  # not from here, but as from a terminal or a scheduler
+    if os.fork() == 0:
+        os.kill(own, number)
+        os._exit(0)
+    os.wait()
+assert labels_of(loader, 4) == list(range(12))
+began = time.monotonic()
+del loader
+gc.collect()
+assert not children() and time.monotonic() - began < 3, "it does not end when its parent says so"
+loader = loader_of(200, count=int(sys.argv[2]))
+next(loader.epoch(0))
+print(*children(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("method", "count"), [("fork", 2), ("forkserver", 1), ("spawn", 1)])
+def test_m6_processes_work_and_end_with_training_however_they_are_started(method: str, count: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", KILLED, method, f"{count}"]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert "Traceback" not in killed.stderr  # Python may well tell of the semaphores that it puts away
+    workers_of_it = [int(number) for number in killed.stdout.split()]
+    assert len(workers_of_it) == count
+    until = time.monotonic() + 4
+    while any(map(is_running, workers_of_it)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(map(is_running, workers_of_it))
+
+
+def is_running(process: int) -> bool:
+    """Whether a process has not ended yet, be it that nobody has asked how it ended."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+
+
+def test_m6_the_way_of_starting_is_stated() -> None:
+    """Python's own choice changes from version to version, and what it was is not what it will be."""
+    loader = loader_of()
+    assert loader.workers is not None
+    context = loader.workers._loader.multiprocessing_context
+    assert context.get_start_method() == workers.START_METHOD == "fork"
 
 
 @pytest.mark.parametrize("count", [0, 1])

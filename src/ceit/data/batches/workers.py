@@ -1,12 +1,15 @@
 """Processes that make batches ahead of training, kept from epoch to epoch."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 
 import numpy as np
 import torch
@@ -19,6 +22,11 @@ from ceit.data.batches.order import COPY
 Batch = tuple[Tensor, Tensor]
 Request = tuple[int, np.ndarray]
 """An epoch and the draws of one batch ``(B,)``."""
+
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+"""Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
+3.14 on forkserver, would give each a copy of all that and have it import torch; it works too, as does spawn."""
+_PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,16 @@ class Workers:
             pin_memory=pin_memory,
             generator=torch.Generator(),
             worker_init_fn=_begin_work,
+            multiprocessing_context=START_METHOD,
         )
 
     def answer(self, requests: list[Request]) -> Iterator[Batch]:
         """The batches asked for. What an earlier call has not been asked for yet is dropped."""
         self._requests[:] = requests
         self._begun += 1
-        return self._answers(iter(self._loader), self._begun)
+        with _signals_held():
+            answers = iter(self._loader)
+        return self._answers(answers, self._begun)
 
     def _answers(self, answers: Iterator[Batch | Exception], number: int) -> Iterator[Batch]:
         while True:
@@ -91,13 +102,41 @@ class _Failures(Dataset[Batch | Exception]):
             return error
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What starts now does not get Ctrl-C and SIGTERM; what was sent here arrives afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_work(worker: int) -> None:
     """Ctrl-C and preemption signals are for the main process, which still needs batches to finish its step and save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    listeners = [threading.Thread(target=_end_with, args=(parent.sentinel, os.getppid()), daemon=True)]
     if hasattr(signal, "sigwaitinfo"):  # which tells who sent the signal; not so on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_says, args=(os.getppid(),), daemon=True).start()
+        listeners.append(threading.Thread(target=_end_when_the_parent_says, args=(parent.pid,), daemon=True))
+    for listener in listeners:
+        listener.start()
     gc.freeze()  # else the first collection copies the parent's memory, page by page
+
+
+def _end_with(parent: int, started_by: int) -> None:
+    """Ends this process with its parent, of which ``parent`` tells; and with what started it, often the same.
+
+    Processes that were forked later keep an older one from being told, until they have ended themselves.
+    """
+    while not wait([parent], _PARENT_SECONDS) and os.getppid() == started_by:
+        continue
+    os._exit(0)
 
 
 def _end_when_the_parent_says(parent: int) -> None:
