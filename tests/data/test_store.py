@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ceit.data import store as store_module
-from ceit.data.store import Copy, Fact, Store, content_digest, open_store, size_limit_bytes
+from ceit.data.store import Copy, Fact, Store, open_store, size_limit_bytes
 
 PIXELS = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
 LARGEST = 2**64 - 1
@@ -44,10 +44,6 @@ def test_what_is_kept_is_found_by_another_process(cache: Path) -> None:
     assert store.fact_of(8) is None
     assert store.copy(LARGEST, "another form") is None
     assert store.trouble is None
-
-
-def test_the_digest_is_that_of_the_encoded_bytes() -> None:
-    assert content_digest(b"") == 0xE4A6A0577479B2B4
 
 
 def test_a_bad_verdict_and_a_copy_hold_until_something_else_decodes(

@@ -15,10 +15,9 @@ from rich.console import Console
 
 from ceit.data import store as store_module
 from ceit.data import survey as survey_module
-from ceit.data.image import BrokenImageError
 from ceit.data.preprocessing import to_array
 from ceit.data.reduced import Form, evaluation_cover, training_cover
-from ceit.data.survey import read_kept, survey
+from ceit.data.survey import form_for, memory_bytes, read_kept, survey
 
 SMALL = Form(3, (16, 16), (8, 8))
 REDUCED = Form(3, (16, 16))
@@ -54,7 +53,7 @@ class Images:
     def state(self, index: int) -> str:
         return self.states[index] if self.states else f"place {index} {len(self.contents[index])}"
 
-    def data(self, index: int) -> bytes:
+    def encoded(self, index: int) -> bytes:
         self.reads.append(index)
         if index in self.failing:
             raise self.failing[index]
@@ -123,8 +122,8 @@ def test_m5_pixels_are_the_same_without_the_cache(monkeypatch: pytest.MonkeyPatc
     assert without is not None
     assert (kept == without).all()
     for index, copy in enumerate(copies):
-        assert (copy == read_kept(images, index, 0, REDUCED)).all()
-        assert (copy == to_array(REDUCED.read(io.BytesIO(images.contents[index]).getvalue()))).all()
+        assert copy.tobytes() == read_kept(images, index, 0, REDUCED).tobytes()
+        assert copy.tobytes() == REDUCED.read(images.contents[index]).tobytes()
 
 
 def test_m5_only_copies_that_save_time_are_kept() -> None:
@@ -132,8 +131,8 @@ def test_m5_only_copies_that_save_time_are_kept() -> None:
     images = Images([large, small])
     found = survey(images, REDUCED, "reading")
     images.reads.clear()
-    sizes = [read_kept(images, index, int(found.digests[index]), REDUCED).shape for index in (0, 1)]
-    assert sizes == [(16, 24, 3), (16, 17, 3)]
+    sizes = [read_kept(images, index, int(found.digests[index]), REDUCED).size for index in (0, 1)]
+    assert sizes == [(24, 16), (17, 16)]
     assert images.reads == [1]
 
 
@@ -174,7 +173,7 @@ def test_p14_too_little_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) ->
     images, read = photos(1), Form.read
 
     def exhausted(form: Form, source: object) -> Image.Image:
-        raise BrokenImageError("it cannot be read as an image ()", "") from MemoryError()
+        raise MemoryError
 
     monkeypatch.setattr(Form, "read", exhausted)
     assert survey(images, SMALL, "reading").broken == {0: "too little memory to decode it"}
@@ -220,14 +219,18 @@ def test_a_share_begins_with_its_own_and_has_all(count: int, processes: int) -> 
         assert orders == [[0, 1, 2, 3, 7, 6, 5, 4], [4, 5, 6, 7, 3, 2, 1, 0]]
 
 
-def test_m5_a_set_larger_than_memory_is_read_image_by_image() -> None:
-    images = photos(3)
-    found = survey(images, SMALL, "reading", hold=False)
-    assert found.pixels is None
-    images.reads.clear()
-    kept = read_kept(images, 2, int(found.digests[2]), SMALL)
-    assert images.reads == []
-    assert (kept == to_array(SMALL.read(images.contents[2]))).all()
+def test_m5_a_set_larger_than_memory_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert form_for(1000, (32, 64), 3) == Form(3, (64, 128), (32, 64))
+    assert form_for(1000, (224, 224), 1) == Form(1, (512, 512))
+    monkeypatch.setattr(survey_module, "memory_bytes", lambda: 4 * 1000 * 32 * 64 * 3)
+    assert form_for(1000, (32, 64), 3).size == (32, 64)
+    assert form_for(1001, (32, 64), 3) == Form(3, (64, 128))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # each holds them
+    assert form_for(1000, (32, 64), 3).size is None
+
+
+def test_the_memory_of_the_machine_is_known() -> None:
+    assert 2**28 < memory_bytes() < 2**45
 
 
 def test_nothing_is_left_running_when_reading_is_stopped() -> None:

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.sources.choose import load_dataset
 from ceit.data.sources.walk import image_files
-from ceit.data.splits import IN_MEMORY_SIDE, ImageDataset, Split, cut_validation
+from ceit.data.splits import ImageDataset, Split, cut_validation
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
 from ceit.inference.export import (
     MAX_ERROR,

@@ -1,9 +1,6 @@
-"""What is kept between runs: where it lies, and what is known of files that have not changed since."""
+"""What is kept between runs: where it lies, and what tells that a file has not changed since."""
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,19 +36,6 @@ def keep(name: str, text: str) -> None:
         place = cache_dir() / name
         place.parent.mkdir(parents=True, exist_ok=True)
         replace_files({place: text.encode()})
-
-
-def remembered(state: Iterable[str], check: Callable[[], Sequence[object]]) -> dict[int, str]:
-    """The strings among the results of ``check``, by position; kept in the cache for as long as ``state`` is this."""
-    digest = hashlib.sha256()
-    for part in state:
-        digest.update(f"{part}\n".encode(errors="surrogateescape"))
-    name = f"checked/{digest.hexdigest()[:32]}.json"
-    if (verdict := recall(name)) is not None:
-        return dict(json.loads(verdict))
-    broken = [(number, reason) for number, reason in enumerate(check()) if isinstance(reason, str)]
-    keep(name, json.dumps(broken))
-    return dict(broken)
 
 
 def file_state(path: str | Path) -> str:

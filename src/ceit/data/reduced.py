@@ -12,11 +12,12 @@ from pathlib import Path
 from PIL import Image
 
 from ceit.data.image import read_image
-from ceit.data.preprocessing import fit
+from ceit.data.preprocessing import IMAGENET, fit
 
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+IN_MEMORY_SIDE = 64  # up to this many pixels a side, all images are decoded once and stay in memory as uint8
 KEPT_SHARE = 0.25  # of the pixels that were decoded: a copy with more is hardly read faster than the image itself
 _NARROWEST_CROP = 3 / 4  # width to height; timm's random resized crops are between this and its inverse
 
@@ -36,9 +37,9 @@ class Form:
         fitted = "" if self.size is None else " {}x{}".format(*self.size)
         return "{}x{}x{}".format(self.in_chans, *self.cover) + fitted
 
-    def read(self, source: str | Path | bytes | Image.Image) -> Image.Image:
-        """The image in this form. Raises: as ``read_image``."""
-        image = _reduced(read_image(source, self.in_chans, self.cover), self.cover)
+    def read(self, source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
+        """The image in this form; ``name`` is what errors call it. Raises: as ``read_image``."""
+        image = _reduced(read_image(source, self.in_chans, self.cover, name), self.cover)
         return image if self.size is None else fit(image, self.size)
 
     def is_worth_keeping(self, data: bytes, image: Image.Image) -> bool:
@@ -47,6 +48,11 @@ class Form:
             return True
         with Image.open(io.BytesIO(data)) as original:
             return image.width * image.height <= KEPT_SHARE * original.width * original.height
+
+
+def usual_crop(size: Size) -> float:
+    """The share of the side that is seen: all of small images, of larger ones what the released code crops."""
+    return 1.0 if max(size) <= IN_MEMORY_SIDE else IMAGENET.crop
 
 
 def evaluation_cover(size: Size, crop: float = 1.0) -> Size:

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ceit.data.cache import file_state
 from ceit.data.cut import VALIDATION_STREAM, by_content, shares_of_classes, stratified
 from ceit.data.image import image_mode, read_image
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
-
-IN_MEMORY_SIDE = 64  # up to this many pixels a side, all images are decoded once and stay in memory as uint8
+from ceit.data.reduced import Form, Size, usual_crop
+from ceit.data.survey import Survey, read_kept
 
 
 class Split(Protocol):
@@ -38,8 +39,11 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int, in_chans: int) -> Image.Image:
-        """One image as ``RGB`` (three channels) or ``L`` (one). Raises: BrokenImageError, which names the sample."""
+    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
+        """One image as ``RGB`` (three channels) or ``L`` (one). Raises: BrokenImageError, which names the sample.
+
+        ``cover`` may spare work: what is larger comes reduced to it, see ``ceit.data.reduced``.
+        """
         ...
 
     def key(self, index: int) -> str:
@@ -70,7 +74,7 @@ class ArraySplit:
         """The images as ``(n, H, W, C)``, the way they lie in memory; no copy."""
         return self.images.permute(0, 2, 3, 1).numpy()
 
-    def read(self, index: int, in_chans: int) -> Image.Image:
+    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
         return to_image(self.images[index].permute(1, 2, 0).numpy()).convert(image_mode(in_chans))
 
     def key(self, index: int) -> str:
@@ -97,8 +101,24 @@ class FileSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int, in_chans: int) -> Image.Image:
-        return read_image(self.paths[index], in_chans)
+    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
+        if cover is None:
+            return read_image(self.paths[index], in_chans)
+        digest = None if self.digests is None else int(self.digests[index])
+        return read_kept(self, index, digest, Form(in_chans, cover))
+
+    def encoded(self, index: int) -> bytes:
+        """The image file itself. Raises: OSError."""
+        return self.paths[index].read_bytes()
+
+    def state(self, index: int) -> str:
+        """A line that changes when the file does, empty if it cannot be looked at."""
+        state = file_state(self.paths[index])
+        return state if "\0" in state else ""
+
+    def name(self, index: int) -> str:
+        """Its path."""
+        return str(self.paths[index])
 
     def key(self, index: int) -> str:
         name = os.path.splitext(self.paths[index])[0]
@@ -135,9 +155,9 @@ class JoinedSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int, in_chans: int) -> Image.Image:
+    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
         number, place = self.where[index].tolist()
-        return self.splits[number].read(place, in_chans)
+        return self.splits[number].read(place, in_chans, cover)
 
     def key(self, index: int) -> str:
         number, place = self.where[index].tolist()
@@ -176,7 +196,21 @@ class ImageDataset:
     @property
     def preprocessing(self) -> Preprocessing:
         """How these images come to a network: small ones whole, files by the released code's crop of 0.875."""
-        return Preprocessing(self.mean, self.std, crop=1.0 if isinstance(self.train, ArraySplit) else 0.875)
+        return Preprocessing(
+            self.mean, self.std, 1.0 if isinstance(self.train, ArraySplit) else usual_crop(self.img_size)
+        )
+
+
+def readable(split: Split, found: Survey, rows: np.ndarray) -> Split:
+    """The images that a survey could read, in memory if it holds them: image ``i`` is number ``rows[i]`` there."""
+    kept = np.flatnonzero(~np.isin(rows, [*found.broken]))
+    part, chosen = split.subset(torch.from_numpy(kept)), rows[kept]
+    if found.pixels is None:
+        return part
+    is_whole = len(chosen) == len(found.pixels)  # then nothing is copied
+    pixels_nhwc = found.pixels if is_whole and (np.diff(chosen) == 1).all() else found.pixels[chosen]
+    keys = tuple(part.key(index) for index in range(len(part)))
+    return ArraySplit(from_pixels(pixels_nhwc), part.labels, keys, part.digests)
 
 
 def cut_validation(

@@ -47,7 +47,7 @@ _Value = TypeVar("_Value")
 
 
 class Fact(NamedTuple):
-    """What is known of encoded bytes: their digest and, if they cannot be decoded, why."""
+    """What is known of encoded bytes: their ``digest_of`` and, if they cannot be decoded, why."""
 
     digest: int
     reason: str | None = None
@@ -59,11 +59,6 @@ class Copy(NamedTuple):
     digest: int
     form: str
     pixels_hwc: np.ndarray
-
-
-def content_digest(data: bytes) -> int:
-    """The first eight bytes of BLAKE2b of an encoded image, as an unsigned number."""
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
 
 
 @lru_cache
@@ -92,7 +87,7 @@ def open_store() -> "Store":
     """The store in the cache folder: one for all threads of a process, another after a fork."""
     try:
         folder = cache_dir()
-    except (RuntimeError, ValueError) as error:  # nobody knows where the home folder is
+    except (RuntimeError, OSError) as error:  # nobody knows where the home folder is
         return Store(None, str(error))
     with _lock:
         store = _stores.get(folder)

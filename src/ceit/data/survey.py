@@ -4,25 +4,30 @@ What is found is kept (see ``ceit.data.store``), so that an image is decoded onc
 and however many processes of the machine take part. Letters: n images, H height, W width, C channels.
 """
 
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ceit.data.cut import digest_of
 from ceit.data.image import BrokenImageError
-from ceit.data.preprocessing import to_array
-from ceit.data.reduced import Form
-from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, content_digest, open_store
+from ceit.data.preprocessing import to_array, to_image
+from ceit.data.reduced import IN_MEMORY_SIDE, Form, Size, evaluation_cover, usual_crop
+from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, open_store
 
+MEMORY_SHARE = 0.25  # of the machine's memory, that a set may be held in
 LONG_SECONDS = 10  # reading that takes longer is told where there is no terminal to show a bar
 _NAMED_IMAGES = 10  # of the broken ones, as they are met; all are counted in the end
 _LOOKED_UP, _LOOKED_UP_TOGETHER = 1024, 32  # images that the store is asked about at once, alone and among several
@@ -41,8 +46,8 @@ class EncodedImages(Protocol):
         """A line that changes when the bytes do; empty where that cannot be told."""
         ...
 
-    def data(self, index: int) -> bytes:
-        """The encoded image. Raises: OSError if it cannot be had, which says nothing about the image."""
+    def encoded(self, index: int) -> bytes:
+        """The image file itself. Raises: OSError, or BrokenImageError, if it cannot be had."""
         ...
 
     def name(self, index: int) -> str:
@@ -63,18 +68,18 @@ class Survey:
 
 
 def survey(
-    images: EncodedImages, form: Form, description: str, *, hold: bool = True, share: tuple[int, int] = (0, 1)
+    images: EncodedImages, form: Form, description: str = "reading images", *, share: tuple[int, int] | None = None
 ) -> Survey:
     """Reads what is not known yet, in threads, with a progress bar on stderr; broken images are named when met.
 
-    Images in a form with a size are held in memory unless ``hold`` says otherwise. ``share = (rank, processes)``: of
-    several processes of a machine each begins with its own part and then goes over the others', from their ends,
-    finding in the store what was done there. A verdict is kept if it is about the bytes: a file that cannot be opened,
-    or only half read, is asked for again the next time.
+    Images in a form with a size are held in memory. ``share = (rank, processes)``, by default this process's among
+    those that a launcher has started on the machine: each begins with its own part and then goes over the others', from
+    their ends, finding in the store what was done there. A verdict is kept if it is about the bytes: a file that cannot
+    be opened, or only half read, is asked for again the next time.
     """
-    reading = _Reading(images, form, open_store(), hold and form.size is not None)
-    rank, processes = share
+    rank, processes = local_share() if share is None else share
     block_images = _LOOKED_UP if processes == 1 else _LOOKED_UP_TOGETHER
+    reading = _Reading(images, form, open_store())
     with _shown(description, len(images), is_shown=rank == 0) as told, ThreadPoolExecutor(usable_cores()) as pool:
         for block in _blocks(_order(len(images), rank, processes), block_images):
             reading.look_up(block)
@@ -91,20 +96,45 @@ def survey(
     return reading.result()
 
 
-def read_kept(images: EncodedImages, index: int, digest: int, form: Form) -> np.ndarray:
-    """One image in a form, uint8 ``(H, W, C)``: its copy, or read and, where that saves time, kept.
+def read_kept(images: EncodedImages, index: int, digest: int | None, form: Form) -> Image.Image:
+    """One image in a form: its copy, or read and, where that saves time, kept. Without a digest it is always read.
 
-    Raises: BrokenImageError, OSError.
+    Raises: BrokenImageError, which names the image; OSError.
     """
-    store = open_store()
-    if (kept := store.copy(digest, str(form))) is not None:
-        return kept
-    data = images.data(index)
-    image = form.read(data)
-    pixels_hwc = to_array(image)
-    if form.is_worth_keeping(data, image):
-        store.add([], [Copy(content_digest(data), str(form), pixels_hwc)])
-    return pixels_hwc
+    store = None if digest is None else open_store()
+    if store is not None and digest is not None and (kept := store.copy(digest, str(form))) is not None:
+        return to_image(kept)
+    data = images.encoded(index)
+    image = form.read(data, images.name(index))
+    if store is not None and form.is_worth_keeping(data, image):
+        store.add([], [Copy(digest_of(data), str(form), to_array(image))])
+    return image
+
+
+def form_for(images: int, size: Size, in_chans: int) -> Form:
+    """How so many images are read for a set of this size: small ones are brought to it and held in memory.
+
+    Unless they would take more than a quarter of the machine's memory, or of what its container may have.
+    """
+    cover = evaluation_cover(size, usual_crop(size))
+    held = images * size[0] * size[1] * in_chans
+    is_held = max(size) <= IN_MEMORY_SIDE and held * local_share()[1] <= MEMORY_SHARE * memory_bytes()
+    return Form(in_chans, cover, size if is_held else None)
+
+
+def local_share() -> tuple[int, int]:
+    """This process's number among those that a launcher has started on this machine, and how many they are."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def memory_bytes() -> float:
+    """The machine's memory, or what its container may have; infinite where the system tells neither."""
+    limits = [math.inf]
+    with suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(ValueError, OSError):
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(limits)
 
 
 def usable_cores() -> int:
@@ -128,11 +158,11 @@ class _Look:
 class _Reading:
     """A survey under way."""
 
-    def __init__(self, images: EncodedImages, form: Form, store: Store, hold: bool) -> None:
+    def __init__(self, images: EncodedImages, form: Form, store: Store) -> None:
         self.images, self.form, self.store = images, form, store
         self.digests = np.zeros(len(images), np.uint64)
         self.broken: dict[int, str] = {}
-        self.pixels = np.zeros((len(images), *form.size, form.in_chans), np.uint8) if hold and form.size else None
+        self.pixels = np.zeros((len(images), *form.size, form.in_chans), np.uint8) if form.size else None
         self.unknown: list[tuple[int, str]] = []
         """Index and state of images that must be read, of those looked up last."""
         self._facts: list[tuple[str, Fact]] = []
@@ -160,10 +190,12 @@ class _Reading:
         """Reads one image; in any thread."""
         index, state = asked
         try:
-            data = self.images.data(index)
+            data = self.images.encoded(index)
         except OSError as error:
             return _Look(index, state, 0, error.strerror or str(error), lasts=False)
-        digest = content_digest(data)
+        except BrokenImageError as error:  # it is not all there
+            return _Look(index, state, 0, error.reason, lasts=False)
+        digest = digest_of(data)
         fact = self.store.fact_of(digest)  # the same bytes may have lain elsewhere
         if fact is not None and fact.reason is not None:
             return _Look(index, state, digest, fact.reason)
@@ -174,8 +206,11 @@ class _Reading:
         try:
             image = self.form.read(data)
         except BrokenImageError as error:
-            lasts = not isinstance(error.__cause__, MemoryError)
-            return _Look(index, state, digest, error.reason if lasts else "too little memory to decode it", lasts)
+            return _Look(index, state, digest, error.reason)
+        except MemoryError:
+            return _Look(index, state, digest, "too little memory to decode it", lasts=False)
+        except ValueError as error:  # refused by a setting, or for want of a package
+            return _Look(index, state, digest, getattr(error, "reason", str(error)), lasts=False)
         is_new = self.form.is_worth_keeping(data, image)
         pixels_hwc = to_array(image) if is_new or self.pixels is not None else None
         return _Look(index, state, digest, pixels_hwc=pixels_hwc, is_new=is_new)

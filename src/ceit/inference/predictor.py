@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.data.image import BrokenImageError, read_image
+from ceit.data.image import BrokenImageError
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
-from ceit.data.splits import IN_MEMORY_SIDE
+from ceit.data.reduced import IN_MEMORY_SIDE, Form, evaluation_cover
 from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
@@ -220,7 +220,8 @@ class Predictor:
         try:
             if isinstance(source, np.ndarray | Tensor):
                 source = to_pillow(source)
-            image = read_image(source if isinstance(source, Image.Image) else expanded(source), self.in_chans)
+            form = Form(self.in_chans, evaluation_cover(self.image_hw, self.preprocessing.crop))
+            image = form.read(source if isinstance(source, Image.Image) else expanded(source))
             return _Read(path, to_array(self.preprocessing.fit(image, self.image_hw)))
         except BrokenImageError as error:
             return _Read(path, error=error.reason)

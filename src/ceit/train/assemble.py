@@ -29,7 +29,7 @@ from ceit.inference.device import autocast_dtype
 from ceit.model import CeiT, config_of
 from ceit.train.batch_norm import StatisticsBackup, small_batch_warning
 from ceit.train.config import Mixing, TrainConfig
-from ceit.train.distributed import from_main, shared_gradients
+from ceit.train.distributed import from_main, meanwhile, shared_gradients
 from ceit.train.objective import Objective, balanced_weights
 from ceit.train.optimizer import make_optimizer
 from ceit.train.session import Session
@@ -65,8 +65,8 @@ def build(
     Raises: ValueError for an unknown model or data set, data that cannot be read, options that do not suit the data or
     each other, or a checkpoint that does not suit the model.
     """
-    with accelerator.local_main_process_first():  # what the first reading leaves in the cache serves the others
-        images, config = prepare_data(config, data, say, output if resuming else None)
+    resumed = output if resuming else None
+    images, config = meanwhile(lambda: prepare_data(config, data, say, resumed), accelerator)
     set_seed(config.seed)
     model = starting_model(config, images.dataset, say)
     images = replace(images, dataset=normalised_as(model, images.dataset))

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from ceit.inference.device import default_device
 from ceit.model.ceit import CeiT
 from ceit.train.config import TrainConfig
 from ceit.train.sharding import shard
+
+HEARTBEAT_SECONDS = 1.0
 
 _Value = TypeVar("_Value")
 _WRAPPERS = {
@@ -163,3 +166,26 @@ def from_all(value: _Value, accelerator: Accelerator) -> list[_Value]:
     if accelerator.num_processes == 1:
         return [value]
     return gather_object([value])
+
+
+def meanwhile(work: Callable[[], _Value], accelerator: Accelerator) -> _Value:
+    """``work()``, which may take the processes long and unequally long: they exchange a sign of life all the while.
+
+    A backend gives up a process that it waits for in vain, NCCL after ten minutes. Raises: what the work raises here;
+    ValueError if it failed in another process alone.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    pool = ThreadPoolExecutor(1)
+    done = pool.submit(work)
+    pool.shutdown(wait=False)
+    while True:
+        wait([done], timeout=HEARTBEAT_SECONDS)
+        is_done = done.done()
+        failed = is_done and done.exception() is not None
+        ready, failures = total_of([float(is_done), float(failed)], accelerator)
+        if failed or (ready == accelerator.num_processes and not failures):
+            return done.result()
+        if failures:
+            number = accelerator.process_index
+            raise ValueError(f"process {number} stops, as another could not read the data; its own message says why")

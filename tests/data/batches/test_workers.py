@@ -35,7 +35,7 @@ class Slow:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int, in_chans: int) -> Image.Image:
+    def read(self, index: int, in_chans: int, cover: tuple[int, int] | None = None) -> Image.Image:
         time.sleep(0.02)
         if index == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -168,6 +168,7 @@ def test_m6_the_way_of_starting_is_stated() -> None:
     loader = loader_of()
     assert loader.workers is not None
     context = loader.workers._loader.multiprocessing_context
+    assert context is not None
     assert context.get_start_method() == workers.START_METHOD == "fork"
 
 

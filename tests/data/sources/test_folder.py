@@ -1,17 +1,20 @@
 """Folders of images: found whatever their layout, split evenly, and refused in one sentence where they cannot serve."""
 
+import errno
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ceit.data import reduced, survey
 from ceit.data.audit.check import check
-from ceit.data.preprocessing import IMAGENET
-from ceit.data.sources import listing as files_module
+from ceit.data.batches.loader import make_loader
+from ceit.data.preprocessing import IMAGENET, Preprocessing
 from ceit.data.sources.choose import load_dataset
 from ceit.data.splits import ArraySplit, FileSplit, ImageDataset
 
@@ -174,11 +177,12 @@ def test_of_many_broken_files_three_are_named(image_folder: ImageFolder) -> None
 
 
 def test_large_images_are_checked_once_until_they_change(
-    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
     root, reads = image_folder(SPLIT, size=(70, 66)), []
-    read_image = files_module.read_image
-    monkeypatch.setattr(files_module, "read_image", lambda *given: reads.append(given) or read_image(*given))
+    read_image = reduced.read_image
+    monkeypatch.setattr(reduced, "read_image", lambda *given: reads.append(given) or read_image(*given))
     load_dataset(root)
     assert len(reads) == 12
     load_dataset(root)
@@ -186,6 +190,59 @@ def test_large_images_are_checked_once_until_they_change(
     (root / "test" / "dog" / "0.png").write_text("broken now")
     with pytest.raises(ValueError, match=r"1 of 12 files cannot be read: test/dog/0.png"):
         load_dataset(root)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (70, 66)])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_p14_a_file_that_cannot_be_read_now_is_read_later(
+    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: tuple[int, int], number: int
+) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
+    root, reopen = image_folder(SPLIT, size=size), io.open
+    path = root / "train" / "dog" / "3.png"
+
+    class Failing(io.FileIO):
+        """Fails when it is read, as a drive does that is about to break."""
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    def failing(file: Any, *given: Any, **options: Any) -> Any:
+        if file != path:
+            return reopen(file, *given, **options)
+        if number == errno.EIO:
+            return Failing(path)
+        raise PermissionError(number, "Permission denied", str(path))
+
+    reason = {errno.EACCES: "Permission denied", errno.EIO: "Input/output error"}[number]
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", failing)
+        with pytest.raises(ValueError, match=rf"^1 of 12 files cannot be read: train/dog/3.png \({reason}\); remove"):
+            load_dataset(root)
+        dataset = load_dataset(root, skip_broken=True)
+        assert (sizes(dataset), dataset.skipped) == ((8, 0, 3), (f"train/dog/3.png ({reason})",))
+    dataset = load_dataset(root, skip_broken=True)
+    assert (sizes(dataset), dataset.skipped) == ((9, 0, 3), ())
+
+
+def test_m5_a_set_larger_than_memory_is_trained_on_as_if_it_were_held(
+    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
+    root = image_folder(SPLIT, size=(300, 200))
+    held = load_dataset(root, img_size=(32, 32))
+    monkeypatch.setattr(survey, "memory_bytes", lambda: 1e5)
+    read = load_dataset(root, img_size=(32, 32))
+    assert isinstance(held.train, ArraySplit)
+    assert isinstance(read.train, FileSplit)
+    assert read.preprocessing.crop == held.preprocessing.crop == 1.0
+    plain = Preprocessing((0.5,) * 3, (0.5,) * 3)
+
+    def images(dataset: ImageDataset) -> torch.Tensor:
+        loader = make_loader(dataset.train, batch_size=9, img_size=(32, 32), preprocessing=plain, workers=0)
+        return next(loader.epoch(0))[0]
+
+    assert torch.equal(images(read), images(held))
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(

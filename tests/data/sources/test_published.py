@@ -254,7 +254,7 @@ def test_broken_and_missing_pictures_are_skipped_on_request(
         "Abyssinian_3",
         "basset_hound_1",
     ]
-    monkeypatch.setattr("ceit.data.sources.listing.read_image", None)  # the second time the verdict is in the cache
+    monkeypatch.setattr("ceit.data.reduced.read_image", None)  # the second time the verdict is in the cache
     assert load_dataset("pets", skip_broken=True).skipped == expected
 
 

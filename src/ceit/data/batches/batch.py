@@ -21,6 +21,7 @@ from ceit.data.batches.augment import SINGLE_IMAGE_STREAM, Augmentation
 from ceit.data.batches.order import COPY
 from ceit.data.preprocessing import INTERPOLATIONS, Preprocessing, to_array
 from ceit.data.random_bits import random_bits
+from ceit.data.reduced import Size, training_cover
 from ceit.data.splits import Split
 
 ImagesOf = Callable[[int, np.ndarray], Tensor]
@@ -58,6 +59,12 @@ class SingleImages:
     augmentation: Augmentation | None
     seed: int
 
+    @property
+    def cover(self) -> Size:
+        """What images are reduced to before anything else."""
+        crop_scale = None if self.augmentation is None else self.augmentation.crop_scale
+        return training_cover(self.img_size, self.preprocessing.crop, crop_scale)
+
     def __call__(self, epoch: int, draws: np.ndarray) -> Tensor:
         images_bhwc = torch.empty(len(draws), *self.img_size, self.preprocessing.in_chans)
         indices = (draws % COPY).tolist()
@@ -76,7 +83,7 @@ class SingleImages:
         return self.augmentation.cut_out_(images_bhwc, self.seed, epoch, draws).permute(0, 3, 1, 2)
 
     def _read(self, index: int) -> Image.Image:
-        return self.split.read(index, self.preprocessing.in_chans)
+        return self.split.read(index, self.preprocessing.in_chans, self.cover)
 
 
 class _SingleTransform:

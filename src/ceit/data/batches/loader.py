@@ -15,7 +15,8 @@ from ceit.data.batches.batch import ArrayImages, SingleImages
 from ceit.data.batches.order import COPY, Order
 from ceit.data.batches.workers import Batch, Batches, Workers, usual_workers
 from ceit.data.preprocessing import Preprocessing
-from ceit.data.splits import IN_MEMORY_SIDE, ArraySplit, Split, resized
+from ceit.data.reduced import IN_MEMORY_SIDE
+from ceit.data.splits import ArraySplit, Split, resized
 from ceit.model.names import unknown
 
 Sampling = Literal["shuffle", "balanced"]

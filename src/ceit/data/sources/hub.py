@@ -1,30 +1,22 @@
 """Data sets of the Hugging Face ``datasets`` library, by name or out of a folder."""
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from ceit.data.cache import file_state, remembered
-from ceit.data.image import BrokenImageError, read_image
+from ceit.data.cache import file_state
+from ceit.data.image import read_header, read_image
 from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice, chosen_size
-from ceit.data.preprocessing import fit, to_array
-from ceit.data.sources.listing import broken_sentence, content_digests, usual_geometry, usual_statistics
+from ceit.data.reduced import Form, Size
+from ceit.data.sources.listing import broken_sentence, usual_geometry, usual_statistics
 from ceit.data.sources.split_names import SPLITS, split_of
-from ceit.data.splits import (
-    IN_MEMORY_SIDE,
-    ArraySplit,
-    Split,
-    from_pixels,
-)
-from ceit.data.threads import each
+from ceit.data.splits import Split, readable
+from ceit.data.survey import form_for, read_kept, survey
 from ceit.paths import expanded
 
 if TYPE_CHECKING:
@@ -47,13 +39,16 @@ class HubSplit:
     numbers: Tensor
     labels: Tensor
     digests: np.ndarray | None = None
+    table_state: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int, in_chans: int) -> Image.Image:
-        with self._opened(index) as image:
-            return read_image(image, in_chans)
+    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
+        if cover is None:
+            return read_image(self.encoded(index), in_chans, name=self.name(index))
+        digest = None if self.digests is None else int(self.digests[index])
+        return read_kept(self, index, digest, Form(in_chans, cover))
 
     def key(self, index: int) -> str:
         return str(int(self.numbers[index]))
@@ -69,20 +64,15 @@ class HubSplit:
 
     def header(self, index: int) -> tuple[tuple[int, int], str]:
         """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
-        with self._opened(index) as image:
-            return image.size, image.mode
+        return read_header(self.encoded(index), self.name(index))
 
-    @contextmanager
-    def _opened(self, index: int) -> Iterator[Image.Image]:
-        encoded = self.encoded(index)
-        try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                yield image
-        except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-            unidentified = isinstance(error, UnidentifiedImageError)
-            reason = "not an image" if unidentified else str(error) or type(error).__name__
-            sentence = f"row {self.key(index)} of {self.place} cannot be read as an image ({reason})"
-            raise BrokenImageError(sentence, reason) from error
+    def name(self, index: int) -> str:
+        """What messages call it."""
+        return f"row {self.key(index)} of {self.place}"
+
+    def state(self, index: int) -> str:
+        """A line that changes when the table does; empty where it lies in no file."""
+        return f"{self.table_state}\0{self.key(index)}" if self.table_state else ""
 
 
 def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
@@ -91,8 +81,7 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
     The images are those of the one column of type Image; the labels the first column of type ClassLabel, or else the
     column named ``label`` (``labels``, ``class``, ``target``) of text or whole numbers. Splits are the official ones.
     A split of which no image is labelled is passed over. Sizes and channels are found as in a folder, and small images
-    held in memory. Larger ones are decoded when they are needed; with ``skip_broken`` each once before, and the verdict
-    kept.
+    held in memory. All are read once, see ``ceit.data.survey``.
 
     Raises: ValueError for a set that cannot be had, without such columns or usual splits, or with broken images.
     """
@@ -104,26 +93,19 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
         name, {split: table.select_columns([label_column]) for split, table in tables.items()}
     )
     parts = {
-        split: HubSplit(f"{name} {split}", _encoded(tables[split], column), column, torch.arange(len(numbers)), numbers)
+        split: _split(f"{name} {split}", _encoded(tables[split], column), column, numbers)
         for split, numbers in labels.items()
     }
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
     usual_size, usual_chans = usual_geometry(everything, lambda place: place[0].header(place[1]))
     size, chans = chosen_size(img_size, usual_size), in_chans or usual_chans
-    in_memory = max(size) <= IN_MEMORY_SIDE
+    form = form_for(len(everything), size, chans)
     splits: dict[str, Split] = {}
     lines: list[str] = []
     for split, part in parts.items():
-        part = replace(part, digests=content_digests(part.encoded, range(len(part))))
-        splits[split], broken = part, {}
-        if in_memory:
-            splits[split], broken = _in_memory(part, size, chans)
-        elif skip_broken:
-            broken = _unreadable(part, chans)
-            splits[split] = part.subset(
-                torch.tensor([row for row in range(len(part)) if row not in broken], dtype=torch.int64)
-            )
-        lines += [f"{split} {number} ({reason})" for number, reason in broken.items()]
+        found = survey(part, form)
+        splits[split] = readable(replace(part, digests=found.digests), found, np.arange(len(part)))
+        lines += [f"{split} {part.key(row)} ({reason})" for row, reason in found.broken.items()]
     if lines and not skip_broken:
         raise ValueError(broken_sentence(lines, sum(map(len, parts.values()))))
     mean, std = usual_statistics(chans)
@@ -229,29 +211,10 @@ def _encoded(table: "datasets.Dataset", column: str) -> "datasets.Dataset":
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _in_memory(part: HubSplit, size: tuple[int, int], chans: int) -> tuple[ArraySplit, dict[int, str]]:
-    """The readable images of a split, and why the others are not, by row."""
-    pixels, rows, broken = [], [], {}
-    for row, result in each(lambda row: to_array(fit(part.read(row, chans), size)), range(len(part)), "reading images"):
-        if isinstance(result, str):
-            broken[row] = result
-        else:
-            pixels.append(result)
-            rows.append(row)
-    pixels_nhwc = np.stack(pixels) if pixels else np.zeros((0, *size, chans), np.uint8)
-    kept = part.subset(torch.tensor(rows, dtype=torch.int64))
-    return ArraySplit(from_pixels(pixels_nhwc), kept.labels, tuple(map(part.key, rows)), kept.digests), broken
-
-
-def _unreadable(part: HubSplit, chans: int) -> dict[int, str]:
-    """Why images cannot be read, by row, by decoding each once; the verdict is kept while the table does not change."""
-    state = [f"{part.place} {len(part)} {chans}", *(file_state(file["filename"]) for file in part.rows.cache_files)]
-
-    def check() -> list[object]:
-        results = each(lambda row: part.read(row, chans).size, range(len(part)), "checking images")
-        return [result for _, result in results]
-
-    return remembered(state, check)
+def _split(place: str, rows: "datasets.Dataset", column: str, labels: Tensor) -> HubSplit:
+    files = [file_state(file["filename"]) for file in rows.cache_files]
+    state = f"{place} {column} {len(rows)} {files}" if files else ""
+    return HubSplit(place, rows, column, torch.arange(len(labels)), labels, table_state=state)
 
 
 def _page(name: str, place: Path) -> str:

@@ -1,7 +1,7 @@
 """Image files whose classes are known to a data set: probed, read or left on the disk, cut by a seed where unsplit."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,19 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ceit.data.cache import file_state, remembered
-from ceit.data.cut import digest_of
-from ceit.data.image import read_header, read_image
+from ceit.data.image import read_header
 from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
-from ceit.data.preprocessing import IMAGENET, fit, to_array
-from ceit.data.splits import (
-    IN_MEMORY_SIDE,
-    ArraySplit,
-    FileSplit,
-    Split,
-    from_pixels,
-)
-from ceit.data.threads import each
+from ceit.data.preprocessing import IMAGENET
+from ceit.data.reduced import IN_MEMORY_SIDE
+from ceit.data.splits import FileSplit, readable
+from ceit.data.survey import form_for, survey
 
 LARGE_SIZE = (224, 224)  # what images above IN_MEMORY_SIDE are brought to unless asked otherwise
 
@@ -46,10 +39,6 @@ class Listing:
         """The files at ``indices``, in that order."""
         chosen = list(indices)
         return Listing(self.root, [self.paths[i] for i in chosen], [self.class_names[i] for i in chosen])
-
-    def without(self, broken: Collection[Path]) -> "Listing":
-        """All files but those."""
-        return self.take(i for i, path in enumerate(self.paths) if path not in broken) if broken else self
 
     def split(self, class_names: Sequence[str]) -> FileSplit:
         """The split that leaves its files on the disk; its labels number ``class_names``."""
@@ -75,54 +64,46 @@ def load_files(
     Classes are sorted by ``order``. ``img_size`` defaults to the median of the shorter sides rounded up to a multiple
     of 4, if that is at most 64, else to 224; ``in_chans`` to 1 if all images are grey, else to 3.
 
-    Every file is decoded once: those of at most 64 px stay in memory, of the others the verdict is kept in the cache.
+    Every file is read once, see ``ceit.data.survey``: small copies of at most 64 px stay in memory.
 
     Raises: ValueError if, unless ``skip_broken``, files cannot be read.
     """
     paths = [path for listing in listings.values() for path in listing.paths]
     usual_size, usual_chans = usual_geometry(paths, read_header)
     size, chans = chosen_size(img_size, usual_size), in_chans or usual_chans
-    in_memory = max(size) <= IN_MEMORY_SIDE
-    images, broken = _read_all(paths, size, chans) if in_memory else ({}, unreadable(paths, chans))
-    lines = tuple(f"{shown_path(path, place)} ({reason})" for path, reason in broken.items())
-    if broken and not skip_broken:
+    files = FileSplit(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
+    found = survey(files, form_for(len(paths), size, chans))
+    lines = tuple(f"{shown_path(paths[number], place)} ({reason})" for number, reason in found.broken.items())
+    if lines and not skip_broken:
         raise ValueError(broken_sentence(lines, len(paths)))
-    found = Counter(name for listing in listings.values() for name in listing.class_names)
-    listings = {split: listing.without(broken) for split, listing in listings.items()}
-    class_names = tuple(sorted({name for listing in listings.values() for name in listing.class_names}, key=order))
+    first, rows, kept = 0, {}, {}
+    for split, listing in listings.items():
+        good = [index for index in range(len(listing.paths)) if first + index not in found.broken]
+        rows[split], kept[split] = first + np.array(good, np.int64), listing.take(good)
+        first += len(listing.paths)
+    class_names = tuple(sorted({name for listing in kept.values() for name in listing.class_names}, key=order))
+    counts = Counter(name for listing in listings.values() for name in listing.class_names)
     lost = [
         f"class {name!r} is left out: none of its {count:,} images can be read"
-        for name, count in found.items()
+        for name, count in counts.items()
         if name not in class_names
     ]
-
-    def as_split(listing: Listing) -> Split:
-        split = listing.split(class_names)
-        split = replace(split, digests=content_digests(Path.read_bytes, split.paths))
-        if not in_memory:
-            return split
-        keys = tuple(split.key(index) for index in range(len(split)))
-        pixels = np.stack([images[path] for path in listing.paths]) if len(split) else np.zeros((0, *size, chans), "u1")
-        return ArraySplit(from_pixels(pixels), split.labels, keys, split.digests)
-
+    parts = {
+        split: readable(replace(listing.split(class_names), digests=found.digests[rows[split]]), found, rows[split])
+        for split, listing in kept.items()
+    }
     mean, std = usual_statistics(chans)
     return LabelledSet(
         name=place.resolve().name,
         place=f"{'folder' if place.is_dir() else 'file'} {place}",
         class_names=class_names,
-        parts={name: as_split(listing) for name, listing in listings.items()},
+        parts=parts,
         mean=mean,
         std=std,
         img_size=size,
         skipped=lines,
         remarks=(*remarks, *lost),
     )
-
-
-def content_digests(read: Callable[[_Item], bytes], items: Sequence[_Item]) -> np.ndarray:
-    """``digest_of`` every item's bytes, uint64 ``(n,)``."""
-    results = each(lambda item: digest_of(read(item)), items, "hashing images")
-    return np.array([digest for _, digest in results], np.uint64)
 
 
 def usual_geometry(
@@ -146,15 +127,6 @@ def usual_statistics(chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return (IMAGENET.mean, IMAGENET.std) if chans == 3 else _IMAGENET_GREY
 
 
-def unreadable(paths: Sequence[Path], chans: int) -> dict[Path, str]:
-    """Why files cannot be read, by decoding each once; the verdict is kept in the cache while no file changes."""
-    broken = remembered(
-        (f"{chans}", *map(file_state, paths)),
-        lambda: [reason for _, reason in each(lambda path: read_image(path, chans).size, paths, "checking images")],
-    )
-    return {paths[number]: reason for number, reason in broken.items()}
-
-
 def shown_path(path: Path, place: Path) -> Path:
     """The path as messages show it: relative to ``place``, a folder or a file, if it lies there."""
     folder = place if place.is_dir() else place.parent
@@ -166,13 +138,3 @@ def broken_sentence(lines: Sequence[str], count: int) -> str:
     more = ["..."] if len(lines) > _NAMED_IMAGES else []
     fix = "remove them or leave them out with --skip-broken"
     return f"{len(lines)} of {count} files cannot be read: {', '.join([*lines[:_NAMED_IMAGES], *more])}; {fix}"
-
-
-def _read_all(
-    paths: Sequence[Path], size: tuple[int, int], chans: int
-) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
-    """Every readable file as uint8 ``(H, W, C)``, and why the others are not."""
-    images, broken = {}, {}
-    for path, result in each(lambda path: to_array(fit(read_image(path, chans), size)), paths, "reading images"):
-        (broken if isinstance(result, str) else images)[path] = result
-    return images, broken

@@ -10,9 +10,10 @@ import torch
 from ceit.data.cache import cache_dir
 from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
 from ceit.data.preprocessing import to_array, to_image
+from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, Members
 from ceit.data.sources.known_sets import SETS
-from ceit.data.splits import IN_MEMORY_SIDE, ArraySplit, channel_statistics, from_pixels, resized
+from ceit.data.splits import ArraySplit, channel_statistics, from_pixels, resized
 
 
 def load_named(name: str, folder: Path | None, img_size: SizeChoice, in_chans: int | None) -> LabelledSet:

@@ -17,9 +17,11 @@ from rich.console import Console
 
 from ceit.data.cache import cache_dir
 from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
+from ceit.data.reduced import Form, evaluation_cover, usual_crop
 from ceit.data.sources.download import copy_from_mirror
 from ceit.data.sources.folder import find_files
-from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, unreadable, usual_statistics
+from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, usual_statistics
+from ceit.data.survey import survey
 
 Contents = tuple[dict[str, Listing], Sequence[str]]
 """The files of each official split, and all class names in the order of their numbers."""
@@ -54,8 +56,8 @@ def load_published(
 ) -> LabelledSet:
     """The set ``name`` out of ``folder`` or the cache, by default at 224 px and in colour.
 
-    A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is decoded once and
-    the verdict kept in the cache.
+    A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is read once, see
+    ``ceit.data.survey``.
 
     Raises: ValueError if something is missing that must be in the folder, or an annotation file is not of its form.
     """
@@ -65,11 +67,14 @@ def load_published(
         raise ValueError(_missing_sentence(name, place, missing[0]))
     parts, class_names = published.read(root)
     _say_if_partial(name, place, parts, class_names)
-    chans, lines = in_chans or 3, ()
+    size, chans, lines = chosen_size(img_size, LARGE_SIZE), in_chans or 3, []
     if skip_broken:
-        broken = unreadable([path for part in parts.values() for path in part.paths], chans)
-        lines = tuple(f"{shown_path(path, root)} ({reason})" for path, reason in broken.items())
-        parts = {split: part.without(broken) for split, part in parts.items()}
+        kept = {}
+        for split, part in parts.items():
+            found = survey(part.split(class_names), Form(chans, evaluation_cover(size, usual_crop(size))))
+            lines += [f"{shown_path(part.paths[row], root)} ({reason})" for row, reason in found.broken.items()]
+            kept[split] = part.take(row for row in range(len(part.paths)) if row not in found.broken)
+        parts = kept
     if empty := [split for split, part in parts.items() if not part.paths]:
         raise ValueError(f"the {empty[0]} split of {name} in {place} has no image that can be read")
     mean, std = usual_statistics(chans)
@@ -80,10 +85,10 @@ def load_published(
         parts={split: part.split(class_names) for split, part in parts.items()},
         mean=mean,
         std=std,
-        img_size=chosen_size(img_size, LARGE_SIZE),
+        img_size=size,
         licence=published.licence,
         citation=published.citation,
-        skipped=lines,
+        skipped=tuple(lines),
     )
 
 

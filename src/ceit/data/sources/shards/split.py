@@ -3,22 +3,22 @@
 Letters: n samples.
 """
 
-import io
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from ceit.data.image import BrokenImageError, read_image
+from ceit.data.cache import file_state
+from ceit.data.image import BrokenImageError, read_header, read_image
+from ceit.data.reduced import Form, Size
+from ceit.data.survey import read_kept
 
 _OPEN_SHARDS = 128  # at once in a process
 
@@ -92,22 +92,33 @@ class ShardSplit:
     def key(self, index: int) -> str:
         return self.table.key(int(self.rows[index]))
 
-    def read(self, index: int, in_chans: int) -> Image.Image:
-        with self._image(index) as image:
-            return read_image(image, in_chans)
+    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
+        if cover is None:
+            return read_image(self.encoded(index), in_chans, name=self.name(index))
+        digest = None if self.digests is None else int(self.digests[index])
+        return read_kept(self, index, digest, Form(in_chans, cover))
 
     def header(self, index: int) -> tuple[tuple[int, int], str]:
         """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
-        with self._image(index) as image:
-            return image.size, image.mode
+        return read_header(self.encoded(index), self.name(index))
+
+    def name(self, index: int) -> str:
+        """What messages call it."""
+        return f"sample {self.key(index)} of {self._shard(index)}"
+
+    def state(self, index: int) -> str:
+        """A line that changes when the shard does."""
+        row = self.rows[index]
+        return f"{file_state(self._shard(index))}\0{self.table.offset[row]}\0{self.table.size[row]}"
 
     def encoded(self, index: int) -> bytes:
         """The image file itself. Raises: BrokenImageError if the shard ends before it does."""
         row = int(self.rows[index])
-        path, size = self.shards[self.table.shard[row]], int(self.table.size[row])
-        data = _opened(path).read(size, int(self.table.offset[row]))
+        size = int(self.table.size[row])
+        data = _opened(self._shard(index)).read(size, int(self.table.offset[row]))
         if len(data) != size:
-            raise self._broken(index, f"only {len(data)} of {size} bytes are there")
+            reason = f"only {len(data)} of {size} bytes are there"
+            raise BrokenImageError(f"{self.name(index)} cannot be read as an image ({reason})", reason)
         return data
 
     def subset(self, indices: Tensor) -> "ShardSplit":
@@ -115,19 +126,8 @@ class ShardSplit:
         digests = None if self.digests is None else self.digests[chosen]
         return ShardSplit(self.shards, self.table, self.rows[chosen], self.labels[indices], digests)
 
-    @contextmanager
-    def _image(self, index: int) -> Iterator[Image.Image]:
-        data = self.encoded(index)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                yield image
-        except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-            unidentified = isinstance(error, UnidentifiedImageError)
-            raise self._broken(index, "not an image" if unidentified else str(error) or type(error).__name__) from error
-
-    def _broken(self, index: int, reason: str) -> BrokenImageError:
-        shard = self.shards[self.table.shard[self.rows[index]]]
-        return BrokenImageError(f"sample {self.key(index)} of {shard} cannot be read as an image ({reason})", reason)
+    def _shard(self, index: int) -> Path:
+        return self.shards[self.table.shard[self.rows[index]]]
 
 
 class _OpenShard:
