@@ -135,6 +135,46 @@ def test_a_failing_process_ends_all_with_its_message(tmp_path: Path) -> None:
     assert "unexpected" not in messages
 
 
+SIGNS_OF_LIFE = """
+import os, sys, time
+from datetime import timedelta
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from ceit.train import distributed
+from ceit.train.distributed import meanwhile
+distributed.HEARTBEAT_SECONDS = 0.1
+patience = InitProcessGroupKwargs(timeout=timedelta(seconds=2))  # NCCL has ten minutes
+accelerator = Accelerator(cpu=True, kwargs_handlers=[patience])
+rank, signs = accelerator.process_index, 0
+all_reduce = torch.distributed.all_reduce
+def counting(*given):
+    global signs
+    signs += 1
+    return all_reduce(*given)
+torch.distributed.all_reduce = counting
+def slow():
+    time.sleep(4 * rank)
+    return rank
+assert meanwhile(slow, accelerator) == rank
+assert signs > 20, signs
+def failing():
+    if rank:
+        raise ValueError("photos has no images")
+    time.sleep(0.3)
+    return rank
+try:
+    meanwhile(failing, accelerator)
+except ValueError as error:
+    sys.stderr.write(f"process {rank}: {error}" + chr(10))
+"""
+
+
+def test_m5_a_slow_reader_does_not_let_the_others_wait_in_silence(tmp_path: Path) -> None:
+    messages = run(tmp_path, tmp_path / "run", 2, SIGNS_OF_LIFE)
+    assert "process 1: photos has no images" in messages
+    assert "process 0: process 0 stops, as another could not read the data; its own message says why" in messages
+
+
 def test_a_terminated_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = start(tmp_path, output, 2, epochs="3", checkpoint_every_steps="4")

@@ -163,8 +163,8 @@ def _photo(number: int, noise_hwc: np.ndarray) -> Image.Image:
     """The noise shifted by random distances, over a random gradient; how bright tells the class."""
     random = np.random.default_rng(number)
     shift = random.integers(0, HEIGHT), random.integers(0, WIDTH)
-    ends = random.uniform(-40, 40, (2, 2)).tolist()
-    down_h, across_w = np.linspace(*ends[0], HEIGHT), np.linspace(*ends[1], WIDTH)
+    (top, bottom), (left, right) = random.uniform(-40, 40, (2, 2)).tolist()
+    down_h, across_w = np.linspace(top, bottom, HEIGHT), np.linspace(left, right, WIDTH)
     light_hw = down_h[:, None] + across_w + 80 + 90 * (number % len(CLASSES))
     pixels_hwc = np.roll(noise_hwc, shift, (0, 1)) + light_hw[:, :, None].astype(np.int16)
     return Image.fromarray(pixels_hwc.clip(0, 255).astype(np.uint8))
