@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ceit.data import store as store_module
+from ceit.data.cache import NoCacheError
 from ceit.data.store import Copy, Fact, Store, open_store, size_limit_bytes
 
 PIXELS = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
@@ -118,16 +119,17 @@ def test_m5_a_full_disk_keeps_what_was_there(cache: Path) -> None:
     assert is_found(store)
 
 
+def nowhere() -> Path:
+    raise NoCacheError("there is no place to keep data sets in")
+
+
 @pytest.mark.parametrize("home", ["", None])
 def test_m5_without_a_home_or_a_folder_nothing_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
 ) -> None:
-    def nowhere(cls: type[Path]) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
     if home is None:
         monkeypatch.delenv("CEIT_DATA")
-        monkeypatch.setattr(Path, "home", classmethod(nowhere))
+        monkeypatch.setattr(store_module, "cache_dir", nowhere)
     else:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("CEIT_DATA", str(tmp_path / "file"))

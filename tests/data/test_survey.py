@@ -181,6 +181,15 @@ def test_p14_too_little_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) ->
     assert survey(images, SMALL, "reading").broken == {}
 
 
+@pytest.mark.parametrize("form", [SMALL, REDUCED])
+def test_p14_what_a_setting_refuses_is_read_when_it_allows_it(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = photos(1)
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "0.001")
+    assert "above the limit of 0.001 megapixels" in survey(images, form).broken[0]
+    monkeypatch.delenv("CEIT_MAX_MEGAPIXELS")
+    assert survey(images, form).broken == {}
+
+
 def test_an_image_whose_state_cannot_be_told_is_read_each_time() -> None:
     images = Images([photo(0)], states=[""])
     survey(images, SMALL, "reading")

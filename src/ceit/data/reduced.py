@@ -4,14 +4,13 @@ What ``Form.read`` gives is a function of the encoded bytes and the form alone. 
 Letters: H height, W width.
 """
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from ceit.data.image import read_image
+from ceit.data.image import read_header, read_image
 from ceit.data.preprocessing import IMAGENET, fit
 
 Size = tuple[int, int]
@@ -46,8 +45,8 @@ class Form:
         """Whether a copy of what was read from ``data`` saves time."""
         if self.size is not None:
             return True
-        with Image.open(io.BytesIO(data)) as original:
-            return image.width * image.height <= KEPT_SHARE * original.width * original.height
+        (width, height), _ = read_header(data)
+        return image.width * image.height <= KEPT_SHARE * width * height
 
 
 def usual_crop(size: Size) -> float:

@@ -22,9 +22,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import PIL
-from PIL import Image
 
-from ceit.data.cache import cache_dir
+from ceit.data import pillow
+from ceit.data.cache import NoCacheError, cache_dir
 
 FILE_NAME = "images-1.sqlite"  # another number for another layout
 SIZE_VARIABLE = "CEIT_CACHE_GB"
@@ -64,8 +64,7 @@ class Copy(NamedTuple):
 @lru_cache
 def reader() -> str:
     """What decodes here: a copy, or a verdict that bytes are broken, holds for as long as this is the same."""
-    Image.init()
-    formats = blake2b(" ".join(sorted(Image.OPEN)).encode(), digest_size=4).hexdigest()
+    formats = blake2b(" ".join(pillow.formats()).encode(), digest_size=4).hexdigest()
     return f"{_READER} Pillow {PIL.__version__} {formats}"
 
 
@@ -87,7 +86,7 @@ def open_store() -> "Store":
     """The store in the cache folder: one for all threads of a process, another after a fork."""
     try:
         folder = cache_dir()
-    except (RuntimeError, OSError) as error:  # nobody knows where the home folder is
+    except NoCacheError as error:
         return Store(None, str(error))
     with _lock:
         store = _stores.get(folder)

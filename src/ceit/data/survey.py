@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ceit.data.cut import digest_of
-from ceit.data.image import BrokenImageError
+from ceit.data.image import BrokenImageError, RefusedImageError
 from ceit.data.preprocessing import to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, Size, evaluation_cover, usual_crop
 from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, open_store
@@ -207,10 +207,10 @@ class _Reading:
             image = self.form.read(data)
         except BrokenImageError as error:
             return _Look(index, state, digest, error.reason)
+        except RefusedImageError as error:  # by a setting, or for want of a package
+            return _Look(index, state, digest, error.reason, lasts=False)
         except MemoryError:
             return _Look(index, state, digest, "too little memory to decode it", lasts=False)
-        except ValueError as error:  # refused by a setting, or for want of a package
-            return _Look(index, state, digest, getattr(error, "reason", str(error)), lasts=False)
         is_new = self.form.is_worth_keeping(data, image)
         pixels_hwc = to_array(image) if is_new or self.pixels is not None else None
         return _Look(index, state, digest, pixels_hwc=pixels_hwc, is_new=is_new)

@@ -8,7 +8,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ceit.data.image import BrokenImageError
+from ceit.data.image import BrokenImageError, RefusedImageError
 
 BLOCK_IMAGES = 1024  # handed to the threads at a time: what is held in memory at once
 
@@ -24,7 +24,7 @@ def each(
     def attempt(item: _Item) -> _Result | str:
         try:
             return read(item)
-        except BrokenImageError as error:
+        except (BrokenImageError, RefusedImageError) as error:
             return error.reason
         except OSError as error:
             return error.strerror or str(error)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.data.image import BrokenImageError
+from ceit.data.image import BrokenImageError, RefusedImageError
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, evaluation_cover
 from ceit.inference.backend import Network, prepare
@@ -223,7 +223,7 @@ class Predictor:
             form = Form(self.in_chans, evaluation_cover(self.image_hw, self.preprocessing.crop))
             image = form.read(source if isinstance(source, Image.Image) else expanded(source))
             return _Read(path, to_array(self.preprocessing.fit(image, self.image_hw)))
-        except BrokenImageError as error:
+        except (BrokenImageError, RefusedImageError) as error:
             return _Read(path, error=error.reason)
         except OSError as error:
             return _Read(path, error=error.strerror or str(error))
