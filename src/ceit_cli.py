@@ -57,7 +57,7 @@ EXTRAS = {
     "gradio": "web",
 }
 
-SPIN_COUNT = "10000"
+SPIN_COUNT = "1000"
 """How often a thread of OpenMP's run-time looks for its next work before it sleeps; see docs/decisions/spinning.md."""
 _SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # a user's own settings of the same thing
 

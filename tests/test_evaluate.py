@@ -261,6 +261,15 @@ def test_other_classes_are_an_error_that_names_the_first(
     assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
+def test_p15_names_whose_accents_are_stored_differently_are_one_class(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "cat").rename(photos / "caf\u00e9")
+    run = save(tmp_path, class_names=["cafe\u0301", "dog"])
+    document = evaluated(capsys, "--checkpoint", run, "--data", str(photos))
+    assert [row["images"] for row in document["per_class"]] == [20, 20]
+
+
 def test_p6_a_class_without_images_is_no_matter(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

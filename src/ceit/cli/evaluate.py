@@ -22,6 +22,7 @@ from ceit.data.labelled import LabelledSet, of_classes
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import ImageRecord
 from ceit.data.sources.choose import load_images
+from ceit.data.sources.class_names import class_name
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.data.splits import Split
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> None:
     if "images" not in training and training.get("data") in {*SETS, *PUBLISHED}:
         training = {**training, "images": "a fixed set"}  # of a run by an earlier version
     if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
-        found = of_classes(found, [name for name in kept if name in found.class_names])
+        found = of_classes(found, [name for name in map(class_name, kept) if name in found.class_names])
     measured = to_measure(found, _record(options.checkpoint), training, options.split)
     for line in (*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks):
         print(line, file=sys.stderr)
@@ -166,7 +167,7 @@ def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split)
 
     Raises: ValueError naming the classes that the checkpoint does not know.
     """
-    number = {name: i for i, name in enumerate(class_names)}
+    number = {class_name(name): i for i, name in enumerate(class_names)}
     given = [found.class_names[label] for label in split.labels.unique().tolist()]
     if strange := [name for name in given if name not in number]:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""

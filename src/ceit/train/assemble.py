@@ -24,6 +24,7 @@ from ceit.data.random_bits import shuffled
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
 from ceit.data.sources.choose import load_images
+from ceit.data.sources.class_names import class_name
 from ceit.data.splits import ImageDataset, Split, cut_validation
 from ceit.inference.device import autocast_dtype
 from ceit.model import CeiT, config_of
@@ -89,7 +90,7 @@ def prepare_data(
         skip_broken=config.skip_broken,
     )
     if config.classes is not None:
-        found = of_classes(found, list(map(str, config.classes)))
+        found = of_classes(found, [class_name(str(name)) for name in config.classes])
     for line in found.skipped:
         say(f"skipped {line}")
     images = _shared_out(config, found, say, resumed)
