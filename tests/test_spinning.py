@@ -1,4 +1,4 @@
-"""Threads that wait give their core to other programs: said before torch is loaded, and never over a user's own word."""
+"""Threads that wait give their core to other programs: said before torch is loaded, never over a user's own word."""
 
 import os
 import subprocess
