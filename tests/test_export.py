@@ -79,7 +79,7 @@ def test_m12_no_image_of_a_test_split_is_looked_at_and_none_calibrates_and_check
 ) -> None:
     digits = load_dataset("digits", img_size=(16, 16))
     nothing, taken = digits.test.subset(torch.tensor([], dtype=torch.int64)), list[ExampleImages]()
-    monkeypatch.setattr(verb, "load_dataset", lambda *place, **options: replace(digits, test=nothing))
+    monkeypatch.setattr(verb, "as_dataset", lambda found, seed: replace(digits, test=nothing))
 
     def noted(*arguments: Any, check: ExampleImages, calibration: Tensor, **options: Any) -> Report:
         taken.extend([check, ExampleImages(calibration, "")])

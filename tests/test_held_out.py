@@ -153,3 +153,72 @@ def test_p1_a_run_whose_images_are_gone_does_not_go_on(photos: Path, tmp_path: P
     add(photos / "a", range(60, 61))
     with pytest.raises(ValueError, match=r"1 of the 120 images that this run was started with are gone, changed or of"):
         train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto")
+
+
+def test_p1_the_record_of_another_run_is_none(run: Path, photos: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+    """A model copied into the directory of a run with another seed."""
+    train(replace(SMALL, seed=5), str(photos), tmp_path / "other")
+    for suffix in ("safetensors", "json"):
+        shutil.copy(run / f"model.{suffix}", tmp_path / "other" / f"first.{suffix}")
+    document, said = evaluate(tmp_path / "other/first.safetensors", photos)
+    assert document["images"] == len(recorded(run)["test"])
+    assert "no record of its images" in said
+
+
+def test_p1_a_run_without_its_record_does_not_go_on(photos: Path, tmp_path: Path) -> None:
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("step") == 2:
+            raise Interrupted("stopped", terminated=False)
+
+    with pytest.raises(Interrupted):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", show=stop)
+    (tmp_path / "cut" / FILE).unlink()
+    with pytest.raises(ValueError, match=r"images\.csv is missing, without it the run cannot be resumed: put it back"):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto")
+
+
+def test_p1_a_run_of_an_earlier_version_that_goes_on_stays_one(
+    photos: Path, tmp_path: Path, evaluate: Evaluate
+) -> None:
+    """It was cut by place, has no record, and is never taken for a run on a set known by name."""
+
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("step") == 2:
+            raise Interrupted("stopped", terminated=False)
+
+    with pytest.raises(Interrupted):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "old", show=stop)
+    (tmp_path / "old" / FILE).unlink()
+    saved = yaml.safe_load((tmp_path / "old/config.yaml").read_text())
+    del saved["images"]
+    saved["found"] = "96 training, 12 validation and 12 test images of 2 classes (" + saved["found"].rpartition("(")[2]
+    (tmp_path / "old/config.yaml").write_text(yaml.safe_dump(saved))
+    train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "old", resume="auto")
+    document, said = evaluate(tmp_path / "old", photos)
+    assert document["images"] == 12
+    assert "cannot be known" in said
+
+
+def test_p1_a_new_class_does_not_stop_a_run_that_goes_on(photos: Path, tmp_path: Path) -> None:
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("step") == 2:
+            raise Interrupted("stopped", terminated=False)
+
+    with pytest.raises(Interrupted):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", show=stop)
+    add(photos / "aa", range(300, 305))
+    said: list[str] = []
+    result = train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto", say=said.append)
+    assert result.dataset.class_names == ("a", "b")
+
+
+def test_copies_in_the_test_part_are_left_out_and_nothing_came(tmp_path: Path, evaluate: Evaluate) -> None:
+    for part, first in (("train", 0), ("test", 50)):
+        for number, name in enumerate("ab"):
+            add(tmp_path / f"set/{part}/{name}", range(first + 100 * number, first + 100 * number + 20))
+    shutil.copy(tmp_path / "set/train/a/0.png", tmp_path / "set/test/a/again.png")
+    train(SMALL, str(tmp_path / "set"), tmp_path / "run")
+    document, said = evaluate(tmp_path / "run", tmp_path / "set")
+    assert document["images"] == json.loads((tmp_path / "run/test.json").read_text())["images"] == 40
+    assert "came" not in said
+    assert "1 images of the test part were trained on or chosen by, or are copies: left out" in said

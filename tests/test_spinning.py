@@ -34,9 +34,9 @@ def test_m1_so_does_python_m_ceit_though_the_package_loads_torch() -> None:
     code = (
         "import builtins, runpy\n"
         "loaded, usual = [], builtins.__import__\n"
-        "def note(name, *rest):\n"
+        "def note(name, *rest, **named):\n"
         "    if name == 'torch' and not loaded: loaded.append(os.environ.get('GOMP_SPINCOUNT'))\n"
-        "    return usual(name, *rest)\n"
+        "    return usual(name, *rest, **named)\n"
         "builtins.__import__ = note\n"
         "sys.argv = ['-m', '--version']\n"
         "import ceit\n"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ceit.inference.graphs import openvino_core
+from ceit.inference.graphs import openvino_core, silence_telemetry
 
 SIZES = (1024, 2048, 3072)
 LIBRARIES = ("torch", "openvino")
@@ -57,6 +57,7 @@ def _torch_products(dtype: torch.dtype, size: int) -> dict[str, Call]:
 
 
 def _openvino_product(precision: str, size: int, threads: int) -> Call:
+    silence_telemetry()
     openvino: Any = importlib.import_module("openvino")
     opset13 = openvino.opset13
     random = np.random.default_rng(0)

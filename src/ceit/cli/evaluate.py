@@ -18,9 +18,9 @@ from torch import nn
 
 from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import ASKABLE, to_measure
-from ceit.data.labelled import LabelledSet, of_classes
+from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import Preprocessing
-from ceit.data.record import ImageRecord
+from ceit.data.record import FILE, FIXED, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.sources.known_sets import SETS
@@ -39,6 +39,7 @@ from ceit.inference.predictor import (
     stored_preprocessing,
 )
 from ceit.model import CeiTConfig
+from ceit.paths import expanded
 from ceit.train.metrics import ClassAccuracy, Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
 
@@ -59,11 +60,11 @@ def main(arguments: list[str]) -> None:
         skip_broken=options.skip_broken,
     )
     training = subject.training
-    if "images" not in training and training.get("data") in {*SETS, *PUBLISHED}:
-        training = {**training, "images": "a fixed set"}  # of a run by an earlier version
+    if "images" not in training and training.get("data") in {*SETS, *PUBLISHED} - {found.name}:
+        training = {**training, "images": FIXED}  # of a run by an earlier version
     if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
-        found = of_classes(found, [name for name in map(class_name, kept) if name in found.class_names])
-    measured = to_measure(found, _record(options.checkpoint), training, options.split)
+        found = _without_other_classes(found, set(map(class_name, kept)))
+    measured = to_measure(found, _record(options.checkpoint, training), training, options.split)
     for line in (*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks):
         print(line, file=sys.stderr)
     class_names = subject.class_names or found.class_names
@@ -156,10 +157,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _record(checkpoint: str) -> ImageRecord | None:
-    """The record of the run's images, which lies beside its model."""
-    path = Path(checkpoint)
-    return ImageRecord.read(path if path.is_dir() else path.parent)
+def _record(checkpoint: str, training: dict[str, Any]) -> ImageRecord | None:
+    """The record of the run's images, which lies beside its model; that of another run is none."""
+    if training.get("images") != FILE:
+        return None
+    path = expanded(checkpoint)
+    record = ImageRecord.read(path if path.is_dir() else path.parent)
+    return record if record is not None and record.identity == training.get("images_digest") else None
+
+
+def _without_other_classes(found: LabelledSet, kept: set[str]) -> LabelledSet:
+    """The images of the classes that the run was told to keep; how many others there are is said."""
+    is_kept = torch.tensor([name in kept for name in found.class_names])
+    parts = {name: split.subset(torch.nonzero(is_kept[split.labels]).flatten()) for name, split in found.parts.items()}
+    if left_out := sum(len(found.parts[name]) - len(split) for name, split in parts.items()):
+        others = ", ".join(name for name in found.class_names if name not in kept)
+        line = f"left out: {left_out:,} images of classes that the run was told to leave out ({others})"
+        found = replace(found, remarks=(*found.remarks, line))
+    return replace(found, parts={name: split for name, split in parts.items() if len(split)})
 
 
 def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split) -> Split:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.data.labelled import as_dataset, cut_by_place, of_classes
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.reduced import IN_MEMORY_SIDE
-from ceit.data.sources.choose import load_dataset
+from ceit.data.sources.choose import load_images
 from ceit.data.sources.walk import image_files
 from ceit.data.splits import ImageDataset, Split, cut_validation
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
@@ -161,14 +162,11 @@ def _dataset(data: str | None, model: CeiT, training: dict[str, Any], needed: bo
             )
         return None
     try:
-        return load_dataset(
-            source,
-            img_size=model.config.image_hw,
-            in_chans=model.config.in_chans,
-            seed=training.get("seed", 0),
-            skip_broken=True,
-            classes=None if data else training.get("classes"),
-        )
+        found = load_images(source, img_size=model.config.image_hw, in_chans=model.config.in_chans, skip_broken=True)
+        if not data and training.get("classes") is not None:
+            found = of_classes(found, training["classes"])
+        old = "images" not in training and "seed" in training  # such runs cut their images by place
+        return as_dataset(cut_by_place(found) if old else found, training.get("seed", 0))
     except (ValueError, OSError) as error:
         if data is None and not needed:
             return None

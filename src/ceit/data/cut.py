@@ -52,6 +52,14 @@ def by_content(
     return [np.sort(np.concatenate(part)) if part else np.empty(0, np.int64) for part in chosen]
 
 
+def nearest(digests: np.ndarray, labels: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """The image of the lowest draw, and its copies, among the classes that keep another; none if there is no such."""
+    draws = random_bits(seed, _EPOCH, digests, stream)
+    contents = {label: len(np.unique(digests[labels == label])) for label in np.unique(labels).tolist()}
+    able = np.array([contents[label] > 1 for label in labels.tolist()])
+    return np.flatnonzero(able & (draws == draws[able].min())) if able.any() else np.empty(0, np.int64)
+
+
 def tenths_by_content(
     digests: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seed: int
 ) -> dict[str, np.ndarray]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place
-from ceit.data.record import FILE, NEW, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
+from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, without_copies
+from ceit.data.record import COPY, FIXED, NEW, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
 from ceit.data.splits import ImageDataset, JoinedSplit, Split, cut_validation
 
 ALL = "all"
@@ -41,7 +41,7 @@ def to_measure(
         return _of_dataset(as_dataset(found, _seed(training)), training, asked)
     if record is not None:
         return _by_record(found, record, asked)
-    if training.get("images", FILE) != FILE:  # trained on a set known by name: these are others
+    if training.get("images") == FIXED:  # trained on a set known by name: these are others
         return _others(found, asked)
     if "seed" not in training:
         remark = (
@@ -52,10 +52,17 @@ def to_measure(
     remark = (
         "this checkpoint has no record of its images: what has changed in the data since it was trained cannot be known"
     )
-    dataset = as_dataset(cut_by_place(found) if old else found, _seed(training))
-    measured = _of_dataset(dataset, training, asked)
-    more = () if found.unsplit is None else (f"{measured.name} is the part that its seed keeps; --split all takes all",)
-    return replace(measured, remarks=(remark, *more))
+    if found.unsplit is None and "train" not in found.parts:  # a test part alone
+        return replace(_others(found, asked), remarks=(remark,))
+    try:
+        dataset = as_dataset(cut_by_place(found) if old else found, _seed(training))
+        dataset = dataset if asked in (TRAIN, VALIDATION) else without_copies(dataset)
+    except ValueError as error:
+        raise ValueError(f"{error}; or say --split all, which measures all images") from error
+    measured, total = _of_dataset(dataset, training, asked), sum(map(len, found.parts.values()))
+    kept = f"measured are the {len(measured.split):,} of {total:,} images that its seed keeps for that"
+    more = () if found.unsplit is None else (f"{kept}; --split all takes all",)
+    return replace(measured, remarks=(remark, *dataset.remarks[len(found.remarks) :], *more))
 
 
 def _all(found: LabelledSet, record: ImageRecord | None) -> Measured:
@@ -81,10 +88,12 @@ def _by_record(found: LabelledSet, record: ImageRecord, asked: str | None) -> Me
         raise ValueError(f"{found.place} has no {missing[0]} part: choose --split train, new or all")
     held_out = (TEST,) if asked == TEST and found.unsplit is not None else (TEST, NEW)
     chosen = {source: np.isin(used[source], held_out) for source in sources}
-    left_out = sum(int(np.isin(used[source], (TRAIN, VALIDATION, UNUSED)).sum()) for source in sources)
+    left_out = sum(int(np.isin(used[source], (TRAIN, VALIDATION, COPY, UNUSED)).sum()) for source in sources)
     new = sum(int((used[source] == NEW).sum()) for source in sources)
     if found.unsplit is None and left_out:
-        remarks.append(f"{left_out:,} images of the {found.reported} part were trained on or chosen by: left out")
+        remarks.append(
+            f"{left_out:,} images of the {found.reported} part were trained on or chosen by, or are copies: left out"
+        )
     if found.unsplit is not None and left_out and new and asked is None:
         remarks.append(f"the {new:,} images that came are measured too; --split test leaves them out")
     whole = found.unsplit is not None and not left_out

@@ -145,11 +145,7 @@ def without_copies(dataset: ImageDataset) -> ImageDataset:
 
     A fixed set stays as it is. Raises: ValueError if nothing is left to test on.
     """
-    known = [split.digests for split in (dataset.train, dataset.validation) if split is not None]
-    contents = [digests for digests in known if digests is not None]
-    if dataset.test.digests is None or not contents:
-        return dataset
-    copies = np.isin(dataset.test.digests, np.concatenate(contents))
+    copies = _copies(dataset)
     if not copies.any():
         return dataset
     if copies.all():
@@ -160,6 +156,21 @@ def without_copies(dataset: ImageDataset) -> ImageDataset:
     )
     test = dataset.test.subset(torch.from_numpy(np.flatnonzero(~copies)))
     return replace(dataset, test=test, remarks=(*dataset.remarks, line))
+
+
+def copies_in_test(dataset: ImageDataset) -> Split | None:
+    """The test images that ``without_copies`` leaves out; None if there are none."""
+    copies = _copies(dataset)
+    return dataset.test.subset(torch.from_numpy(np.flatnonzero(copies))) if copies.any() else None
+
+
+def _copies(dataset: ImageDataset) -> np.ndarray:
+    """Which test images are copies, bool ``(n,)``."""
+    known = [split.digests for split in (dataset.train, dataset.validation) if split is not None]
+    contents = [digests for digests in known if digests is not None]
+    if dataset.test.digests is None or not contents:
+        return np.zeros(len(dataset.test), bool)
+    return np.isin(dataset.test.digests, np.concatenate(contents))
 
 
 def _require_classes(found: LabelledSet, train: Split) -> None:

@@ -1,7 +1,7 @@
 """What a run did with every image: ``images.csv`` of its directory, and how later data are held against it.
 
-An image is known by its content, whatever it is called, and by its name, where its old content is gone: an image that
-was turned or saved anew is still the one that was trained on. See docs/decisions/splits.md.
+An image is known by its content, whatever it is called, and, if that is new, by its name: an image that was turned or
+saved anew is still the one that was trained on. See docs/decisions/splits.md.
 
 Letters: n images.
 """
@@ -10,19 +10,22 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ceit.data.cut import digest_of
 from ceit.data.labelled import LabelledSet, with_parts
 from ceit.data.splits import ImageDataset, Split
 from ceit.weights.atomic import replace_files
 
 FILE = "images.csv"
-NEW, TRAIN, VALIDATION, UNUSED, TEST = "new", "train", "validation", "unused", "test"
-_WEIGHT = {TRAIN: 0, VALIDATION: 1, UNUSED: 2, TEST: 3}  # of copies in several parts, the first says what they are
+FIXED = "a fixed set"
+"""What a model's file says in place of ``FILE`` where it was trained on a set known by name."""
+NEW, TRAIN, VALIDATION, TEST, UNUSED, COPY = "new", "train", "validation", "test", "unused", "copy"
+_WEIGHT = {TRAIN: 0, VALIDATION: 1, COPY: 2, TEST: 3, UNUSED: 4}  # of copies, the first says what they are
 _HEAD = ("part", "source", "class", "name", "content")
 
 
@@ -70,11 +73,19 @@ class ImageRecord:
 
     def write(self, folder: Path) -> None:
         """As ``images.csv``, whole or not at all."""
+        replace_files({folder / FILE: self._encoded()})
+
+    @property
+    def identity(self) -> str:
+        """What tells this record from that of another run."""
+        return f"{digest_of(self._encoded()):016x}"
+
+    def _encoded(self) -> bytes:
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")  # a name may hold anything
         writer.writerow(_HEAD)
         writer.writerows((row.part, row.source, row.class_name, row.name, f"{row.content:016x}") for row in self.rows)
-        replace_files({folder / FILE: text.getvalue().encode(errors="surrogateescape")})
+        return text.getvalue().encode(errors="surrogateescape")
 
     @classmethod
     def read(cls, folder: Path) -> "ImageRecord | None":
@@ -83,12 +94,16 @@ class ImageRecord:
         if not path.is_file():
             return None
         text = path.read_bytes().decode(errors="surrogateescape")
-        head, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
+            head, *lines = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
             if tuple(head) != _HEAD:
-                raise ValueError(f"its columns are {', '.join(head)}")
+                raise ValueError(f"its columns are {', '.join(head) or 'none'}")
+            if not lines:
+                raise ValueError("it has no image")
+            if strange := {line[0] for line in lines} - _WEIGHT.keys():
+                raise ValueError(f"it has no part {min(strange)!r}")
             rows = tuple(Row(part, source, name, key, int(content, 16)) for part, source, name, key, content in lines)
-        except (ValueError, csv.Error) as error:
+        except (ValueError, IndexError, csv.Error) as error:
             raise ValueError(
                 f"{path} is no record of a run's images ({error}): put back the one that it wrote"
             ) from error
@@ -106,9 +121,8 @@ class ImageRecord:
         by_name: dict[tuple[str, str], str] = {}
         for row in sorted(self.rows, key=lambda row: _WEIGHT[row.part], reverse=True):
             by_content[row.content] = row.part
-            if row.content not in present:  # else it goes by another name now, and this is another image
-                by_name[row.source, row.name] = row.part
-        names = {(row.source, row.name, row.content) for row in self.rows}
+            by_name[row.source, row.name] = row.part
+        names = {(row.name, row.content) for row in self.rows}
         parts: dict[str, np.ndarray] = {}
         new = changed = renamed = 0
         for source, contents in here.items():
@@ -117,7 +131,7 @@ class ImageRecord:
                 key = split.key(index)
                 if content in by_content:
                     used.append(by_content[content])
-                    renamed += (source, key, content) not in names
+                    renamed += (key, content) not in names
                 elif (source, key) in by_name:
                     used.append(by_name[source, key])
                     changed += 1
@@ -129,12 +143,26 @@ class ImageRecord:
         went = max(0, (recorded - present).total() - changed)
         return parts, Changes(new + copies, went, changed, renamed - copies)
 
+    def _of_its_classes(self, found: LabelledSet) -> LabelledSet:
+        """Without the images of classes that came since."""
+        known = {row.class_name for row in self.rows}
+        present = {label for split in found.parts.values() for label in split.labels.unique().tolist()}
+        came = {number for number in present if found.class_names[number] not in known}
+        if not came:
+            return found
+        kept = [number for number in range(len(found.class_names)) if number not in came]
+        numbers = torch.full((len(found.class_names),), -1)
+        numbers[kept] = torch.arange(len(kept))
+        parts = {source: _relabelled(split, numbers) for source, split in found.parts.items()}
+        return replace(found, class_names=tuple(found.class_names[number] for number in kept), parts=parts)
+
     def restored(self, found: LabelledSet) -> tuple[ImageDataset, Changes]:
         """The data set that the run was started with, out of data that may have changed since: same images, same order.
 
         Images that came are left out. Raises: ValueError, with counts, if an image that it trains, chooses or tests by
         is gone, changed or of another class.
         """
+        found = self._of_its_classes(found)
         _, changes = self.parts_in(found)
         places: dict[tuple[str, int], list[int]] = {}
         for source, split in found.parts.items():
@@ -142,7 +170,7 @@ class ImageRecord:
                 places.setdefault((source, content), []).append(index)
         splits: dict[str, Split] = {}
         missing: list[str] = []
-        for part in dict.fromkeys(row.part for row in self.rows):
+        for part in dict.fromkeys(row.part for row in self.rows if row.part in (TRAIN, VALIDATION, TEST)):
             rows = [row for row in self.rows if row.part == part]
             source = rows[0].source
             split = found.parts.get(source)
@@ -163,6 +191,12 @@ class ImageRecord:
                 f"or of another class (the first: {missing[0]}): put them back, or name another --output for a new run"
             )
         return with_parts(found, splits[TRAIN], splits.get(VALIDATION), splits[TEST]), changes
+
+
+def _relabelled(split: Split, numbers: torch.Tensor) -> Split:
+    kept = torch.nonzero(numbers[split.labels] >= 0).flatten()
+    part = split.subset(kept)
+    return replace(part, labels=numbers[part.labels])
 
 
 def source_of(found: LabelledSet, part: str) -> str:

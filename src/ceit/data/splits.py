@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ceit.data.cache import file_state
-from ceit.data.cut import VALIDATION_STREAM, by_content, shares_of_classes, stratified
+from ceit.data.cut import VALIDATION_STREAM, by_content, nearest, shares_of_classes, stratified
 from ceit.data.image import image_mode, read_image
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
 from ceit.data.reduced import Form, Size, usual_crop
@@ -236,7 +236,8 @@ def cut_validation(
     else:
         part, rest = by_content(split.digests, labels, (count / len(labels),), seed, stream)
         if not len(part):
-            raise ValueError(f"a validation part of {count} images of {len(labels)} has none by content: ask for more")
+            part = nearest(split.digests, labels, seed, stream)
+            rest = np.setdiff1d(np.arange(len(labels)), part)
     return split.subset(torch.from_numpy(rest)), split.subset(torch.from_numpy(part))
 
 

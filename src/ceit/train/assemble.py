@@ -18,11 +18,11 @@ from torch.amp import GradScaler
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.cut import SHARE_STREAM
-from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, of_classes, without_copies
+from ceit.data.labelled import LabelledSet, as_dataset, copies_in_test, cut_by_place, of_classes, without_copies
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.random_bits import shuffled
+from ceit.data.record import COPY, FIXED, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
 from ceit.data.record import FILE as IMAGES_FILE
-from ceit.data.record import TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.splits import ImageDataset, Split, cut_validation
@@ -49,11 +49,19 @@ Show = Callable[[dict[str, Any]], None]
 class RunImages:
     """The images of a run: ``dataset`` with the final train, validation and test splits, and the record of them all.
 
-    A set known by name is fixed and needs no record.
+    A set known by name is fixed and needs no record; a run of an earlier version that goes on has none.
     """
 
     dataset: ImageDataset
     record: ImageRecord | None
+    is_fixed: bool = False
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What the model's file tells of them."""
+        if self.record is not None:
+            return {"images": IMAGES_FILE, "images_digest": self.record.identity}
+        return {"images": FIXED} if self.is_fixed else {}
 
 
 def build(
@@ -110,13 +118,13 @@ def _shared_out(config: TrainConfig, found: LabelledSet, say: Say, resumed: Path
         if str(changes):
             say(f"{changes}; the run goes on with the images that it was started with")
         return RunImages(without_copies(dataset), record)
-    if resumed is not None:  # a run without a record of its images
-        found = cut_by_place(found)
-    dataset, unused = split(config, as_dataset(found, config.seed))
-    dataset = without_copies(dataset)
     if found.is_fixed:
-        return RunImages(dataset, None)
-    parts = {TRAIN: dataset.train, VALIDATION: dataset.validation, UNUSED: unused, TEST: dataset.test}
+        return RunImages(split(config, as_dataset(found, config.seed))[0], None, is_fixed=True)
+    if resumed is not None:  # a run of an earlier version
+        return RunImages(split(config, as_dataset(cut_by_place(found), config.seed))[0], None)
+    whole, unused = split(config, as_dataset(found, config.seed))
+    dataset, copies = without_copies(whole), copies_in_test(whole)
+    parts = {TRAIN: dataset.train, VALIDATION: dataset.validation, TEST: dataset.test, UNUSED: unused, COPY: copies}
     present = {part: images for part, images in parts.items() if images is not None}
     return RunImages(dataset, ImageRecord.of(present, found))
 
@@ -163,13 +171,15 @@ def assemble(
     optimizer = make_optimizer(model, config)
     weights = balanced_weights(train_split.labels, len(dataset.class_names)) if config.class_weights != "none" else None
 
+    told = images.told
+
     def save_best(best: CeiT, training: dict[str, Any]) -> None:
         if accelerator.is_main_process:
             options: dict[str, Any] = {
                 "data": dataset.name,
                 "seed": config.seed,
                 "validation_percent": config.validation_percent,
-                "images": "a fixed set" if images.record is None else IMAGES_FILE,
+                **told,
             }
             if config.classes is not None:
                 options["classes"] = list(dataset.class_names)

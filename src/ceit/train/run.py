@@ -20,6 +20,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.sources.choose import absolute
 from ceit.data.splits import ImageDataset
 from ceit.inference.backend import AsModule, prepare
@@ -90,6 +91,10 @@ def train(
         checkpoints = from_main(checkpoints_to_resume(output, resume), accelerator)
         saved = saved_config(output) if checkpoints else {}
         if checkpoints:
+            if saved.get("images") == IMAGES_FILE and not (output / IMAGES_FILE).is_file():
+                raise ValueError(
+                    f"{output / IMAGES_FILE} is missing, without it the run cannot be resumed: put it back"
+                )
             config = _as_measured_before(config, saved)
             if time_budget_seconds is not None:
                 time_budget_seconds, config = None, replace(config, epochs=saved["epochs"])
@@ -107,7 +112,7 @@ def train(
         elif checkpoints and config.epochs in (None, saved["epochs"]):
             session.plan(saved.get("steps", saved["epochs"] * len(session.train_loader)))
         session.config = replace(config, epochs=session.epochs)
-        description = describe(session, data, dataset)
+        description = describe(session, data, dataset) | ({} if images.record is None else {"images": IMAGES_FILE})
         if checkpoints:
             for change in require_same(saved, description):
                 say(f"resumed with another option: {change}")

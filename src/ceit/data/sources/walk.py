@@ -25,7 +25,7 @@ SYSTEM_FILES = frozenset({".ds_store", ".directory", "desktop.ini", "ehthumbs.db
 """Files that a system leaves in people's folders, in lower case; on a Mac ``._`` before the name of any file, too."""
 
 _READ_WITH = dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif")  # images where that is installed
-_NOT_OF_SUFFIXES = frozenset("!?&=@:,_ ")
+_NOT_OF_SUFFIXES = frozenset("!?&=@:, ")
 _NAMED_KINDS = 6  # of what was passed over, in one line
 
 

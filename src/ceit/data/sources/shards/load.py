@@ -70,7 +70,7 @@ def load_shards(root: Path, img_size: SizeChoice, in_chans: int | None, skip_bro
         name=index.name,
         place=f"the folder of shards {root}",
         class_names=index.class_names,
-        parts={split: part for split, part in parts.items() if len(part)},
+        parts={split: part for split, part in parts.items() if len(found.rows[split])},
         mean=mean,
         std=std,
         img_size=size,
