@@ -7,11 +7,12 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -191,19 +192,30 @@ class Predictor:
         cores = torch.get_num_threads()
         workers = min(cores, length_hint(images, cores)) or 1  # of few images each gets several cores
         batch_size = min(batch_size, -(-length_hint(images, workers * batch_size) // workers)) or 1
-        source, ahead, stop = iter(images), deque[Future[list[Prediction]]](), Event()
+        source, ahead, stop = iter(images), deque[_Answers](), Event()
         pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(cores // workers,))
         try:
             while True:
                 while len(ahead) < 2 * workers and (batch := list(islice(source, batch_size))):
-                    ahead.append(pool.submit(self._answer, batch, top_k, stop))
+                    ahead.append(SimpleQueue())
+                    pool.submit(self._answer_to, ahead[-1], batch, top_k, stop)
                 if not ahead:
                     return
-                yield from ahead.popleft().result()
+                # not by Future.result: Ctrl-C may leave it holding the lock that the thread needs to say it is done
+                if isinstance(answers := ahead.popleft().get(), BaseException):
+                    raise answers
+                yield from answers
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(cores)  # the last thread to set it has set it for all threads to come
+
+    def _answer_to(self, answers: "_Answers", images: Sequence[ImageInput], top_k: int, stop: Event) -> None:
+        try:
+            answers.put(self._answer(images, top_k, stop))
+        except BaseException as error:
+            answers.put(error)
+            raise
 
     def _answer(self, images: Sequence[ImageInput], top_k: int, stop: Event) -> list[Prediction]:
         read: list[_Read] = []
@@ -236,6 +248,10 @@ class Predictor:
             raise ValueError("the network's answer is not a number: its weights are damaged, or its training diverged")
         names = [[self.class_names[i] for i in row] for row in top.indices.tolist()]
         return [tuple(map(Score, *row)) for row in zip(names, top.values.tolist(), strict=True)]
+
+
+_Answers = SimpleQueue[list[Prediction] | BaseException]
+"""Of one batch, or why there are none."""
 
 
 def chosen(precision: Precision, device: torch.device) -> Literal["float32", "bf16"]:
