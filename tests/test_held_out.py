@@ -78,7 +78,7 @@ def test_p1_one_image_more_moves_no_other(run: Path, photos: Path, evaluate: Eva
     document, said = evaluate(run, photos)
     assert document["images"] == len(parts["test"]) + 1
     assert "1 came" in said
-    assert "the 1 images that came are measured too; --split test leaves them out" in said
+    assert "new images are measured too (1); --split test leaves them out" in said
     assert evaluate(run, photos, "--split", "test")[0]["images"] == len(parts["test"])
     for part in ("train", "validation"):
         assert evaluate(run, photos, "--split", part)[0]["images"] == len(parts[part])

@@ -95,7 +95,7 @@ def _by_record(found: LabelledSet, record: ImageRecord, asked: str | None) -> Me
             f"{left_out:,} images of the {found.reported} part were trained on or chosen by, or are copies: left out"
         )
     if found.unsplit is not None and left_out and new and asked is None:
-        remarks.append(f"the {new:,} images that came are measured too; --split test leaves them out")
+        remarks.append(f"new images are measured too ({new:,}); --split test leaves them out")
     whole = found.unsplit is not None and not left_out
     return _chosen(found, chosen, ALL if whole else TEST, remarks)
 

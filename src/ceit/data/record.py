@@ -52,7 +52,7 @@ class Changes:
     def __str__(self) -> str:
         kinds = {"came": self.came, "went": self.went, "changed": self.changed, "got another name": self.renamed}
         said = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
-        return f"since this run was started, of its images and those beside them: {', '.join(said)}" if said else ""
+        return f"images since this run was started: {', '.join(said)}" if said else ""
 
 
 @dataclass(frozen=True)
