@@ -57,10 +57,6 @@ EXTRAS = {
     "gradio": "web",
 }
 
-SPIN_COUNT = "1000"
-"""How often a thread of OpenMP's run-time looks for its next work before it sleeps; see docs/decisions/spinning.md."""
-_SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # a user's own settings of the same thing
-
 # What tables and bars are made of, for an output that has no such characters.
 PLAINER = {"█": "#", "░": "-", "─": "-", "…": "~", "✓": "+", "✗": "x", "±": "+-"}
 
@@ -74,12 +70,6 @@ class Terminated(SystemExit):
         super().__init__(TERMINATED)
 
 
-def share_the_machine() -> None:
-    """Let threads that wait give their core to other programs soon. The run-time reads this when torch is loaded."""
-    if not any(name in os.environ for name in _SPINNING):
-        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
@@ -87,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed (one sentence on stderr says why), 2 for wrong usage, 130 when interrupted, 143 when terminated. There is a
     traceback only with ``--debug``.
     """
-    share_the_machine()
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
     _print_anything()
     try:

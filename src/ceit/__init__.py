@@ -1,15 +1,7 @@
 """CeiT: train image classifiers from scratch. Importing it registers the models with timm."""
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from ceit_cli import share_the_machine
-
-if sys.argv[:1] == [
-    "-m"
-]:  # as Python has it while it looks for the module of ``python -m ceit``: a command, no library
-    share_the_machine()
 
 from ceit.model import CeiT, CeiTConfig, list_models
 

@@ -1,9 +1,9 @@
 """What computing costs beside other programs: ``python -m ceit.bench.sharing --output FILE.json``.
 
-The threads of one operation wait for each other. OpenMP's run-time lets the waiting ones spin, which is quick while
-every thread has a core of its own, and costs the others their time where a program beside takes one. Each setting of
-the run-time does the same work for a few seconds, in a process of its own, beside each kind of company; the settings
-take turns, and the medians of several rounds are reported.
+The threads of one operation wait for each other, and all of them for one whose core another program holds. Each
+setting (what waiting threads do, how many there are, or a number that follows the free cores) does the same work for a
+few seconds, in a process of its own, beside each kind of company; the settings take turns, and the medians of several
+rounds are reported. The work ``command`` is a whole ``ceit train``, measured by its own ``train_seconds``.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,24 +24,32 @@ from rich.table import Table
 
 from ceit.weights.atomic import replace_files
 
+CORES = os.cpu_count() or 1
 SETTINGS: dict[str, dict[str, str]] = {
-    "default": {"OMP_WAIT_POLICY": ""},
-    "spin 10,000": {"GOMP_SPINCOUNT": "10000"},
-    "spin 1,000": {"GOMP_SPINCOUNT": "1000"},
-    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": ""},
+    "fixed": {"OMP_NUM_THREADS": f"{CORES}"},
+    "follows": {},
+    "spin 1,000": {"OMP_NUM_THREADS": f"{CORES}", "GOMP_SPINCOUNT": "1000"},
+    "passive": {"OMP_NUM_THREADS": f"{CORES}", "OMP_WAIT_POLICY": "PASSIVE"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
 }
-"""What is in the environment of each; an empty policy keeps the command's own choice away and is the run-time's own."""
+"""What is in the environment of each. A number of threads that is set there stays; without, it follows."""
 
-COMPANY = {"quiet": (), "half a core": (0.5,), "one core": (1.0,), "both cores": (1.0, 1.0)}
+COMPANY: dict[str, tuple[float, ...]] = {
+    "quiet": (),
+    "half a core": (0.5,),
+    "one core": (1.0,),
+    "all cores": (1.0,) * CORES,
+}
 """The shares of a core that the programs beside take."""
+SECOND_RUN = "a second run"  # the company of the command: the same command, started with it
 
 Seconds = dict[str, dict[str, dict[str, list[float]]]]
 """By work, company and setting: seconds a step, of every round."""
 
-WORK = ("digits", "train_32", "train_224", "predict_224", "evaluate_32")
-_SMALL_KERNELS = ("digits", "train_32")  # all settings are tried on these, the main ones on the others
-_MAIN_SETTINGS = ("default", "spin 1,000", "passive")
+COMMAND = "command"
+WORK = (COMMAND, "digits", "train_32", "train_224", "predict_224", "evaluate_32")
+_NEVER_FOLLOWS = "predict_224"  # each of its threads computes images of its own
+TRAINING = (sys.executable, "-m", "ceit", "train", "--recipe", "demo", "--data", "digits", "--epochs", "10")
 _PERIOD_SECONDS = 0.02
 _WORK_SECONDS = 3.0
 
@@ -51,6 +60,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     parser.add_argument("--rounds", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK), metavar="WORK")
+    parser.add_argument("--company", nargs="+", choices=[*COMPANY, SECOND_RUN], default=None, metavar="COMPANY")
+    parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--do", choices=WORK, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.do:
@@ -59,24 +70,29 @@ def main() -> None:
     if asked.output is None:
         parser.error("--output FILE.json is missing")
     seconds: Seconds = {}
-    for work, company, setting in turns(asked.work) * asked.rounds:
-        with beside(COMPANY[company]):
-            answer = _in_a_process(work, SETTINGS[setting])
-        seconds.setdefault(work, {}).setdefault(company, {}).setdefault(setting, []).append(answer["seconds"])
-        document = {"machine": answer["machine"], "seconds_a_step": seconds}
+    for work, company, setting in turns(asked.work, asked.company, asked.setting) * asked.rounds:
+        measured = _of_command if work == COMMAND else _of_steps
+        found, machine = measured(work, company, SETTINGS[setting])
+        seconds.setdefault(work, {}).setdefault(company, {}).setdefault(setting, []).extend(found)
+        document = {"machine": machine, "seconds": seconds}
         replace_files({asked.output: json.dumps(document, indent=1).encode()})
     print_table(seconds)
 
 
-def turns(works: list[str]) -> list[tuple[str, str, str]]:
+def turns(works: list[str], companies: list[str] | None, settings: list[str]) -> list[tuple[str, str, str]]:
     """Work, company and setting, in the order in which they are measured."""
-    settings = {work: list(SETTINGS) if work in _SMALL_KERNELS else list(_MAIN_SETTINGS) for work in works}
-    return [(work, company, setting) for work in works for company in COMPANY for setting in settings[work]]
+    return [
+        (work, company, setting)
+        for work in works
+        for company in companies or [*COMPANY, SECOND_RUN]
+        for setting in settings
+        if (company != SECOND_RUN or work == COMMAND) and (work != _NEVER_FOLLOWS or setting != "follows")
+    ]
 
 
 def print_table(seconds: Seconds) -> None:
-    """A row for each work and company: the median seconds that a step takes with every setting."""
-    table = Table("seconds a step", "beside", *SETTINGS)
+    """A row for each work and company: the median seconds of a step, or of the command, with every setting."""
+    table = Table("seconds", "beside", *SETTINGS)
     for work, by_company in seconds.items():
         for company, found in by_company.items():
             cells = (f"{statistics.median(found[setting]):.3f}" if setting in found else "" for setting in SETTINGS)
@@ -104,29 +120,59 @@ def beside(shares: tuple[float, ...]) -> Iterator[None]:
             program.wait()
 
 
-def _in_a_process(work: str, setting: dict[str, str]) -> dict[str, Any]:
-    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    clean = {name: value for name, value in os.environ.items() if name not in names}
+def _of_steps(work: str, company: str, setting: dict[str, str]) -> tuple[list[float], dict[str, Any]]:
+    """Seconds of a step, and the machine."""
     command = [sys.executable, "-m", "ceit.bench.sharing", "--do", work]
-    done = subprocess.run(command, env=clean | setting, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    with beside(COMPANY[company]):
+        done = subprocess.run(command, env=_environment(setting), capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return [answer["seconds"]], answer["machine"]
+
+
+def _of_command(work: str, company: str, setting: dict[str, str]) -> tuple[list[float], dict[str, Any]]:
+    """Training seconds of a command, or of two that are started together, and the machine."""
+    shares, runs = ((), 2) if company == SECOND_RUN else (COMPANY[company], 1)
+    with tempfile.TemporaryDirectory() as folder, beside(shares):
+        outputs = [Path(folder, f"{run}") for run in range(runs)]
+        started = [
+            subprocess.Popen(
+                [*TRAINING, "--output", output],
+                env=_environment(setting),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for output in outputs
+        ]
+        if any([process.wait() for process in started]):
+            raise RuntimeError(f"{work} failed beside {company}")
+        reports = [json.loads((output / "test.json").read_text(encoding="utf-8")) for output in outputs]
+    return [report["train_seconds"] for report in reports], reports[0]["machine"]
+
+
+def _environment(setting: dict[str, str]) -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    return {name: value for name, value in os.environ.items() if name not in names} | setting
 
 
 def _measured(work: str) -> dict[str, Any]:
     """The seconds that a step of the work takes, and the machine."""
     import torch
 
+    from ceit.inference.cores import sharing_cores
     from ceit.inference.device import machine
     from ceit.inference.memory import keep_freed_memory
 
     keep_freed_memory()
     torch.manual_seed(0)
-    step = _STEPS[work]()
-    step()
-    steps, began = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - began) < _WORK_SECONDS:
+    with sharing_cores(True) as cores:
+        step = _STEPS[work]()
         step()
-        steps += 1
+        steps, began = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - began) < _WORK_SECONDS:
+            if cores is not None:
+                cores.follow()
+            step()
+            steps += 1
     return {"seconds": seconds / steps, "machine": machine(torch.device("cpu"))}
 
 

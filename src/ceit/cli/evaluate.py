@@ -27,6 +27,7 @@ from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.data.splits import Split
 from ceit.inference.backend import AsModule, prepare
+from ceit.inference.cores import sharing_cores
 from ceit.inference.device import default_device
 from ceit.inference.exported import is_exported, load_exported
 from ceit.inference.predictor import (
@@ -77,7 +78,10 @@ def main(arguments: list[str]) -> None:
     )
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with (
+        sharing_cores(subject.device.type == "cpu") as cores,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
         task = bar.add_task("", total=loader.images)
         result = evaluate(
             subject.network,
@@ -85,6 +89,7 @@ def main(arguments: list[str]) -> None:
             class_names=class_names,
             device=subject.device,
             progress=lambda done: bar.update(task, completed=done),
+            cores=cores,
         )
     heading = {
         "checkpoint": options.checkpoint,

@@ -161,7 +161,16 @@ def run_cell(cell: Cell, places: Places, say: Say, show: Show) -> None:
     def observe(logits: Tensor, labels: Tensor) -> None:
         right.extend((logits.argmax(1) == labels).tolist())
 
-    result = train(cell.config(models), cell.data, output, resume="auto", say=say, show=show, observe_test=observe)
+    result = train(
+        cell.config(models),
+        cell.data,
+        output,
+        resume="auto",
+        say=say,
+        show=show,
+        observe_test=observe,
+        share_cores=False,  # cells are compared, also with those of other machines
+    )
     write_cell(places.results, cell, _found(result, right))
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
 

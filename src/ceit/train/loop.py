@@ -231,6 +231,7 @@ def validate(session: Session, model: nn.Module) -> Evaluation:
         device=session.accelerator.device,
         autocast_dtype=session.autocast_dtype,
         dtype=session.dtype,
+        cores=session.cores,
     )
 
 

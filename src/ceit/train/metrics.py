@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ceit.data.batches.loader import Loader
+from ceit.inference.cores import FreeCores
 
 CONFUSION_CLASSES = 100  # up to which a confusion matrix is counted: it grows with their square, and is to be read
 _LISTED_CLASSES = 40
@@ -69,13 +70,15 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], object] | None = None,
     observe: Callable[[Tensor, Tensor], object] | None = None,
+    cores: FreeCores | None = None,
 ) -> Evaluation:
     """Evaluates ``model`` in eval mode on every image of ``loader``, and leaves it in the mode it was in.
 
     Images come in ``dtype``, the forward pass runs under autocast if ``autocast_dtype`` is given; the loss is computed
     in float32 or more. Under torch.distributed every process evaluates its own shard and all get the result of the
     whole. ``progress`` is called with the number of this process's images done so far, ``observe`` with the logits and
-    labels of each of its batches. Memory and time beside the model's grow with images plus classes.
+    labels of each of its batches; ``cores`` is followed between them. Memory and time beside the model's grow with
+    images plus classes.
 
     Raises: ValueError if the model's classes are not as many as ``class_names``; DivergedError, in all processes
     together, if the loss of a batch is not finite.
@@ -91,6 +94,8 @@ def evaluate(
             for batch, (images, labels) in enumerate(loader.epoch(0)):
                 if not len(labels):
                     continue  # the last batch had fewer images than there are processes
+                if cores is not None:
+                    cores.follow()
                 images, labels = images.to(device, dtype, non_blocking=True), labels.to(device, non_blocking=True)
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(images)

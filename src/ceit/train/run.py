@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.sources.choose import absolute
 from ceit.data.splits import ImageDataset
 from ceit.inference.backend import AsModule, prepare
+from ceit.inference.cores import sharing_cores
 from ceit.inference.device import machine
 from ceit.model import CeiT
 from ceit.paths import expanded
@@ -69,6 +71,7 @@ def train(
     say: Say = lambda message: None,
     show: Show = lambda state: None,
     observe_test: Callable[[Tensor, Tensor], object] | None = None,
+    share_cores: bool = True,
 ) -> Result:
     """Train ``config.model`` on ``data`` (a name or a folder) into ``output``, and report on the test split.
 
@@ -76,7 +79,9 @@ def train(
     path; the resolved configuration of the run then has to be the same. With ``time_budget_seconds``, which begin now,
     the run takes as many steps as end in time, with validation and report; at least one. ``say`` gets messages,
     ``show`` the state after every step, ``observe_test`` logits and labels of the test split, batch by batch. Started
-    by a launcher, every process calls this, and the main one alone writes, says and shows.
+    by a launcher, every process calls this, and the main one alone writes, says and shows. With ``share_cores`` the
+    number of threads on a CPU follows what other programs leave free, unless the same bits are wanted
+    (``deterministic``) or ``OMP_NUM_THREADS`` is set.
 
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
     another run is writing; Interrupted (a KeyboardInterrupt) after saving.
@@ -87,7 +92,8 @@ def train(
     if not accelerator.is_main_process:
         say, show = _ignore, _ignore
     own = owned(output, resume is not None) if accelerator.is_main_process else nullcontext()
-    with own, deterministic(config.deterministic), together(accelerator):
+    follows = share_cores and _may_change_threads(config, accelerator)
+    with own, deterministic(config.deterministic), together(accelerator), sharing_cores(follows, say) as cores:
         checkpoints = from_main(checkpoints_to_resume(output, resume), accelerator)
         saved = saved_config(output) if checkpoints else {}
         if checkpoints:
@@ -100,6 +106,7 @@ def train(
                 time_budget_seconds, config = None, replace(config, epochs=saved["epochs"])
                 say("the time budget chose the steps when this run was started; they stay")
         session, images = build(config, data, output, accelerator, say, show, resuming=bool(checkpoints))
+        session.cores = cores
         dataset = images.dataset
         config = session.config
         if config.device_batch_size == "auto":
@@ -200,6 +207,12 @@ def _plan_within(seconds: float, ends: float, session: Session, test_images: int
     )
 
 
+def _may_change_threads(config: TrainConfig, accelerator: Accelerator) -> bool:
+    """Whether the number of threads may follow the free cores: it changes the order of sums, and what is compiled."""
+    alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+    return alone and not config.deterministic and not config.compile
+
+
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     """Files named so that they are found from any directory, when the run is resumed."""
     if config.initial_checkpoint is not None:
@@ -298,6 +311,7 @@ def _report(
         device=device,
         dtype=session.dtype,
         observe=observe,
+        cores=session.cores,
     )
     progress = session.progress
     report = {

@@ -15,6 +15,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ceit.data.batches.loader import Loader
+from ceit.inference.cores import FreeCores
 from ceit.model.ceit import CeiT
 from ceit.train.batch_norm import StatisticsBackup, average_over_processes, freeze_statistics
 from ceit.train.checkpoint import Parts, Progress
@@ -49,6 +50,7 @@ class Session:
     show: Callable[[dict[str, Any]], None]  # the progress bar
     progress: Progress = field(default_factory=Progress)
     budget: TimeBudget | None = None
+    cores: FreeCores | None = None  # None: the number of threads stays
     schedule: Scheduler = field(init=False)
 
     def plan(self, steps: int) -> None:

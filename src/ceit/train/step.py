@@ -41,6 +41,8 @@ def train_step(
     not finite, nothing moves: no weight, average, optimizer state or BatchNorm statistic.
     """
     torch.manual_seed(seed_of(session.config.seed, step, session.accelerator.process_index))
+    if session.cores is not None:
+        session.cores.follow()
     session.schedule.step_update(step)
     if learning_rate is not None:
         for group in session.optimizer.param_groups:

@@ -1,0 +1,111 @@
+"""How many threads compute: as many as other programs leave cores free.
+
+The threads of one operation wait for each other. Where another program holds one of their cores, all of them wait for
+the one that does not get it, and a step takes several times as long as on the cores that are left. See
+docs/decisions/threads.md.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import psutil
+import torch
+
+LOOK_SECONDS = 1.0  # the least time over which the use of the cores is averaged
+TOLERATED = 0.6  # of a core; a program that takes less of it is better shared with than left the whole core
+_BUSY = ("user", "system", "interrupt", "dpc", "irq", "softirq", "steal")  # as the systems name them; without "nice"
+
+Say = Callable[[str], object]
+
+
+class Usage(NamedTuple):
+    """Seconds since some moment: of the clock, of all cores together at work, and of them for this process."""
+
+    clock: float
+    machine: float
+    own: dict[int, float]  # by process: its workers come and go
+
+
+def usage() -> Usage:
+    """What the machine and this process have used so far. Raises: OSError or psutil.Error where the system hides it."""
+    times = psutil.cpu_times()._asdict()
+    polite = times.get("nice", 0.0) if psutil.Process().nice() > 0 else 0.0  # gives way to us, unless we are so too
+    own = {0: time.process_time()}
+    own |= {child.pid or 0: _used_by(child.pid) for child in multiprocessing.active_children()}
+    return Usage(time.monotonic(), sum(times.get(name, 0.0) for name in _BUSY) + polite, own)
+
+
+def _used_by(pid: int | None) -> float:
+    """Seconds of the cores that a process has used; none if it has just ended."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system
+
+
+def taken_by_others(before: Usage, after: Usage) -> float:
+    """How many cores other programs have used between two looks."""
+    own = sum(max(0.0, seconds - before.own.get(process, 0.0)) for process, seconds in after.own.items())
+    return max(0.0, (after.machine - before.machine - own) / (after.clock - before.clock))
+
+
+class FreeCores:
+    """Sets torch's threads to the number of free cores, at most to what they were. Made by ``sharing_cores``."""
+
+    def __init__(self, say: Say, look: Callable[[], Usage] = usage) -> None:
+        self._most, self._all = torch.get_num_threads(), psutil.cpu_count() or 1
+        self._say, self._look = say, look
+        self._before: Usage | None = None
+        self._told = False
+        self._next_look = 0.0
+        self.follow()
+
+    def follow(self) -> None:
+        """Look, if the last look is a second ago. To be called between steps, by the thread that computes them."""
+        if time.monotonic() < self._next_look or self._most == 1:
+            return
+        try:
+            now = self._look()
+        except (OSError, psutil.Error):  # a system that does not tell
+            self._next_look = float("inf")
+            return
+        if self._before is not None:
+            self._settle(taken_by_others(self._before, now))
+        self._before, self._next_look = now, now.clock + LOOK_SECONDS
+
+    def _settle(self, taken: float) -> None:
+        threads = max(1, min(self._most, int(self._all - taken + TOLERATED)))
+        if threads == torch.get_num_threads():
+            return
+        torch.set_num_threads(threads)
+        if not self._told:
+            self._told = True
+            self._say(
+                f"other programs take {taken:.1f} of the {self._all} cores: computing in {threads} of {self._most} "
+                "threads while they do (--deterministic or OMP_NUM_THREADS keep the number)"
+            )
+
+    def restore(self) -> None:
+        """As many threads as before."""
+        torch.set_num_threads(self._most)
+
+
+@contextmanager
+def sharing_cores(follows: bool, say: Say = lambda message: None) -> Iterator[FreeCores | None]:
+    """While the block runs, the number of threads follows what other programs leave free: at each ``follow``.
+
+    None if it is to stay as it is: where nobody wants that, or the user has set ``OMP_NUM_THREADS``.
+    """
+    if not follows or "OMP_NUM_THREADS" in os.environ:
+        yield None
+        return
+    cores = FreeCores(say)
+    try:
+        yield cores
+    finally:
+        cores.restore()
