@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # so that runs started by tests have the same bits beside other tests
 
 import hypothesis
 import pytest

@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 from tests.train.conftest import SMALL
 
 import ceit_cli
-from ceit.data.record import FILE
+from ceit.cli import export
+from ceit.data.record import FILE, ImageRecord
+from ceit.data.sources.choose import load_images
+from ceit.data.splits import Split
 from ceit.train.loop import Interrupted
 from ceit.train.run import train
 
@@ -222,3 +225,31 @@ def test_copies_in_the_test_part_are_left_out_and_nothing_came(tmp_path: Path, e
     assert document["images"] == json.loads((tmp_path / "run/test.json").read_text())["images"] == 40
     assert "came" not in said
     assert "1 images of the test part were trained on or chosen by, or are copies: left out" in said
+
+
+def test_p1_export_checks_and_calibrates_with_the_images_of_the_record(run: Path, photos: Path) -> None:
+    parts = recorded(run)
+    for name in parts["train"] | parts["validation"]:  # edited since, so that a cut by content would place them anew
+        path = photos / f"{name}.png"
+        pixels = 255 - np.asarray(Image.open(path))
+        Image.fromarray(pixels).save(path)
+    found = load_images(str(photos), img_size=(16, 16), in_chans=1)
+    training = json.loads((run / "model.json").read_text())["training"]
+    rest, held_out, name = export._held_out(found, training, ImageRecord.of_run(str(run), training))
+    assert name == "validation split"
+    assert keys(held_out) == parts["validation"]
+    assert keys(rest) == parts["train"]
+
+
+def test_p1_export_cuts_other_data_by_the_seed(run: Path, tmp_path: Path) -> None:
+    add(tmp_path / "others/a", range(200, 230))
+    add(tmp_path / "others/b", range(300, 330))
+    found = load_images(str(tmp_path / "others"), img_size=(16, 16), in_chans=1)
+    training = json.loads((run / "model.json").read_text())["training"]
+    rest, held_out, _ = export._held_out(found, training, ImageRecord.of_run(str(run), training))
+    assert keys(held_out)
+    assert not keys(held_out) & keys(rest)
+
+
+def keys(split: Split) -> set[str]:
+    return {split.key(index) for index in range(len(split))}

@@ -20,7 +20,7 @@ from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import ASKABLE, to_measure
 from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import Preprocessing
-from ceit.data.record import FILE, FIXED, ImageRecord
+from ceit.data.record import FIXED, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.sources.known_sets import SETS
@@ -40,7 +40,6 @@ from ceit.inference.predictor import (
     stored_preprocessing,
 )
 from ceit.model import CeiTConfig
-from ceit.paths import expanded
 from ceit.train.metrics import ClassAccuracy, Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
 
@@ -65,7 +64,7 @@ def main(arguments: list[str]) -> None:
         training = {**training, "images": FIXED}  # of a run by an earlier version
     if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
         found = _without_other_classes(found, set(map(class_name, kept)))
-    measured = to_measure(found, _record(options.checkpoint, training), training, options.split)
+    measured = to_measure(found, ImageRecord.of_run(options.checkpoint, training), training, options.split)
     for line in (*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks):
         print(line, file=sys.stderr)
     class_names = subject.class_names or found.class_names
@@ -160,15 +159,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--skip-broken", action="store_true", help="leave files out that cannot be read, and name them")
     return parser
-
-
-def _record(checkpoint: str, training: dict[str, Any]) -> ImageRecord | None:
-    """The record of the run's images, which lies beside its model; that of another run is none."""
-    if training.get("images") != FILE:
-        return None
-    path = expanded(checkpoint)
-    record = ImageRecord.read(path if path.is_dir() else path.parent)
-    return record if record is not None and record.identity == training.get("images_digest") else None
 
 
 def _without_other_classes(found: LabelledSet, kept: set[str]) -> LabelledSet:

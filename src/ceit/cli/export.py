@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.data.labelled import as_dataset, cut_by_place, of_classes
+from ceit.data.held_out import used_for
+from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, of_classes
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.record import TRAIN, VALIDATION, ImageRecord
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.walk import image_files
-from ceit.data.splits import ImageDataset, Split, cut_validation
+from ceit.data.splits import Split, cut_validation
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
 from ceit.inference.export import (
     MAX_ERROR,
@@ -128,33 +130,25 @@ def _images(
                 "calibrate and half check"
             )
         return of_files(pictures[1::2], **shown), of_files(pictures[::2][:CALIBRATION_IMAGES], **shown)
-    dataset = _dataset(options.data, model, training, int8)
-    if dataset is None:
+    examples = _examples(options, model, training, needed=int8)
+    if examples is None:
         return synthetic(_SYNTHETIC_IMAGES, **shown), None
     shown["class_names"] = model.class_names
     count = (2000 if small else 500) if int8 else (256 if small else 64)
-    rest, held_out, held_out_name = _held_out(dataset, training)
-    check = of_dataset(dataset, held_out, held_out_name, count, **shown)
-    return check, of_dataset(dataset, rest, "training images", CALIBRATION_IMAGES, **shown) if int8 else None
+    found, rest, held_out, held_out_name = examples
+    check = of_dataset(found, held_out, held_out_name, count, **shown)
+    return check, of_dataset(found, rest, "training images", CALIBRATION_IMAGES, **shown) if int8 else None
 
 
-def _held_out(dataset: ImageDataset, training: dict[str, Any]) -> tuple[Split, Split, str]:
-    """Images to calibrate with, others to check with, and what those are: the run's validation images where it had any.
+def _examples(
+    options: argparse.Namespace, model: CeiT, training: dict[str, Any], needed: bool
+) -> tuple[LabelledSet, Split, Split, str] | None:
+    """The data that were named, or those of the training if they are at hand; of them images to calibrate with and
+    others to check with, and what the latter are called.
 
-    A set without them, and a run that is not known, give a tenth of the training images.
+    Raises: ValueError if there are none and they are ``needed``, or were named.
     """
-    if dataset.validation is not None:
-        return dataset.train, dataset.validation, "validation split"
-    if training.get("validation_percent"):
-        percent, seed = float(training["validation_percent"]), training["seed"]
-        return *cut_validation(dataset.train, percent, seed), "validation split"
-    count = max(1, len(dataset.train) // 10)
-    return *cut_validation(dataset.train, count, training.get("seed", 0)), "training images"
-
-
-def _dataset(data: str | None, model: CeiT, training: dict[str, Any], needed: bool) -> ImageDataset | None:
-    """The data set that was named, or that of the training if it is at hand. Raises: ValueError if it is ``needed``."""
-    source = data or training.get("data")
+    source = options.data or training.get("data")
     if source is None:
         if needed:
             raise ValueError(
@@ -163,15 +157,35 @@ def _dataset(data: str | None, model: CeiT, training: dict[str, Any], needed: bo
         return None
     try:
         found = load_images(source, img_size=model.config.image_hw, in_chans=model.config.in_chans, skip_broken=True)
-        if not data and training.get("classes") is not None:
+        if not options.data and training.get("classes") is not None:
             found = of_classes(found, training["classes"])
-        old = "images" not in training and "seed" in training  # such runs cut their images by place
-        return as_dataset(cut_by_place(found) if old else found, training.get("seed", 0))
+        return found, *_held_out(found, training, ImageRecord.of_run(options.checkpoint, training))
     except (ValueError, OSError) as error:
-        if data is None and not needed:
+        if options.data is None and not needed:
             return None
-        hint = "" if data else "; name another with --data, or give --images PATH..."
+        hint = "" if options.data else "; name another with --data, or give --images PATH..."
         raise ValueError(f"{error}{hint}") from error
+
+
+def _held_out(
+    found: LabelledSet, training: dict[str, Any], record: ImageRecord | None
+) -> tuple[Split, Split, str]:
+    """Images to calibrate with, others to check with, and what those are: the run's validation images where it had any.
+
+    What the run recorded counts. A set without validation images, and a run that is not known, give a tenth of the
+    training images.
+    """
+    train, validation = used_for(TRAIN, found, record), used_for(VALIDATION, found, record)
+    seed = training.get("seed", 0)
+    if train is None:  # no record, or other data than the run's
+        old = "images" not in training and "seed" in training  # such runs cut their images by place
+        dataset = as_dataset(cut_by_place(found) if old else found, seed)
+        train, validation = dataset.train, dataset.validation
+        if validation is None and (percent := training.get("validation_percent")):
+            train, validation = cut_validation(train, float(percent), seed)
+    if validation is not None:
+        return train, validation, "validation split"
+    return *cut_validation(train, max(1, len(train) // 10), seed), "training images"
 
 
 def _pictures(paths: list[Path]) -> list[Path]:

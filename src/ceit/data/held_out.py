@@ -41,8 +41,12 @@ def to_measure(
         return _of_dataset(as_dataset(found, _seed(training)), training, asked)
     if record is not None:
         return _by_record(found, record, asked)
-    if training.get("images") == FIXED:  # trained on a set known by name: these are others
-        return _others(found, asked)
+    if training.get("images") == FIXED:
+        remark = (
+            f"the run was trained on {training.get('data', 'a set known by name')}, of which it keeps no record: images "
+            "of that set are not recognised here and are measured too"
+        )
+        return replace(_others(found, asked), remarks=(remark,))
     if "seed" not in training:
         remark = (
             "this checkpoint tells nothing of its training: images that it was trained on, if any, are measured too"
@@ -128,17 +132,30 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
     return Measured(validation, VALIDATION)
 
 
-def _chosen(found: LabelledSet, chosen: Mapping[str, np.ndarray], name: str, remarks: Sequence[str]) -> Measured:
+def used_for(part: str, found: LabelledSet, record: ImageRecord | None) -> Split | None:
+    """The images of ``found`` that a run used for a part; None if there are none, or if that is not known."""
+    if record is None or found.is_fixed:
+        return None
+    used, _ = record.parts_in(found)
+    return _joined(found, {source: of == part for source, of in used.items()})
+
+
+def _joined(found: LabelledSet, chosen: Mapping[str, np.ndarray]) -> Split | None:
     parts = [
         found.parts[source].subset(torch.from_numpy(np.flatnonzero(of))) for source, of in chosen.items() if of.any()
     ]
-    if not parts:
+    return (parts[0] if len(parts) == 1 else JoinedSplit.of(parts)) if parts else None
+
+
+def _chosen(found: LabelledSet, chosen: Mapping[str, np.ndarray], name: str, remarks: Sequence[str]) -> Measured:
+    split = _joined(found, chosen)
+    if split is None:
         total = sum(map(len, found.parts.values()))
         raise ValueError(
             f"none of the {total:,} images of {found.place} is {'a new one' if name == NEW else f'of the {name} part'} "
             "of this run: --split all measures all, also those that it was trained on"
         )
-    return Measured(parts[0] if len(parts) == 1 else JoinedSplit.of(parts), name, tuple(remarks))
+    return Measured(split, name, tuple(remarks))
 
 
 def _seed(training: Mapping[str, Any]) -> int:

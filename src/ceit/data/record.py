@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ import torch
 from ceit.data.cut import digest_of
 from ceit.data.labelled import LabelledSet, with_parts
 from ceit.data.splits import ImageDataset, Split
+from ceit.paths import expanded
 from ceit.weights.atomic import replace_files
 
 FILE = "images.csv"
@@ -108,6 +110,18 @@ class ImageRecord:
                 f"{path} is no record of a run's images ({error}): put back the one that it wrote"
             ) from error
         return cls(rows)
+
+    @classmethod
+    def of_run(cls, checkpoint: str, training: Mapping[str, Any]) -> "ImageRecord | None":
+        """The record that lies beside a run's model, whose file tells of its ``training``; that of another run is none.
+
+        Raises: ValueError if it is damaged.
+        """
+        if training.get("images") != FILE:
+            return None
+        path = expanded(checkpoint)
+        record = cls.read(path if path.is_dir() else path.parent)
+        return record if record is not None and record.identity == training.get("images_digest") else None
 
     def parts_in(self, found: LabelledSet) -> tuple[dict[str, np.ndarray], Changes]:
         """What the run used each image of ``found`` for, ``(n,)`` names of parts or ``new``, by part of the data.

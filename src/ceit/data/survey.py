@@ -7,9 +7,8 @@ and however many processes of the machine take part. Letters: n images, H height
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from ceit.data.image import BrokenImageError, RefusedImageError
 from ceit.data.preprocessing import to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, Size, evaluation_cover, usual_crop
 from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, open_store
+from ceit.data.threads import in_turn
 
 MEMORY_SHARE = 0.25  # of the machine's memory, that a set may be held in
 LONG_SECONDS = 10  # reading that takes longer is told where there is no terminal to show a bar
@@ -34,7 +34,6 @@ _LOOKED_UP, _LOOKED_UP_TOGETHER = 1024, 32  # images that the store is asked abo
 _WRITTEN_BYTES, _WRITTEN_SECONDS = 1 << 25, 1.0  # what is found is kept when it is so much, or so old
 
 _Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class EncodedImages(Protocol):
@@ -84,7 +83,7 @@ def survey(
         for block in _blocks(_order(len(images), rank, processes), block_images):
             reading.look_up(block)
             told.advance(len(block) - len(reading.unknown))
-            for look in _in_turn(pool, reading.look, reading.unknown):
+            for look in in_turn(pool, reading.look, reading.unknown, 4 * usable_cores()):
                 reading.take(look)
                 told.advance(1)
                 if look.reason is not None:
@@ -257,21 +256,6 @@ def _blocks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
             block = []
     if block:
         yield block
-
-
-def _in_turn(pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
-    """``work(item)`` of every item in their order, a few ahead of what is taken."""
-    ahead: deque[Future[_Result]] = deque()
-    try:
-        for item in items:
-            ahead.append(pool.submit(work, item))
-            if len(ahead) == 4 * usable_cores():
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        for future in ahead:
-            future.cancel()
 
 
 class _ImagesPerSecond(ProgressColumn):

@@ -1,8 +1,13 @@
 """Many images read at once: in threads, as Pillow decodes outside Python's lock."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from queue import SimpleQueue
+from threading import Event
 from typing import TypeVar
 
 from rich.console import Console
@@ -10,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ceit.data.image import BrokenImageError, RefusedImageError
 
-BLOCK_IMAGES = 1024  # handed to the threads at a time: what is held in memory at once
+BLOCK_IMAGES = 1024  # read before they are asked for: what is held in memory at once
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -30,9 +35,45 @@ def each(
             return error.strerror or str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        blocks = (items[start : start + BLOCK_IMAGES] for start in range(0, len(items), BLOCK_IMAGES))
-        results = (pair for block in blocks for pair in zip(block, pool.map(attempt, block), strict=True))
+        results = zip(items, in_turn(pool, attempt, items, BLOCK_IMAGES), strict=True)
         yield from shown(results, description, len(items))
+
+
+def in_turn(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
+    """``work(item)`` of every item in their order, at most ``ahead`` of them begun before they are asked for.
+
+    Not by ``Future.result``: Ctrl-C may leave it holding the lock that a thread needs to say that it is done.
+    """
+    source, waiting, stop = iter(items), deque[SimpleQueue[_Result | _Failed]](), Event()
+
+    def answer(item: _Item, to: "SimpleQueue[_Result | _Failed]") -> None:
+        if stop.is_set():  # nobody waits for the answer
+            return
+        try:
+            to.put(work(item))
+        except BaseException as error:
+            to.put(_Failed(error))
+            raise
+
+    try:
+        while True:
+            for item in islice(source, ahead - len(waiting)):
+                waiting.append(SimpleQueue())
+                pool.submit(answer, item, waiting[-1])
+            if not waiting:
+                return
+            if isinstance(result := waiting.popleft().get(), _Failed):
+                raise result.error
+            yield result
+    finally:
+        stop.set()
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: BaseException
 
 
 def shown(items: Iterable[_Item], description: str, total: int) -> Iterator[_Item]:

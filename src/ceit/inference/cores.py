@@ -57,9 +57,9 @@ def taken_by_others(before: Usage, after: Usage) -> float:
 class FreeCores:
     """Sets torch's threads to the number of free cores, at most to what they were. Made by ``sharing_cores``."""
 
-    def __init__(self, say: Say, look: Callable[[], Usage] = usage) -> None:
+    def __init__(self, say: Say) -> None:
         self._most, self._all = torch.get_num_threads(), psutil.cpu_count() or 1
-        self._say, self._look = say, look
+        self._say = say
         self._before: Usage | None = None
         self._told = False
         self._next_look = 0.0
@@ -70,7 +70,7 @@ class FreeCores:
         if time.monotonic() < self._next_look or self._most == 1:
             return
         try:
-            now = self._look()
+            now = usage()
         except (OSError, psutil.Error):  # a system that does not tell
             self._next_look = float("inf")
             return

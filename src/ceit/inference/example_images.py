@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ceit.data.batches.loader import make_loader
 from ceit.data.image import read_image
+from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import Preprocessing
-from ceit.data.splits import ImageDataset, Split
+from ceit.data.splits import Split
 
 _SEED = 0
 
@@ -34,7 +35,7 @@ class ExampleImages:
 
 
 def of_dataset(
-    dataset: ImageDataset,
+    found: LabelledSet,
     split: Split,
     split_name: str,
     count: int,
@@ -52,11 +53,11 @@ def of_dataset(
         split.subset(chosen), batch_size=len(chosen), img_size=image_hw, preprocessing=preprocessing, workers=0
     )
     images, labels = next(loader.epoch(0))
-    if class_names is None or set(class_names) != set(dataset.class_names):
+    if class_names is None or set(class_names) != set(found.class_names):
         known = None
     else:
-        known = torch.tensor([list(class_names).index(name) for name in dataset.class_names])[labels]
-    return ExampleImages(images.contiguous(), f"{dataset.name}, {split_name}", known)
+        known = torch.tensor([list(class_names).index(name) for name in found.class_names])[labels]
+    return ExampleImages(images.contiguous(), f"{found.name}, {split_name}", known)
 
 
 def of_files(paths: Sequence[Path], *, image_hw: tuple[int, int], preprocessing: Preprocessing) -> ExampleImages:

@@ -5,14 +5,13 @@ Letters: B batch, C channels, H height, W width.
 
 import logging
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from ceit.data.image import BrokenImageError, RefusedImageError
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, evaluation_cover
+from ceit.data.threads import in_turn
 from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
@@ -192,30 +192,16 @@ class Predictor:
         cores = torch.get_num_threads()
         workers = min(cores, length_hint(images, cores)) or 1  # of few images each gets several cores
         batch_size = min(batch_size, -(-length_hint(images, workers * batch_size) // workers)) or 1
-        source, ahead, stop = iter(images), deque[_Answers](), Event()
+        source, stop = iter(images), Event()
+        batches = iter(lambda: list(islice(source, batch_size)), [])
         pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(cores // workers,))
         try:
-            while True:
-                while len(ahead) < 2 * workers and (batch := list(islice(source, batch_size))):
-                    ahead.append(SimpleQueue())
-                    pool.submit(self._answer_to, ahead[-1], batch, top_k, stop)
-                if not ahead:
-                    return
-                # not by Future.result: Ctrl-C may leave it holding the lock that the thread needs to say it is done
-                if isinstance(answers := ahead.popleft().get(), BaseException):
-                    raise answers
+            for answers in in_turn(pool, partial(self._answer, top_k=top_k, stop=stop), batches, 2 * workers):
                 yield from answers
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(cores)  # the last thread to set it has set it for all threads to come
-
-    def _answer_to(self, answers: "_Answers", images: Sequence[ImageInput], top_k: int, stop: Event) -> None:
-        try:
-            answers.put(self._answer(images, top_k, stop))
-        except BaseException as error:
-            answers.put(error)
-            raise
 
     def _answer(self, images: Sequence[ImageInput], top_k: int, stop: Event) -> list[Prediction]:
         read: list[_Read] = []
@@ -248,10 +234,6 @@ class Predictor:
             raise ValueError("the network's answer is not a number: its weights are damaged, or its training diverged")
         names = [[self.class_names[i] for i in row] for row in top.indices.tolist()]
         return [tuple(map(Score, *row)) for row in zip(names, top.values.tolist(), strict=True)]
-
-
-_Answers = SimpleQueue[list[Prediction] | BaseException]
-"""Of one batch, or why there are none."""
 
 
 def chosen(precision: Precision, device: torch.device) -> Literal["float32", "bf16"]:

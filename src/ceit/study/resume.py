@@ -74,7 +74,8 @@ def study(data: str, options: dict[str, str], moments: list[Moment], number: sig
 def _start(data: str, output: Path, options: dict[str, str]) -> subprocess.Popen[bytes]:
     given = [word for key, value in options.items() for word in (f"--{key}", value)]
     command = [sys.executable, "-m", "ceit", "train", "--data", data, "--output", str(output), "--resume", "auto"]
-    return subprocess.Popen([*command, *given], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    same_threads = {"OMP_NUM_THREADS": f"{torch.get_num_threads()}"} | os.environ
+    return subprocess.Popen([*command, *given], env=same_threads, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def _finish(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,193 @@
+"""FAULTS M1: the number of threads follows the cores that other programs leave free."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from ceit.inference import cores
+from ceit.inference.cores import LOOK_SECONDS, FreeCores, Usage, sharing_cores, taken_by_others, usage
+from ceit.train.run import train
+
+from tests.train.conftest import SMALL
+
+MAIN, WORKER = 0, 71
+Script = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """A machine of so many cores on which other programs take, second by second, so many of them; at last none."""
+
+    def play(taken: Sequence[float], machine_cores: int = 2) -> None:
+        clock = [0.0]
+        left = iter(taken)
+        busy = [0.0]
+
+        def look() -> Usage:
+            now = Usage(clock[0], busy[0], {MAIN: 0.0})
+            busy[0] += LOOK_SECONDS * next(left, 0.0)
+            return now
+
+        def seconds() -> float:
+            clock[0] += LOOK_SECONDS
+            return clock[0]
+
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr(cores, "usage", look)
+        monkeypatch.setattr(cores, "time", SimpleNamespace(monotonic=seconds))
+        monkeypatch.setattr(psutil, "cpu_count", lambda: machine_cores)
+        torch.set_num_threads(machine_cores)
+
+    return play
+
+
+def followed(looks: int, said: list[str] | None = None) -> list[int]:
+    """The number of threads after each look."""
+    free = FreeCores([].append if said is None else said.append)
+    found = []
+    for _ in range(looks):
+        free.follow()
+        found.append(torch.get_num_threads())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("taken", "machine_cores", "threads"),
+    [
+        ([0.0, 0.0, 0.0], 2, [2, 2, 2]),
+        ([0.5, 0.5], 2, [2, 2]),  # shared with, rather than left a whole core
+        ([0.67, 1.0, 1.0], 2, [1, 1, 1]),  # what a busy program gets beside two of our threads, and beside one
+        ([1.0, 0.0, 1.0], 2, [1, 2, 1]),
+        ([2.0, 1.0], 2, [1, 1]),
+        ([1.0, 3.0, 15.9, 0.0], 16, [15, 13, 1, 16]),
+    ],
+)
+def test_m1_threads_are_as_many_as_the_cores_left(
+    script: Script, taken: list[float], machine_cores: int, threads: list[int]
+) -> None:
+    script(taken, machine_cores)
+    assert followed(len(taken)) == threads
+
+
+def test_m1_two_runs_that_share_a_machine_settle_on_its_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = [2.0, 2.0]  # of the cores, by each of them
+    for _ in range(4):
+        for run in (0, 1):
+            used[run] = max(1, min(2, int(2 - min(used[1 - run], 1.0) + cores.TOLERATED)))
+    assert used == [1, 1]
+
+
+def test_m1_it_is_said_once(script: Script) -> None:
+    said: list[str] = []
+    script([1.0, 0.0, 1.0, 0.0])
+    followed(4, said)
+    assert len(said) == 1
+    assert said[0].startswith("other programs take 1.0 of the 2 cores: computing in 1 of 2 threads")
+    assert "OMP_NUM_THREADS" in said[0]
+
+
+def test_m1_what_this_process_and_its_workers_use_is_not_taken_by_others() -> None:
+    before = Usage(10.0, 100.0, {MAIN: 5.0, WORKER: 3.0})
+    after = Usage(12.0, 104.0, {MAIN: 7.0, WORKER: 4.0})
+    assert taken_by_others(before, after) == pytest.approx(0.5)
+    ended = Usage(12.0, 104.0, {MAIN: 7.0, 72: 0.5})
+    assert taken_by_others(before, ended) == pytest.approx(0.75)
+    assert taken_by_others(before, Usage(12.0, 101.0, {MAIN: 7.0})) == 0.0
+
+
+def test_m1_a_busy_program_is_seen() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        before = usage()
+        with pytest.raises(subprocess.TimeoutExpired):
+            busy.wait(timeout=2)
+        assert taken_by_others(before, usage()) > 0.3
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def test_m1_polite_programs_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = psutil.cpu_times()
+    monkeypatch.setattr(psutil, "cpu_times", lambda: times._replace(nice=times.nice + 1e6))
+    polite = usage().machine
+    monkeypatch.setattr(psutil, "cpu_times", lambda: times)
+    assert polite == usage().machine
+
+
+@pytest.mark.parametrize("failure", [PermissionError("/proc/stat"), psutil.AccessDenied()])
+def test_m1_a_system_that_hides_its_use_changes_nothing(
+    script: Script, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def refused() -> Usage:
+        raise failure
+
+    script([])
+    monkeypatch.setattr(cores, "usage", refused)
+    assert followed(3) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("follows", "own"), [(False, None), (True, "2")])
+def test_m1_the_number_stays_where_it_was_set(
+    script: Script, monkeypatch: pytest.MonkeyPatch, follows: bool, own: str | None
+) -> None:
+    script([1.0, 1.0])
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    with sharing_cores(follows) as free:
+        assert free is None
+    assert torch.get_num_threads() == 2
+
+
+def test_m1_threads_are_given_back(script: Script) -> None:
+    script([1.0, 1.0])
+    with pytest.raises(RuntimeError, match="stopped"), sharing_cores(True) as free:
+        assert free is not None
+        free.follow()
+        assert torch.get_num_threads() == 1
+        raise RuntimeError("stopped")
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "share_cores", "expected"),
+    [({}, True, {1}), ({"deterministic": True}, True, {2}), ({}, False, {2})],
+)
+def test_m1_training_and_its_validation_follow(
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: dict[str, Any],
+    share_cores: bool,
+    expected: set[int],
+) -> None:
+    seen: set[int] = set()
+    said: list[str] = []
+    script([1.0] * 1000)
+    train(
+        replace(SMALL, epochs=1, **options),
+        "digits",
+        tmp_path / "run",
+        say=said.append,
+        show=lambda state: seen.add(torch.get_num_threads()),
+        observe_test=lambda logits, labels: seen.add(torch.get_num_threads()),
+        share_cores=share_cores,
+    )
+    assert seen == expected
+    assert any("other programs take" in line for line in said) == (expected == {1})
+    assert torch.get_num_threads() == 2
