@@ -189,6 +189,16 @@ def test_the_layout_is_webdatasets(folder: ImageDataset, shards: Path) -> None:
     assert seen != sorted(seen)  # any few shards hold all classes
 
 
+def test_p3_an_image_without_a_suffix_has_one_in_its_shard(image_folder: ImageFolder, tmp_path: Path) -> None:
+    root = image_folder(SPLIT, size=LARGE)
+    for name in ("IMG_1", "x.jpg_large"):
+        (root / "train" / "cat" / name).write_bytes(png(len(name)))
+    write_shards(load_dataset(root), tmp_path / "shards")
+    with tarfile.open(tmp_path / "shards" / "train-000000.tar") as archive:
+        suffixes = {member.name.partition(".")[2] for member in archive}
+    assert suffixes == {"png", "cls", "json"}
+
+
 def test_sizes_hashes_and_counts_are_in_the_index(folder: ImageDataset, shards: Path) -> None:
     index, _ = read_index(shards)
     assert len(index.shards) > 3

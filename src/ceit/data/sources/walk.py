@@ -26,6 +26,7 @@ SYSTEM_FILES = frozenset({".ds_store", ".directory", "desktop.ini", "ehthumbs.db
 
 _READ_WITH = dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif")  # images where that is installed
 _NOT_OF_SUFFIXES = frozenset("!?&=@:, ")
+_SIZES_OF_SITES = tuple(f"{joint}{size}" for joint in "_-" for size in ("large", "medium", "small", "thumb"))
 _NAMED_KINDS = 6  # of what was passed over, in one line
 
 
@@ -176,9 +177,10 @@ def _may_be_read(entry: os.DirEntry[str]) -> bool:
 
 
 def _suffix(name: str) -> str:
-    """In lower case; ``scan.2``, ``photo.jpg!d`` and ``photo.jpg?width=300`` have none."""
+    """In lower case; ``scan.2``, ``photo.jpg!d``, ``photo.jpg?width=300`` and ``photo.jpg_large`` have none."""
     suffix = os.path.splitext(name)[1].lower()
-    return suffix if any(map(str.isalpha, suffix)) and not set(suffix) & _NOT_OF_SUFFIXES else ""
+    is_one = any(map(str.isalpha, suffix)) and not set(suffix) & _NOT_OF_SUFFIXES
+    return suffix if is_one and not suffix.endswith(_SIZES_OF_SITES) else ""
 
 
 def _kind(entry: os.DirEntry[str], is_folder: bool) -> str:
