@@ -1,7 +1,6 @@
 """The directory of a run: whose it is, what was saved in it, and what a resumed run takes up."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,11 +11,7 @@ import yaml
 from ceit.paths import expanded
 from ceit.train.checkpoint import checkpoints_in
 from ceit.weights.atomic import replace_files
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None
+from ceit.weights.lock import InUseError, locked
 
 LOCK = ".lock"
 MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
@@ -26,32 +21,6 @@ _CONSEQUENCE = {
     "the weights will be others than without the change"
 }
 _RESULTS = ("model.safetensors", "test.json")
-
-
-class InUseError(ValueError):
-    """Another process holds the lock."""
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
-
-    Raises: InUseError if another process holds it; OSError where the file system has no locks. On Windows nothing is
-    held.
-    """
-    with path.open("w") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
-                    raise InUseError(f"{path} was given up a moment ago: start again")
-        except (BlockingIOError, FileNotFoundError) as error:  # held, or just given up
-            raise InUseError(f"{path.parent} is in use by another process") from error
-        try:
-            yield
-        finally:
-            with suppress(PermissionError):  # Windows keeps a file that is open
-                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -143,6 +143,9 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(ValueError, match=r"folder .*/shut cannot be listed \(Permission denied\): make it readable or"):
         names(tmp_path)
+    unlisted: list[str] = []
+    assert list(open_folder(tmp_path).walk(unlisted)) == [tmp_path / "a.png", tmp_path / "shut"]
+    assert unlisted == [f"folder {tmp_path}/shut cannot be listed (Permission denied): make it readable or remove it"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
