@@ -116,7 +116,9 @@ def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Stor
         images = _CONTENTS[file.suffix](whole_lines(content), ranks, frozenset(class_names))
         try:
             for image in images:
-                found += [Stored(*image, end, read)] if image else []
+                if image is not None:
+                    path, reason = image
+                    found.append(Stored(path, reason, end, read))
                 end = read
             if not end and content.tell():
                 raise ValueError("not one whole line")
