@@ -27,6 +27,16 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
             path.unlink(missing_ok=True)  # in the good case it has become its target
 
 
+def require_place(file: Path) -> None:
+    """Asked before long work whose result goes to ``file``. Raises: ValueError if no such file could be written."""
+    if not file.parent.is_dir():
+        raise ValueError(f"{file} cannot be written: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ValueError(f"{file} cannot be written: it is a folder; name a file in it")
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"{file} cannot be written: folder {file.parent} takes no new files; name another")
+
+
 def _write(path: Path, content: bytes | Iterable[bytes], target: Path) -> None:
     try:
         with path.open("wb") as file:
