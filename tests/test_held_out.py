@@ -21,6 +21,7 @@ from ceit.cli import export
 from ceit.data.record import FILE, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
+from ceit.inference.example_images import ExampleImages
 from ceit.train.loop import Interrupted
 from ceit.train.run import train
 
@@ -253,3 +254,72 @@ def test_p1_export_cuts_other_data_by_the_seed(run: Path, tmp_path: Path) -> Non
 
 def keys(split: Split) -> set[str]:
     return {split.key(index) for index in range(len(split))}
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExampleImages]:
+    """``ceit export`` until the file would be written: what it would be checked on."""
+    checked: list[ExampleImages] = []
+
+    def noted(*arguments: Any, check: ExampleImages, **options: Any) -> None:
+        checked.append(check)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(export, "export", noted)
+
+    def call(checkpoint: Path, *options: str) -> ExampleImages:
+        arguments = ["--checkpoint", str(checkpoint), "--format", "onnx", "--output", str(tmp_path / "out.onnx")]
+        assert ceit_cli.main(["export", *arguments, *options]) == 1
+        return checked.pop()
+
+    return call
+
+
+def test_p7_export_takes_the_images_of_the_run_from_any_folder(
+    run: Path, photos: Path, tmp_path: Path, exported: Callable[..., ExampleImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path / "elsewhere/photos/a", range(200, 260))
+    add(tmp_path / "elsewhere/photos/b", range(300, 360))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    wanted = exported(run, "--data", str(photos))
+    assert wanted.origin == "photos, validation split"
+    for checkpoint in (run, run / "model.safetensors"):
+        assert torch.equal(exported(checkpoint).images, wanted.images)
+
+
+def test_p7_export_takes_no_folder_for_its_name(
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    exported: Callable[..., ExampleImages],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Weights alone do not tell where the images lie; and other images may lie where those of the run did."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alone").mkdir()
+    for suffix in ("safetensors", "json"):
+        shutil.copy(run / f"model.{suffix}", tmp_path / "alone")
+    unknown = "this checkpoint was trained on photos, and only the directory of its run tells where that lies"
+    assert not exported(tmp_path / "alone").real
+    assert f"no images are at hand to check with: {unknown}; --data or --images names some" in capsys.readouterr().err
+    arguments = ["export", "--checkpoint", "alone", "--format", "onnx", "--precision", "int8", "--output", "a.onnx"]
+    assert ceit_cli.main(arguments) == 1
+    assert f"{unknown}; name another with --data, or give --images PATH..." in capsys.readouterr().err
+    shutil.rmtree(photos)
+    add(photos / "a", range(200, 260))
+    add(photos / "b", range(300, 360))
+    assert not exported(run).real
+    assert f"folder {photos} has none of the images that the run was trained on" in capsys.readouterr().err
+
+
+def test_p7_export_takes_a_model_of_another_run_for_none_of_the_directory(
+    run: Path, tmp_path: Path, exported: Callable[..., ExampleImages]
+) -> None:
+    """Of the same seed, and on a folder of the same name."""
+    add(tmp_path / "others/photos/a", range(200, 260))
+    add(tmp_path / "others/photos/b", range(300, 360))
+    train(SMALL, str(tmp_path / "others/photos"), tmp_path / "other")
+    for suffix in ("safetensors", "json"):
+        shutil.copy(tmp_path / f"other/model.{suffix}", run / f"second.{suffix}")
+    assert not exported(run / "second.safetensors").real
