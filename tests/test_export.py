@@ -146,6 +146,18 @@ def test_p7_a_run_of_an_earlier_version_is_known_by_its_name_and_seed(
     assert taken[0].origin == origin
 
 
+def test_p7_a_set_of_that_name_with_other_classes_is_not_the_one(
+    run: Path, taken: list[ExampleImages], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of an earlier version does not tell whether it was on the set known as ``digits``, or a folder."""
+    description = json.loads((run / "model.json").read_text())
+    description["class_names"][0] = "ten"
+    (run / "model.json").write_text(json.dumps(description))
+    assert ceit_cli.main(onnx_of(run)) == 1
+    assert not taken[0].real
+    assert "digits has other classes than the checkpoint" in capsys.readouterr().err
+
+
 def pictures(folder: Path, counts: dict[str, int]) -> Path:
     """Noise, class by class; the first pixels of a picture are those of its class."""
     random = np.random.default_rng(0)
