@@ -169,7 +169,8 @@ def _findings(report: Report) -> Table:
     add("images copied within a split", len(within), "; ".join(filter(None, (_kinds(within), unsplit))))
     add("of all copies, in several classes", sum(group.of_several_classes for group in report.copies))
     add("empty classes", len(report.empty_classes), error=True)
-    add("classes without training images", len(report.untrained_classes), error=True)
+    if not report.refusal:  # which may be that there is no part to train on
+        add("classes without training images", len(report.untrained_classes), error=True)
     add("classes that a split lacks", len(report.untested_classes))
     add("blank images", len(report.blank))
     if report.dark:

@@ -292,6 +292,7 @@ def test_p2_what_training_refuses_is_an_error(
     assert ceit_cli.main(["data", "check", str(root)]) == 1
     captured = capsys.readouterr()
     assert f"✗ {sentence}" in captured.out
+    assert "classes without training images" not in captured.out  # no tick beside it
     assert captured.err == f"error: {sentence}\n"
 
 
