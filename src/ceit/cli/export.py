@@ -167,9 +167,7 @@ def _examples(
         raise ValueError(f"{error}{hint}") from error
 
 
-def _held_out(
-    found: LabelledSet, training: dict[str, Any], record: ImageRecord | None
-) -> tuple[Split, Split, str]:
+def _held_out(found: LabelledSet, training: dict[str, Any], record: ImageRecord | None) -> tuple[Split, Split, str]:
     """Images to calibrate with, others to check with, and what those are: the run's validation images where it had any.
 
     What the run recorded counts. A set without validation images, and a run that is not known, give a tenth of the

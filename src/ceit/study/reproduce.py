@@ -24,10 +24,11 @@ from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study
 from ceit.train.assemble import Say, Show, build
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.config import Distillation
-from ceit.train.directory import InUseError, lines_of, locked, saved_config
+from ceit.train.directory import lines_of, saved_config
 from ceit.train.distributed import make_accelerator
 from ceit.train.probe import seconds_of_an_epoch
 from ceit.train.run import Result, train
+from ceit.weights.lock import InUseError, locked
 
 _LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones
 _LOOK_AGAIN_SECONDS = 2.0

@@ -1,8 +1,6 @@
 """The directory of a run: whose it is, what was saved in it, and what a resumed run takes up."""
 
-import errno
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,11 +13,7 @@ from ceit.data.record import ImageRecord
 from ceit.paths import expanded
 from ceit.train.checkpoint import checkpoints_in
 from ceit.weights.atomic import replace_files
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None
+from ceit.weights.lock import InUseError, locked
 
 LOCK = ".lock"
 MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
@@ -31,40 +25,6 @@ _CONSEQUENCE = {
 _LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images")  # of config.yaml, beside the other options
 _RESULTS = ("model.safetensors", "test.json")
 _HALF_WRITTEN = ".*.tmp"
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-
-class InUseError(ValueError):
-    """Another process holds the lock."""
-
-
-@contextmanager
-def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
-
-    Where the file system has no locks nothing is held, which ``say`` gets to know; nor is it on Windows. Raises:
-    InUseError if another process holds it.
-    """
-    with path.open("w") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
-                    raise InUseError(f"{path} was given up a moment ago: start again")
-        except (BlockingIOError, FileNotFoundError) as error:  # held, or just given up
-            raise InUseError(f"{path.parent} is in use by another process") from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            say(
-                f"the file system of {path.parent} has no locks ({error.strerror}): nothing keeps other runs out, so "
-                "start no second one there"
-            )
-        try:
-            yield
-        finally:
-            with suppress(PermissionError):  # Windows keeps a file that is open
-                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """Files that appear whole or not at all."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 
-def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files so that a reader, a crash or a full disk never meets half of one.
+def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
+    """Write files so that a reader, a crash or a full disk never meets half of one; contents may come in pieces.
 
     Everything is first written and flushed to the disk under temporary names beside the targets; only then are the
     targets replaced, one by one in the order given. Each changes at once, several do not: make the first stand alone.
@@ -27,10 +27,10 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
             path.unlink(missing_ok=True)  # in the good case it has become its target
 
 
-def _write(path: Path, content: bytes, target: Path) -> None:
+def _write(path: Path, content: bytes | Iterable[bytes], target: Path) -> None:
     try:
         with path.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
