@@ -1,6 +1,7 @@
 """Training, then evaluating and going on, on a folder that changes meanwhile."""
 
 import csv
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -214,6 +215,66 @@ def test_p1_a_new_class_does_not_stop_a_run_that_goes_on(photos: Path, tmp_path:
     said: list[str] = []
     result = train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto", say=said.append)
     assert result.dataset.class_names == ("a", "b")
+    sentence = "images since this run was started: 5 came, 5 are of new classes (aa); the run goes on with the images"
+    assert any(line.startswith(sentence) for line in said)
+
+
+def test_p1_an_image_of_another_kind_does_not_stop_a_run_that_goes_on(photos: Path, tmp_path: Path) -> None:
+    """A colour image came to grey ones. Size and channels stay those of the start, and so do the weights."""
+    whole = train(SMALL, str(photos), tmp_path / "whole")
+
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("step") == 2:
+            raise Interrupted("stopped", terminated=False)
+
+    with pytest.raises(Interrupted):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", show=stop)
+    for number in range(130):  # more than half of all: the usual size is theirs
+        Image.new("RGB", (40, 40), (number, 0, 200)).save(photos / f"a/colour {number}.png")
+    with pytest.raises(ValueError, match="this run was started with in_chans 1, not 3"):
+        train(replace(SMALL_OFTEN_SAVED, in_chans=3), str(photos), tmp_path / "cut", resume="auto")
+    said: list[str] = []
+    train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto", say=said.append)
+    assert any("130 came; the run goes on with the images that it was started with" in line for line in said)
+    weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "cut", whole.output)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_p1_a_copy_under_its_own_name_came_and_nothing_else(run: Path, photos: Path, evaluate: Evaluate) -> None:
+    shutil.copy(photos / "a/0.png", photos / "a/0.jpg")
+    said = evaluate(run, photos, "--split", "train")[1]
+    assert "images since this run was started: 1 came\n" in said
+
+
+def test_a_start_that_the_disk_had_no_room_for_is_begun_anew(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run there is the record of its images, and the half of a file that a killed process leaves."""
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "cannot save", str(path))
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("ceit.train.run.write_text", full)
+        with pytest.raises(OSError, match="cannot save"):
+            train(SMALL, str(photos), output)
+    assert [path.name for path in output.iterdir()] == [FILE]
+    (output / ".config.yaml.17.tmp").write_text("da")
+    with pytest.raises(ValueError, match="is not empty; name another, or go on with --resume auto"):
+        train(SMALL, str(photos), output)
+    train(replace(SMALL, seed=1), str(photos), output, resume="auto")
+    assert (output / "test.json").is_file()
+    assert not list(output.glob(".*.tmp"))
+
+
+def test_a_list_of_images_that_is_no_record_is_not_written_over(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / FILE).write_text("path,label\n0.png,a\n")
+    with pytest.raises(ValueError, match=r"images\.csv is no record of a run's images \(its columns are path, label\)"):
+        train(SMALL, str(photos), tmp_path / "run", resume="auto")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
 
 
 def test_copies_in_the_test_part_are_left_out_and_nothing_came(tmp_path: Path, evaluate: Evaluate) -> None:

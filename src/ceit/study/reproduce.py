@@ -91,7 +91,7 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
                 continue
             words = f"cell {cells.index(cell) + 1} of {len(cells)}: {cell.name}"
             try:
-                with _held(cell, places):
+                with _held(cell, places, say_once):
                     if path_of(places.results, cell).is_file():  # another process was quicker
                         continue
                     twin = None if cell.arm in needed else same_elsewhere(places.results, cell)
@@ -112,10 +112,10 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
 
 
 @contextmanager
-def _held(cell: Cell, places: Places) -> Iterator[None]:
+def _held(cell: Cell, places: Places, say: Say) -> Iterator[None]:
     """The cell's run, for this process alone. Raises: InUseError if another has it, for whatever study."""
     places.runs.mkdir(parents=True, exist_ok=True)
-    with locked(places.lock_of(cell)):
+    with locked(places.lock_of(cell), say):
         yield
 
 

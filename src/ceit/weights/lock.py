@@ -1,7 +1,8 @@
 """A lock that one process holds at a time."""
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -10,17 +11,19 @@ try:
 except ImportError:  # Windows has no such lock
     fcntl = None
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
 
 class InUseError(ValueError):
     """Another process holds the lock."""
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, say: Callable[[str], None] = lambda message: None) -> Iterator[None]:
     """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
 
-    Raises: InUseError if another process holds it; OSError where the file system has no locks. On Windows nothing is
-    held.
+    Where the file system has no locks nothing is held, which ``say`` gets to know; nor is it on Windows. Raises:
+    InUseError if another process holds it.
     """
     with path.open("w") as lock:
         try:
@@ -30,6 +33,13 @@ def locked(path: Path) -> Iterator[None]:
                     raise InUseError(f"{path} was given up a moment ago: start again")
         except (BlockingIOError, FileNotFoundError) as error:  # held, or just given up
             raise InUseError(f"{path.parent} is in use by another process") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            say(
+                f"the file system of {path.parent} has no locks ({error.strerror}): nothing keeps other runs out, so "
+                "start no second one there"
+            )
         try:
             yield
         finally:
