@@ -1,8 +1,14 @@
 """``ceit train`` as it is typed: switches, what is printed, and wrong usage."""
 
+import itertools
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -61,3 +67,42 @@ def test_the_range_test_prints_a_rate(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_wrong_usage_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ceit_cli.main(["train", *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+STUCK = """
+import sys, time
+import ceit_cli
+from ceit.data.batches.batch import ArrayImages
+
+
+def read_for_long(self, epoch, draws):
+    print("stuck", flush=True)
+    time.sleep(120)
+
+
+ArrayImages.__call__ = read_for_long
+sys.exit(ceit_cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_a_run_that_waits_for_images_that_never_come(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    arguments = ["train", "--recipe", "demo", "--data", "digits", "--output", str(tmp_path / "run"), *SMALL]
+    command = [sys.executable, "-c", STUCK, *arguments, "--workers", "5"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    stuck = (line for line in process.stdout if line == "stuck\n")
+    assert list(itertools.islice(stuck, 5)) == ["stuck\n"] * 5
+    used = -1.0
+    while (now := psutil.Process(process.pid).cpu_times().user) > used:  # until it has nothing to do but wait
+        used = now
+        time.sleep(1)
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert told.endswith({130: "interrupted\n", 143: "terminated\n"}[code])

@@ -39,7 +39,7 @@ class RefusedImageError(ValueError):
     No verdict about bytes, so not to be kept: with another setting or package, or more memory, the same file is read.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str = "") -> None:  # a process that sends one names none, and adds it
         super().__init__(message)
         self.reason = reason
 

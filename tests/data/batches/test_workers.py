@@ -3,10 +3,13 @@
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from ceit.data.batches import workers
 from ceit.data.batches.loader import Loader, make_loader
-from ceit.data.image import BrokenImageError
+from ceit.data.image import BrokenImageError, TooLargeError
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import FileSplit
 
@@ -173,12 +176,19 @@ def test_m6_the_way_of_starting_is_stated() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_file_that_broke_since_is_named_in_one_sentence(tmp_path: Path, count: int) -> None:
+def test_a_file_that_broke_since_is_named_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "0.00002")
+    large = tmp_path / "large"
+    Image.new("L", (5, 5)).save(large, "PNG")
+    allowed = "5 x 5 pixels, above the limit of 2e-05 megapixels; CEIT_MAX_MEGAPIXELS=1 in the environment allows them"
     paths = tuple(tmp_path / f"{number}.png" for number in range(3))
     for path in paths[:2]:
         Image.new("L", (4, 4)).save(path)
     for content, kind, message in (
         (b"no more", BrokenImageError, f"{paths[2]} cannot be read as an image (not an image)"),
+        (large.read_bytes(), TooLargeError, f"{paths[2]} is too large ({allowed})"),
         (None, FileNotFoundError, f"[Errno 2] No such file or directory: '{paths[2]}'"),
     ):
         paths[2].unlink(missing_ok=True)
@@ -196,6 +206,107 @@ def test_a_file_that_broke_since_is_named_in_one_sentence(tmp_path: Path, count:
 def test_a_process_that_dies_is_told_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"^a process that reads images died \(.*\); most often memory .* lower the"):
         labels_of(loader_of(deadly=7), 0)
+
+
+@dataclass(frozen=True)
+class Troubled(Slow):
+    """The process that reads image 7 gets into trouble."""
+
+    trouble: Callable[[], object] = object
+
+    def read(self, index: int, in_chans: int, cover: tuple[int, int] | None = None) -> Image.Image:
+        if index == 7:
+            self.trouble()
+        return super().read(index, in_chans, cover)
+
+
+def troubled_loader(trouble: Callable[[], object]) -> Loader:
+    split = Troubled(torch.arange(24), trouble=trouble)
+    return make_loader(split, batch_size=4, img_size=(4, 4), preprocessing=GREY, workers=1)
+
+
+@pytest.fixture
+def no_endless_wait() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TimeoutError("a batch is waited for that never comes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def share_little() -> None:
+    """From here on the file behind shared memory cannot grow, as where /dev/shm is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def lack_memory() -> None:
+    raise MemoryError
+
+
+def ask_for_an_exabyte() -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def fail_with_what_cannot_be_sent() -> None:
+    raise OSError(threading.Lock())
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        (
+            share_little,
+            r"^a batch of 0\.0 MB could not be put into /dev/shm, of whose \d+ MB \d+ are free \(.*File too large.*\): "
+            "lower the batch size, set the workers to 0, or start a container with --shm-size=8g or --ipc=host$",
+        ),
+        (
+            lack_memory,
+            r"^no memory is left to read a batch of 4 images \(MemoryError\): lower the workers or the batch size$",
+        ),
+        (
+            ask_for_an_exabyte,
+            r"^no memory is left to read a batch of 4 images \(.* to allocate 11529.*\): lower the work.*$",
+        ),
+        (
+            fail_with_what_cannot_be_sent,
+            r"^a process that reads images died \(.*\); most often memory .* lower the .*$",
+        ),
+    ],
+)
+def test_a_process_that_cannot_send_a_batch_says_why(trouble: Callable[[], object], sentence: str) -> None:
+    batches = troubled_loader(trouble).epoch(0)
+    assert next(batches)[1].tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=sentence):
+        next(batches)
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_a_process_may_have_no_images_to_send() -> None:
+    """Of the last batch, where training runs in several processes."""
+    split = Slow(torch.arange(5))
+    loader = make_loader(split, batch_size=4, img_size=(4, 4), preprocessing=GREY, workers=1, shard=(1, 2))
+    assert [labels.tolist() for _, labels in loader.epoch(0)] == [[1, 3], []]
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+@pytest.mark.parametrize("in_the_next_epoch", [False, True])
+def test_an_interruption_acts_at_once_though_a_file_is_read_for_ever(in_the_next_epoch: bool) -> None:
+    before = children()
+    loader = troubled_loader(lambda: time.sleep(3600))
+    batches = loader.epoch(0)
+    next(batches)
+    interrupt = subprocess.Popen(["sh", "-c", f"sleep 1; kill -INT {os.getpid()}"])
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        next(loader.epoch(1) if in_the_next_epoch else batches)
+    while children() - before:
+        time.sleep(0.02)
+    assert time.monotonic() - began < 4
+    assert interrupt.wait() == 0
 
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,17 @@
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +31,7 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
 3.14 on forkserver, would give each a copy of all that and have it import torch; it works too, as does spawn."""
 _PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
+_SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Workers:
     def __init__(self, batches: Batches, count: int, pin_memory: bool) -> None:
         self._requests: list[Request] = []
         self._begun = 0
+        self._processes: set[BaseProcess] = set()
         # With its own generator, for the workers' seeds would otherwise be drawn from torch's global one.
         self._loader = DataLoader(
             _Failures(batches),
@@ -67,26 +73,42 @@ class Workers:
         """The batches asked for. What an earlier call has not been asked for yet is dropped."""
         self._requests[:] = requests
         self._begun += 1
-        with _signals_held():
+        others = multiprocessing.active_children()
+        with nullcontext() if self._processes else _signals_held(), self._waiting():
             answers = iter(self._loader)
+        self._processes = self._processes or set(multiprocessing.active_children()).difference(others)
         return self._answers(answers, self._begun)
 
     def _answers(self, answers: Iterator[Batch | Exception], number: int) -> Iterator[Batch]:
         while True:
             if number != self._begun:
                 raise RuntimeError("another epoch of this loader has begun, so this one cannot go on")
-            try:
+            with self._waiting():
                 answer = next(answers, None)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                fix = "most often memory or /dev/shm was full: lower the workers or the batch size"
-                raise ValueError(f"a process that reads images died ({str(error).strip(' .')}); {fix}") from None
             if answer is None:
                 return
             if isinstance(answer, Exception):
-                raise answer
+                try:
+                    raise answer
+                finally:
+                    del answer  # whose traceback would keep it, and the processes, until garbage is collected
             yield answer
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Tells of a process that died meanwhile; and ends all at once if this one is to end."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            fix = "most often memory or /dev/shm was full: lower the workers or the batch size"
+            raise ValueError(f"a process that reads images died ({str(error).strip(' .')}); {fix}") from None
+        except (KeyboardInterrupt, SystemExit):
+            if hasattr(signal, "sigwaitinfo"):  # elsewhere DataLoader would take their end for a failure
+                for process in self._processes:  # it would wait five seconds for each that is stuck in a file
+                    process.terminate()
+            raise
 
 
 @dataclass(frozen=True)
@@ -97,9 +119,33 @@ class _Failures(Dataset[Batch | Exception]):
 
     def __getitem__(self, request: Request) -> Batch | Exception:
         try:
-            return self.batches[request]
+            batch = self.batches[request]
         except (ValueError, OSError) as error:
             return error
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            reason = str(error) or "MemoryError"
+            fix = "lower the workers or the batch size"
+            return ValueError(f"no memory is left to read a batch of {len(request[1])} images ({reason}): {fix}")
+        return _shared(batch)
+
+
+def _shared(batch: Batch) -> Batch | ValueError:
+    """The batch in shared memory, or why not: where it is sent from, in another thread, nobody would hear of that."""
+    try:
+        for tensor in batch:
+            if len(tensor):  # there is no sharing nothing
+                tensor.share_memory_()
+    except RuntimeError as error:
+        place = "shared memory"
+        if os.path.isdir(_SHARED_MEMORY):
+            space = shutil.disk_usage(_SHARED_MEMORY)
+            place = f"{_SHARED_MEMORY}, of whose {space.total / 1e6:.0f} MB {space.free / 1e6:.0f} are free"
+        megabytes = sum(tensor.nbytes for tensor in batch) / 1e6
+        fix = "lower the batch size, set the workers to 0, or start a container with --shm-size=8g or --ipc=host"
+        return ValueError(f"a batch of {megabytes:.1f} MB could not be put into {place} ({error}): {fix}")
+    return batch
 
 
 @contextmanager
@@ -118,6 +164,8 @@ def _signals_held() -> Iterator[None]:
 def _begin_work(worker: int) -> None:
     """Ctrl-C and preemption signals are for the main process, which still needs batches to finish its step and save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    queues: Any = Queue
+    queues._on_queue_feeder_error = staticmethod(_end_for)  # Python's own goes on, while the batch is waited for
     parent = multiprocessing.parent_process()
     assert parent is not None
     listeners = [threading.Thread(target=_end_with, args=(parent.sentinel, os.getppid()), daemon=True)]
@@ -127,6 +175,12 @@ def _begin_work(worker: int) -> None:
     for listener in listeners:
         listener.start()
     gc.freeze()  # else the first collection copies the parent's memory, page by page
+
+
+def _end_for(error: Exception, answer: object) -> None:
+    """Ends this process, whose answer cannot be sent. Whoever waits for it is told that the process has ended."""
+    print(f"a process that reads images cannot send them: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _end_with(parent: int, started_by: int) -> None:
