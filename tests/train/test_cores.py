@@ -1,7 +1,10 @@
 """FAULTS M1: the number of threads follows the cores that other programs leave free."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from ceit.inference import cores
 from ceit.inference.cores import LOOK_SECONDS, FreeCores, Usage, sharing_cores, taken_by_others, usage
 from ceit.train.run import train
 
-MAIN, WORKER = 0, 71
+MAIN, ENDED, WORKER = 0, -1, 71
 Script = Callable[..., None]
 
 
@@ -38,7 +41,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
         busy = [0.0]
 
         def look() -> Usage:
-            now = Usage(clock[0], busy[0], {MAIN: 0.0})
+            now = Usage(clock[0], busy[0], {MAIN: 0.0}, machine_cores)
             busy[0] += LOOK_SECONDS * next(left, 0.0)
             return now
 
@@ -49,7 +52,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setattr(cores, "usage", look)
         monkeypatch.setattr(cores, "time", SimpleNamespace(monotonic=seconds))
-        monkeypatch.setattr(psutil, "cpu_count", lambda: machine_cores)
         torch.set_num_threads(machine_cores)
 
     return play
@@ -101,12 +103,29 @@ def test_m1_it_is_said_once(script: Script) -> None:
 
 
 def test_m1_what_this_process_and_its_workers_use_is_not_taken_by_others() -> None:
-    before = Usage(10.0, 100.0, {MAIN: 5.0, WORKER: 3.0})
-    after = Usage(12.0, 104.0, {MAIN: 7.0, WORKER: 4.0})
+    before = Usage(10.0, 100.0, {MAIN: 5.0, ENDED: 1.0, WORKER: 3.0}, 2)
+    after = Usage(12.0, 104.0, {MAIN: 7.0, ENDED: 1.0, WORKER: 4.0}, 2)
     assert taken_by_others(before, after) == pytest.approx(0.5)
-    ended = Usage(12.0, 104.0, {MAIN: 7.0, 72: 0.5})
-    assert taken_by_others(before, ended) == pytest.approx(0.75)
-    assert taken_by_others(before, Usage(12.0, 101.0, {MAIN: 7.0})) == 0.0
+    ended = Usage(12.0, 104.0, {MAIN: 7.0, ENDED: 4.5, 72: 0.5}, 2)  # the worker after half a second of work
+    assert taken_by_others(before, ended) == pytest.approx(0.5)
+    assert taken_by_others(before, Usage(12.0, 101.0, {MAIN: 7.0, ENDED: 1.0, WORKER: 3.0}, 2)) == 0.0
+
+
+def test_m1_a_worker_that_has_ended_was_not_another_program() -> None:
+    before = usage()
+    worker = multiprocessing.Process(target=_work_for_a_while)
+    worker.start()
+    seen = usage()
+    worker.join()
+    after = usage()
+    assert worker.pid in seen.own
+    assert worker.pid not in after.own
+    assert sum(after.own.values()) - sum(before.own.values()) > 0.4
+
+
+def _work_for_a_while() -> None:
+    while time.process_time() < 0.5:
+        pass
 
 
 def test_m1_a_busy_program_is_seen() -> None:
@@ -122,11 +141,26 @@ def test_m1_a_busy_program_is_seen() -> None:
 
 
 def test_m1_polite_programs_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = psutil.cpu_times()
-    monkeypatch.setattr(psutil, "cpu_times", lambda: times._replace(nice=times.nice + 1e6))
+    times = psutil.cpu_times(percpu=True)
+    beside = [core._replace(nice=core.nice + 1e6) for core in times]
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: beside)
     polite = usage().machine
-    monkeypatch.setattr(psutil, "cpu_times", lambda: times)
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: times)
     assert polite == usage().machine
+
+
+def test_m1_only_the_cores_that_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = psutil.cpu_times(percpu=True)[0]
+    cores_of_machine = [core._replace(user=float(number)) for number in (1000, 2000, 4000, 8000)]
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: cores_of_machine)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    whole = usage()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 3})
+    part = usage()
+    assert (whole.cores, part.cores) == (4, 2)
+    assert whole.machine - part.machine == pytest.approx(
+        5000 + 2 * (core.system + core.irq + core.softirq + core.steal)
+    )
 
 
 @pytest.mark.parametrize("failure", [PermissionError("/proc/stat"), psutil.AccessDenied()])

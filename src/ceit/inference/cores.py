@@ -5,6 +5,7 @@ the one that does not get it, and a step takes several times as long as on the c
 docs/decisions/threads.md.
 """
 
+import math
 import multiprocessing
 import os
 import time
@@ -17,29 +18,38 @@ import torch
 
 LOOK_SECONDS = 1.0  # the least time over which the use of the cores is averaged
 TOLERATED = 0.6  # of a core; a program that takes less of it is better shared with than left the whole core
-_BUSY = ("user", "system", "interrupt", "dpc", "irq", "softirq", "steal")  # as the systems name them; without "nice"
+_BUSY = ("user", "system", "irq", "softirq", "steal")  # as the systems name them; without "nice"
+_SELF, _ENDED = 0, -1  # no process has these numbers
 
 Say = Callable[[str], object]
 
 
 class Usage(NamedTuple):
-    """Seconds since some moment: of the clock, of all cores together at work, and of them for this process."""
+    """Seconds since some moment: of the clock, of all ``cores`` together at work, and of them for this process."""
 
     clock: float
     machine: float
-    own: dict[int, float]  # by process: its workers come and go
+    own: dict[int, float]  # by process: itself, its workers, and those that have ended
+    cores: int
 
 
 def usage() -> Usage:
-    """What the machine and this process have used so far. Raises: OSError or psutil.Error where the system hides it."""
-    times = psutil.cpu_times()._asdict()
-    polite = times.get("nice", 0.0) if psutil.Process().nice() > 0 else 0.0  # gives way to us, unless we are so too
-    own = {0: time.process_time()}
-    own |= {child.pid or 0: _used_by(child.pid) for child in multiprocessing.active_children()}
-    return Usage(time.monotonic(), sum(times.get(name, 0.0) for name in _BUSY) + polite, own)
+    """What the cores that this process may use have done so far, and this process.
+
+    Raises: OSError or psutil.Error where the system hides it.
+    """
+    cores = psutil.cpu_times(percpu=True)
+    if hasattr(os, "sched_getaffinity"):
+        cores = [cores[number] for number in os.sched_getaffinity(0) if number < len(cores)] or cores
+    counted = _BUSY if psutil.Process().nice() <= 0 else (*_BUSY, "nice")  # what is polite gives way, unless we are too
+    machine = sum(getattr(core, name, 0.0) for core in cores for name in counted)
+    ended = os.times()
+    own = {_SELF: time.process_time(), _ENDED: ended.children_user + ended.children_system}
+    own |= {child.pid: _used_by(child.pid) for child in multiprocessing.active_children() if child.pid is not None}
+    return Usage(time.monotonic(), machine, own, len(cores))
 
 
-def _used_by(pid: int | None) -> float:
+def _used_by(pid: int) -> float:
     """Seconds of the cores that a process has used; none if it has just ended."""
     try:
         times = psutil.Process(pid).cpu_times()
@@ -50,7 +60,7 @@ def _used_by(pid: int | None) -> float:
 
 def taken_by_others(before: Usage, after: Usage) -> float:
     """How many cores other programs have used between two looks."""
-    own = sum(max(0.0, seconds - before.own.get(process, 0.0)) for process, seconds in after.own.items())
+    own = sum(after.own.values()) - sum(before.own.values())  # what a worker had used goes over to those that ended
     return max(0.0, (after.machine - before.machine - own) / (after.clock - before.clock))
 
 
@@ -58,7 +68,7 @@ class FreeCores:
     """Sets torch's threads to the number of free cores, at most to what they were. Made by ``sharing_cores``."""
 
     def __init__(self, say: Say) -> None:
-        self._most, self._all = torch.get_num_threads(), psutil.cpu_count() or 1
+        self._most = torch.get_num_threads()
         self._say = say
         self._before: Usage | None = None
         self._told = False
@@ -72,21 +82,22 @@ class FreeCores:
         try:
             now = usage()
         except (OSError, psutil.Error):  # a system that does not tell
-            self._next_look = float("inf")
+            self._next_look = math.inf
+            self.restore()
             return
         if self._before is not None:
-            self._settle(taken_by_others(self._before, now))
+            self._settle(taken_by_others(self._before, now), now.cores)
         self._before, self._next_look = now, now.clock + LOOK_SECONDS
 
-    def _settle(self, taken: float) -> None:
-        threads = max(1, min(self._most, int(self._all - taken + TOLERATED)))
+    def _settle(self, taken: float, cores: int) -> None:
+        threads = max(1, min(self._most, int(cores - taken + TOLERATED)))
         if threads == torch.get_num_threads():
             return
         torch.set_num_threads(threads)
         if not self._told:
             self._told = True
             self._say(
-                f"other programs take {taken:.1f} of the {self._all} cores: computing in {threads} of {self._most} "
+                f"other programs take {taken:.1f} of the {cores} cores: computing in {threads} of {self._most} "
                 f"threads while they do (OMP_NUM_THREADS={self._most} keeps them)"
             )
 
