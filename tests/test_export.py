@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -17,9 +18,10 @@ import ceit_cli
 from ceit.cli import export as verb
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
-from ceit.inference.example_images import ExampleImages
+from ceit.inference.example_images import ExampleImages, of_files
 from ceit.inference.export import Report
 from ceit.inference.exported import load_exported
+from ceit.inference.predictor import Predictor
 
 DIGITS = tuple("0123456789")
 
@@ -95,6 +97,149 @@ def test_m12_no_image_of_a_test_split_is_looked_at_and_none_calibrates_and_check
     assert (len(check), len(calibration)) == (144 if validation_percent else 143, 300)
     shown = [{image.numpy().tobytes() for image in images.images} for images in (check, calibration)]
     assert not shown[0] & shown[1]
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[ExampleImages]:
+    """What the last export was to be checked with and, in int8, calibrated with; no file is written."""
+    images: list[ExampleImages] = []
+
+    def noted(*arguments: Any, check: ExampleImages, calibration: Tensor | None, **options: Any) -> Report:
+        images[:] = [check] if calibration is None else [check, ExampleImages(calibration, "")]
+        raise ValueError("enough")
+
+    monkeypatch.setattr(verb, "export", noted)
+    return images
+
+
+def onnx_of(run: Path, *options: str) -> list[str]:
+    return ["export", "--checkpoint", str(run), "--format", "onnx", "--output", str(run.parent / "a.onnx"), *options]
+
+
+def test_p7_a_set_is_taken_by_its_name_only_where_the_training_was_on_it(
+    tmp_path: Path, taken: list[ExampleImages], capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, folder = {"data": "digits", "seed": 0, "images": "a fixed set"}, {"data": "digits", "images": "images.csv"}
+    assert ceit_cli.main(onnx_of(save(tmp_path / "known", known))) == 1
+    assert taken[0].origin == "digits, training images"
+    assert ceit_cli.main(onnx_of(save(tmp_path / "folder", folder))) == 1
+    assert not taken[0].real
+    assert "trained on digits, and only the directory of its run tells where that lies" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seed", "origin"), [(7, "copy, validation split"), (8, "synthetic images, for want of real ones")]
+)
+def test_p7_a_run_of_an_earlier_version_is_known_by_its_name_and_seed(
+    seed: int, origin: str, tmp_path: Path, taken: list[ExampleImages]
+) -> None:
+    """No record tells it from another run whose model may lie beside the configuration."""
+    digits = load_dataset("digits", img_size=(16, 16))
+    for index in range(len(digits.test)):
+        path = tmp_path / "copy" / str(int(digits.test.labels[index])) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digits.test.read(index, 1).save(path)
+    run = save(tmp_path / "run", {"data": "copy", "seed": 7, "validation_percent": 0.0})
+    config = {"data": str(tmp_path / "copy"), "seed": seed, "epochs": 1, "precision": "float32"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert ceit_cli.main(onnx_of(run)) == 1
+    assert taken[0].origin == origin
+
+
+def test_p7_a_set_of_that_name_with_other_classes_is_not_the_one(
+    run: Path, taken: list[ExampleImages], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of an earlier version does not tell whether it was on the set known as ``digits``, or a folder."""
+    description = json.loads((run / "model.json").read_text())
+    description["class_names"][0] = "ten"
+    (run / "model.json").write_text(json.dumps(description))
+    assert ceit_cli.main(onnx_of(run)) == 1
+    assert not taken[0].real
+    assert "digits has other classes than the checkpoint" in capsys.readouterr().err
+
+
+def pictures(folder: Path, counts: dict[str, int]) -> Path:
+    """Noise, class by class; the first pixels of a picture are those of its class."""
+    random = np.random.default_rng(0)
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = random.integers(0, 256, (16, 16), dtype=np.uint8)
+            pixels[0] = 255 * number
+            Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
+    return folder
+
+
+def test_pictures_are_drawn_from_all_classes_and_no_more_than_needed(
+    run: Path, tmp_path: Path, taken: list[ExampleImages]
+) -> None:
+    folder = str(pictures(tmp_path / "pictures", {"dark": 620, "light": 80}))
+    assert ceit_cli.main(onnx_of(run, "--images", folder, "--precision", "int8")) == 1
+    check, calibration = taken
+    assert (len(check), len(calibration), check.origin) == (400, 300, "pictures given")
+    light = [int((images.images[:, 0, 0, 0] > 0).sum()) for images in taken]
+    assert sum(light) == 80
+    assert 20 <= light[1] <= 50  # of 300 drawn from 620 and 80, on average 34
+    shown = [{image.numpy().tobytes() for image in images.images} for images in taken]
+    assert not shown[0] & shown[1]
+    assert ceit_cli.main(onnx_of(run, "--images", folder, folder)) == 1
+    assert (len(taken[0]), taken[0].origin) == (256, "drawn from the 700 pictures given")
+    assert 15 <= int((taken[0].images[:, 0, 0, 0] > 0).sum()) <= 45
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_named(
+    run: Path, tmp_path: Path, taken: list[ExampleImages], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "pictures", {"dark": 20})
+    (folder / "dark/000.png").write_text("no image")
+    assert ceit_cli.main(onnx_of(run, "--images", str(folder))) == 1
+    assert len(taken[0]) == 19
+    said = f"skipped {folder}/dark/000.png (not an image)\n1 of 20 pictures cannot be read and are left out\n"
+    assert said in capsys.readouterr().err
+    assert ceit_cli.main(onnx_of(run, "--images", str(folder), "--precision", "int8")) == 1
+    assert "error: 19 pictures are too few for int8: give at least 20" in capsys.readouterr().err
+    assert ceit_cli.main(onnx_of(run, "--images", str(folder / "dark/000.png"))) == 1
+    assert "error: none of the pictures can be read: give others with --images" in capsys.readouterr().err
+
+
+def test_pictures_are_read_as_prediction_reads_them(tmp_path: Path) -> None:
+    """A photograph that is much larger than the network's images is reduced before it is fitted."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    model = ceit.create_model("ceit_pico_patch4_32", num_classes=2)
+    seen: list[Tensor] = []
+
+    def network(images: Tensor) -> Tensor:
+        seen.append(images)
+        return torch.zeros(len(images), 2)
+
+    preprocessing = Preprocessing((0.5,) * 3, (0.25,) * 3)
+    Predictor(model, preprocessing=preprocessing, device="cpu", network=network).predict(tmp_path / "photo.jpg")
+    read = of_files([tmp_path / "photo.jpg"], 1, image_hw=model.config.image_hw, preprocessing=preprocessing)
+    assert torch.equal(read.images, seen[0])
+
+
+def test_what_is_left_out_of_the_data_is_said(
+    run: Path, tmp_path: Path, taken: list[ExampleImages], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "data", {"cat": 20, "dog": 20})
+    (folder / "cat/000.png").write_text("no image")
+    Image.new("L", (16, 16)).save(folder / "loose.png")
+    assert ceit_cli.main(onnx_of(run, "--data", str(folder))) == 1
+    said = capsys.readouterr().err
+    assert "skipped cat/000.png (not an image)\nleft out: 1 image in no class folder\n" in said
+
+
+def test_a_place_that_takes_no_file_is_told_before_any_work(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(checkpoint: str) -> None:
+        pytest.fail(f"{checkpoint} was loaded")
+
+    monkeypatch.setattr(verb, "load_checkpoint", work)
+    command = ["export", "--checkpoint", str(run), "--format", "onnx", "--output", str(run / "nowhere/a.onnx")]
+    assert ceit_cli.main(command) == 1
+    assert f"a.onnx cannot be written: there is no folder {run / 'nowhere'}" in capsys.readouterr().err
 
 
 def test_pictures_and_synthetic_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

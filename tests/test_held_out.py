@@ -1,6 +1,7 @@
 """Training, then evaluating and going on, on a folder that changes meanwhile."""
 
 import csv
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from ceit.cli import export
 from ceit.data.record import FILE, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
+from ceit.inference.example_images import ExampleImages
 from ceit.train.assemble import prepare_data
 from ceit.train.loop import Interrupted
 from ceit.train.run import train
@@ -214,6 +216,66 @@ def test_p1_a_new_class_does_not_stop_a_run_that_goes_on(photos: Path, tmp_path:
     said: list[str] = []
     result = train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto", say=said.append)
     assert result.dataset.class_names == ("a", "b")
+    sentence = "images since this run was started: 5 came, 5 are of new classes (aa); the run goes on with the images"
+    assert any(line.startswith(sentence) for line in said)
+
+
+def test_p1_an_image_of_another_kind_does_not_stop_a_run_that_goes_on(photos: Path, tmp_path: Path) -> None:
+    """A colour image came to grey ones. Size and channels stay those of the start, and so do the weights."""
+    whole = train(SMALL, str(photos), tmp_path / "whole")
+
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("step") == 2:
+            raise Interrupted("stopped", terminated=False)
+
+    with pytest.raises(Interrupted):
+        train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", show=stop)
+    for number in range(130):  # more than half of all: the usual size is theirs
+        Image.new("RGB", (40, 40), (number, 0, 200)).save(photos / f"a/colour {number}.png")
+    with pytest.raises(ValueError, match="this run was started with in_chans 1, not 3"):
+        train(replace(SMALL_OFTEN_SAVED, in_chans=3), str(photos), tmp_path / "cut", resume="auto")
+    said: list[str] = []
+    train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto", say=said.append)
+    assert any("130 came; the run goes on with the images that it was started with" in line for line in said)
+    weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "cut", whole.output)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_p1_a_copy_under_its_own_name_came_and_nothing_else(run: Path, photos: Path, evaluate: Evaluate) -> None:
+    shutil.copy(photos / "a/0.png", photos / "a/0.jpg")
+    said = evaluate(run, photos, "--split", "train")[1]
+    assert "images since this run was started: 1 came\n" in said
+
+
+def test_a_start_that_the_disk_had_no_room_for_is_begun_anew(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run there is the record of its images, and the half of a file that a killed process leaves."""
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "cannot save", str(path))
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("ceit.train.run.write_text", full)
+        with pytest.raises(OSError, match="cannot save"):
+            train(SMALL, str(photos), output)
+    assert [path.name for path in output.iterdir()] == [FILE]
+    (output / ".config.yaml.17.tmp").write_text("da")
+    with pytest.raises(ValueError, match="is not empty; name another, or go on with --resume auto"):
+        train(SMALL, str(photos), output)
+    train(replace(SMALL, seed=1), str(photos), output, resume="auto")
+    assert (output / "test.json").is_file()
+    assert not list(output.glob(".*.tmp"))
+
+
+def test_a_list_of_images_that_is_no_record_is_not_written_over(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / FILE).write_text("path,label\n0.png,a\n")
+    with pytest.raises(ValueError, match=r"images\.csv is no record of a run's images \(its columns are path, label\)"):
+        train(SMALL, str(photos), tmp_path / "run", resume="auto")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
 
 
 def test_p1_validation_percent_typed_for_an_unsplit_folder_is_refused(
@@ -311,3 +373,72 @@ def test_p1_export_cuts_other_data_by_the_seed(run: Path, tmp_path: Path) -> Non
 
 def keys(split: Split) -> set[str]:
     return {split.key(index) for index in range(len(split))}
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExampleImages]:
+    """``ceit export`` until the file would be written: what it would be checked on."""
+    checked: list[ExampleImages] = []
+
+    def noted(*arguments: Any, check: ExampleImages, **options: Any) -> None:
+        checked.append(check)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(export, "export", noted)
+
+    def call(checkpoint: Path, *options: str) -> ExampleImages:
+        arguments = ["--checkpoint", str(checkpoint), "--format", "onnx", "--output", str(tmp_path / "out.onnx")]
+        assert ceit_cli.main(["export", *arguments, *options]) == 1
+        return checked.pop()
+
+    return call
+
+
+def test_p7_export_takes_the_images_of_the_run_from_any_folder(
+    run: Path, photos: Path, tmp_path: Path, exported: Callable[..., ExampleImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path / "elsewhere/photos/a", range(200, 260))
+    add(tmp_path / "elsewhere/photos/b", range(300, 360))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    wanted = exported(run, "--data", str(photos))
+    assert wanted.origin == "photos, validation split"
+    for checkpoint in (run, run / "model.safetensors"):
+        assert torch.equal(exported(checkpoint).images, wanted.images)
+
+
+def test_p7_export_takes_no_folder_for_its_name(
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    exported: Callable[..., ExampleImages],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Weights alone do not tell where the images lie; and other images may lie where those of the run did."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alone").mkdir()
+    for suffix in ("safetensors", "json"):
+        shutil.copy(run / f"model.{suffix}", tmp_path / "alone")
+    unknown = "this checkpoint was trained on photos, and only the directory of its run tells where that lies"
+    assert not exported(tmp_path / "alone").real
+    assert f"no images are at hand to check with: {unknown}; --data or --images names some" in capsys.readouterr().err
+    arguments = ["export", "--checkpoint", "alone", "--format", "onnx", "--precision", "int8", "--output", "a.onnx"]
+    assert ceit_cli.main(arguments) == 1
+    assert f"{unknown}; name another with --data, or give --images PATH..." in capsys.readouterr().err
+    shutil.rmtree(photos)
+    add(photos / "a", range(200, 260))
+    add(photos / "b", range(300, 360))
+    assert not exported(run).real
+    assert f"folder {photos} has none of the images that the run was trained on" in capsys.readouterr().err
+
+
+def test_p7_export_takes_a_model_of_another_run_for_none_of_the_directory(
+    run: Path, tmp_path: Path, exported: Callable[..., ExampleImages]
+) -> None:
+    """Of the same seed, and on a folder of the same name."""
+    add(tmp_path / "others/photos/a", range(200, 260))
+    add(tmp_path / "others/photos/b", range(300, 360))
+    train(SMALL, str(tmp_path / "others/photos"), tmp_path / "other")
+    for suffix in ("safetensors", "json"):
+        shutil.copy(tmp_path / f"other/model.{suffix}", run / f"second.{suffix}")
+    assert not exported(run / "second.safetensors").real

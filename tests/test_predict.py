@@ -1,9 +1,12 @@
 """Prediction sees what evaluation sees, whatever an image comes as; and ``ceit predict`` keeps its promises."""
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -374,6 +377,11 @@ def test_dash_is_standard_input(
     [
         (["gone.png"], 1, "error: gone.png does not exist"),
         (["{empty}"], 1, "error: folder {empty} holds no images"),
+        (
+            ["gone.png", "{empty}"],
+            1,
+            "error: 2 paths, and nothing to predict: gone.png does not exist or cannot be reached, folder {empty}",
+        ),
         ([], 2, "the following arguments are required: PATH"),
         (["{photos}", "--json", "--csv"], 2, "argument --csv: not allowed with argument --json"),
         (["{photos}", "--resume"], 2, "--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl"),
@@ -488,12 +496,15 @@ def test_interrupted_file_holds_whole_answers_and_is_gone_on_with(
     sentence = f"error: {output} exists: --resume goes on with it, or name another --output\n"
     assert capsys.readouterr().err == sentence
 
-    whole_lines = whole.read_bytes().splitlines(keepends=True)
+    content = whole.read_bytes()
+    whole_lines = content.splitlines(keepends=True)
     cut = b"".join(whole_lines[: len(part.splitlines()) - 1]) + whole_lines[len(part.splitlines())][:20]
-    for content in (part, cut, whole.read_bytes()):
-        output.write_bytes(content)
+    (error,) = (line for line in whole_lines if b"not an image" in line)
+    six = content[: content.index(error) + len(error)]
+    for left, kept in ((part, part), (cut, six), (content, content)):
+        output.write_bytes(left)
         assert ceit_cli.main([*command, "--resume"]) == 0
-        assert output.read_bytes() == whole.read_bytes()
+        assert output.read_bytes() == kept.replace(error, b"") + error + content.removeprefix(kept)
         assert capsys.readouterr().err.startswith("1 of 12 images cannot be read")
 
 
@@ -518,6 +529,150 @@ def test_resume_leaves_a_foreign_file_as_it_is(
         sentence = f"{whole} holds other things than answers of this model with --top-k {top_k}: name another --output"
         assert capsys.readouterr().err == f"error: {sentence}\n"
         assert whole.read_bytes() == text
+
+
+def answers_in(file: Path) -> list[tuple[str, str]]:
+    """The paths in a file, and their errors."""
+    if file.suffix == ".jsonl":
+        return [(image["path"], image.get("error", "")) for image in map(json.loads, file.read_text().splitlines())]
+    rows = csv.DictReader(io.StringIO(file.read_text()))
+    return [(row["path"], row["error"]) for row in rows if row["rank"] in ("", "1")]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_p14_what_could_not_be_read_is_done_again_by_resuming(
+    suffix: str, run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    names = [str(tmp_path / f"{i}.png") for i in range(5)]
+    for i in (0, 2, 4):
+        shutil.copy(photos / "d.png", names[i])
+    Path(names[3]).write_text("no image")
+    output = tmp_path / f"x{suffix}"
+    command = ["predict", "--checkpoint", str(run), *names, "--output", str(output), "--resume"]
+    assert ceit_cli.main(command) == 1
+    missing, broken = "No such file or directory", "not an image"
+    assert answers_in(output) == list(zip(names, ("", missing, "", broken, ""), strict=True))
+
+    content = output.read_bytes()
+    with monkeypatch.context() as patch:  # errors go whole or not at all
+        patch.setattr(os, "fsync", full)
+        assert ceit_cli.main(command) == 1
+    assert output.read_bytes() == content
+    assert not list(tmp_path.glob(".*"))
+
+    for mended, code, errors in ((None, 1, (missing, broken)), (1, 1, ("", broken)), (3, 0, ("", ""))):
+        if mended:
+            shutil.copy(photos / "e.png", names[mended])
+        assert ceit_cli.main(command) == code
+        answered = [(names[i], "") for i in (0, 2, 4)]
+        assert answers_in(output) == [*answered, (names[1], errors[0]), (names[3], errors[1])]
+
+
+def test_one_process_at_a_time_writes_a_file(
+    written: tuple[list[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    command, whole = written
+    output, link = tmp_path / f"new{whole.suffix}", tmp_path / f"link{whole.suffix}"
+    link.symlink_to(output)
+    with (tmp_path / f".{output.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in (output, link):
+            for resume in ([], ["--resume"]):
+                assert ceit_cli.main([*command, "--output", str(name), *resume]) == 1
+                sentence = f"{name} is being written by another ceit predict: wait for it, or name another --output"
+                assert capsys.readouterr().err == f"error: {sentence}\n"
+                assert not output.exists()
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    assert ceit_cli.main([*command, "--output", str(output)]) == 0
+    assert output.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_resume_takes_no_answers_of_another_model(
+    written: tuple[list[str], Path], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, whole = written
+    other, same = tmp_path / "other.safetensors", tmp_path / "same.safetensors"
+    model = network()
+    ceit.save_checkpoint(same, model, class_names=NAMES, preprocessing=PREPROCESSING)
+    assert isinstance(model.head, nn.Linear)
+    with torch.no_grad():
+        model.head.bias[0] += 1e-6  # no answer tells
+    ceit.save_checkpoint(other, model, class_names=NAMES, preprocessing=PREPROCESSING)
+    content, side_file = whole.read_bytes(), whole.with_name(f"{whole.name}.model.json")
+    resumed = [*command, "--output", str(whole), "--resume"]
+    capsys.readouterr()
+
+    assert ceit_cli.main([*resumed, "--checkpoint", str(other)]) == 1
+    told = f"{whole} holds answers of another model, {run} as it was then: go on with that, or name another --output"
+    assert capsys.readouterr().err == f"error: {told}\n"
+    assert whole.read_bytes() == content
+
+    assert ceit_cli.main([*resumed, "--checkpoint", str(same), "--precision", "bf16"]) == 0
+    assert json.loads(side_file.read_text())["checkpoint"] == str(same)
+
+    side_file.write_text("[]")
+    assert ceit_cli.main(resumed) == 1
+    told = f"error: {side_file} is damaged: remove it if the answers in {whole} are of this model\n"
+    assert capsys.readouterr().err.endswith(told)
+    side_file.unlink()
+    assert ceit_cli.main(resumed) == 0
+    told = f"{whole} does not say whose answers it holds: they are taken to be this model's\n"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_resume_says_that_it_knows_images_by_their_paths(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ceit_cli.main(["predict", "--help"]) == 0
+    assert "same model, paths written as before" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_not_there_is_an_image_that_cannot_be_read(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, link, empty = (tmp_path / name for name in ("gone.png", "link.png", "empty"))
+    link.symlink_to("nowhere.png")
+    empty.mkdir()
+    command = ["predict", "--checkpoint", str(run), str(gone), str(photos / "d.png"), str(link), str(empty), "--json"]
+    assert ceit_cli.main(command) == 1
+    captured = capsys.readouterr()
+    missing = "No such file or directory"
+    assert [answer.get("error") for answer in json.loads(captured.out)] == [missing, None, missing]
+    sentence = f"2 of 3 images cannot be read: {gone}, {link}"
+    assert captured.err == f"folder {empty} holds no images\nerror: {sentence}; --skip-broken accepts that\n"
+    assert ceit_cli.main([*command, "--skip-broken"]) == 0
+
+
+def test_a_folder_that_cannot_be_listed_keeps_no_other_image_from_being_predicted(
+    run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if path.name == "farm":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    command = ["predict", "--checkpoint", str(run), "--json"]
+    assert ceit_cli.main([*command, str(photos)]) == 1
+    captured = capsys.readouterr()
+    answers = json.loads(captured.out)
+    assert [Path(answer["path"]).name for answer in answers] == ["d.png", "e.png", "farm", "a.PNG", "b.png"]
+    assert [Path(answer["path"]).name for answer in answers if "error" in answer] == ["farm"]
+    assert captured.err.endswith(f"1 of 5 images cannot be read: {photos / 'farm'}; --skip-broken accepts that\n")
+
+    assert ceit_cli.main([*command, str(photos / "farm")]) == 1
+    told = f"folder {photos / 'farm'} cannot be listed (Permission denied): make it readable or remove it"
+    assert capsys.readouterr() == ("", f"error: {told}\n")
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])
@@ -575,6 +730,12 @@ def test_exported_file_answers_as_its_checkpoint(
     if form != "openvino":
         told = f"error: {file} cannot be run in bf16: only OpenVINO's .xml can, others run in float32\n"
         assert capsys.readouterr() == ("", told)
+
+    output = ["--output", str(tmp_path / "answers.csv")]
+    assert ceit_cli.main(["predict", "--checkpoint", str(file), str(photos), *output]) == 0
+    assert ceit_cli.main(["predict", "--checkpoint", str(run), str(photos), *output, "--resume"]) == 1
+    told = f"error: {output[1]} holds answers of another model, {file} as it was then: go on with that, or name"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["text.onnx", "text.pt2", "text.xml"])

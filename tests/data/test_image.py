@@ -21,6 +21,7 @@ from ceit.data import pillow
 from ceit.data.image import (
     BrokenImageError,
     MissingDecoderError,
+    RefusedImageError,
     TooLargeError,
     image_suffixes,
     is_image_name,
@@ -148,6 +149,7 @@ def test_p3_what_pillow_decodes_is_an_image(name: str) -> None:
     [
         *("a", "jpg", ".jpg", "a.txt", "a.json", "a.csv", "Thumbs.db", "a.mp4", "a.mpg", "a.mpeg", "a.svg", "a.nef"),
         *("a.eps", "a.ps", "a.pdf", "a.wmf", "a.emf", "a.h5", "a.hdf", "a.grib", "a.bufr", "a.fits", "a.jpg.txt"),
+        *("a.pcd", "a.gbr", "a.PFM"),  # point clouds, circuit boards, depth maps
     ],
 )
 def test_p3_what_it_only_names_or_gives_to_others_is_none(name: str) -> None:
@@ -253,6 +255,26 @@ def test_p14_a_lack_of_memory_is_no_verdict_on_bytes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Image.Image, "convert", failing)
     with pytest.raises(MemoryError):
         read_image(data, 3)
+
+
+class Starved:
+    """A decoder of Pillow that gets no memory."""
+
+    pulls_fd = False
+
+    def setimage(self, *_: object) -> None: ...
+
+    def decode(self, _: bytes) -> tuple[int, int]:
+        return -1, -9
+
+    def cleanup(self) -> None: ...
+
+
+def test_p14_a_decoder_that_gets_no_memory_is_no_verdict_on_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded("PNG")
+    monkeypatch.setattr(Image, "_getdecoder", lambda *_: Starved())
+    with pytest.raises(RefusedImageError, match=r"^a\.png cannot be read \(out of memory.* when reading image file\)$"):
+        read_image(data, 3, name="a.png")
 
 
 def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
@@ -399,10 +421,12 @@ def test_p15_the_limit_can_be_raised_and_lowered(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "0.00005")
     with pytest.raises(TooLargeError, match="9 x 6 pixels, above the limit of 5e-05 megapixels"):
         read_image(data, 1)
-    for wrong in ("many", "0", "-3", "nan", ""):
+    for wrong in ("many", "0", "-3", "nan"):
         monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", wrong)
         with pytest.raises(ValueError, match=f"CEIT_MAX_MEGAPIXELS must be a number above 0, got '{wrong}'"):
             read_image(data, 3)
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "")  # as if it were not set
+    assert read_image(data, 3).size == (9, 6)
     assert before == int(1024**3 / 12)
 
 
@@ -411,3 +435,23 @@ def test_p15_worker_processes_inherit_the_limit() -> None:
     environment = os.environ | {"CEIT_MAX_MEGAPIXELS": "1000"}
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "1000.0"
+
+
+@pytest.mark.parametrize("wrong", ["500MP", "0", "-3", "nan"])
+@pytest.mark.parametrize("read", [lambda path: read_image(path, 3), read_header])
+def test_p14_a_wrong_limit_is_no_verdict_and_told_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, read: Any
+) -> None:
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", wrong)
+    with pytest.raises(ValueError, match=f"^CEIT_MAX_MEGAPIXELS must be a number above 0, got '{wrong}'$") as raised:
+        read(tmp_path / "nothing.png")
+    assert raised.type is ValueError
+
+
+def test_p14_the_limit_stands_for_others_while_a_large_image_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CEIT_MAX_MEGAPIXELS", raising=False)
+    usual = pillow.limit_megapixels()
+    with pillow.limit_lifted():
+        assert pillow.limit_megapixels() == usual < 200
+        assert pillow.above_limit((20_000, 10_000))
+        assert Image.MAX_IMAGE_PIXELS is not None, "Pillow compares with it in other threads"

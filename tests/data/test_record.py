@@ -4,8 +4,9 @@ import csv
 import io
 import shutil
 import tarfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -20,13 +21,13 @@ from PIL import Image
 
 from ceit.data.cut import PARTS_STREAM, tenths_by_content
 from ceit.data.held_out import to_measure
-from ceit.data.labelled import LabelledSet, as_dataset, without_copies
+from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset, without_copies
 from ceit.data.random_bits import random_bits
-from ceit.data.record import FILE, TEST, TRAIN, VALIDATION, ImageRecord
+from ceit.data.record import FILE, NEW, TEST, TRAIN, VALIDATION, Changes, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.sources.shards.write import write_shards
-from ceit.data.splits import Split
+from ceit.data.splits import FileSplit, Split
 
 CLASSES = ("cat", "dog")
 TRAINING = {"seed": 0, "images": FILE}
@@ -153,6 +154,9 @@ def a_history(folder: Folder, place: Callable[[Folder], Path]) -> None:
         for _ in range(folder.random.randrange(1, 5)):
             folder.change()
         now = load_images(place(folder))
+        _, changes = record.parts_in(now)
+        assert min(changes.came, changes.went, changes.changed, changes.renamed) >= 0, folder.lines
+        assert changes.came - changes.went == sum(map(len, now.parts.values())) - len(record.rows), folder.lines
         here = set().union(*(contents(part) for part in now.parts.values()))
         allowed = here - used.keys()
         if not allowed:
@@ -303,3 +307,95 @@ def test_shards_keep_what_images_are_known_by(tmp_path: Path, folders: Callable[
     assert set().union(*map(contents, packed.parts.values())) == contents(found.unsplit)
     measured = to_measure(packed, record, TRAINING, None)
     assert contents(measured.split) == {row.content for row in record.rows if row.part == TEST}
+
+
+def save_anew(root: Path) -> None:
+    picture(root / "train/cat/0.dib", 99)
+    (root / "train/cat/0.bmp").unlink()
+
+
+def rename_and_replace(root: Path) -> None:
+    (root / "train/cat/0.bmp").rename(root / "train/cat/zero.bmp")
+    picture(root / "train/cat/0.bmp", 99)
+
+
+def remove_and_add(root: Path) -> None:
+    (root / "train/cat/0.bmp").unlink()
+    picture(root / "train/cat/new.bmp", 99)
+
+
+HAPPENED: dict[str, tuple[Callable[[Path], object], tuple[int, int, int, int]]] = {
+    "a copy in another part": (
+        lambda root: shutil.copy(root / "train/cat/0.bmp", root / "test/cat/0.bmp"),
+        (1, 0, 0, 0),
+    ),
+    "a copy of another suffix": (
+        lambda root: shutil.copy(root / "train/cat/0.bmp", root / "train/cat/0.dib"),
+        (1, 0, 0, 0),
+    ),
+    "a new image of a known name": (lambda root: picture(root / "train/cat/0.dib", 99), (1, 0, 0, 0)),
+    "an image saved anew": (save_anew, (0, 0, 1, 0)),
+    "an image edited in its place": (lambda root: picture(root / "test/cat/10.bmp", 99), (0, 0, 1, 0)),
+    "an image renamed": (lambda root: (root / "train/cat/0.bmp").rename(root / "train/cat/zero.bmp"), (0, 0, 0, 1)),
+    "an image renamed and its name taken": (rename_and_replace, (1, 0, 0, 1)),
+    "one went and one came": (remove_and_add, (1, 1, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", HAPPENED)
+def test_p1_each_image_is_counted_once(tmp_path: Path, name: str) -> None:
+    for number in range(16):
+        part = "train" if number < 10 else "test"
+        picture(tmp_path / "set" / part / CLASSES[number % 2] / f"{number}.bmp", number)
+    record = started(load_images(tmp_path / "set"), seed=0)
+    change, counts = HAPPENED[name]
+    change(tmp_path / "set")
+    _, changes = record.parts_in(load_images(tmp_path / "set"))
+    assert (changes.came, changes.went, changes.changed, changes.renamed) == counts
+
+
+def test_p1_two_images_of_one_name_are_two(tmp_path: Path) -> None:
+    """Whichever changes is found, both are taken up as they were, and a third may be one of them saved anew."""
+    for number in range(12):
+        for suffix, content in (("bmp", number), ("dib", 100 + number)):
+            picture(tmp_path / "set" / CLASSES[number % 2] / f"{number}.{suffix}", content)
+    found = load_images(tmp_path / "set")
+    record = started(found, seed=0)
+    picture(tmp_path / "set/cat/0.pcx", 200)
+    now = load_images(tmp_path / "set")
+    parts, changes = record.parts_in(now)
+    assert (changes.came, changes.went, changes.changed, changes.renamed) == (1, 0, 0, 0)
+    assert "new" not in parts["all"]
+    dataset, _ = record.restored(now)
+    was = [as_dataset(found, seed=0).train, as_dataset(found, seed=0).test]
+    for before, after in zip(was, (dataset.train, dataset.test), strict=True):
+        assert contents(before) == contents(after)
+    (tmp_path / "set/cat/0.pcx").unlink()
+    picture(tmp_path / "set/cat/0.dib", 300)
+    _, changes = record.parts_in(load_images(tmp_path / "set"))
+    assert (changes.came, changes.went, changes.changed, changes.renamed) == (0, 0, 1, 0)
+
+
+def test_new_classes_are_told_with_counts() -> None:
+    changes = Changes(came=60, changed=1, new_classes={"emu": 3, "jay": 4, "kea": 5, "owl": 48})
+    assert str(changes) == (
+        "images since this run was started: 60 came, 1 changed, 60 are of new classes (emu, jay, kea, ...)"
+    )
+
+
+def test_m5_a_record_of_many_images_is_compared_in_seconds() -> None:
+    """A time that grows with the square of the images would be minutes."""
+    many = 50_000
+    paths = tuple(Path(f"/photos/{CLASSES[number % 2]}/{number}.jpg") for number in range(many))
+    digests = np.random.default_rng(0).integers(0, 2**64, many, dtype=np.uint64)
+    split = FileSplit(paths, torch.arange(many) % 2, Path("/photos"), digests)
+    grey = (0.5,) * 3
+    found = LabelledSet("photos", "folder photos", CLASSES, {UNSPLIT: split}, grey, grey, (224, 224))
+    record = started(replace(found, parts={UNSPLIT: split.subset(torch.arange(many - 1))}), seed=0)
+    began = time.perf_counter()
+    parts, changes = record.parts_in(found)
+    dataset, _ = record.restored(found)
+    assert time.perf_counter() - began < 20
+    assert str(changes) == "images since this run was started: 1 came"
+    assert [name for name in parts[UNSPLIT].tolist() if name == NEW] == [NEW]
+    assert contents(dataset.train) == {row.content for row in record.rows if row.part == TRAIN}

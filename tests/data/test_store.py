@@ -7,11 +7,13 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 
+from ceit.data import pillow
 from ceit.data import store as store_module
 from ceit.data.cache import NoCacheError
-from ceit.data.store import Copy, Fact, Store, open_store, size_limit_bytes
+from ceit.data.store import Copy, Fact, Store, open_store, reader, size_limit_bytes
 
 PIXELS = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
 LARGEST = 2**64 - 1
@@ -47,14 +49,41 @@ def test_what_is_kept_is_found_by_another_process(cache: Path) -> None:
     assert store.trouble is None
 
 
-def test_a_bad_verdict_and_a_copy_hold_until_something_else_decodes(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_p14_verdicts_and_copies_belong_to_what_decodes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(cache)
     monkeypatch.setattr(store_module, "reader", lambda: "a newer Pillow")
-    assert store.facts(["good", "bad"]) == {"good": Fact(LARGEST)}
+    assert store.facts(["good", "bad"]) == {}
     assert store.fact_of(7) is None
     assert store.copy(LARGEST, "form") is None
+    refused = Fact(LARGEST, "no longer read")
+    store.add([("good", refused)], [])
+    assert store.facts(["good", "bad"]) == {"good": refused}
+    assert store.fact_of(LARGEST) == refused
+    monkeypatch.undo()
+    assert is_found(store)
+
+
+def test_p14_verdicts_hold_where_the_limit_is_no_lower(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "100")
+    store = filled(cache)
+    for limit, held in (("100", True), ("99.9", False), ("500", True), ("inf", True), ("", True)):
+        monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", limit)
+        assert is_found(store) == held
+        assert (store.fact_of(7) is not None) is held
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "500MP")
+    with pytest.raises(ValueError, match="CEIT_MAX_MEGAPIXELS must be a number above 0, got '500MP'"):
+        store.facts(["good"])
+
+
+def test_p14_another_version_or_lack_of_a_plugin_is_another_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = reader.__wrapped__  # not as it was before
+    usual, formats = read(), pillow.formats()
+    monkeypatch.setattr(pillow_heif, "__version__", "0.0.1")
+    assert read() != usual
+    monkeypatch.undo()
+    assert read() == usual
+    monkeypatch.setattr(pillow, "formats", lambda: tuple(name for name in formats if name != "HEIF"))
+    assert read() != usual
 
 
 @pytest.mark.parametrize("damage", ["text", "zeros within", "cut"])

@@ -2,7 +2,9 @@
 
 import errno
 import io
+import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -10,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
+from ceit.data import pillow
 from ceit.data import store as store_module
 from ceit.data import survey as survey_module
 from ceit.data.preprocessing import to_array
 from ceit.data.reduced import Form, evaluation_cover, training_cover
+from ceit.data.splits import FileSplit
 from ceit.data.survey import form_for, memory_bytes, read_kept, survey
 
 SMALL = Form(3, (16, 16), (8, 8))
@@ -190,6 +195,58 @@ def test_p14_what_a_setting_refuses_is_read_when_it_allows_it(form: Form, monkey
     assert survey(images, form).broken == {}
 
 
+@pytest.mark.parametrize("form", [SMALL, REDUCED])
+def test_p14_a_lower_limit_refuses_what_was_read_before_and_a_higher_one_reads_nothing_anew(
+    form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = photos(1)
+    assert survey(images, form).broken == {}
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "0.001")
+    assert "above the limit of 0.001 megapixels" in survey(images, form).broken[0]
+    images.reads.clear()
+    for limit in ("", "500"):
+        monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", limit)
+        assert survey(images, form).broken == {}
+    assert images.reads == []
+
+
+def test_p14_a_wrong_setting_stops_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = photos(3)
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "500MP")
+    with pytest.raises(ValueError, match="CEIT_MAX_MEGAPIXELS must be a number above 0, got '500MP'"):
+        survey(images, SMALL)
+    assert images.reads == []
+    monkeypatch.delenv("CEIT_MAX_MEGAPIXELS")
+    assert survey(images, SMALL).broken == {}
+
+
+def test_p14_a_heic_that_was_read_is_asked_again_where_pillow_heif_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    formats, file = pillow.formats(), io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(file, "HEIF")
+    images = Images([file.getvalue()])
+    assert survey(images, REDUCED).broken == {}
+    monkeypatch.setattr(pillow, "formats", lambda: tuple(name for name in formats if name != "HEIF"))
+    monkeypatch.setattr(store_module, "reader", store_module.reader.__wrapped__)  # as a new process finds it
+    assert survey(images, REDUCED).broken[0].startswith("HEIF needs the package pillow-heif")
+
+
+def test_p14_files_of_the_same_size_and_time_that_swap_names_are_read_again(tmp_path: Path) -> None:
+    first, second = paths = tmp_path / "a.bmp", tmp_path / "b.bmp"
+    for path, value in zip(paths, (10, 200), strict=True):
+        Image.new("L", (32, 32), value).save(path)
+        os.utime(path, (10**9, 10**9))
+    split, form = FileSplit(paths, torch.zeros(2, dtype=torch.int64)), Form(1, (16, 16), (8, 8))
+    before = survey(split, form)
+    time.sleep(0.05)  # more than a tick of the file system's clock
+    first.rename(tmp_path / "c.bmp")
+    second.rename(first)
+    (tmp_path / "c.bmp").rename(second)
+    after = survey(split, form)
+    assert before.digests.tolist() == after.digests.tolist()[::-1]
+    assert after.pixels is not None
+    assert after.pixels[:, 0, 0, 0].tolist() == [200, 10]
+
+
 def test_an_image_whose_state_cannot_be_told_is_read_each_time() -> None:
     images = Images([photo(0)], states=[""])
     survey(images, SMALL, "reading")
@@ -240,6 +297,31 @@ def test_m5_a_set_larger_than_memory_is_not_held(monkeypatch: pytest.MonkeyPatch
 
 def test_the_memory_of_the_machine_is_known() -> None:
     assert 2**28 < memory_bytes() < 2**45
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("0::/", "memory.max"),
+        ("0::/slurm/job_7/step_0", "slurm/job_7/memory.max"),
+        ("4:memory:/slurm/job_7/step_0", "memory/slurm/job_7/memory.limit_in_bytes"),
+        ("4:memory:/docker/of_the_host", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_m5_the_memory_of_a_container_or_a_job_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, file: str
+) -> None:
+    own, limit = tmp_path / "cgroup", tmp_path / "groups" / file
+    own.write_text(f"1:name=systemd:/\n{line}\n")
+    limit.parent.mkdir(parents=True)
+    monkeypatch.setattr(survey_module, "_OWN_GROUPS", own)
+    monkeypatch.setattr(survey_module, "_GROUPS", tmp_path / "groups")
+    limit.write_text("1000000\n")
+    assert memory_bytes() == 1_000_000
+    limit.write_text("max\n")
+    assert memory_bytes() > 2**28
+    own.unlink()
+    assert memory_bytes() > 2**28
 
 
 def test_nothing_is_left_running_when_reading_is_stopped() -> None:

@@ -11,12 +11,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from tests.train.conftest import SMALL
 
 from ceit.inference import cores
 from ceit.inference.cores import LOOK_SECONDS, FreeCores, Usage, sharing_cores, taken_by_others, usage
 from ceit.train.run import train
-
-from tests.train.conftest import SMALL
 
 MAIN, WORKER = 0, 71
 Script = Callable[..., None]
@@ -156,11 +155,16 @@ def test_m1_the_number_stays_where_it_was_set(
 
 def test_m1_threads_are_given_back(script: Script) -> None:
     script([1.0, 1.0])
-    with pytest.raises(RuntimeError, match="stopped"), sharing_cores(True) as free:
-        assert free is not None
-        free.follow()
-        assert torch.get_num_threads() == 1
-        raise RuntimeError("stopped")
+
+    def stopped() -> None:
+        with sharing_cores(True) as free:
+            assert free is not None
+            free.follow()
+            assert torch.get_num_threads() == 1
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        stopped()
     assert torch.get_num_threads() == 2
 
 

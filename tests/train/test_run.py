@@ -1,5 +1,6 @@
 """Whole runs on the digits that ship with the package, with a network small enough for a test."""
 
+import errno
 import fcntl
 import json
 import os
@@ -243,3 +244,82 @@ def test_m9_a_run_that_has_nothing_to_keep_says_so(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match=r"no epoch ended with weights whose validation loss is finite"):
         train(replace(SMALL, epochs=1), "digits", tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("where", ["not mounted/checkpoint", "/proc/self/mem"])  # no such file, and one that gives EIO
+def test_p14_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(
+    finished: Result, tmp_path: Path, where: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.output, copy)
+    newest = max((copy / "checkpoints").iterdir())
+    newest.rename(tmp_path / "elsewhere")
+    newest.symlink_to(where)
+    with pytest.raises(OSError, match=r"step_00000084\.safetensors cannot be read \(.+\) and is left as it is: resume"):
+        train(SMALL, "digits", copy, resume="auto")
+    assert newest.is_symlink()
+    (tmp_path / "elsewhere").rename(newest)
+    assert train(SMALL, "digits", copy, resume="auto").test == finished.test
+
+
+def test_going_on_from_an_older_checkpoint_names_those_that_are_dropped(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.output, copy)
+    said: list[str] = []
+    older = copy / "checkpoints" / "step_00000042.safetensors"
+    assert train(SMALL, "digits", copy, resume=str(older), say=said.append).test == finished.test
+    assert "later checkpoints are dropped, the run writes them again: 1 (step_00000084.safetensors)" in said
+    assert lines(copy) == lines(finished.output)
+
+
+@pytest.mark.parametrize("names", [("model.safetensors", "model.json"), ("model.safetensors",), ("model.json",)])
+def test_a_run_whose_model_was_moved_away_says_so(finished: Result, tmp_path: Path, names: tuple[str, ...]) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.output, copy)
+    for name in names:
+        (copy / name).rename(tmp_path / name)
+    sentence = (
+        rf"run lacks {' and '.join(names)} of epoch \d, the best so far: put back what was moved, or name another"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        train(SMALL, "digits", copy, resume="auto")
+    for name in names:
+        (tmp_path / name).rename(copy / name)
+    assert train(SMALL, "digits", copy, resume="auto").test == finished.test
+
+
+def test_a_finished_run_with_the_model_of_another_says_so(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.output, copy)
+    side = json.loads((copy / "model.json").read_text(encoding="utf-8"))
+    side["training"]["epoch"] = 99
+    (copy / "model.json").write_text(json.dumps(side), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"model\.json is not of the model that the finished run has kept, of epoch \d"
+    ):
+        train(SMALL, "digits", copy, resume="auto")
+
+
+def failing_lock(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(file: Any, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    failing_lock(monkeypatch, number)
+    said: list[str] = []
+    train(replace(SMALL, epochs=1, limit_batches=2), "digits", tmp_path / "run", say=said.append)
+    sentence = f"run has no locks ({os.strerror(number)}): nothing keeps other runs out, so start no second one there"
+    assert any(line.endswith(sentence) for line in said)
+    assert (tmp_path / "run" / "test.json").is_file()
+
+
+def test_a_lock_that_fails_for_another_reason_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_lock(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        train(SMALL, "digits", tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import yaml
 from tests.train.conftest import SMALL
 from torch import Tensor, nn
 
+from ceit.cli.train import parse
 from ceit.data.batches.loader import Loader
 from ceit.train.config import WeightAverage
 from ceit.train.loop import Interrupted
@@ -188,3 +190,29 @@ def test_m3_a_run_without_a_budget_that_is_resumed_with_one_keeps_its_steps_and_
     train(replace(config, epochs=9), "digits", run, resume="auto", time_budget_seconds=60.0, say=said.append)
     assert "a resumed run keeps its number of steps: the time budget changes nothing" in said
     assert records(run, "test")[0]["step"] == 3
+
+
+def test_m3_a_run_killed_before_its_first_checkpoint_starts_over_in_as_many_steps(clock: Clock, tmp_path: Path) -> None:
+    """The budget chose a part of an epoch of 42 steps; with other options the whole epochs count that are asked for."""
+
+    class Killed(KeyboardInterrupt):
+        """Leaves a run as ``kill -9`` does: nothing is saved any more."""
+
+    def kill(state: dict[str, Any]) -> None:
+        if state.get("total_steps"):
+            raise Killed
+
+    run, other = tmp_path / "run", tmp_path / "other"
+    with pytest.raises(Killed):
+        train(BUDGETED, "digits", run, time_budget_seconds=1.8, show=kill)
+    shutil.copytree(run, other)
+    steps = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["steps"]
+    assert steps < 42
+    said: list[str] = []
+    config, asked = parse(["--output", str(run), "--resume", "auto"])
+    train(config, asked.data, run, resume="auto", say=said.append)
+    assert f"{run} holds no checkpoint yet: the run starts over, and takes {steps} steps" in said
+    assert records(run, "test")[0]["step"] == steps
+    train(replace(config, global_batch_size=64), asked.data, other, resume="auto", say=said.append)
+    assert f"{other} holds no checkpoint yet: the run starts over, and takes 21 steps" in said
+    assert records(other, "test")[0]["step"] == 21

@@ -20,7 +20,7 @@ from ceit.data.sources.published import PUBLISHED
 from ceit.data.sources.shards.write import write_shards
 from ceit.data.splits import ArraySplit, ImageDataset
 from ceit.paths import expanded
-from ceit.weights.atomic import replace_files
+from ceit.weights.atomic import replace_files, require_place
 
 _LISTED_CLASSES = 24
 _LISTED_FINDINGS = 12
@@ -102,19 +102,23 @@ def _as_it_lies(data: str, seed: int, skip_broken: bool) -> ImageDataset:
 def check_data(data: str, as_json: bool, output: Path | None) -> None:
     """Checks a set and prints the findings.
 
-    Raises: ValueError if it is no data set, or, after printing, if it has errors.
+    Raises: ValueError, before reading, for an output that cannot be written; if it is no data set; and, after printing,
+    if it has errors.
     """
+    if output is not None:
+        require_place(output)
     report = check(data)
     document = json.dumps(report.as_dict(), indent=None if as_json else 1)
-    if output is not None:
-        replace_files({output: document.encode()})
-    if as_json:
-        print(document)
-    else:
-        print_report(report)
+    try:
+        if output is not None:
+            replace_files({output: document.encode()})
+    finally:
+        if as_json:
+            print(document)
+        else:
+            print_report(report)
     if report.errors:
-        *some, last = report.errors
-        raise ValueError(f"{report.name} has {', '.join(some)}{' and ' if some else ''}{last}")
+        raise ValueError(report.verdict)
 
 
 def print_report(report: Report) -> None:
@@ -126,6 +130,8 @@ def print_report(report: Report) -> None:
         console.print(Text(f"  {line}"), soft_wrap=True)
     for line in report.remarks:
         console.print(Text(f"! {line}", "yellow"), soft_wrap=True)
+    if report.refusal:
+        console.print(Text(f"✗ {report.refusal}", "bold red"), soft_wrap=True)
     console.print()
     for table in (_findings(report), _classes(report)):
         # A number is never cut, however narrow the terminal.
@@ -163,7 +169,8 @@ def _findings(report: Report) -> Table:
     add("images copied within a split", len(within), "; ".join(filter(None, (_kinds(within), unsplit))))
     add("of all copies, in several classes", sum(group.of_several_classes for group in report.copies))
     add("empty classes", len(report.empty_classes), error=True)
-    add("classes without training images", len(report.untrained_classes), error=True)
+    if not report.refusal:  # which may be that there is no part to train on
+        add("classes without training images", len(report.untrained_classes), error=True)
     add("classes that a split lacks", len(report.untested_classes))
     add("blank images", len(report.blank))
     if report.dark:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from rich.text import Text
 from ceit.data.held_out import used_for
 from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, of_classes
 from ceit.data.preprocessing import Preprocessing
-from ceit.data.record import TRAIN, VALIDATION, ImageRecord
+from ceit.data.record import FILE, FIXED, TRAIN, VALIDATION, ImageRecord
 from ceit.data.reduced import IN_MEMORY_SIDE
-from ceit.data.sources.choose import load_images
+from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.walk import image_files
 from ceit.data.splits import Split, cut_validation
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
@@ -34,7 +36,9 @@ from ceit.inference.predictor import default_preprocessing, stored_preprocessing
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.model import CeiT
 from ceit.paths import expanded
+from ceit.train.directory import saved_config
 from ceit.weights import load_checkpoint, read_description
+from ceit.weights.atomic import require_place
 
 _FEWEST_FOR_INT8 = 20  # pictures: half to calibrate, half to check
 _SYNTHETIC_IMAGES = 32
@@ -49,6 +53,7 @@ def main(arguments: list[str]) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check_usage(parser, options)
+    require_place(options.output)
     if not options.overwrite:
         refuse_existing(options.output)
     model = load_checkpoint(options.checkpoint)
@@ -94,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--data", metavar="NAME|DIR", help="a data set to check and calibrate with (default: the one of the training)"
+        "--data", metavar="NAME|DIR", help="a data set to check and calibrate with (default: that of the run)"
     )
     source.add_argument(
         "--images", metavar="PATH", nargs="+", type=expanded, help="pictures, or folders of them, instead of a data set"
@@ -117,27 +122,42 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 def _images(
     options: argparse.Namespace, model: CeiT, preprocessing: Preprocessing, training: dict[str, Any]
 ) -> tuple[ExampleImages, ExampleImages | None]:
-    """What to check with, and what to calibrate with for int8: never the same, and never a test split."""
+    """What to check with, and what to calibrate with for int8: never the same, and of a data set never a test split."""
     shown: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing}
     int8, small = options.precision == "int8", max(model.config.image_hw) <= IN_MEMORY_SIDE
+    count = (2000 if small else 500) if int8 else (256 if small else 64)
     if options.images:
-        pictures = _pictures(options.images)
-        if not int8:
-            return of_files(pictures, **shown), None
-        if len(pictures) < _FEWEST_FOR_INT8:
-            raise ValueError(
-                f"{len(pictures)} pictures are too few for int8: give at least {_FEWEST_FOR_INT8}, of which half "
-                "calibrate and half check"
-            )
-        return of_files(pictures[1::2], **shown), of_files(pictures[::2][:CALIBRATION_IMAGES], **shown)
+        pictures = of_files(_pictures(options.images), count + (CALIBRATION_IMAGES if int8 else 0), **shown)
+        return _shared_out(pictures, int8)
     examples = _examples(options, model, training, needed=int8)
     if examples is None:
         return synthetic(_SYNTHETIC_IMAGES, **shown), None
     shown["class_names"] = model.class_names
-    count = (2000 if small else 500) if int8 else (256 if small else 64)
     found, rest, held_out, held_out_name = examples
     check = of_dataset(found, held_out, held_out_name, count, **shown)
     return check, of_dataset(found, rest, "training images", CALIBRATION_IMAGES, **shown) if int8 else None
+
+
+def _shared_out(pictures: ExampleImages, int8: bool) -> tuple[ExampleImages, ExampleImages | None]:
+    """Half of the pictures, and no more than it needs, calibrate int8; all others check.
+
+    Raises: ValueError if there are too few that can be read.
+    """
+    _say(f"skipped {line}" for line in pictures.skipped)
+    if pictures.skipped:
+        total = len(pictures.skipped) + len(pictures)
+        _say([f"{len(pictures.skipped):,} of {total:,} pictures cannot be read and are left out"])
+    if not len(pictures):
+        raise ValueError("none of the pictures can be read: give others with --images")
+    if not int8:
+        return pictures, None
+    if len(pictures) < _FEWEST_FOR_INT8:
+        raise ValueError(
+            f"{len(pictures)} pictures are too few for int8: give at least {_FEWEST_FOR_INT8}, of which half "
+            "calibrate and half check"
+        )
+    end = min(CALIBRATION_IMAGES, len(pictures) // 2)
+    return replace(pictures, images=pictures.images[end:]), replace(pictures, images=pictures.images[:end])
 
 
 def _examples(
@@ -148,28 +168,59 @@ def _examples(
 
     Raises: ValueError if there are none and they are ``needed``, or were named.
     """
-    source = options.data or training.get("data")
-    if source is None:
-        if needed:
-            raise ValueError(
-                "int8 needs images to calibrate with: name a data set with --data, or give --images PATH..."
-            )
-        return None
     try:
+        record = ImageRecord.of_run(options.checkpoint, training)
+        source = options.data or _place_of_training(options.checkpoint, training, record)
         found = load_images(source, img_size=model.config.image_hw, in_chans=model.config.in_chans, skip_broken=True)
-        if not options.data and training.get("classes") is not None:
-            found = of_classes(found, training["classes"])
-        return found, *_held_out(found, training, ImageRecord.of_run(options.checkpoint, training))
+        _say((*(f"skipped {file}" for file in found.skipped), *found.remarks))
+        if not options.data:
+            if training.get("classes") is not None:
+                found = of_classes(found, training["classes"])
+            _require_own(found, model, record)
+        return found, *_held_out(found, training, record)
     except (ValueError, OSError) as error:
         if options.data is None and not needed:
+            _say([f"no images are at hand to check with: {error}; --data or --images names some"])
             return None
         hint = "" if options.data else "; name another with --data, or give --images PATH..."
         raise ValueError(f"{error}{hint}") from error
 
 
-def _held_out(
-    found: LabelledSet, training: dict[str, Any], record: ImageRecord | None
-) -> tuple[Split, Split, str]:
+def _place_of_training(checkpoint: str, training: dict[str, Any], record: ImageRecord | None) -> str:
+    """Where the data of the training lie: as the run's directory tells, or known by their name.
+
+    A folder here that is called as they were may be any other. Raises: ValueError if it is not known.
+    """
+    if "data" not in training:
+        raise ValueError("this checkpoint does not tell what it was trained on")
+    name, path = training["data"], expanded(checkpoint)
+    folder = path if path.is_dir() else path.parent
+    saved = saved_config(folder) if (folder / "config.yaml").is_file() else {}
+    if saved and (record is not None or _is_of(saved, training)):
+        return saved["data"]
+    if training.get("images", FIXED) == FIXED and place_of(name) is not None:
+        return name
+    raise ValueError(f"this checkpoint was trained on {name}, and only the directory of its run tells where that lies")
+
+
+def _is_of(saved: dict[str, Any], training: dict[str, Any]) -> bool:
+    """Whether a model is of the run so configured, which has no record: on a fixed set, or of an earlier version."""
+    if FILE in (training.get("images"), saved.get("images")):
+        return False
+    known = place_of(saved["data"])
+    name = Path(saved["data"]).name if known is None else known[0]
+    return (name, saved.get("seed")) == (training["data"], training.get("seed"))
+
+
+def _require_own(found: LabelledSet, model: CeiT, record: ImageRecord | None) -> None:
+    """Raises: ValueError for data that lie where those of the training did, and are others."""
+    if record is not None and used_for(TRAIN, found, record) is None:
+        raise ValueError(f"{found.place} has none of the images that the run was trained on")
+    if record is None and model.class_names is not None and set(model.class_names) != set(found.class_names):
+        raise ValueError(f"{found.place} has other classes than the checkpoint")
+
+
+def _held_out(found: LabelledSet, training: dict[str, Any], record: ImageRecord | None) -> tuple[Split, Split, str]:
     """Images to calibrate with, others to check with, and what those are: the run's validation images where it had any.
 
     What the run recorded counts. A set without validation images, and a run that is not known, give a tenth of the
@@ -196,9 +247,14 @@ def _pictures(paths: list[Path]) -> list[Path]:
             raise ValueError(f"{path} does not exist")
         files, passed_over = image_files(path) if path.is_dir() else ([path], "")
         if passed_over:
-            print(f"{path}: {passed_over}", file=sys.stderr)
+            _say([f"{path}: {passed_over}"])
         found += files
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _print_report(report: Report, sizes: dict[str, int], calibration: ExampleImages | None) -> None:

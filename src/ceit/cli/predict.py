@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections import Counter
@@ -20,9 +21,21 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from ceit.data.sources.walk import image_files
+from ceit.data.sources.walk import EmptyFolderError, image_files
 from ceit.inference.memory import keep_freed_memory
-from ceit.inference.prediction_file import CSV_HEAD, FORMS, NAME_ERRORS, csv_lines, images_in, printable
+from ceit.inference.prediction_file import (
+    CSV_HEAD,
+    FORMS,
+    NAME_ERRORS,
+    Origin,
+    csv_lines,
+    held,
+    images_in,
+    keep_answers,
+    printable,
+    read_origin,
+    write_origin,
+)
 from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
 from ceit.model import list_models
 from ceit.paths import expanded
@@ -32,30 +45,36 @@ STDIN = "-"
 _BAR_CELLS = 10
 _GAP = "  "
 _LABEL = "label"
-_NAMED_FILES = 3  # of the broken ones, in the last sentence
+_NAMED_FILES = 3  # in a sentence
 
 
 def main(arguments: list[str]) -> None:
     """Print what the network says of every image, as a table, as JSON or as CSV, in the order asked.
 
-    Interrupted, it has printed whole answers and nothing else. Raises: ValueError for a path that does not exist or a
-    folder without images; and after the last image, if some could not be read and that was not accepted beforehand.
+    Interrupted, it has printed whole answers and nothing else. Raises: ValueError if none of the paths is there or
+    holds an image, or another process or another model writes the same file; and after the last image, if some could
+    not be read and that was not accepted beforehand.
     """
     options = _parsed(arguments)
     keep_freed_memory()
-    paths = [path for name in options.paths for path in _images_at(name)]
+    paths = _images_of(options.paths)
     predictor = _predictor(options.checkpoint, options.precision)
+    origin = Origin.of(predictor, options.checkpoint) if options.output else None
     broken: list[str] = []
     with ExitStack() as stack:
         left = paths
-        if options.output and options.resume and options.output.exists():
-            left = _left_of(paths, options.output, min(options.top_k, len(predictor.class_names)), predictor, broken)
+        if origin is not None:
+            stack.enter_context(held(options.output))
+            if options.resume and options.output.exists():
+                left = _left_of(
+                    paths, options.output, min(options.top_k, len(predictor.class_names)), predictor, origin
+                )
         files = _without_stdin(left, stack)
         answers = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
         known = stack.enter_context(closing(_between_signals(_named(left, answers, broken))))
         predictions = _counted(known, len(paths) - len(left), len(paths), options.output)
-        if options.output:
-            _write_file(predictions, options.output, "a" if options.resume else "x")
+        if origin is not None:
+            _write_file(predictions, options.output, "a" if options.resume else "x", origin)
         elif options.json:
             _print_json(predictions)
         elif options.csv:
@@ -101,8 +120,15 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         metavar="FILE",
         help="write to FILE.csv or, a JSON object an image and line, to FILE.jsonl as the answers come",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with --output: what is in it is not done again")
-    parser.add_argument("--skip-broken", action="store_true", help="files that cannot be read are no failure")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with --output, same model, paths written as before: answers are kept; errors are done again, and "
+        "come last",
+    )
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="files that cannot be read or are not there are no failure"
+    )
     options = parser.parse_args(arguments)
     if options.resume and not options.output:
         parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
@@ -111,17 +137,34 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _images_at(name: str) -> list[str]:
-    """The images that an argument stands for; those of a folder as training finds them, saying what is passed over."""
-    path = expanded(name)
-    if name != STDIN and not path.exists():
-        raise ValueError(f"{name} does not exist")
-    if name == STDIN or not path.is_dir():
-        return [str(path) if name.startswith("~") else name]
-    files, passed_over = image_files(path)
-    if passed_over:
-        print(f"{name}: {passed_over}", file=sys.stderr)
-    return [str(file) for file in files]
+def _images_of(names: Sequence[str]) -> list[str]:
+    """The images that the arguments stand for; those of a folder as training finds them, saying what is passed over.
+
+    What is not there, and a folder that cannot be listed, are images that cannot be read. Raises: ValueError if there
+    are no others.
+    """
+    images, lost, empty = list[str](), list[str](), list[str]()
+    for name in names:
+        path = expanded(name)
+        if name == STDIN or not os.path.isdir(path):
+            if name != STDIN and not os.path.exists(path):
+                lost.append(f"{name} does not exist or cannot be reached")
+            images.append(str(path) if name.startswith("~") else name)
+            continue
+        try:
+            files, passed_over = image_files(path, lost)
+        except EmptyFolderError as error:
+            empty.append(str(error))
+            continue
+        if passed_over:
+            print(f"{name}: {passed_over}", file=sys.stderr)
+        images += map(str, files)
+    if len(lost) == len(images):
+        reasons = _first(lost + empty)
+        raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
+    for sentence in empty:
+        print(sentence, file=sys.stderr)
+    return images
 
 
 def _predictor(checkpoint: str | None, precision: Precision) -> Predictor:
@@ -133,11 +176,13 @@ def _predictor(checkpoint: str | None, precision: Precision) -> Predictor:
     return Predictor.from_model(create_model(shipped[0], pretrained=True), precision=precision)
 
 
-def _left_of(paths: list[str], output: Path, ranks: int, predictor: Predictor, broken: list[str]) -> list[str]:
-    """The paths without an answer in the file; those of broken files that have one are noted down."""
+def _left_of(paths: list[str], output: Path, ranks: int, predictor: Predictor, origin: Origin) -> list[str]:
+    """The paths without an answer in the file. Its errors are taken out: why a file could not be read may have gone.
+
+    Raises: ValueError, with the file as it was, if these are not answers of this model, or not told whose paths.
+    """
     found = images_in(output, ranks, predictor.class_names)
-    broken += [path for path, error in found if error is not None]
-    answered = Counter(path for path, _error in found)
+    answered = Counter(image.path for image in found if image.error is None)
     # CSV files once had marks in names; one that holds a name as no mark could stand for it is not of them
     marked = {printable(path) for path in paths if printable(path) != path}
     known = set(paths) if any(printable(path) != path for path in answered) else set[str]()
@@ -146,12 +191,25 @@ def _left_of(paths: list[str], output: Path, ranks: int, predictor: Predictor, b
             f"{output} has marks in place of some characters of names, as in {min(unsure)}, and does not tell which "
             "files these are: name another --output"
         )
+    if answered:
+        _require_same(read_origin(output), origin, output)
+    keep_answers(output, found)
     left: list[str] = []
     for path in paths:
         if not answered[path]:
             left.append(path)
         answered[path] -= bool(answered[path])
     return left
+
+
+def _require_same(before: Origin | None, now: Origin, output: Path) -> None:
+    if before is None:
+        print(f"{output} does not say whose answers it holds: they are taken to be this model's", file=sys.stderr)
+    elif before.sha256 != now.sha256:
+        raise ValueError(
+            f"{output} holds answers of another model, {before.checkpoint} as it was then: go on with that, or name "
+            "another --output"
+        )
 
 
 def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:
@@ -227,13 +285,14 @@ def _counted(predictions: Iterable[Prediction], done: int, total: int, output: P
         raise
 
 
-def _write_file(predictions: Iterable[Prediction], output: Path, mode: Literal["a", "x"]) -> None:
+def _write_file(predictions: Iterable[Prediction], output: Path, mode: Literal["a", "x"], origin: Origin) -> None:
     head, lines = FORMS[output.suffix]
     try:
         file = output.open(mode, encoding="utf-8", errors=NAME_ERRORS, newline="")
     except FileExistsError:
         raise ValueError(f"{output} exists: --resume goes on with it, or name another --output") from None
     with file:
+        write_origin(output, origin)
         file.write("" if file.tell() else head)
         for prediction in predictions:
             file.write(lines(prediction))
@@ -322,6 +381,11 @@ def _end_of(path: str, cells: int) -> str:
 
 
 def _broken_sentence(broken: list[str], images: int) -> str:
-    named = [printable(path) for path in broken[:_NAMED_FILES]]
-    more = ["..."] if len(broken) > _NAMED_FILES else []
-    return f"{len(broken)} of {images} images cannot be read: {', '.join([*named, *more])}"
+    named = _first([printable(path) for path in broken[: _NAMED_FILES + 1]])
+    return f"{len(broken)} of {images} images cannot be read: {named}"
+
+
+def _first(words: Sequence[str]) -> str:
+    """Some of them, for a sentence."""
+    more = ["..."] if len(words) > _NAMED_FILES else []
+    return ", ".join([*words[:_NAMED_FILES], *more])

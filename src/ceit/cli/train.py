@@ -168,7 +168,11 @@ def _parser() -> ArgumentParser:
         "class folders, or a folder of shards",
     )
     parser.add_argument("--output", type=str, help="run directory; must be new or empty unless resuming")
-    parser.add_argument("--resume", type=str, help="auto (the newest checkpoint in --output), or a checkpoint's path")
+    parser.add_argument(
+        "--resume",
+        type=str,
+        help="auto (the newest checkpoint in --output), or a checkpoint's path; later checkpoints are then dropped",
+    )
     parser.add_argument(
         "--time_budget",
         type=str,

@@ -39,10 +39,14 @@ def keep(name: str, text: str) -> None:
 
 
 def file_state(path: str | Path) -> str:
-    """A line that changes when the file does: its place, size and time of last change; of a missing one, its place."""
+    """A line that changes when the file does; of a missing one, its place.
+
+    Place, size, and the times at which content and entry were last changed: the second also when the file is put in
+    another's place. Not the inode, which many network drives and FAT drives number anew at each mount.
+    """
     place = os.path.abspath(path)
     try:
         stat = os.stat(place)
     except OSError:
         return place
-    return f"{place}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    return f"{place}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"

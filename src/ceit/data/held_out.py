@@ -43,8 +43,8 @@ def to_measure(
         return _by_record(found, record, asked)
     if training.get("images") == FIXED:
         remark = (
-            f"the run was trained on {training.get('data', 'a set known by name')}, of which it keeps no record: images "
-            "of that set are not recognised here and are measured too"
+            f"the run was trained on {training.get('data', 'a set known by name')}, of which it keeps no record: "
+            "images of that set are not recognised here and are measured too"
         )
         return replace(_others(found, asked), remarks=(remark,))
     if "seed" not in training:

@@ -36,7 +36,7 @@ class BrokenImageError(ValueError):
 class RefusedImageError(ValueError):
     """An image that is not read as things are here; ``reason`` says why.
 
-    No verdict about bytes, so not to be kept: with another setting or package the same file is read.
+    No verdict about bytes, so not to be kept: with another setting or package, or more memory, the same file is read.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -69,7 +69,8 @@ def read_image(
     comes depends on the bytes, ``in_chans`` and ``cover`` alone.
 
     Raises: BrokenImageError, a ValueError, naming an image whose bytes are none or damaged; RefusedImageError, another,
-    for one that is read only with other settings; the machine's OSError, and MemoryError.
+    for one that is read only with other settings, packages or more memory; a plain ValueError, before anything is read,
+    for a CEIT_MAX_MEGAPIXELS that is no number; the machine's OSError, and MemoryError.
     """
     mode = image_mode(in_chans)
     if isinstance(source, Image.Image):
@@ -82,24 +83,26 @@ def read_image(
             image.draft(None, (width, height))
         return _as_mode(image, mode)
 
+    limit = pillow.limit_megapixels()
     if isinstance(source, bytes):
-        return _read(source, decode, name or f"an image of {len(source)} bytes")
-    return _read(Path(source).read_bytes(), decode, name or str(source))
+        return _read(source, decode, limit, name or f"an image of {len(source)} bytes")
+    return _read(Path(source).read_bytes(), decode, limit, name or str(source))
 
 
 def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tuple[int, int], str]:
     """Width and height, and Pillow's mode, without decoding. Raises: as ``read_image``."""
+    limit = pillow.limit_megapixels()
     if isinstance(source, bytes):
-        return _read(source, _header, name or f"an image of {len(source)} bytes")
+        return _read(source, _header, limit, name or f"an image of {len(source)} bytes")
     with open(source, "rb") as file:
         start = file.read(_HEADER_BYTES)
         try:
-            return _read(start, _header, name or str(source))
+            return _read(start, _header, limit, name or str(source))
         except BrokenImageError:
             rest = file.read()
             if not rest:
                 raise
-        return _read(start + rest, _header, name or str(source))
+        return _read(start + rest, _header, limit, name or str(source))
 
 
 def image_mode(in_chans: int) -> str:
@@ -141,23 +144,23 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     return upright(pixels, orientation(image))
 
 
-def _read(data: bytes, use: Callable[[Image.Image], _Result], name: str) -> _Result:
+def _read(data: bytes, use: Callable[[Image.Image], _Result], limit_megapixels: float, name: str) -> _Result:
     """``use`` of the image that the bytes are: whatever fails is their fault, as no file is open any more."""
     with pillow.silent():
         try:
-            return _use(data, use, name)
+            return _use(data, use, limit_megapixels, name)
         except BrokenImageError:
             bare = without_metadata(data)
             if bare != data:
                 with suppress(BrokenImageError):  # the pixels are damaged as well
-                    return _use(bare, use, name)
+                    return _use(bare, use, limit_megapixels, name)
             raise
 
 
-def _use(data: bytes, use: Callable[[Image.Image], _Result], name: str) -> _Result:
+def _use(data: bytes, use: Callable[[Image.Image], _Result], limit_megapixels: float, name: str) -> _Result:
     try:
         with _opened(data) as image:
-            _check_size(image.size, name)
+            _check_size(image.size, limit_megapixels, name)
             with pillow.limit_lifted() if pillow.above_limit(image.size) else nullcontext():
                 return use(image)
     except (RefusedImageError, MemoryError):
@@ -166,6 +169,8 @@ def _use(data: bytes, use: Callable[[Image.Image], _Result], name: str) -> _Resu
         raise TooLargeError(f"{name} is too large ({error})", str(error)) from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
         reason = _reason(error, data, name)
+        if reason.startswith("out of memory"):  # said by Pillow's decoders, as an OSError
+            raise RefusedImageError(f"{name} cannot be read ({reason})", reason) from error
         raise BrokenImageError(f"{name} cannot be read as an image ({reason})", reason) from error
 
 
@@ -192,11 +197,11 @@ def _white_is_zero(data: bytes) -> Image.Image | None:
     return image
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    megapixels, limit = size[0] * size[1] / 1e6, pillow.limit_megapixels()
-    if megapixels > limit:
+def _check_size(size: tuple[int, int], limit_megapixels: float, name: str) -> None:
+    megapixels = size[0] * size[1] / 1e6
+    if megapixels > limit_megapixels:
         fix = f"{pillow.LIMIT_VARIABLE}={math.ceil(megapixels)} in the environment allows them"
-        reason = f"{size[0]} x {size[1]} pixels, above the limit of {limit:.4g} megapixels; {fix}"
+        reason = f"{size[0]} x {size[1]} pixels, above the limit of {limit_megapixels:.4g} megapixels; {fix}"
         raise TooLargeError(f"{name} is too large ({reason})", reason)
 
 

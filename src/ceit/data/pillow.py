@@ -1,6 +1,7 @@
 """What of Pillow is used, and how: its formats, its limit of size, its warnings. Nothing of it changes for others."""
 
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ _NO_PICTURES = frozenset(
         *("FPX", "IMT", "IPTC", "MCIDAS", "MIC", "XVTHUMB"),  # containers and thumbnails of other programs
     }
 )
+_OF_OTHER_PROGRAMS = frozenset({".gbr", ".pcd", ".pfm"})  # circuit boards, point clouds, depth maps
 
 
 def formats() -> tuple[str, ...]:
@@ -32,9 +34,16 @@ def formats() -> tuple[str, ...]:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The suffixes of ``formats()``, in small letters, with their dot."""
+    """The suffixes of ``formats()``, in small letters, with their dot, but those that mostly mean something else."""
     readable = {*formats(), "MPO"}  # which Pillow opens as a JPEG
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+    known = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+    return known - _OF_OTHER_PROGRAMS
+
+
+def versions() -> str:
+    """The packages that read ``formats()``, with their versions: ``PIL 13.0.0 pillow_heif 1.8.1``."""
+    packages = {Image.OPEN[name][0].__module__.partition(".")[0] for name in formats()}
+    return " ".join(f"{name} {getattr(sys.modules[name], '__version__', '')}" for name in sorted(packages))
 
 
 @cache
@@ -48,10 +57,10 @@ def _register_heif() -> None:
 def limit_megapixels() -> float:
     """The most megapixels that an image may have: ``CEIT_MAX_MEGAPIXELS``, or else where Pillow stops, 179.
 
-    Raises: ValueError if the variable is no number above zero.
+    Raises: ValueError if the variable is no number above zero; an empty one counts as unset.
     """
-    text = os.environ.get(LIMIT_VARIABLE)
-    if text is None:
+    text = os.environ.get(LIMIT_VARIABLE, "").strip()
+    if not text:
         return _pillows_limit() / 1e6
     try:
         limit = float(text)
@@ -68,18 +77,23 @@ def above_limit(size: tuple[int, int]) -> bool:
 
 
 def _pillows_limit() -> float:
-    return float("inf") if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit == _LIFTED:
+        limit = _usual_limit[0]
+    return float("inf") if limit is None else 2 * limit
 
 
 _LIFTING = threading.RLock()
+_LIFTED = 1 << 100  # a number, as Pillow may be comparing with it in another thread
+_usual_limit = [Image.MAX_IMAGE_PIXELS]
 
 
 @contextmanager
 def limit_lifted() -> Iterator[None]:
     """Pillow's limit taken away inside, for one thread after the other: ours is checked in its place."""
     with _LIFTING:
-        usual = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
+        _usual_limit[0] = usual = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = _LIFTED
         try:
             yield
         finally:

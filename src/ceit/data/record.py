@@ -10,7 +10,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ FIXED = "a fixed set"
 NEW, TRAIN, VALIDATION, TEST, UNUSED, COPY = "new", "train", "validation", "test", "unused", "copy"
 _WEIGHT = {TRAIN: 0, VALIDATION: 1, COPY: 2, TEST: 3, UNUSED: 4}  # of copies, the first says what they are
 _HEAD = ("part", "source", "class", "name", "content")
+_NAMED_CLASSES = 3  # of the new ones, in a sentence
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Changes:
-    """How data differ from the record: images that came, went, changed under their name, and go by another name."""
+    """How data differ from the record: images that came, went, changed under their name, and go by another name.
+
+    There are ``came - went`` images more than were recorded. ``new_classes`` counts the images of classes that the
+    record does not know.
+    """
 
     came: int = 0
     went: int = 0
     changed: int = 0
     renamed: int = 0
+    new_classes: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         kinds = {"came": self.came, "went": self.went, "changed": self.changed, "got another name": self.renamed}
         said = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+        if self.new_classes:
+            names = [*self.new_classes][:_NAMED_CLASSES]
+            more = ", ..." if len(self.new_classes) > _NAMED_CLASSES else ""
+            said.append(f"{sum(self.new_classes.values()):,} are of new classes ({', '.join(names)}{more})")
         return f"images since this run was started: {', '.join(said)}" if said else ""
 
 
@@ -128,43 +138,58 @@ class ImageRecord:
 
         Raises: ValueError for images without digests, of which nothing can be known.
         """
-        here = {source: _digests(split) for source, split in found.parts.items()}
-        recorded = Counter(row.content for row in self.rows)
-        present = Counter(content for contents in here.values() for content in contents)
         by_content: dict[int, str] = {}
         by_name: dict[tuple[str, str], str] = {}
         for row in sorted(self.rows, key=lambda row: _WEIGHT[row.part], reverse=True):
             by_content[row.content] = row.part
             by_name[row.source, row.name] = row.part
-        names = {(row.name, row.content) for row in self.rows}
         parts: dict[str, np.ndarray] = {}
-        new = changed = renamed = 0
-        for source, contents in here.items():
-            split, used = found.parts[source], []
-            for index, content in enumerate(contents):
-                key = split.key(index)
-                if content in by_content:
-                    used.append(by_content[content])
-                    renamed += (key, content) not in names
-                elif (source, key) in by_name:
-                    used.append(by_name[source, key])
-                    changed += 1
-                else:
-                    used.append(NEW)
-                    new += 1
+        for source, split in found.parts.items():
+            used = [
+                by_content.get(content) or by_name.get((source, split.key(index)), NEW)
+                for index, content in enumerate(_digests(split))
+            ]
             parts[source] = np.array(used, object)
-        copies = sum((present - recorded)[content] for content in recorded)  # of images that were there before
-        went = max(0, (recorded - present).total() - changed)
-        return parts, Changes(new + copies, went, changed, renamed - copies)
+        return parts, self._changes(found)
+
+    def _changes(self, found: LabelledSet) -> Changes:
+        """Contents are counted, not names: one name may stand for several images, ``1.jpg`` and ``1.png``."""
+        here = [
+            (source, split.key(index), content)
+            for source, split in found.parts.items()
+            for index, content in enumerate(_digests(split))
+        ]
+        there = [(row.source, row.name, row.content) for row in self.rows]
+        present, recorded = (Counter(content for _, _, content in images) for images in (here, there))
+        extra, lacking = present - recorded, recorded - present
+        was, stays = (Counter(image for image in images if image[2] in lacking) for images in (there, here))
+        emptied = Counter((source, name) for source, name, _ in (was - stays).elements())
+        filled = Counter((source, name) for source, name, content in here if content not in recorded)
+        changed = min((emptied & filled).total(), lacking.total())
+        same_name = Counter((name, content) for _, name, content in here)
+        same_name &= Counter((name, content) for _, name, content in there)
+        return Changes(
+            came=extra.total() - changed,
+            went=lacking.total() - changed,
+            changed=changed,
+            renamed=(present & recorded).total() - same_name.total(),
+            new_classes=self._new_classes(found),
+        )
+
+    def _new_classes(self, found: LabelledSet) -> dict[str, int]:
+        """How many images each class has that came since."""
+        known = {row.class_name for row in self.rows}
+        labels = torch.cat([split.labels for split in found.parts.values()])
+        counts = torch.bincount(labels, minlength=len(found.class_names)).tolist()
+        named = zip(found.class_names, counts, strict=True)
+        return {name: count for name, count in named if count and name not in known}
 
     def _of_its_classes(self, found: LabelledSet) -> LabelledSet:
         """Without the images of classes that came since."""
-        known = {row.class_name for row in self.rows}
-        present = {label for split in found.parts.values() for label in split.labels.unique().tolist()}
-        came = {number for number in present if found.class_names[number] not in known}
+        came = self._new_classes(found)
         if not came:
             return found
-        kept = [number for number in range(len(found.class_names)) if number not in came]
+        kept = [number for number, name in enumerate(found.class_names) if name not in came]
         numbers = torch.full((len(found.class_names),), -1)
         numbers[kept] = torch.arange(len(kept))
         parts = {source: _relabelled(split, numbers) for source, split in found.parts.items()}
@@ -176,29 +201,29 @@ class ImageRecord:
         Images that came are left out. Raises: ValueError, with counts, if an image that it trains, chooses or tests by
         is gone, changed or of another class.
         """
+        changes = self._changes(found)
         found = self._of_its_classes(found)
-        _, changes = self.parts_in(found)
-        places: dict[tuple[str, int], list[int]] = {}
+        named: dict[tuple[str, int, str, str], int] = {}
+        first: dict[tuple[str, int, str], int] = {}
         for source, split in found.parts.items():
-            for index, content in enumerate(_digests(split)):
-                places.setdefault((source, content), []).append(index)
+            for index, (label, content) in enumerate(zip(split.labels.tolist(), _digests(split), strict=True)):
+                image = source, content, found.class_names[label]
+                named[*image, split.key(index)] = index
+                first.setdefault(image, index)
         splits: dict[str, Split] = {}
         missing: list[str] = []
         for part in dict.fromkeys(row.part for row in self.rows if row.part in (TRAIN, VALIDATION, TEST)):
             rows = [row for row in self.rows if row.part == part]
-            source = rows[0].source
-            split = found.parts.get(source)
-            keys = {} if split is None else {split.key(index): index for index in range(len(split))}
-            chosen = []
+            source, chosen = rows[0].source, list[int]()
             for row in rows:
-                at = places.get((source, row.content), [])
-                at = [i for i in at if found.class_names[int(found.parts[source].labels[i])] == row.class_name]
-                if not at:
+                image = source, row.content, row.class_name
+                index = named.get((*image, row.name), first.get(image))
+                if index is None:
                     missing.append(row.name)
                 else:
-                    chosen.append(keys[row.name] if keys.get(row.name) in at else at[0])
-            if split is not None:
-                splits[part] = split.subset(torch.tensor(chosen, dtype=torch.int64))
+                    chosen.append(index)
+            if source in found.parts:
+                splits[part] = found.parts[source].subset(torch.tensor(chosen, dtype=torch.int64))
         if missing:
             raise ValueError(
                 f"{len(missing):,} of the {len(self.rows):,} images that this run was started with are gone, changed "

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import PIL
 
 from ceit.data import pillow
 from ceit.data.cache import NoCacheError, cache_dir
 
-FILE_NAME = "images-1.sqlite"  # another number for another layout
+FILE_NAME = "images-2.sqlite"  # another number for another layout
 SIZE_VARIABLE = "CEIT_CACHE_GB"
 MOST_GB = 20.0
 DISK_SHARE = 0.1  # of what is free
@@ -36,12 +35,16 @@ _AT_ONCE = 500  # values in one question; SQLite takes at least 999
 _READER = "1"  # another number wherever the pixels of a copy change, or bytes that were refused are read
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (state BLOB PRIMARY KEY, digest INTEGER, reason TEXT, reader TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (
+    state BLOB, reader TEXT, limit_megapixels REAL, digest INTEGER, reason TEXT, PRIMARY KEY (state, reader)
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS facts_of_digest ON facts (digest);
 CREATE TABLE IF NOT EXISTS copies (id INTEGER PRIMARY KEY, name BLOB UNIQUE, used INTEGER, shape TEXT, sum INTEGER);
 CREATE INDEX IF NOT EXISTS copies_by_use ON copies (used);
 CREATE TABLE IF NOT EXISTS pixels (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
 """
+
+_HOLDS = "reader = ? AND limit_megapixels <= ?"  # as something else may decode, or refuse what was let through
 
 _Value = TypeVar("_Value")
 
@@ -63,9 +66,8 @@ class Copy(NamedTuple):
 
 @lru_cache
 def reader() -> str:
-    """What decodes here: a copy, or a verdict that bytes are broken, holds for as long as this is the same."""
-    formats = blake2b(" ".join(pillow.formats()).encode(), digest_size=4).hexdigest()
-    return f"{_READER} Pillow {PIL.__version__} {formats}"
+    """A hash of what decodes here: a copy or a verdict, good or bad, holds for as long as this is the same."""
+    return blake2b(f"{_READER} {pillow.versions()} {pillow.formats()}".encode(), digest_size=8).hexdigest()
 
 
 def size_limit_bytes(folder: Path, held_bytes: int = 0) -> int:
@@ -119,21 +121,22 @@ class Store:
 
     def facts(self, states: Sequence[str]) -> dict[str, Fact]:
         """What is known of the images in these states."""
-        by_name = {_name(state): state for state in states}
+        by_name, judge = {_name(state): state for state in states}, _judge()
 
         def ask() -> dict[str, Fact]:
-            columns = "state, digest, reason, reader"
-            rows = self._rows(f"SELECT {columns} FROM facts WHERE state IN", list(by_name))
-            return {by_name[name]: Fact(_unsigned(digest), reason) for name, digest, reason, by in rows if _holds(by)}
+            question = f"SELECT state, digest, reason FROM facts WHERE {_HOLDS} AND state IN"
+            rows = self._rows(question, list(by_name), judge)
+            return {by_name[name]: Fact(_unsigned(digest), reason) for name, digest, reason in rows}
 
         return self._attempt(ask, {})
 
     def fact_of(self, digest: int) -> Fact | None:
         """What is known of an image with this digest, wherever it lay."""
+        values = _signed(digest), *_judge()
 
         def ask() -> Fact | None:
-            rows = self._query("SELECT reason, reader FROM facts WHERE digest = ? LIMIT 1", (_signed(digest),))
-            return next((Fact(digest, reason) for reason, by in rows if _holds(by)), None)
+            rows = self._query(f"SELECT reason FROM facts WHERE digest = ? AND {_HOLDS} LIMIT 1", values)
+            return next((Fact(digest, reason) for (reason,) in rows), None)
 
         return self._attempt(ask, None)
 
@@ -172,12 +175,12 @@ class Store:
 
     def add(self, facts: Iterable[tuple[str, Fact]], copies: Sequence[Copy]) -> None:
         """Keeps facts by state, and copies as far as they fit; those not used for longest are dropped for them."""
-        by = reader()
-        rows = [(_name(state), _signed(fact.digest), fact.reason, by if fact.reason else None) for state, fact in facts]
+        judge = _judge()
+        rows = [(_name(state), *judge, _signed(fact.digest), fact.reason) for state, fact in facts]
 
         def keep() -> None:
             with self._transaction() as connection:
-                connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", rows)
+                connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)", rows)
                 fitting = self._make_room(copies)
                 for copy in fitting:
                     self._insert(connection, copy)
@@ -260,11 +263,11 @@ class Store:
         assert self._connection is not None
         return self._connection.execute(question, values).fetchall()
 
-    def _rows(self, question: str, names: Sequence[bytes]) -> Iterator[tuple]:
-        """The answers to ``question IN (names)``."""
+    def _rows(self, question: str, names: Sequence[bytes], values: Sequence[object] = ()) -> Iterator[tuple]:
+        """The answers to ``question IN (names)``; ``values`` are those of the question itself."""
         for start in range(0, len(names), _AT_ONCE):
             part = names[start : start + _AT_ONCE]
-            yield from self._query(f"{question} ({', '.join('?' * len(part))})", part)
+            yield from self._query(f"{question} ({', '.join('?' * len(part))})", [*values, *part])
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -327,9 +330,9 @@ def _checksum(shape: str, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(f"{shape}".encode()))
 
 
-def _holds(verdict_by: str | None) -> bool:
-    """Whether a verdict still counts: a good one always, a bad one until something else decodes."""
-    return verdict_by is None or verdict_by == reader()
+def _judge() -> tuple[str, float]:
+    """What decides here whether an image can be read. Raises: as ``limit_megapixels``."""
+    return reader(), pillow.limit_megapixels()
 
 
 def _signed(digest: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ LONG_SECONDS = 10  # reading that takes longer is told where there is no termina
 _NAMED_IMAGES = 10  # of the broken ones, as they are met; all are counted in the end
 _LOOKED_UP, _LOOKED_UP_TOGETHER = 1024, 32  # images that the store is asked about at once, alone and among several
 _WRITTEN_BYTES, _WRITTEN_SECONDS = 1 << 25, 1.0  # what is found is kept when it is so much, or so old
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 _Item = TypeVar("_Item")
 
@@ -75,6 +76,8 @@ def survey(
     those that a launcher has started on the machine: each begins with its own part and then goes over the others', from
     their ends, finding in the store what was done there. A verdict is kept if it is about the bytes: a file that cannot
     be opened, or only half read, is asked for again the next time.
+
+    Raises: ValueError, before anything is read, for a CEIT_MAX_MEGAPIXELS that is no number.
     """
     rank, processes = local_share() if share is None else share
     block_images = _LOOKED_UP if processes == 1 else _LOOKED_UP_TOGETHER
@@ -113,7 +116,7 @@ def read_kept(images: EncodedImages, index: int, digest: int | None, form: Form)
 def form_for(images: int, size: Size, in_chans: int) -> Form:
     """How so many images are read for a set of this size: small ones are brought to it and held in memory.
 
-    Unless they would take more than a quarter of the machine's memory, or of what its container may have.
+    Unless they would take more than a quarter of the machine's memory, or of what its container or job may have.
     """
     cover = evaluation_cover(size, usual_crop(size))
     held = images * size[0] * size[1] * in_chans
@@ -127,13 +130,25 @@ def local_share() -> tuple[int, int]:
 
 
 def memory_bytes() -> float:
-    """The machine's memory, or what its container may have; infinite where the system tells neither."""
-    limits = [math.inf]
+    """The machine's memory, or what its container or cluster job may have; infinite where the system tells nothing."""
+    limits: list[float] = [math.inf, *_limits_of_groups()]
     with suppress(AttributeError, ValueError, OSError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with suppress(ValueError, OSError):
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     return min(limits)
+
+
+def _limits_of_groups() -> Iterator[int]:
+    """The bytes that each control group of Linux allows in which this process is, and each group above it.
+
+    A line is ``0::/job/step`` of version 2, or ``4:memory:/job/step`` of version 1.
+    """
+    text = _OWN_GROUPS.read_text(encoding="utf-8", errors="surrogateescape") if _OWN_GROUPS.exists() else ""
+    for _, controller, group in (line.split(":", 2) for line in text.splitlines()):
+        own = PurePosixPath(group.lstrip("/"))
+        for above in (own, *own.parents):
+            with suppress(OSError, ValueError):  # it has no limit, or a container does not show it
+                name = "memory.limit_in_bytes" if controller else "memory.max"
+                yield int((_GROUPS / controller / above / name).read_text(encoding="ascii"))
 
 
 def usable_cores() -> int:

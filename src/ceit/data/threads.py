@@ -2,8 +2,9 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
@@ -34,14 +35,16 @@ def each(
         except OSError as error:
             return error.strerror or str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = zip(items, in_turn(pool, attempt, items, BLOCK_IMAGES), strict=True)
-        yield from shown(results, description, len(items))
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        closing(in_turn(pool, attempt, items, BLOCK_IMAGES)) as results,  # or else the pool would finish what is queued
+    ):
+        yield from shown(zip(items, results, strict=True), description, len(items))
 
 
 def in_turn(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """``work(item)`` of every item in their order, at most ``ahead`` of them begun before they are asked for.
 
     Not by ``Future.result``: Ctrl-C may leave it holding the lock that a thread needs to say that it is done.

@@ -87,7 +87,7 @@ class FreeCores:
             self._told = True
             self._say(
                 f"other programs take {taken:.1f} of the {self._all} cores: computing in {threads} of {self._most} "
-                "threads while they do (--deterministic or OMP_NUM_THREADS keep the number)"
+                f"threads while they do (OMP_NUM_THREADS={self._most} keeps them)"
             )
 
     def restore(self) -> None:

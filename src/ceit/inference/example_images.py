@@ -13,22 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ceit.data.batches.loader import make_loader
-from ceit.data.image import read_image
 from ceit.data.labelled import LabelledSet
-from ceit.data.preprocessing import Preprocessing
+from ceit.data.preprocessing import Preprocessing, to_array
+from ceit.data.reduced import Form, evaluation_cover
+from ceit.data.sources.walk import printable
 from ceit.data.splits import Split
+from ceit.data.threads import each
 
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class ExampleImages:
-    """Preprocessed images ``(n, C, H, W)``, the labels ``(n,)`` where known, and where they come from, in words."""
+    """Preprocessed images ``(n, C, H, W)``, the labels ``(n,)`` where known, and where they come from, in words.
+
+    ``skipped`` has a line per picture that was to be among them and could not be read.
+    """
 
     images: Tensor
     origin: str
     labels: Tensor | None = None
     real: bool = True
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,7 +54,7 @@ def of_dataset(
 
     Labels are numbered as ``class_names``; where the classes of the set are others, there are no labels.
     """
-    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SEED))[:count].sort().values
+    chosen = _drawn(count, len(split)).sort().values
     loader = make_loader(
         split.subset(chosen), batch_size=len(chosen), img_size=image_hw, preprocessing=preprocessing, workers=0
     )
@@ -60,10 +66,28 @@ def of_dataset(
     return ExampleImages(images.contiguous(), f"{found.name}, {split_name}", known)
 
 
-def of_files(paths: Sequence[Path], *, image_hw: tuple[int, int], preprocessing: Preprocessing) -> ExampleImages:
-    """Pictures of any kind. Raises: BrokenImageError or OSError for one that cannot be read."""
-    images = [preprocessing.apply(read_image(path, preprocessing.in_chans), image_hw) for path in paths]
-    return ExampleImages(torch.stack(images), "pictures given")
+def of_files(
+    paths: Sequence[Path], count: int, *, image_hw: tuple[int, int], preprocessing: Preprocessing
+) -> ExampleImages:
+    """``count`` pictures of any kind, drawn by a fixed seed and in the order drawn, or all if there are fewer.
+
+    They are read as prediction reads them. Those that cannot be read are left out, and none takes their place.
+    """
+    form = Form(preprocessing.in_chans, evaluation_cover(image_hw, preprocessing.crop))
+    drawn = [paths[number] for number in _drawn(count, len(paths)).tolist()]
+    images, read, skipped = torch.empty(len(drawn), preprocessing.in_chans, *image_hw), 0, list[str]()
+
+    def fitted(path: Path) -> np.ndarray:
+        return to_array(preprocessing.fit(form.read(path), image_hw))
+
+    for path, pixels_hwc in each(fitted, drawn, "reading pictures"):
+        if isinstance(pixels_hwc, str):
+            skipped.append(f"{printable(str(path))} ({pixels_hwc})")
+        else:
+            images[read] = preprocessing.normalise(pixels_hwc).permute(2, 0, 1)
+            read += 1
+    origin = "pictures given" if len(drawn) == len(paths) else f"drawn from the {len(paths):,} pictures given"
+    return ExampleImages(images[:read], origin, skipped=tuple(skipped))
 
 
 def synthetic(count: int, *, image_hw: tuple[int, int], preprocessing: Preprocessing) -> ExampleImages:
@@ -79,3 +103,8 @@ def synthetic(count: int, *, image_hw: tuple[int, int], preprocessing: Preproces
     pixels_nhwc = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     images = preprocessing.normalise(np.ascontiguousarray(pixels_nhwc)).permute(0, 3, 1, 2).contiguous()
     return ExampleImages(images, "synthetic images, for want of real ones", real=False)
+
+
+def _drawn(count: int, among: int) -> Tensor:
+    """Distinct numbers below ``among``, at most ``count``, int64; the same every time."""
+    return torch.randperm(among, generator=torch.Generator().manual_seed(_SEED))[:count]

@@ -27,7 +27,7 @@ from ceit.inference.folding import fuse
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.weights import Description
-from ceit.weights.atomic import replace_files
+from ceit.weights.atomic import replace_files, require_place
 from ceit.weights.geometry import name_of
 
 ExportPrecision = Literal["float32", "int8"]
@@ -95,8 +95,7 @@ def export(
     refuse_combination(format, precision, any_size)
     if SUFFIXES.get(file.suffix) != format:
         raise ValueError(f"{file} must end in {suffix_of(format)} for the format {format}")
-    if not file.parent.is_dir():
-        raise ValueError(f"{file} cannot be written: there is no folder {file.parent}")
+    require_place(file)
     if not overwrite:
         refuse_existing(file)
     if not model.config.num_classes:

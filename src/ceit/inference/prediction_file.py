@@ -1,13 +1,26 @@
-"""Predictions as lines of text, in CSV or in JSON, and files of them that a later run goes on with."""
+"""Predictions as lines of text, in CSV or in JSON, and files of them that a later run goes on with.
+
+Beside a file ``x.csv`` lies ``x.csv.model.json``, which says whose answers it holds. The answers alone cannot: those of
+two models may look alike, and those of one differ in another precision or on another machine; and the columns stay.
+"""
 
 import csv
+import hashlib
 import io
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple, Self
 
-from ceit.inference.predictor import Prediction
+from ceit.inference.predictor import Prediction, Predictor
+from ceit.model import CeiT
+from ceit.paths import expanded
+from ceit.weights import Description
+from ceit.weights.atomic import replace_files
+from ceit.weights.checkpoint import fingerprint
+from ceit.weights.lock import InUseError, locked
 
 CSV_HEAD = "path,rank,label,probability,error\n"
 
@@ -17,6 +30,37 @@ NAME_ERRORS = sys.getfilesystemencodeerrors()
 Lines = Callable[[Prediction], str]
 _Found = tuple[str, str | None]
 """The path of an image in a file, and why it could not be read."""
+
+
+class Stored(NamedTuple):
+    """An image in a file, from the byte ``start`` to ``end``; ``error`` is why it could not be read."""
+
+    path: str
+    error: str | None
+    start: int
+    end: int
+
+
+class Origin(NamedTuple):
+    """Whose answers a file holds: the checkpoint as it was named, and the SHA-256 of what the answers depend on.
+
+    That is the same in every precision and on every machine, and for the same weights in another file or layout; an
+    exported file is a model of its own.
+    """
+
+    checkpoint: str
+    sha256: str
+
+    @classmethod
+    def of(cls, predictor: Predictor, checkpoint: str | None) -> Self:
+        """The origin of the answers of a predictor from this checkpoint, by default the model that ships."""
+        network = predictor.model
+        if isinstance(network, CeiT):
+            said = Description(network.config, None, predictor.class_names, predictor.preprocessing.as_dict())
+            return cls(checkpoint or "the model that ships", fingerprint(network.state_dict(), said))
+        assert checkpoint is not None
+        content = expanded(checkpoint).read_bytes()  # of OpenVINO the .xml, which holds the digest of its .bin
+        return cls(checkpoint, hashlib.sha256(content).hexdigest())
 
 
 def csv_lines(prediction: Prediction) -> str:
@@ -50,12 +94,12 @@ FORMS: dict[str, tuple[str, Lines]] = {".csv": (CSV_HEAD, csv_lines), ".jsonl": 
 """What the endings of a file's name stand for: its first line, and the lines of an image."""
 
 
-def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Found]:
-    """The images whose answers, of ``ranks`` classes each, a file holds. What stands after the last whole one is cut.
+def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Stored]:
+    """The images of a file whose answers have ``ranks`` classes each, without what stands after the last whole one.
 
-    Raises: ValueError for anything but answers of these classes and ranks, and leaves the file as it was.
+    Raises: ValueError for anything but answers of these classes and ranks.
     """
-    found: list[_Found] = []
+    found: list[Stored] = []
     read = end = 0
     is_at_end = False
 
@@ -68,11 +112,13 @@ def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Fou
             yield line.decode(errors=NAME_ERRORS)
         is_at_end = True
 
-    with file.open("r+b") as content:
+    with file.open("rb") as content:
         images = _CONTENTS[file.suffix](whole_lines(content), ranks, frozenset(class_names))
         try:
             for image in images:
-                found += [image] if image else []
+                if image is not None:
+                    path, reason = image
+                    found.append(Stored(path, reason, end, read))
                 end = read
             if not end and content.tell():
                 raise ValueError("not one whole line")
@@ -81,8 +127,65 @@ def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Fou
                 raise ValueError(
                     f"{file} holds other things than answers of this model with --top-k {ranks}: name another --output"
                 ) from error
-        content.truncate(end)
     return found
+
+
+def keep_answers(file: Path, found: Sequence[Stored]) -> None:
+    """Leave nothing in a file but the answers among what was found in it, all at once: images with errors go."""
+    head = FORMS[file.suffix][0].encode()
+    answers = [image for image in found if image.error is None]
+    if file.stat().st_size != len(head) + sum(image.end - image.start for image in answers):
+        replace_files({file.resolve(): _pieces(file, head, answers)})
+
+
+def _pieces(file: Path, head: bytes, images: Iterable[Stored]) -> Iterator[bytes]:
+    yield head
+    with file.open("rb") as content:
+        for image in images:
+            content.seek(image.start)
+            yield content.read(image.end - image.start)
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """A file of predictions, for this process alone; not where the file system has no locks, nor on Windows.
+
+    Raises: InUseError if another process holds it.
+    """
+    place = file.resolve()
+    lock = place.with_name(f".{place.name}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock))
+        except InUseError as error:
+            raise InUseError(
+                f"{file} is being written by another ceit predict: wait for it, or name another --output"
+            ) from error
+        except OSError:  # no locks here; a folder that cannot be written is named by whoever opens the file
+            with suppress(OSError):
+                lock.unlink()
+        yield
+
+
+def read_origin(file: Path) -> Origin | None:
+    """Whose answers a file holds, None if that was not written down. Raises: ValueError if it cannot be understood."""
+    side_file = _side_file(file)
+    try:
+        return Origin(**json.loads(side_file.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{side_file} is damaged: remove it if the answers in {file} are of this model") from error
+
+
+def write_origin(file: Path, origin: Origin) -> None:
+    """Write down whose answers a file holds."""
+    replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
+
+
+def _side_file(file: Path) -> Path:
+    place = file.resolve()
+    return place.with_name(f"{place.name}.model.json")
 
 
 def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found | None]:

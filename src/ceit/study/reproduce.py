@@ -24,10 +24,11 @@ from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study
 from ceit.train.assemble import Say, Show, build
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.config import Distillation
-from ceit.train.directory import InUseError, lines_of, locked, saved_config
+from ceit.train.directory import lines_of, saved_config
 from ceit.train.distributed import make_accelerator
 from ceit.train.probe import seconds_of_an_epoch
 from ceit.train.run import Result, train
+from ceit.weights.lock import InUseError, locked
 
 _LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones
 _LOOK_AGAIN_SECONDS = 2.0
@@ -90,7 +91,7 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
                 continue
             words = f"cell {cells.index(cell) + 1} of {len(cells)}: {cell.name}"
             try:
-                with _held(cell, places):
+                with _held(cell, places, say_once):
                     if path_of(places.results, cell).is_file():  # another process was quicker
                         continue
                     twin = None if cell.arm in needed else same_elsewhere(places.results, cell)
@@ -111,10 +112,10 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
 
 
 @contextmanager
-def _held(cell: Cell, places: Places) -> Iterator[None]:
+def _held(cell: Cell, places: Places, say: Say) -> Iterator[None]:
     """The cell's run, for this process alone. Raises: InUseError if another has it, for whatever study."""
     places.runs.mkdir(parents=True, exist_ok=True)
-    with locked(places.lock_of(cell)):
+    with locked(places.lock_of(cell), say):
         yield
 
 

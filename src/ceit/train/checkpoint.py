@@ -23,6 +23,11 @@ from ceit.train.sharding import load_whole_model, load_whole_optimizer, whole
 from ceit.weights.atomic import replace_files
 
 FORMAT_VERSION = 2
+_PIECE_BYTES = 1 << 24
+
+
+class DamagedError(ValueError):
+    """What lies in a checkpoint is not what was saved."""
 
 
 @dataclass
@@ -110,20 +115,27 @@ def save_state(folder: Path, progress: Progress, state: State, processes: int, k
 def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
     """Put a run back to where ``save_state`` left it; returns its progress and the number of its processes.
 
-    Raises: ValueError for a damaged or foreign file.
+    Raises: DamagedError for a damaged file, ValueError for a foreign one, OSError for one that cannot be read: it may
+    be intact.
     """
+    try:  # safetensors calls any failure to open a missing file, and one while it reads would end the process
+        with path.open("rb") as file:
+            while file.read(_PIECE_BYTES):
+                pass
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror}) and is left as it is: resume when it can") from error
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("state", "null"))
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be resumed from, it is damaged or no checkpoint: {error}") from error
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise DamagedError(f"{path} cannot be resumed from, it is damaged or no checkpoint: {error}") from error
     if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no training checkpoint of format version {FORMAT_VERSION}")
 
     if header["sha256"] != _digest(tensors):
-        raise ValueError(f"{path} cannot be resumed from, it is damaged: its tensors are not those that were saved")
+        raise DamagedError(f"{path} cannot be resumed from, it is damaged: its tensors are not those that were saved")
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,22 +1,19 @@
 """The directory of a run: whose it is, what was saved in it, and what a resumed run takes up."""
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ceit.data.record import FILE as IMAGES_FILE
+from ceit.data.record import ImageRecord
 from ceit.paths import expanded
 from ceit.train.checkpoint import checkpoints_in
 from ceit.weights.atomic import replace_files
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None
+from ceit.weights.lock import InUseError, locked
 
 LOCK = ".lock"
 MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
@@ -25,38 +22,16 @@ _CONSEQUENCE = {
     "device_batch_size": ": unless it is frozen, BatchNorm takes its statistics from other images from here on, and "
     "the weights will be others than without the change"
 }
+_LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images")  # of config.yaml, beside the other options
 _RESULTS = ("model.safetensors", "test.json")
-
-
-class InUseError(ValueError):
-    """Another process holds the lock."""
+_HALF_WRITTEN = ".*.tmp"
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
-
-    Raises: InUseError if another process holds it; OSError where the file system has no locks. On Windows nothing is
-    held.
-    """
-    with path.open("w") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
-                    raise InUseError(f"{path} was given up a moment ago: start again")
-        except (BlockingIOError, FileNotFoundError) as error:  # held, or just given up
-            raise InUseError(f"{path.parent} is in use by another process") from error
-        try:
-            yield
-        finally:
-            with suppress(PermissionError):  # Windows keeps a file that is open
-                path.unlink(missing_ok=True)
-
-
-@contextmanager
-def owned(output: Path, resuming: bool) -> Iterator[None]:
+def owned(output: Path, resuming: bool, say: Callable[[str], None]) -> Iterator[None]:
     """The output directory, for this run alone; a run that fails before it has written anything leaves nothing behind.
+
+    One that was stopped when it had written no more than the record of its images may be begun anew.
 
     Raises: ValueError if the directory holds something that is not to be resumed, or another run is writing it.
     """
@@ -64,15 +39,18 @@ def owned(output: Path, resuming: bool) -> Iterator[None]:
         raise ValueError(f"output {output} is a file; name a directory")
     lock_file = output / LOCK
     is_new = not output.is_dir()
-    held = [] if is_new else [path.name for path in output.iterdir() if path != lock_file]
+    held = set() if is_new else {path.name for path in output.iterdir() if path != lock_file}
     if held and not resuming:
         raise ValueError(f"output directory {output} is not empty; name another, or go on with --resume auto")
-    if held and not checkpoints_in(output / "checkpoints") and ("config.yaml" not in held or set(_RESULTS) & set(held)):
+    held -= {path.name for path in output.glob(_HALF_WRITTEN)}
+    if held == {IMAGES_FILE}:
+        ImageRecord.read(output)  # a list of somebody's images of that name is not written over
+    elif held and not checkpoints_in(output / "checkpoints") and ("config.yaml" not in held or held & set(_RESULTS)):
         raise ValueError(f"output directory {output} holds files but no run that can be resumed; name another")
     output.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(lock_file):
-            for left_over in (*output.glob(".*.tmp"), *output.glob("checkpoints/.*.tmp")):
+        with locked(lock_file, say):
+            for left_over in (*output.glob(_HALF_WRITTEN), *output.glob(f"checkpoints/{_HALF_WRITTEN}")):
                 left_over.unlink()  # of a run that was killed while it was writing
             yield
     except InUseError as error:
@@ -126,6 +104,12 @@ def require_same(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
                 "name another --output for a new run"
             )
     return changes
+
+
+def has_options_of(saved: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether a run has the options of the one that was started, but for its length, images and what may change."""
+    free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
+    return all(asked.get(key) == value for key, value in saved.items() if key not in free)
 
 
 def cut_back(metrics: Path, step: int, epoch: int, drop: str | None = None) -> None:

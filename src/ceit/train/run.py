@@ -31,11 +31,12 @@ from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.assemble import Say, Show, build, evaluation_loader
 from ceit.train.batch_norm import small_batch_warning
-from ceit.train.checkpoint import Progress, checkpoints_in, load_state
+from ceit.train.checkpoint import DamagedError, Progress, checkpoints_in, load_state
 from ceit.train.config import TrainConfig
 from ceit.train.directory import (
     checkpoints_to_resume,
     cut_back,
+    has_options_of,
     owned,
     require_same,
     saved_config,
@@ -77,7 +78,8 @@ def train(
     """Train ``config.model`` on ``data`` (a name or a folder) into ``output``, and report on the test split.
 
     ``resume`` is ``auto`` (the newest checkpoint in ``output``, or a fresh start if there is none) or a checkpoint's
-    path; the resolved configuration of the run then has to be the same. With ``time_budget_seconds``, which begin now,
+    path, behind which the others are dropped; the resolved configuration of the run then has to be the same. A run that
+    starts over takes the steps that it was to take, if its options are. With ``time_budget_seconds``, which begin now,
     the run takes as many steps as end in time, with validation and report, at least one; a resumed run keeps its steps.
     ``typed`` are the options that somebody set for this run alone, and that are refused where the data leave them no
     effect. ``say`` gets messages, ``show`` the state after every step, ``observe_test`` logits and labels of the test
@@ -86,18 +88,20 @@ def train(
     bits are wanted (``deterministic``) or ``OMP_NUM_THREADS`` is set.
 
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
-    another run is writing; Interrupted (a KeyboardInterrupt) after saving.
+    another run is writing; OSError for a checkpoint that cannot be read; Interrupted (a KeyboardInterrupt) after
+    saving.
     """
     ends = math.inf if time_budget_seconds is None else time.monotonic() + time_budget_seconds
     config, output = _with_whole_paths(config), expanded(output)
     accelerator = make_accelerator(config, log_with="tensorboard", project_dir=output)
     if not accelerator.is_main_process:
         say, show = _ignore, _ignore
-    own = owned(output, resume is not None) if accelerator.is_main_process else nullcontext()
+    own = owned(output, resume is not None, say) if accelerator.is_main_process else nullcontext()
     follows = share_cores and _may_change_threads(config, accelerator)
     with own, deterministic(config.deterministic), together(accelerator), sharing_cores(follows, say) as cores:
         checkpoints = from_main(checkpoints_to_resume(output, resume), accelerator)
-        saved = saved_config(output) if checkpoints else {}
+        was_begun = from_main(resume is not None and (output / "config.yaml").is_file(), accelerator)
+        saved = saved_config(output) if checkpoints or was_begun else {}
         if checkpoints:
             if saved.get("images") == IMAGES_FILE and not (output / IMAGES_FILE).is_file():
                 raise ValueError(
@@ -114,8 +118,14 @@ def train(
         config = session.config
         if time_budget_seconds is not None:
             _plan_within(time_budget_seconds, ends, session, len(dataset.test))
-        elif checkpoints and config.epochs in (None, saved["epochs"]):
+        elif (
+            saved
+            and config.epochs in (None, saved["epochs"])
+            and (checkpoints or has_options_of(saved, describe(session, data, dataset)))
+        ):
             session.plan(saved.get("steps", saved["epochs"] * len(session.train_loader)))
+        if saved and not checkpoints:
+            say(f"{output} holds no checkpoint yet: the run starts over, and takes {session.total_steps} steps")
         session.config = replace(config, epochs=session.epochs)
         description = describe(session, data, dataset) | ({} if images.record is None else {"images": IMAGES_FILE})
         if checkpoints:
@@ -152,7 +162,7 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
     config, output = _with_whole_paths(config), expanded(output)
     accelerator = make_accelerator(config, project_dir=output)
     is_main = accelerator.is_main_process
-    own = owned(output, resuming=False) if is_main else nullcontext()
+    own = owned(output, resuming=False, say=say) if is_main else nullcontext()
     with own, deterministic(config.deterministic), together(accelerator):
         accelerator.wait_for_everyone()
         session, _ = build(config, data, output, accelerator, say if is_main else _ignore, _ignore)
@@ -236,11 +246,15 @@ def _whole_path(name: str) -> str:
 
 
 def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
-    """What the run's start has measured; a busy machine may measure otherwise today."""
+    """What the run's start has measured or seen in its images; a busy machine, and more images, may give another."""
     if config.precision == "auto":
         config = replace(config, precision=saved["precision"])
     if config.device_batch_size == "auto":
         config = replace(config, device_batch_size=saved["device_batch_size"])
+    if config.img_size is None:
+        config = replace(config, img_size=tuple(saved["img_size"]))
+    if config.in_chans is None:
+        config = replace(config, in_chans=saved["in_chans"])
     return config
 
 
@@ -271,19 +285,23 @@ def _take_up(session: Session, checkpoints: list[Path], output: Path) -> None:
     for checkpoint in checkpoints:
         try:
             session.progress, processes = load_state(checkpoint, session.parts())
-        except ValueError as error:
+        except DamagedError as error:
             if checkpoint == checkpoints[-1]:
                 raise
             session.say(f"{error}; taking the one before")
             continue
         session.plan(session.progress.steps or planned)
+        is_another = from_main(_kept_model_is_another(session, output), session.accelerator)
         session.accelerator.wait_for_everyone()
         if session.accelerator.is_main_process:
-            for later in checkpoints_in(output / "checkpoints"):
-                if later.name > checkpoint.name:
-                    later.unlink()
+            later = [path for path in checkpoints_in(output / "checkpoints") if path.name > checkpoint.name]
+            if later:
+                names = ", ".join(path.name for path in later)
+                session.say(f"later checkpoints are dropped, the run writes them again: {len(later)} ({names})")
+            for path in later:
+                path.unlink()
             cut_back(output / "metrics.jsonl", session.progress.step, session.progress.epoch)
-        if from_main(_kept_model_is_another(session, output), session.accelerator):
+        if is_another:
             session.progress.best_score, session.progress.best = Progress().best_score, {}
         session.say(f"resumed after step {session.progress.step} of {session.total_steps} from {checkpoint}")
         if processes != session.accelerator.num_processes:
@@ -296,10 +314,24 @@ def _take_up(session: Session, checkpoints: list[Path], output: Path) -> None:
 
 
 def _kept_model_is_another(session: Session, output: Path) -> bool:
-    """Whether the run was stopped between keeping a model and saving its state: then the next one is kept anew."""
+    """Whether the run was stopped between keeping a model and saving its state: then the next one is kept anew.
+
+    Raises: ValueError if the model is gone, or if the run has ended, so that no other would be kept.
+    """
     best, side = session.progress.best, output / "model.json"
+    if best and (missing := [name for name in ("model.safetensors", side.name) if not (output / name).is_file()]):
+        raise ValueError(
+            f"{output} lacks {' and '.join(missing)} of epoch {best['epoch']}, the best so far: put back what was "
+            "moved, or name another --output for a new run"
+        )
     kept = json.loads(side.read_text(encoding="utf-8"))["training"] if side.is_file() else {}
-    return any(kept.get(key) != best.get(key) for key in ("epoch", "weights"))
+    is_another = any(kept.get(key) != best.get(key) for key in ("epoch", "weights"))
+    if best and is_another and session.progress.epoch >= session.epochs:
+        raise ValueError(
+            f"{side} is not of the model that the finished run has kept, of epoch {best['epoch']}: put that one "
+            "back, or name another --output for a new run"
+        )
+    return is_another
 
 
 def _report(

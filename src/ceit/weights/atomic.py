@@ -1,13 +1,13 @@
 """Files that appear whole or not at all."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 
-def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files so that a reader, a crash or a full disk never meets half of one.
+def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
+    """Write files so that a reader, a crash or a full disk never meets half of one; contents may come in pieces.
 
     Everything is first written and flushed to the disk under temporary names beside the targets; only then are the
     targets replaced, one by one in the order given. Each changes at once, several do not: make the first stand alone.
@@ -27,10 +27,20 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
             path.unlink(missing_ok=True)  # in the good case it has become its target
 
 
-def _write(path: Path, content: bytes, target: Path) -> None:
+def require_place(file: Path) -> None:
+    """Asked before long work whose result goes to ``file``. Raises: ValueError if no such file could be written."""
+    if not file.parent.is_dir():
+        raise ValueError(f"{file} cannot be written: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ValueError(f"{file} cannot be written: it is a folder; name a file in it")
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"{file} cannot be written: folder {file.parent} takes no new files; name another")
+
+
+def _write(path: Path, content: bytes | Iterable[bytes], target: Path) -> None:
     try:
         with path.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

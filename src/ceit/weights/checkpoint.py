@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -139,7 +139,7 @@ def save_checkpoint(
         preprocessing if preprocessing is None or isinstance(preprocessing, dict) else preprocessing.as_dict(),
         training,
     )
-    text = description.to_json(_fingerprint(state, description))
+    text = description.to_json(fingerprint(state, description))
     replace_files({path: save(state, {METADATA_KEY: text}), side_file(path): text.encode()})
 
 
@@ -183,6 +183,15 @@ def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:
     return repeated * (channels / in_chans)
 
 
+def fingerprint(state: Mapping[str, Tensor], description: Description) -> str:
+    """A digest of a network, SHA-256: of its tensors, on whatever device, and of what is said about them."""
+    digest = hashlib.sha256(description.to_json("").encode())
+    for key, value in state.items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _config_of(
     stored: StoredNetwork, name: str | None, img_size: ImageSize | None, geometry: dict[str, Any]
 ) -> CeiTConfig:
@@ -224,11 +233,3 @@ def _preprocessing(stored: StoredNetwork) -> dict[str, Any] | None:
     if stored.description is not None:
         return stored.description.preprocessing
     return dict(RELEASED_PREPROCESSING) if stored.layout == "released" else None
-
-
-def _fingerprint(state: dict[str, Tensor], description: Description) -> str:
-    digest = hashlib.sha256(description.to_json("").encode())
-    for key, value in state.items():
-        digest.update(key.encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

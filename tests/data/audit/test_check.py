@@ -1,6 +1,8 @@
 """The check of a whole set: everything planted is found, and nothing in a clean set."""
 
+import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import ceit_cli
+from ceit.cli import data as verb
 from ceit.data.audit.check import check
 from ceit.data.audit.report import Report
 from ceit.data.sources.choose import load_dataset
@@ -263,3 +266,80 @@ def test_what_is_left_out_is_said_when_shards_are_written(
     root = image_folder({"train/cat": 3, "train/dog": 4, "test/cat": 2, "test/dog": 2, "val": 5})
     assert ceit_cli.main(["data", "shard", str(root), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().err == "left out: val, 5 images without class folders\n"
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({"cat": 4, "dog": 2}, "class 'dog' has 2 images: a set that is not split yet needs 3 of each"),
+        ({"train/cat": 4, "train/dog": 2}, "class 'dog' has 2 images: a set that is not split yet needs 3 of each"),
+        ({"cat": 8}, "folder {} has only the class 'cat': a classifier needs at least two"),
+        ({"train/cat": 8, "test/cat": 2}, "folder {} has only the class 'cat': a classifier needs at least two"),
+        (
+            {"val/cat": 3, "val/dog": 3, "test/cat": 3, "test/dog": 3},
+            "folder {} has no training images, only validation and test: add a part named train",
+        ),
+    ],
+)
+def test_p2_what_training_refuses_is_an_error(
+    counts: dict[str, int], sentence: str, image_folder: ImageFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder(counts, size=(40, 40))
+    sentence = sentence.format(root)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_dataset(root)
+    assert check(root).errors == (sentence,)
+    assert ceit_cli.main(["data", "check", str(root)]) == 1
+    captured = capsys.readouterr()
+    assert f"✗ {sentence}" in captured.out
+    assert "classes without training images" not in captured.out  # no tick beside it
+    assert captured.err == f"error: {sentence}\n"
+
+
+def test_p2_copies_and_broken_files_do_not_make_a_class_large_enough(image_folder: ImageFolder) -> None:
+    """Training counts contents that can be read, and an empty class is none to it."""
+    root = image_folder({"cat": 4, "dog": 2}, size=(40, 40))
+    shutil.copy(root / "dog/0.png", root / "dog/copy.png")
+    (root / "dog/broken.png").write_text("no image")
+    (root / "owl").mkdir()
+    report = check(root)
+    assert report.refusal.startswith("class 'dog' has 2 images (3 files, the others are copies): a set that is not")
+    assert report.errors == ("1 unreadable image", "1 empty class", report.refusal)
+    assert report.verdict == f"photos has 1 unreadable image and 1 empty class; {report.refusal}"
+    with Image.open(root / "dog/0.png") as image:
+        image.rotate(90).save(root / "dog/third.png")
+    assert check(root).refusal == ""
+
+
+def test_p2_nothing_that_can_be_read_is_refused(image_folder: ImageFolder) -> None:
+    root = image_folder({"cat": 0, "dog": 0})
+    for name in ("cat", "dog"):
+        (root / name / "broken.png").write_text("no image")
+    report = check(root)
+    assert report.errors[:2] == ("2 unreadable images", "2 empty classes")
+    assert report.refusal == f"folder {root} has no training image that can be read: a classifier needs at least two"
+
+
+def test_a_place_that_takes_no_report_is_told_before_any_image_is_read(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(data: str) -> None:
+        pytest.fail(f"{data} was read")
+
+    monkeypatch.setattr(verb, "check", read)
+    for output, reason in ((tmp_path / "nowhere/x.json", "there is no folder"), (tmp_path, "it is a folder")):
+        assert ceit_cli.main(["data", "check", str(clean), "--output", str(output)]) == 1
+        assert f"{output} cannot be written: {reason}" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_saved_is_printed(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(contents: dict[Path, bytes]) -> None:
+        raise OSError(errno.ENOSPC, "cannot save", str(next(iter(contents))))
+
+    monkeypatch.setattr(verb, "replace_files", full)
+    assert ceit_cli.main(["data", "check", str(clean), "--json", "--output", str(tmp_path / "x.json")]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 96
+    assert "no space left on the disk" in captured.err

@@ -15,6 +15,7 @@ from ceit.data import reduced, survey
 from ceit.data.audit.check import check
 from ceit.data.batches.loader import make_loader
 from ceit.data.preprocessing import IMAGENET, Preprocessing
+from ceit.data.sources import listing
 from ceit.data.sources.choose import load_dataset
 from ceit.data.splits import ArraySplit, FileSplit, ImageDataset
 
@@ -152,7 +153,7 @@ def test_broken_files_are_named_and_counted(image_folder: ImageFolder, size: tup
         load_dataset(root)
     sentence = str(raised.value)
     assert sentence.startswith("2 of 14 files cannot be read: train/dog/a.jpg (")
-    fix = "remove them or leave them out with --skip-broken"
+    fix = "ceit data check --json names all, --skip-broken leaves them out"
     assert sentence.endswith(f"train/dog/b1.jpg (not an image); {fix}")
     assert "truncated" in sentence
 
@@ -171,7 +172,7 @@ def test_of_many_broken_files_three_are_named(image_folder: ImageFolder) -> None
     root = image_folder(SPLIT)
     break_files(root / "train" / "dog", count=5)
     with pytest.raises(
-        ValueError, match=r"5 of 17 files .*a\.jpg .*b1\.jpg .*b2\.jpg \(not an image\), \.\.\.; remove"
+        ValueError, match=r"5 of 17 files .*a\.jpg .*b1\.jpg .*b2\.jpg \(not an image\), \.\.\.; ceit data check"
     ):
         load_dataset(root)
 
@@ -217,8 +218,9 @@ def test_p14_a_file_that_cannot_be_read_now_is_read_later(
     reason = {errno.EACCES: "Permission denied", errno.EIO: "Input/output error"}[number]
     with monkeypatch.context() as patch:
         patch.setattr(io, "open", failing)
-        with pytest.raises(ValueError, match=rf"^1 of 12 files cannot be read: train/dog/3.png \({reason}\); remove"):
+        with pytest.raises(ValueError, match=rf"^1 of 12 .* read: train/dog/3.png \({reason}\); ceit") as raised:
             load_dataset(root)
+        assert "remove" not in str(raised.value)  # it may be a good image
         dataset = load_dataset(root, skip_broken=True)
         assert (sizes(dataset), dataset.skipped) == ((8, 0, 3), (f"train/dog/3.png ({reason})",))
     dataset = load_dataset(root, skip_broken=True)
@@ -403,3 +405,56 @@ def test_classes_that_are_left_out_are_not_read_and_decide_nothing(image_folder:
     assert sum(sizes(dataset)) == 9
     with pytest.raises(ValueError, match=r"unknown class 'owls'; did you mean 'owl'\? .* in photos"):
         load_dataset(root, classes=["owls", "cat"])
+
+
+@pytest.fixture
+def headers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose headers are read, of which two are looked at for the usual size."""
+    read, read_header = list[str](), listing.read_header
+    monkeypatch.setattr(listing, "read_header", lambda path: read.append(path.stem) or read_header(path))
+    monkeypatch.setattr(listing, "_PROBED_IMAGES", 2)
+    return read
+
+
+def test_one_image_in_colour_makes_a_set_of_three_channels(image_folder: ImageFolder, headers: list[str]) -> None:
+    root = image_folder({"cat": 6, "dog": 6}, mode="L")
+    assert load_dataset(root).in_chans == 1
+    assert len(headers) == 12
+    headers.clear()
+    for number in (1, 3, 5):  # every other one: the usual size is that of files 0 of both classes
+        Image.new("RGB", (10, 8), (9, number, 0)).save(root / "cat" / f"{number}.png")
+    assert load_dataset(root).in_chans == 3
+    headers.clear()
+    assert load_dataset(root, in_chans=1).in_chans == 1
+    assert headers == ["0", "0"]
+    Image.new("RGB", (10, 8)).save(root / "cat" / "0.png")
+    headers.clear()
+    assert load_dataset(root).in_chans == 3
+    assert headers == ["0", "0"]
+
+
+def test_a_broken_file_hides_no_colour(image_folder: ImageFolder, headers: list[str]) -> None:
+    root = image_folder({"cat": 4, "dog": 4}, mode="L")
+    (root / "cat" / "1.png").write_text("no image")
+    assert load_dataset(root, skip_broken=True).in_chans == 1
+    Image.new("RGB", (10, 8)).save(root / "dog" / "3.png")
+    assert load_dataset(root, skip_broken=True).in_chans == 3
+    assert headers
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"photos": ["cat/0.png"]}', "no JSON"])
+def test_p15_an_index_of_somebody_else_beside_class_folders_is_passed_over(
+    image_folder: ImageFolder, text: str
+) -> None:
+    root = image_folder({"cat": 3, "dog": 3})
+    (root / "index.json").write_text(text)
+    dataset = load_dataset(root)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.remarks == ("passed over: 1 .json",)
+    assert check(root).remarks == dataset.remarks
+
+
+def test_p2_the_parts_of_a_contest_are_known(image_folder: ImageFolder) -> None:
+    counts = {"Training": 4, "PublicTest": 2, "PrivateTest": 3}
+    root = image_folder({f"{part}/{kind}": count for part, count in counts.items() for kind in ("glad", "sad")})
+    assert sizes(load_dataset(root)) == (8, 4, 6)

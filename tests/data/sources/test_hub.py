@@ -245,3 +245,23 @@ def test_p2_two_splits_of_the_hub_for_one_part_are_refused(tmp_path: Path) -> No
     name = saved(tmp_path, train=table(6), validation=table(2), dev=table(3))
     with pytest.raises(ValueError, match=r"hf:.*photos has 2 splits for validation: validation, dev; save it with one"):
         load_dataset(name)
+
+
+def test_it_is_said_which_column_is_the_class(tmp_path: Path) -> None:
+    kinds = datasets.ClassLabel(names=["pet", "bird"])
+    rows = table(6, kind=[0, 0, 1] * 2).cast_column("kind", kinds)
+    name = saved(tmp_path, train=rows, test=rows)
+    dataset = load_dataset(name)
+    assert dataset.class_names == ("pet", "bird")
+    assert dataset.remarks == (f"column 'kind' of {name} is the class, not 'label'",)
+    assert load_dataset(saved(tmp_path / "plain", train=table(6), test=table(2))).remarks == ()
+
+
+def test_splits_that_are_left_out_are_said(tmp_path: Path) -> None:
+    unlabelled = table(2, labels=[-1, -1]).cast_column("label", datasets.ClassLabel(names=NAMES))
+    dataset = load_dataset(saved(tmp_path, train=table(4), validation=table(3), test=unlabelled, extra=table(5)))
+    assert [len(split) for split in keys(dataset)] == [4, 0, 3]
+    assert dataset.remarks == (
+        "left out: extra, 5 images: it is not called train, validation or test",
+        "left out: test, 2 images without labels",
+    )

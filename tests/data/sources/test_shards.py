@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -187,6 +188,16 @@ def test_the_layout_is_webdatasets(folder: ImageDataset, shards: Path) -> None:
             seen.append(number)
     assert sorted(seen) == list(range(len(folder.train)))
     assert seen != sorted(seen)  # any few shards hold all classes
+
+
+def test_p3_an_image_without_a_suffix_has_one_in_its_shard(image_folder: ImageFolder, tmp_path: Path) -> None:
+    root = image_folder(SPLIT, size=LARGE)
+    for name in ("IMG_1", "x.jpg_large"):
+        (root / "train" / "cat" / name).write_bytes(png(len(name)))
+    write_shards(load_dataset(root), tmp_path / "shards")
+    with tarfile.open(tmp_path / "shards" / "train-000000.tar") as archive:
+        suffixes = {member.name.partition(".")[2] for member in archive}
+    assert suffixes == {"png", "cls", "json"}
 
 
 def test_sizes_hashes_and_counts_are_in_the_index(folder: ImageDataset, shards: Path) -> None:
@@ -381,3 +392,51 @@ def test_p15_shards_stay_shards_beside_a_folder_of_previews(tmp_path: Path) -> N
     (root / "previews").mkdir()
     (root / "previews" / "0.png").write_bytes(png(0))
     assert isinstance(load_dataset(root).train, ShardSplit)
+
+
+def test_p8_names_that_are_no_utf8_go_into_shards_and_come_back(image_folder: ImageFolder, tmp_path: Path) -> None:
+    root = image_folder(SPLIT, size=LARGE)
+    odd = os.fsdecode(b"caf\xe9")
+    (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / f"{odd}.png")
+    assert ceit_cli.main(["data", "shard", str(root), str(tmp_path / "out")]) == 0
+    train = load_dataset(tmp_path / "out").train
+    assert keys(train) == keys(load_dataset(root).train)
+    row = keys(train).index(f"cat/{odd}")
+    with Image.open(root / "train" / "cat" / f"{odd}.png") as image:
+        assert np.array_equal(to_array(train.read(row, 3)), to_array(image))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_p8_shards_of_others_with_names_that_are_no_utf8(tmp_path: Path, form: int) -> None:
+    root = foreign(tmp_path / "wds", {"test-0.tar": 2}, lambda n: {".cls": b"%d" % (n % 2)})
+    with tarfile.open(root / "train-0.tar", "w", format=form) as archive:
+        for number in range(6):
+            for suffix, content in ((".png", png(number)), (".cls", b"%d" % (number % 2))):
+                entry = tarfile.TarInfo(os.fsdecode(b"caf\xe9%d" % number) + suffix)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    for _ in range(2):  # the second time out of the cache
+        assert keys(load_dataset(root).train) == [os.fsdecode(b"caf\xe9%d" % number) for number in range(6)]
+
+
+def test_labels_of_others_that_are_no_utf8_are_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "wds" / "train-0.tar", {"a.png": png(0), "a.cls": b"caf\xe9"})
+    with pytest.raises(ValueError, match=r"a\.cls of .*train-0\.tar is not UTF-8 \(.*\): write it anew"):
+        load_dataset(tmp_path / "wds")
+    write_tar(tmp_path / "wds" / "train-0.tar", {"a.png": png(0), "a.cls": b"0", "LICENSE.txt": b"\xa9"})
+    (tmp_path / "wds" / "classnames.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"classnames\.txt is not UTF-8 \(.*\): write it anew"):
+        load_dataset(tmp_path / "wds")
+
+
+@pytest.mark.parametrize("text", ['{"wids_version": 1, "shardlist": []}', "[]", "no JSON"])
+def test_p15_shards_of_others_may_have_an_index_of_their_own(tmp_path: Path, text: str) -> None:
+    root = foreign(tmp_path / "wds", {"train-0.tar": 6, "test-0.tar": 2}, lambda n: {".cls": b"%d" % (n % 2)})
+    (root / INDEX).write_text(text)
+    assert keys(load_dataset(root).test) == ["sample006", "sample007"]
+
+
+def test_an_index_without_its_table_is_refused(shards: Path) -> None:
+    (shards / SAMPLES).unlink()
+    with pytest.raises(ValueError, match=r"samples\.safetensors is missing: copy the folder anew"):
+        load_dataset(shards)

@@ -110,9 +110,7 @@ def test_missing_and_broken_images_are_named(table: Callable[..., Path], img_siz
     path = table(rows)
     (path.parent / "e.jpg").unlink()
     (path.parent / "f.jpg").write_text("no image")
-    message = (
-        r"^2 of 6 files cannot be read: e\.jpg \(No such file or directory\), f\.jpg \(not an image\); remove them or"
-    )
+    message = r"^2 of 6 files cannot be read: e\.jpg \(No such file or directory\), f\.jpg \(not an image\); ceit data"
     with pytest.raises(ValueError, match=message):
         load_dataset(path, img_size=img_size)
     dataset = load_dataset(path, img_size=img_size, skip_broken=True)
@@ -381,3 +379,81 @@ def test_labels_that_look_alike_are_said(table: Callable[..., Path]) -> None:
     assert load_dataset(table(rows, "path,label")).remarks == (
         "classes that differ in case or spaces alone: 'Cat', 'cat'",
     )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("name", ["set", "Usage", "phase"])
+@pytest.mark.parametrize("cell", ["", "tset", "holdback"])
+def test_p2_an_odd_cell_in_a_column_of_parts_is_refused(
+    table: Callable[..., Path], suffix: str, name: str, cell: str
+) -> None:
+    rows = [(*row, cell if number == 2 else ("train", "test")[number % 2]) for number, row in enumerate(TABLE)]
+    message = (
+        rf"column '{name}' of .*labels\{suffix} names parts, but has '{cell}' in row 3: write train, validation or "
+        rf"test, or remove the column if it tells no parts"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_dataset(table(rows, f"path,label,{name}", suffix))
+    rows[2] = (*TABLE[2], "train")
+    assert keys(load_dataset(table(rows, f"path,label,{name}", suffix)))[2] == ["cat/1", "cat/3", "dog/1", "dog/3"]
+
+
+def test_p2_training_images_alone_beside_a_part_of_no_usual_name_are_questioned(table: Callable[..., Path]) -> None:
+    rows = [(*row, "secret" if number % 4 == 3 else "train") for number, row in enumerate(TABLE)]
+    with pytest.raises(ValueError, match=r"column 'set' of .* names parts, but has 'secret' in row 4"):
+        load_dataset(table(rows, "path,label,set"))
+
+
+@pytest.mark.parametrize("cells", [("train", "bus"), ("test", "blurred", "dark", ""), ("train",), ("",)])
+def test_p2_a_column_of_which_few_cells_name_parts_tells_none(
+    table: Callable[..., Path], cells: tuple[str, ...]
+) -> None:
+    rows = [(*row, cells[number % len(cells)]) for number, row in enumerate(TABLE)]
+    dataset = load_dataset(table(rows, "path,label,notes"))
+    assert keys(dataset) == keys(load_dataset(table(TABLE, "path,label")))
+    assert dataset.remarks == ()
+
+
+def test_p2_of_two_columns_of_parts_the_one_without_odd_cells_is_taken(table: Callable[..., Path]) -> None:
+    rows = [(*row, "" if number == 0 else "train", ("train", "test")[number % 2]) for number, row in enumerate(TABLE)]
+    dataset = load_dataset(table(rows, "path,label,old,new"))
+    assert [len(split) for split in keys(dataset)] == [4, 0, 4]
+    assert dataset.remarks == ("column 'new' of labels.csv tells the parts",)
+
+
+@pytest.mark.parametrize("header", ["path,label,Usage", "path,label,split"])
+def test_p2_the_parts_of_a_contest_are_known(table: Callable[..., Path], header: str) -> None:
+    names = ("Training", "Training", "PublicTest", "PrivateTest")
+    dataset = load_dataset(table([(*row, names[number % 4]) for number, row in enumerate(TABLE)], header))
+    assert keys(dataset) == [["cat/0", "cat/1", "dog/0", "dog/1"], ["cat/2", "dog/2"], ["cat/3", "dog/3"]]
+
+
+def test_whole_numbers_below_zero_are_in_their_order(table: Callable[..., Path]) -> None:
+    rows = [(f"{number}.jpg", (10, -1, 2, -10)[number % 4]) for number in range(16)]
+    assert load_dataset(table(rows, "path,label")).class_names == ("-10", "-1", "2", "10")
+
+
+def test_p15_names_in_another_case_are_taken_and_counted(table: Callable[..., Path]) -> None:
+    path = table(TABLE, "path,label")
+    plain = load_dataset(path)
+    assert plain.remarks == ()
+    lines = [*(f"Cat/{number}.JPG,cat" for number in range(3)), "cat/3.jpg,cat"]
+    path.write_text("\n".join(["path,label", *lines, *(f"DOG\\{number}.Jpg,dog" for number in range(4))]))
+    dataset = load_dataset(path)
+    assert keys(dataset) == keys(plain)
+    assert dataset.remarks == (
+        "7 rows of labels.csv name an image in another case of letters, Cat/0.JPG for cat/0.jpg: it is taken",
+    )
+
+
+def test_p15_of_two_names_in_another_case_none_is_taken(table: Callable[..., Path], photo: Photo) -> None:
+    path = table(TABLE, "path,label")
+    for number, name in enumerate(("new.jpg", "New.jpg", "link.jpg")):
+        photo(path.parent / "cat" / name, 90 + number)
+    (path.parent / "cat" / "link.jpg").unlink()
+    (path.parent / "cat" / "link.jpg").symlink_to("gone.jpg")
+    path.write_text(path.read_text() + "cat/NEW.jpg,cat\ncat/link.jpg,cat\nNo/such/0.jpg,cat\n")
+    message = r"3 of 11 files cannot be read: cat/NEW\.jpg \(No such .*\), cat/link\.jpg \(No .*\), No/such/0\.jpg \("
+    with pytest.raises(ValueError, match=message):
+        load_dataset(path)
+    assert load_dataset(path, skip_broken=True).remarks == ()

@@ -40,6 +40,26 @@ def test_p3_a_file_without_suffix_is_an_image_if_it_holds_one(tmp_path: Path) ->
     assert passed_over(tmp_path) == {"without suffix": 1, ".jpg~": 1, ".jpg_original": 1}
 
 
+def test_p3_a_size_that_a_site_adds_to_a_name_is_no_suffix(tmp_path: Path) -> None:
+    images = ["a.jpg_large", "b.jpg-small", "c.PNG_Medium", "d.jpeg_thumb"]
+    put(*(tmp_path / name for name in images), tmp_path / "old.jpg_orig")
+    (tmp_path / "e.xml_large").write_text("no image")
+    assert names(tmp_path) == images
+    assert passed_over(tmp_path) == {"without suffix": 1, ".jpg_orig": 1}
+
+
+def test_p3_what_is_rarely_an_image_is_passed_over_beside_photos(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    for name, content in (
+        ("cloud.pcd", "# .PCD v0.7"),
+        ("board.gbr", "G04 a drawing*"),
+        ("depth.pfm", "Pf\n1 1\n-1\n"),
+    ):
+        (tmp_path / name).write_text(content)
+    assert names(tmp_path) == ["a.png"]
+    assert passed_over(tmp_path) == {".pcd": 1, ".gbr": 1, ".pfm": 1}
+
+
 def test_p3_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
     put(tmp_path / "a.png", tmp_path / "__MACOSX" / "a.png", tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png")
     system = (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini", "Icon\r")  # counted nowhere
@@ -123,6 +143,9 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(ValueError, match=r"folder .*/shut cannot be listed \(Permission denied\): make it readable or"):
         names(tmp_path)
+    unlisted: list[str] = []
+    assert list(open_folder(tmp_path).walk(unlisted)) == [tmp_path / "a.png", tmp_path / "shut"]
+    assert unlisted == [f"folder {tmp_path}/shut cannot be listed (Permission denied): make it readable or remove it"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

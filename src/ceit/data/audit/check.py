@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -12,13 +12,14 @@ from PIL import Image
 
 from ceit.data.audit.duplicates import BLANK_CONTRAST, Prints, find_copies, pixel_digest, prints_of, small_picture
 from ceit.data.audit.report import Copies, ImageName, Report
+from ceit.data.cut import digest_of
 from ceit.data.image import read_header
-from ceit.data.labelled import UNSPLIT
+from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset
 from ceit.data.pixels import looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.folder import listing_of
 from ceit.data.sources.layout import understand
-from ceit.data.sources.listing import LARGE_SIZE
+from ceit.data.sources.listing import LARGE_SIZE, usual_statistics
 from ceit.data.sources.shards.load import has_shards, open_shards
 from ceit.data.splits import ArraySplit, FileSplit, Split
 from ceit.data.threads import BLOCK_IMAGES, each
@@ -44,16 +45,19 @@ def check(data: str | Path) -> Report:
 class _Found:
     """A data set to check; ``skipped`` has a line per image that could not even be loaded.
 
-    ``layout`` is how a folder was understood, ``remarks`` what is to be said of any data.
+    ``place`` is what messages call it, ``layout`` is how a folder was understood, ``remarks`` what is to be said of any
+    data.
     """
 
     name: str
+    place: str
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     skipped: tuple[str, ...] = ()
     changed_shards: tuple[str, ...] = ()
     layout: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    is_fixed: bool = False
 
 
 def _find(data: str) -> _Found:
@@ -63,14 +67,29 @@ def _find(data: str) -> _Found:
     found = load_images(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
     order = [name for name in ("train", "validation", "test", UNSPLIT) if name in found.parts]
     splits = {name: found.parts[name] for name in order}
-    return _Found(found.name, found.class_names, splits, found.skipped, remarks=found.remarks)
+    return _Found(
+        found.name,
+        found.place,
+        found.class_names,
+        splits,
+        found.skipped,
+        remarks=found.remarks,
+        is_fixed=found.is_fixed,
+    )
 
 
 def _find_folder(root: Path) -> _Found:
     layout = understand(root)
     names = tuple(sorted({name for part in layout.splits.values() for name in part.classes}))
     splits = {split: listing_of(part.folder, part.classes).split(names) for split, part in layout.splits.items()}
-    return _Found(root.resolve().name, names, dict(splits), layout=tuple(layout.lines()), remarks=layout.remarks)
+    return _Found(
+        root.resolve().name,
+        f"folder {root}",
+        names,
+        dict(splits),
+        layout=tuple(layout.lines()),
+        remarks=layout.remarks,
+    )
 
 
 def _find_shards(root: Path) -> _Found:
@@ -79,7 +98,8 @@ def _find_shards(root: Path) -> _Found:
     hashes = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
     results = each(lambda name: _sha256(root / name) == hashes[name], list(hashes), "hashing shards")
     changed = tuple(name for name, same in results if same is not True)
-    return _Found(found.index.name, found.index.class_names, splits, changed_shards=changed)
+    place = f"the folder of shards {root}"
+    return _Found(found.index.name, place, found.index.class_names, splits, changed_shards=changed)
 
 
 def _sha256(path: Path) -> str:
@@ -94,6 +114,13 @@ class _HeaderSplit(Protocol):
     def header(self, index: int) -> tuple[tuple[int, int], str]: ...
 
 
+@runtime_checkable
+class _EncodedSplit(Protocol):
+    """A split of images as somebody encoded them."""
+
+    def encoded(self, index: int) -> bytes: ...
+
+
 class _Look(NamedTuple):
     """What one image showed."""
 
@@ -102,12 +129,15 @@ class _Look(NamedTuple):
     digest: bytes
     picture: np.ndarray
     dark: bool
+    content: int
+    """What training knows the image by; 0 in a fixed set, which it knows whole."""
 
 
 def _look(split: Split, index: int) -> _Look:
     image = split.read(index, in_chans=3)
     size, mode = _header(split, index, image)
-    return _Look(size, mode, pixel_digest(image), small_picture(image), looks_dark_for_its_depth(image))
+    content = digest_of(split.encoded(index)) if isinstance(split, _EncodedSplit) else 0
+    return _Look(size, mode, pixel_digest(image), small_picture(image), looks_dark_for_its_depth(image), content)
 
 
 def _header(split: Split, index: int, image: Image.Image) -> tuple[tuple[int, int], str]:
@@ -120,10 +150,11 @@ def _header(split: Split, index: int, image: Image.Image) -> tuple[tuple[int, in
 
 @dataclass
 class _Reading:
-    """The images read so far; ``places`` has split number and index of each."""
+    """The images read so far; ``places`` has split number and index of each, ``contents`` its digest."""
 
     found: _Found
     places: list[tuple[int, int]] = field(default_factory=list)
+    contents: list[int] = field(default_factory=list)
     prints: list[Prints] = field(default_factory=list)
     unreadable: list[ImageName] = field(default_factory=list)
     dark: list[ImageName] = field(default_factory=list)
@@ -138,6 +169,7 @@ class _Reading:
                 self.unreadable.append(self._name(number, index, look))
                 continue
             self.places.append((number, index))
+            self.contents.append(look.content)
             self.modes[look.mode] += 1
             self.sizes.add(look.size)
             if look.dark:
@@ -160,7 +192,7 @@ class _Reading:
         prints = Prints.joined(self.prints)
         skipped = [ImageName("", line, "") for line in self.found.skipped]
         in_order = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
-        return Report(
+        report = Report(
             name=self.found.name,
             splits=splits,
             counts=counts,
@@ -175,6 +207,29 @@ class _Reading:
             layout=self.found.layout,
             remarks=self.found.remarks,
         )
+        told = "train" in splits and report.untrained_classes
+        return report if told or self.found.is_fixed else replace(report, refusal=self._refusal(report))
+
+    def _refusal(self, report: Report) -> str:
+        """Why training would not take the images that can be read; empty if it would."""
+        kept = [number for number, name in enumerate(report.counts) if name not in report.empty_classes]
+        numbers = torch.full((len(report.counts),), -1)
+        numbers[torch.tensor(kept, dtype=torch.int64)] = torch.arange(len(kept))
+        of_split, contents = np.array([number for number, _ in self.places]), np.array(self.contents, np.uint64)
+        parts: dict[str, Split] = {}
+        for number, (name, split) in enumerate(self.found.splits.items()):
+            if not len(split):  # a split that shards only tell of
+                continue
+            good = np.flatnonzero(of_split == number)
+            part = split.subset(torch.tensor([self.places[i][1] for i in good], dtype=torch.int64))
+            parts[name] = replace(part, labels=numbers[part.labels], digests=contents[good])
+        class_names = tuple(self.found.class_names[number] for number in kept)
+        statistics = usual_statistics(3)
+        try:
+            as_dataset(LabelledSet(self.found.name, self.found.place, class_names, parts, *statistics, LARGE_SIZE), 0)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def _keep(self, waiting: list[_Look]) -> None:
         self.prints.append(prints_of([look.picture for look in waiting], [look.digest for look in waiting]))

@@ -1,7 +1,8 @@
 """What a check of a data set found; ``ceit.data.audit.check`` does the looking.
 
 Errors spoil training or its figures: images that cannot be read, shards that changed, classes without an image or
-without one to train on, and leakage: copies of an image in two splits. All else is for people to know.
+without one to train on, leakage, which is copies of an image in two splits, and what training refuses. All else is for
+people to know.
 """
 
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ class Report:
     """How a folder was understood: a line for each split."""
     remarks: tuple[str, ...] = ()
     """What was left out or passed over before any image was read."""
+    refusal: str = ""
+    """Why training would not take what can be read, in its own words; empty where an error above says it, or it would.
+    """
 
     @property
     def images(self) -> int:
@@ -95,7 +99,18 @@ class Report:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """Each kind of error there is, counted in words."""
+        """Each kind of error there is, counted in words, and why training would refuse the set."""
+        return (*self._counted, *filter(None, [self.refusal]))
+
+    @property
+    def verdict(self) -> str:
+        """The errors in one sentence."""
+        *some, last = self._counted or [""]
+        counted = f"{self.name} has {', '.join(some)}{' and ' if some else ''}{last}" if last else ""
+        return "; ".join(filter(None, [counted, self.refusal]))
+
+    @property
+    def _counted(self) -> tuple[str, ...]:
         kinds = (
             (self.unreadable, "unreadable image", "unreadable images"),
             (self.changed_shards, "changed shard", "changed shards"),

@@ -80,25 +80,27 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
 
     The images are those of the one column of type Image; the labels the first column of type ClassLabel, or else the
     column named ``label`` (``labels``, ``class``, ``target``) of text or whole numbers. Splits are the official ones.
-    A split of which no image is labelled is passed over. Sizes and channels are found as in a folder, and small images
-    held in memory. All are read once, see ``ceit.data.survey``.
+    Of several such columns, and of splits that are left out for another name or for want of labels, there is a remark.
+    Sizes and channels are found as in a folder, and small images held in memory. All are read once, see
+    ``ceit.data.survey``.
 
     Raises: ValueError for a set that cannot be had, without such columns or usual splits, or with broken images.
     """
     place = expanded(name)
-    tables = _open(name, place)
+    remarks: list[str] = []
+    tables = _open(name, place, remarks)
     first = next(iter(tables.values()))
-    column, label_column = _columns(name, first)
+    column, label_column = _columns(name, first, remarks)
     class_names, labels = _labels(
-        name, {split: table.select_columns([label_column]) for split, table in tables.items()}
+        name, {split: table.select_columns([label_column]) for split, table in tables.items()}, remarks
     )
     parts = {
         split: _split(f"{name} {split}", _encoded(tables[split], column), column, numbers)
         for split, numbers in labels.items()
     }
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
-    usual_size, usual_chans = usual_geometry(everything, lambda place: place[0].header(place[1]))
-    size, chans = chosen_size(img_size, usual_size), in_chans or usual_chans
+    usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), in_chans)
+    size = chosen_size(img_size, usual_size)
     form = form_for(len(everything), size, chans)
     splits: dict[str, Split] = {}
     lines: list[str] = []
@@ -121,11 +123,12 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
         licence=info.license or f"none stated; see {info.homepage or _page(name, place)}",
         citation=" ".join((info.citation or "").split()),
         skipped=tuple(lines),
+        remarks=tuple(remarks),
     )
 
 
-def _open(name: str, place: Path) -> dict[str, "datasets.Dataset"]:
-    """The tables of the usual splits. Raises: ValueError if there are none."""
+def _open(name: str, place: Path, remarks: list[str]) -> dict[str, "datasets.Dataset"]:
+    """The tables of the usual splits; others are said. Raises: ValueError if there are none."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -150,10 +153,15 @@ def _open(name: str, place: Path) -> dict[str, "datasets.Dataset"]:
     if not tables:
         found = ", ".join(map(str, loaded)) or "none"
         raise ValueError(f"{PREFIX}{name} has no split train, validation or test: its splits are {found}")
+    remarks += [
+        f"left out: {split}, {len(table):,} images: it is not called train, validation or test"
+        for split, table in loaded.items()
+        if str(split) not in names
+    ]
     return tables
 
 
-def _columns(name: str, table: "datasets.Dataset") -> tuple[str, str]:
+def _columns(name: str, table: "datasets.Dataset", remarks: list[str]) -> tuple[str, str]:
     """The column of images and that of labels."""
     import datasets
 
@@ -165,20 +173,27 @@ def _columns(name: str, table: "datasets.Dataset") -> tuple[str, str]:
         found = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
         needed = f"one column of type Image and one of type ClassLabel, or named {' or '.join(LABEL_COLUMNS)}"
         raise ValueError(f"{PREFIX}{name} must have {needed}; its columns are {found}")
-    return images[0], labels[0]
+    chosen, *others = dict.fromkeys(labels)
+    if others:
+        listed = " or ".join(map(repr, others))
+        remarks.append(f"column {chosen!r} of {PREFIX}{name} is the class, not {listed}")
+    return images[0], chosen
 
 
 def _is_plain(feature: Any) -> bool:
     return getattr(feature, "dtype", "").startswith(("string", "large_string", "int", "uint"))
 
 
-def _labels(name: str, tables: dict[str, "datasets.Dataset"]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Class names, and the labels of every split that is labelled."""
+def _labels(
+    name: str, tables: dict[str, "datasets.Dataset"], remarks: list[str]
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Class names, and the labels of every split that is labelled; others are said."""
     import datasets
 
     (feature,) = next(iter(tables.values())).features.values()
     cells = {split: _cells(table) for split, table in tables.items()}
-    cells = {split: column for split, column in cells.items() if any(map(_is_label, column)) or split == "train"}
+    unlabelled = [split for split, column in cells.items() if split != "train" and not any(map(_is_label, column))]
+    remarks += [f"left out: {split}, {len(cells.pop(split)):,} images without labels" for split in unlabelled]
     for split, column in cells.items():
         if bare := sum(not _is_label(cell) for cell in column):
             raise ValueError(f"{bare} of {len(column)} images of {PREFIX}{name} {split} have no label: remove them")

@@ -16,6 +16,7 @@ from ceit.data.preprocessing import IMAGENET
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.splits import FileSplit, readable
 from ceit.data.survey import form_for, survey
+from ceit.data.threads import each
 
 LARGE_SIZE = (224, 224)  # what images above IN_MEMORY_SIDE are brought to unless asked otherwise
 
@@ -79,8 +80,8 @@ def load_files(
         require_classes(classes, there, place.resolve().name)
         listings = {split: listing.of_classes(set(classes)) for split, listing in listings.items()}
     paths = [path for listing in listings.values() for path in listing.paths]
-    usual_size, usual_chans = usual_geometry(paths, read_header)
-    size, chans = chosen_size(img_size, usual_size), in_chans or usual_chans
+    usual_size, chans = usual_geometry(paths, read_header, in_chans)
+    size = chosen_size(img_size, usual_size)
     files = FileSplit(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
     found = survey(files, form_for(len(paths), size, chans))
     lines = tuple(f"{shown_path(paths[number], place)} ({reason})" for number, reason in found.broken.items())
@@ -117,19 +118,30 @@ def load_files(
 
 
 def usual_geometry(
-    items: Sequence[_Item], header: Callable[[_Item], tuple[tuple[int, int], str]]
+    items: Sequence[_Item],
+    header: Callable[[_Item], tuple[tuple[int, int], str]],
+    in_chans: int | None = None,
 ) -> tuple[tuple[int, int], int]:
-    """Usual size and channels, from the headers (size and Pillow's mode) of up to 1,000 images spread over the set."""
-    sides, modes = [], set()
-    for item in items[:: -(-len(items) // _PROBED_IMAGES) or 1]:
+    """Usual size and channels, from the headers: size, and Pillow's mode.
+
+    The size is that of up to 1,000 images spread over the set. Unless ``in_chans`` is asked for, one image in colour
+    makes 3 channels: where those are grey the others are looked at until one is met.
+    """
+    step = -(-len(items) // _PROBED_IMAGES) or 1
+    sides, is_grey = [], True
+    for item in items[::step]:
         with suppress(ValueError, OSError):  # a broken file is reported when it is decoded
             size, mode = header(item)
             sides.append(min(size))
-            modes.add(mode)
+            is_grey &= mode in _GREY_MODES
     if not sides:
-        return LARGE_SIZE, 3
+        return LARGE_SIZE, in_chans or 3
+    if in_chans is None and is_grey:
+        others = [item for number, item in enumerate(items) if number % step]
+        heads = each(header, others, "looking for colour")
+        is_grey = all(isinstance(head, str) or head[1] in _GREY_MODES for _, head in heads)
     side = -(-int(np.ceil(np.median(sides))) // 4) * 4
-    return (side, side) if side <= IN_MEMORY_SIDE else LARGE_SIZE, 1 if modes <= _GREY_MODES else 3
+    return (side, side) if side <= IN_MEMORY_SIDE else LARGE_SIZE, in_chans or (1 if is_grey else 3)
 
 
 def usual_statistics(chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -146,5 +158,5 @@ def shown_path(path: Path, place: Path) -> Path:
 def broken_sentence(lines: Sequence[str], count: int) -> str:
     """The error of a set some of whose ``count`` images cannot be read; ``lines`` have each its name and reason."""
     more = ["..."] if len(lines) > _NAMED_IMAGES else []
-    fix = "remove them or leave them out with --skip-broken"
+    fix = "ceit data check --json names all, --skip-broken leaves them out"
     return f"{len(lines)} of {count} files cannot be read: {', '.join([*lines[:_NAMED_IMAGES], *more])}; {fix}"

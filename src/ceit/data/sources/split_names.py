@@ -8,8 +8,8 @@ SPLITS = ("train", "validation", "test")
 
 _NAMES = {
     "train": ("train", "training", "trn"),
-    "validation": ("val", "valid", "validation", "validate", "validating", "dev", "development"),
-    "test": ("test", "testing", "tst", "eval", "evaluation", "evaluate", "holdout"),
+    "validation": ("val", "valid", "validation", "validate", "validating", "dev", "development", "publictest"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "evaluate", "holdout", "privatetest"),
 }
 _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
 _PATTERN = re.compile(
@@ -22,6 +22,7 @@ def split_of(name: str) -> str | None:
 
     Case, spaces, ``_``, ``-`` and ``.`` do not count, nor does a year at the end or a word like ``set`` or ``images``:
     ``Training``, ``train_set``, ``val2017``, ``test-images``. What is called ``eval`` or ``holdout`` is the test part.
+    Of contests (FER2013) ``PublicTest``, by which entries were chosen, is validation, and ``PrivateTest`` is the test.
     """
     found = _PATTERN.fullmatch(re.sub(r"[\s_.-]+", "", name).lower())
     return _SPLIT_OF[found[1]] if found else None

@@ -4,12 +4,13 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice
 from ceit.data.sources.class_names import alike, class_name
 from ceit.data.sources.columns import Columns, read_columns
-from ceit.data.sources.listing import Listing, load_files
+from ceit.data.sources.listing import Listing, load_files, shown_path
 from ceit.data.sources.split_names import split_name, split_of
 
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -30,11 +31,12 @@ def load_labels(
     """The set whose images a table names, one a row, by paths relative to the table.
 
     Column ``path`` (or ``file``, ``filename``, ``filepath``, ``image``) is the image, ``label`` (``class``, ``target``)
-    its class, and ``split``, if there is such a column, its part, called as folders of splits are. Classes that are all
-    whole numbers are in the order of their values. Everything else is as in ``listing.load_files``.
+    its class, and ``split``, or another one of names of parts, its part, called as folders of splits are. Classes that
+    are all whole numbers are in the order of their values. Everything else is as in ``listing.load_files``.
 
-    Raises: as there, and ValueError for a file that is no table, a column that is missing, an empty cell, paths that
-    are none of this machine, and an image of two classes or parts. A missing image counts as one that cannot be read.
+    Raises: as there, and ValueError for a file that is no table, a column that is missing, an empty cell, a part of no
+    usual name, paths that are none of this machine, and an image of two classes or parts. A missing image counts as one
+    that cannot be read, unless one file's path differs in the case of letters alone, as for Windows it does not.
     """
     if not path.is_file():
         raise ValueError(f"labels file {path} does not exist")
@@ -44,14 +46,15 @@ def load_labels(
     files, labels = (table.filled(number) for number in used)
     labels = _numbers([class_name(label) for label in labels])
     splits = _splits(table, used, remarks)
-    places = [_place(table, row, file) for row, file in zip(table.rows, files, strict=True)]
+    written = [_place(table, row, file) for row, file in zip(table.rows, files, strict=True)]
+    places = _as_they_lie(table, written, remarks)
     kept = _distinct(table, places, labels, splits, remarks)
     _require_some(path, places)
     if similar := alike(set(labels)):
         remarks.append(f"classes that differ in case or spaces alone: {', '.join(map(repr, similar))}")
     listing = Listing(path.parent, places, labels)
     parts = {split: listing.take(i for i in kept if splits[i] == split) for split in dict.fromkeys(splits)}
-    order = _value if all(label.isascii() and label.isdigit() for label in labels) else str
+    order = _value if all(re.fullmatch("-?[0-9]+", label) for label in labels) else str
     return load_files(parts, path, img_size, in_chans, skip_broken, order, remarks, classes)
 
 
@@ -74,17 +77,37 @@ def _column(table: Columns, names: Sequence[str], remarks: list[str]) -> int:
 
 
 def _splits(table: Columns, used: Sequence[int], remarks: list[str]) -> list[str]:
-    """The part of each row: told by the column of that name, or by one that holds nothing but names of parts."""
-    found = table.find([SPLIT_COLUMN])
-    for number, cells in enumerate(table.cells):
-        parts = set(map(split_of, cells))
-        if not found and number not in used and len(parts) > 1 and None not in parts:
-            remarks.append(f"column {table.names[number]!r} of {table.place.name} tells the parts")
-            found = [number]
+    """The part of each row: told by the column of that name, or by another one."""
+    found = table.find([SPLIT_COLUMN]) or _telling_parts(table, used, remarks)
     if not found:
         return [UNSPLIT] * len(table.rows)
     cells = table.filled(found[0])
     return [split_name(cell, f"row {row} of {table.place}") for row, cell in zip(table.rows, cells, strict=True)]
+
+
+def _telling_parts(table: Columns, used: Sequence[int], remarks: list[str]) -> list[int]:
+    """The column under another name that tells the parts: more than half of its filled cells name them, not all alike.
+
+    Raises: ValueError, with the row, if one of its cells does not.
+    """
+    telling: dict[int, list[str | None]] = {}
+    for number, cells in enumerate(table.cells):
+        parts = list(map(split_of, cells)) if number not in used else []
+        if len(set(parts)) > 1 and 2 * sum(part is not None for part in parts) > sum(map(bool, cells)):
+            telling[number] = parts
+    if not telling:
+        return []
+    number = min(telling, key=lambda number: None in telling[number])
+    name, parts = table.names[number], telling[number]
+    if None in parts:
+        odd = parts.index(None)
+        row, cell = table.rows[odd], table.cells[number][odd]
+        raise ValueError(
+            f"column {name!r} of {table.place} names parts, but has {cell!r} in row {row}: "
+            f"write train, validation or test, or remove the column if it tells no parts"
+        )
+    remarks.append(f"column {name!r} of {table.place.name} tells the parts")
+    return [number]
 
 
 def _numbers(labels: Sequence[str]) -> list[str]:
@@ -106,6 +129,45 @@ def _place(table: Columns, row: int, file: str) -> Path:
         return folder / file
     spellings = (file, file.replace("\\", "/"), *(unicodedata.normalize(form, file) for form in ("NFC", "NFD")))
     return next((path for spelling in spellings if (path := folder / spelling).exists()), folder / spellings[1])
+
+
+def _as_they_lie(table: Columns, places: Sequence[Path], remarks: list[str]) -> list[Path]:
+    """The places, where nothing lies there as the one file whose path differs in the case of letters alone."""
+    folders = _Folders()
+    found = [place if os.path.exists(place) else folders.in_other_case(place) or place for place in places]
+    if others := [pair for pair in zip(places, found, strict=True) if pair[0] != pair[1]]:
+        written, lying = (shown_path(place, table.place) for place in others[0])
+        rows = f"{len(others):,} rows of {table.place.name}"
+        remarks.append(f"{rows} name an image in another case of letters, {written} for {lying}: it is taken")
+    return found
+
+
+class _Folders:
+    """The names in folders, each listed once."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, list[str]]] = {}
+
+    def in_other_case(self, path: Path) -> Path | None:
+        """What there is under another case of letters, in the folders' names too; None for nothing, or for several."""
+        if path.parent == path:
+            return None
+        folder = path.parent if os.path.isdir(path.parent) else self.in_other_case(path.parent)
+        names = [] if folder is None else self._listed(folder).get(_without_case(path.name), [])
+        return None if folder is None or len(names) != 1 else folder / names[0]
+
+    def _listed(self, folder: Path) -> dict[str, list[str]]:
+        """The names by what they are without case; none of a folder that cannot be listed."""
+        if folder not in self._names:
+            names = self._names[folder] = {}
+            with suppress(OSError):  # whoever reads the image says why it cannot be
+                for name in os.listdir(folder):
+                    names.setdefault(_without_case(name), []).append(name)
+        return self._names[folder]
+
+
+def _without_case(name: str) -> str:
+    return class_name(name).casefold()
 
 
 def _distinct(

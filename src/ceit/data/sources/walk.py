@@ -26,7 +26,12 @@ SYSTEM_FILES = frozenset({".ds_store", ".directory", "desktop.ini", "ehthumbs.db
 
 _READ_WITH = dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif")  # images where that is installed
 _NOT_OF_SUFFIXES = frozenset("!?&=@:, ")
+_SIZES_OF_SITES = tuple(f"{joint}{size}" for joint in "_-" for size in ("large", "medium", "small", "thumb"))
 _NAMED_KINDS = 6  # of what was passed over, in one line
+
+
+class EmptyFolderError(ValueError):
+    """A folder without images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +65,23 @@ class Folder:
         """The folders that lie in it directly, in the order of their names. Raises: as ``walk``."""
         return [entry for entry in self._entries if isinstance(entry, Folder)]
 
-    def walk(self) -> Iterator[Path]:
+    def walk(self, unlisted: list[str] | None = None) -> Iterator[Path]:
         """All images in it and below it, in the order of their names.
 
-        Raises: ValueError for a folder that cannot be listed.
+        With ``unlisted``, which takes a sentence on each, a folder that cannot be listed comes itself, in place of its
+        images: whoever reads it names it. Raises: without, ValueError for such a folder.
         """
-        for entry in self._entries:
+        try:
+            entries = self._entries
+        except ValueError as error:
+            if unlisted is None:
+                raise
+            unlisted.append(str(error))
+            yield self.path
+            return
+        for entry in entries:
             if isinstance(entry, Folder):
-                yield from entry.walk()
+                yield from entry.walk(unlisted)
             else:
                 yield entry
 
@@ -111,15 +125,16 @@ def open_folder(path: str | Path) -> Folder:
     return Folder(Path(path), Counter(), above)
 
 
-def image_files(path: str | Path) -> tuple[list[Path], str]:
+def image_files(path: str | Path, unlisted: list[str] | None = None) -> tuple[list[Path], str]:
     """All images of a folder whose classes nobody asks for, and what was passed over, a line or nothing.
 
-    Raises: ValueError for a folder that cannot be listed or has none.
+    Raises: EmptyFolderError for a folder that has none; ValueError as ``open_folder``, and as ``Folder.walk``, which
+    takes ``unlisted``.
     """
     folder = open_folder(path)
-    files, line = list(folder.walk()), passed_over_line(folder.passed_over)
+    files, line = list(folder.walk(unlisted)), passed_over_line(folder.passed_over)
     if not files:
-        raise ValueError(f"folder {path} holds no images{f' ({line})' if line else ''}")
+        raise EmptyFolderError(f"folder {path} holds no images{f' ({line})' if line else ''}")
     return files, line
 
 
@@ -176,9 +191,10 @@ def _may_be_read(entry: os.DirEntry[str]) -> bool:
 
 
 def _suffix(name: str) -> str:
-    """In lower case; ``scan.2``, ``photo.jpg!d`` and ``photo.jpg?width=300`` have none."""
+    """In lower case; ``scan.2``, ``photo.jpg!d``, ``photo.jpg?width=300`` and ``photo.jpg_large`` have none."""
     suffix = os.path.splitext(name)[1].lower()
-    return suffix if any(map(str.isalpha, suffix)) and not set(suffix) & _NOT_OF_SUFFIXES else ""
+    is_one = any(map(str.isalpha, suffix)) and not set(suffix) & _NOT_OF_SUFFIXES
+    return suffix if is_one and not suffix.endswith(_SIZES_OF_SITES) else ""
 
 
 def _kind(entry: os.DirEntry[str], is_folder: bool) -> str:

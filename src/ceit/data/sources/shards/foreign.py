@@ -136,11 +136,12 @@ def _add_sample(
     samples: _Samples,
 ) -> None:
     images = [member for suffix, member in members.items() if suffix in image_suffixes()]
-    texts = {suffix: _text(archive, members[suffix]) for suffix in _LABEL_SUFFIXES if suffix in members}
-    if not images and ".cls" not in texts:
+    if not images and ".cls" not in members:
         return  # a licence or a list among the samples
     if len(images) != 1:
         raise ValueError(f"sample {key} of shard {path} has {len(images)} images: it must have one")
+    told = {suffix: members[suffix] for suffix in _LABEL_SUFFIXES if suffix in members}
+    texts = {suffix: _utf8(_content(archive, file), f"{file.name} of {path}") for suffix, file in told.items()}
     try:
         label, name = _class_of(texts)
     except (AttributeError, ValueError) as error:
@@ -164,8 +165,12 @@ def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
     return (int(label) if label.isascii() and label.isdigit() else label), record.get(_NAME_FIELD)
 
 
-def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    return _content(archive, member).decode("utf-8")
+def _utf8(data: bytes, name: object) -> str:
+    """The text. Raises: ValueError, with the name, for bytes that are none."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 ({error}): write it anew") from error
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -188,7 +193,7 @@ def _classes(root: Path, samples: _Samples) -> tuple[list[int], tuple[str, ...]]
     names = [samples.named.get(number, str(number)) for number in range(count)]
     listed = root / _CLASS_NAMES
     if listed.is_file():
-        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in _utf8(listed.read_bytes(), listed).splitlines() if line.strip()]
         if len(names) < count:
             raise ValueError(f"{listed} names {len(names)} classes, the shards have class {count - 1}: add its name")
     if len(set(names)) < len(names):

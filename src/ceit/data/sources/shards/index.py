@@ -91,6 +91,12 @@ def write_index(folder: Path, index: ShardIndex, table: SampleTable) -> None:
     replace_files({folder / SAMPLES: samples, folder / INDEX: text.encode()})
 
 
+def is_written_here(folder: Path) -> bool:
+    """Whether a folder has an index of ours, damaged or not: others, too, call a file ``index.json``."""
+    path = folder / INDEX
+    return path.is_file() and ((folder / SAMPLES).is_file() or f'"{FORMAT}"'.encode() in path.read_bytes())
+
+
 def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
     """The inverse of ``write_index``. Raises: ValueError if a file is damaged, or they do not belong together."""
     fix = "copy the folder anew"

@@ -14,15 +14,18 @@ from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
 from ceit.data.sources.layout import has_class_folders
 from ceit.data.sources.listing import broken_sentence, usual_statistics
 from ceit.data.sources.shards.foreign import find_shards, scan_shards
-from ceit.data.sources.shards.index import INDEX, ShardSet, read_index, shard_set
+from ceit.data.sources.shards.index import INDEX, ShardSet, is_written_here, read_index, shard_set
 from ceit.data.sources.shards.split import forget_open_shards
 from ceit.data.splits import readable
 from ceit.data.survey import Survey, form_for, survey
 
 
 def has_shards(root: Path) -> bool:
-    """Whether a folder holds shards, itself or in folders of splits; tar files beside class folders are none."""
-    return (root / INDEX).is_file() or (bool(find_shards(root)) and not has_class_folders(root))
+    """Whether a folder holds shards, itself or in folders of splits.
+
+    Tar files beside class folders are none, nor does an ``index.json`` of somebody else tell of any.
+    """
+    return is_written_here(root) or (bool(find_shards(root)) and not has_class_folders(root))
 
 
 def open_shards(root: Path) -> ShardSet:
@@ -31,7 +34,7 @@ def open_shards(root: Path) -> ShardSet:
     Raises: ValueError, naming the shard, if one is missing, changed, cut short or unknown to the index.
     """
     forget_open_shards()
-    if not (root / INDEX).is_file():
+    if not is_written_here(root):
         return scan_shards(root)
     index, table = read_index(root)
     for shard in index.shards:

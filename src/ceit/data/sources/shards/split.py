@@ -46,7 +46,7 @@ class SampleTable:
     ) -> "SampleTable":
         """The table of ``(shard, offset, size)``, labels, keys and digests."""
         shard, offset, size = np.array(places, np.int64).reshape(-1, 3).T.copy()
-        encoded = [key.encode() for key in keys]
+        encoded = [key.encode(errors="surrogateescape") for key in keys]  # the bytes of a name that is no UTF-8
         ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
         key_bytes = np.frombuffer(b"".join(encoded), np.uint8)
         numbers, contents = np.array(labels, np.int64), np.array(digests, np.uint64)
@@ -68,7 +68,7 @@ class SampleTable:
     def key(self, row: int) -> str:
         """The key of one sample."""
         start = int(self.key_ends[row - 1]) if row else 0
-        return self.key_bytes[start : int(self.key_ends[row])].tobytes().decode()
+        return self.key_bytes[start : int(self.key_ends[row])].tobytes().decode(errors="surrogateescape")
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ceit.data.cut import digest_of
-from ceit.data.image import image_suffixes
+from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.random_bits import shuffled
 from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, write_index
 from ceit.data.sources.shards.split import SampleTable
@@ -158,8 +158,7 @@ class _SplitWriter:
         return [(name + suffix, content) for suffix, content in contents.items()]
 
     def _image(self, number: int) -> tuple[str, bytes]:
-        if isinstance(self.split, FileSplit):
-            path = self.split.paths[number]
+        if isinstance(self.split, FileSplit) and is_image_name((path := self.split.paths[number]).name):
             return path.suffix.lower(), path.read_bytes()
         if isinstance(self.split, EncodedSplit):
             data = self.split.encoded(number)
