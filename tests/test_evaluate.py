@@ -142,6 +142,16 @@ def test_split_is_cut_as_training_has_cut_it(
         assert (document["top1_percent"], document["loss"]) == pytest.approx(figures(run, expected), rel=1e-5)
 
 
+def test_a_run_that_cut_no_validation_part_off_was_trained_on_the_whole_training_part(
+    tmp_path: Path, digits: ImageDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(tmp_path, training={"seed": 5, "validation_percent": 0.0})
+    document = evaluated(capsys, "--checkpoint", run, "--data", "digits", "--split", "train")
+    assert document["images"] == len(digits.train)
+    assert ceit_cli.main(["evaluate", "--checkpoint", run, "--data", "digits", "--split", "validation"]) == 1
+    assert "digits has no validation split, and the checkpoint tells of none" in capsys.readouterr().err
+
+
 def test_exported_file_has_the_figures_of_its_checkpoint(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from ceit.data.record import FILE, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
 from ceit.inference.example_images import ExampleImages
+from ceit.train.assemble import prepare_data
 from ceit.train.loop import Interrupted
 from ceit.train.run import train
 
@@ -275,6 +276,63 @@ def test_a_list_of_images_that_is_no_record_is_not_written_over(photos: Path, tm
     with pytest.raises(ValueError, match=r"images\.csv is no record of a run's images \(its columns are path, label\)"):
         train(SMALL, str(photos), tmp_path / "run", resume="auto")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
+
+
+def test_p1_validation_percent_typed_for_an_unsplit_folder_is_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a recipe it is for other data; a run that goes on keeps its images anyway."""
+    words = ["train", "--recipe", "demo", "--data", str(photos), "--output", str(tmp_path / "run"), "--fast-dev-run"]
+    words += ["--geometry", '{"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}']
+    shares = "photos comes unsplit: about 80 % of its images train, 10 % choose the best model, 10 % test it"
+    for typed in (["--validation-percent", "25"], ["--validation-percent=0", "--select", "last"]):
+        assert ceit_cli.main([*words, *typed]) == 1
+        assert f"error: {shares}, so --validation-percent has no effect: leave it out" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+    assert ceit_cli.main(words) == 0
+    assert shares in capsys.readouterr().err
+    assert ceit_cli.main([*words, "--resume", "auto", "--validation-percent", "4"]) == 0
+
+
+def test_a_small_training_part_gives_one_image_to_choose_by(tmp_path: Path) -> None:
+    add(tmp_path / "set/train/a", range(5))
+    add(tmp_path / "set/train/b", range(10, 15))
+    add(tmp_path / "set/test/a", range(20, 22))
+    train(replace(SMALL, epochs=1), str(tmp_path / "set"), tmp_path / "run")
+    parts = recorded(tmp_path / "run")
+    assert len(parts["validation"]) >= 1
+    assert len(parts["validation"]) + len(parts["train"]) == 10
+    assert {name[0] for name in parts["train"]} == {"a", "b"}
+
+
+def test_a_training_part_that_can_give_no_image_names_the_option(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        add(tmp_path / "set/train" / name, range(number, number + 1))
+        add(tmp_path / "set/test" / name, range(10 + number, 11 + number))
+    sentence = (
+        "validation_percent 5: a validation part of 1 images cannot be cut off 2: every class keeps an image, so none "
+        "is left for it; add images or a validation part, or set validation_percent 0 and select last"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        train(SMALL, str(tmp_path / "set"), tmp_path / "run")
+
+
+def test_p1_every_class_keeps_an_image_to_train_on_in_a_share(tmp_path: Path) -> None:
+    for name, numbers in (("a", range(60)), ("b", range(100, 160)), ("c", range(200, 204))):
+        add(tmp_path / "set" / name, numbers)
+    for seed in range(10):
+        config = replace(SMALL, train_percent=10.0, seed=seed)
+        images, _ = prepare_data(config, str(tmp_path / "set"), lambda message: None)
+        assert set(images.dataset.train.labels.tolist()) == {0, 1, 2}
+
+
+def test_only_the_images_of_the_chosen_classes_are_read(photos: Path) -> None:
+    (photos / "owl").mkdir()
+    (photos / "owl/x.png").write_text("no image")
+    images, _ = prepare_data(replace(SMALL, classes=("b", "a")), str(photos), lambda message: None)
+    assert images.dataset.class_names == ("b", "a")
+    with pytest.raises(ValueError, match=r"unknown class 'c'; known: a, b, owl in photos"):
+        prepare_data(replace(SMALL, classes=("c", "a")), str(photos), lambda message: None)
 
 
 def test_copies_in_the_test_part_are_left_out_and_nothing_came(tmp_path: Path, evaluate: Evaluate) -> None:

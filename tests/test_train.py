@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import ceit_cli
+from ceit.cli.train import parse
 from ceit.train.config import TrainConfig
 
 SMALL = ["--geometry", '{"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}']
@@ -106,3 +107,29 @@ def test_a_second_signal_ends_a_run_that_waits_for_images_that_never_come(
     _, told = process.communicate(timeout=20)
     assert process.returncode == code
     assert told.endswith({130: "interrupted\n", 143: "terminated\n"}[code])
+
+
+@pytest.mark.parametrize("words", [["--epochs", "3"], ["--samples=5"], ["--fast-dev-run"], ["--lr-range-test"]])
+def test_m3_what_a_time_budget_would_override_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    option = words[0].partition("=")[0]
+    assert ceit_cli.main(["train", "--data", "digits", "--output", "x", "--time-budget", "8h", *words]) == 2
+    sentence = f"--time-budget chooses the number of steps: leave out {option} or --time-budget"
+    assert sentence in capsys.readouterr().err
+
+
+def test_m3_a_time_budget_replaces_the_epochs_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("epochs: 300\n", encoding="utf-8")
+    place = ["--recipe", str(tmp_path / "mine.yaml"), "--data", "digits", "--output", str(tmp_path / "run")]
+    config, asked = parse([*place, "--time-budget", "8h", "--epochs", "null"])
+    assert (config.epochs, asked.time_budget) == (None, "8h")
+    config, asked = parse([*place, "--time-budget", "8h"])
+    assert (config.epochs, asked.typed) == (300, {"recipe", "data", "output", "time_budget"})
+
+
+def test_a_demo_that_cannot_draw_does_not_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert ceit_cli.main(["demo", "--data", "digits", "--output", str(tmp_path / "demo")]) == 1
+    assert "this needs matplotlib, which is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import struct
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ceit.data.cut import SHARE_STREAM
 from ceit.data.preprocessing import fit, to_array, to_image
 from ceit.data.sources.archives import ARRAY_NAMES
 from ceit.data.sources.choose import load_dataset
@@ -161,7 +163,7 @@ def test_every_source_table_is_complete() -> None:
 )
 def test_the_cut_is_stratified_and_loses_nothing(labels: list[int], percent: float, seed: int) -> None:
     split = split_of(labels)
-    count = round(len(labels) * percent / 100)
+    count = max(1, round(len(labels) * percent / 100))
     if not 0 < count <= len(labels) - len(set(labels)):
         with pytest.raises(ValueError, match="every class keeps an image"):
             cut_validation(split, percent, seed)
@@ -218,3 +220,42 @@ def test_statistics_are_those_of_all_pixels(seed: int, channels: int) -> None:
 
 def test_a_constant_channel_can_be_divided_by() -> None:
     assert channel_statistics(np.zeros((2, 3, 3, 1), np.uint8)) == ((0.0,), (1.0,))
+
+
+@pytest.mark.parametrize("is_fixed", [True, False])
+def test_a_percentage_of_few_images_is_one_image(is_fixed: bool) -> None:
+    split = split_of([0] * 5 + [1] * 5)
+    digests = np.random.default_rng(0).integers(0, 2**64, 10, dtype=np.uint64)
+    split = split if is_fixed else replace(split, digests=digests)
+    for seed in range(20):
+        rest, part = cut_validation(split, 4.0, seed)
+        assert len(part) == 1 if is_fixed else len(part) >= 1
+        assert len(rest) + len(part) == 10
+        assert set(rest.labels.tolist()) == {0, 1}
+    with pytest.raises(ValueError, match="a validation part of 0 images cannot be cut off 10"):
+        cut_validation(split, 0.0, 0)
+
+
+def test_where_no_class_can_give_an_image_it_is_said() -> None:
+    with pytest.raises(ValueError, match="every class keeps an image, so none is left for it"):
+        cut_validation(split_of([0, 1]), 5.0, 0)
+    copies = replace(split_of([0, 0, 1, 1]), digests=np.array([7, 7, 8, 8], np.uint64))
+    with pytest.raises(ValueError, match="cannot be cut off 4 images: no class has two that differ"):
+        cut_validation(copies, 5.0, 0)
+
+
+@pytest.mark.parametrize("is_fixed", [True, False])
+def test_p1_a_share_has_of_every_class_and_is_otherwise_what_it_was(is_fixed: bool) -> None:
+    for labels in ([0] * 100 + [1] * 100 + [2] * 4 + [3], [0] * 90 + [1] * 60 + [2] * 30):
+        split = split_of(labels)
+        digests = np.random.default_rng(0).integers(0, 2**64, len(labels), dtype=np.uint64)
+        split = split if is_fixed else replace(split, digests=digests)
+        for seed in range(10):
+            unused, share = cut_validation(split, 20, seed, SHARE_STREAM, least=1)
+            _, before = cut_validation(split, 20, seed, SHARE_STREAM)
+            assert len(unused) + len(share) == len(labels)
+            assert set(share.labels.tolist()) == set(labels)
+            forced = set(labels) - set(before.labels.tolist())
+            as_before = [index for index in range(len(share)) if int(share.labels[index]) not in forced]
+            assert [share.key(index) for index in as_before] == [before.key(index) for index in range(len(before))]
+            assert len(share) - len(as_before) == len(forced)

@@ -1,21 +1,28 @@
 """What the options of a run do to it, seen from its directory."""
 
+import itertools
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tests.train.conftest import TINY, MakeSession
 
 import ceit
 import ceit_cli
 from ceit.data.batches.augment import Augmentation
+from ceit.data.batches.loader import Loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.train.config import Mixing, TrainConfig, WeightAverage
-from ceit.train.loop import learning_rate
+from ceit.train.loop import Interrupted, learning_rate
+from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.run import train
 
 
@@ -51,6 +58,44 @@ def test_a_run_stops_when_validation_no_longer_improves_and_resuming_does_not_go
     assert len(lines(tmp_path / "run", "epoch")) == result.best["epoch"] + 3
 
 
+@pytest.fixture
+def level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation whose accuracy stays where it is, while the loss falls each time."""
+    calls = itertools.count(1)
+
+    def evaluated(model: torch.nn.Module, loader: Loader, **options: Any) -> Evaluation:
+        return replace(evaluate(model, loader, **options), top1_percent=50.0, loss=1 / next(calls))
+
+    monkeypatch.setattr("ceit.train.loop.evaluate", evaluated)
+
+
+@pytest.mark.usefixtures("level")
+def test_early_stopping_counts_from_the_last_rise_of_the_accuracy_whatever_the_loss_does(tmp_path: Path) -> None:
+    def interrupt(state: dict[str, Any]) -> None:
+        if state.get("total_steps") and state["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    options = config(epochs=9, early_stopping_epochs=3, limit_batches=1)
+    with pytest.raises(Interrupted):
+        train(options, "digits", tmp_path / "run", show=interrupt)
+    result = train(options, "digits", tmp_path / "run", resume="auto")
+    assert [line["epoch"] for line in lines(tmp_path / "run", "epoch")] == [1, 2, 3, 4]
+    assert result.best["epoch"] == 4  # of equal accuracies the lower loss wins
+
+
+@pytest.mark.usefixtures("level")
+def test_a_checkpoint_of_before_goes_on_and_counts_from_the_epoch_that_is_kept(tmp_path: Path) -> None:
+    options = config(epochs=9, early_stopping_epochs=3, limit_batches=1)
+    train(options, "digits", tmp_path / "run")
+    path = tmp_path / "run/checkpoints/step_00000004.safetensors"
+    with safe_open(path, framework="pt") as file:
+        state = json.loads((file.metadata() or {})["state"])
+    assert state["progress"].pop("last_rise") == 1
+    save_file(load_file(path), path, metadata={"state": json.dumps(state)})
+    train(options, "digits", tmp_path / "run", resume="auto")
+    assert len(lines(tmp_path / "run", "epoch")) == 4 + 3
+
+
 def test_the_last_weights_are_kept_without_a_validation_split(tmp_path: Path) -> None:
     result = train(config(select="last", validation_percent=0.0), "digits", tmp_path / "run")
     assert result.best == {"epoch": 2, "weights": "raw", "validation_top1_percent": None}
@@ -71,6 +116,8 @@ def test_a_share_of_the_training_images_is_of_every_class_and_leaves_validation_
     counts = torch.bincount(labels, minlength=10)
     assert 128 <= len(labels) <= 137  # of 1,365, in whole batches
     assert counts.min() >= 10
+    few = make_session(train_percent=0.3, global_batch_size=2)  # 4 of 1,365
+    assert set(torch.cat([labels for _, labels in few.train_loader.epoch(0)]).tolist()) == set(range(10))
 
 
 def test_a_share_that_leaves_nothing_is_named(make_session: MakeSession) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ceit
 from ceit.data.preprocessing import Preprocessing
+from ceit.model import CeiT
 from ceit.train.config import Distillation, Mixing, TrainConfig, WeightAverage
 from ceit.train.objective import Targets
 from ceit.train.probe import HIGHEST_RATE, LOWEST_RATE, device_batch_that_fits, learning_rate_range_test
@@ -147,3 +148,50 @@ def test_the_range_test_leaves_one_file(tmp_path: Path) -> None:
     found = find_learning_rate(config, "digits", tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lr_range_test.json"]
     assert 0 < found.suggested < 1
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A device on which so many ``images`` can be trained on at once."""
+    room, forward = {"images": 16}, CeiT.forward
+
+    def narrow(network: CeiT, images: Tensor) -> Tensor:
+        if network.training and len(images) > room["images"]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+        return forward(network, images)
+
+    monkeypatch.setattr(CeiT, "forward", narrow)
+    return room
+
+
+def test_m10_a_step_that_does_not_fit_says_how_to_start_again(room: dict[str, int], tmp_path: Path) -> None:
+    advice = "out of memory: 32 images at once do not fit; start again with {}--device-batch-size auto, which finds"
+    config, run = replace(SMALL, epochs=1, limit_batches=2), tmp_path / "run"
+    with pytest.raises(ValueError, match=advice.format("--resume auto ")):
+        train(config, "digits", run)
+    train(replace(config, device_batch_size="auto"), "digits", run, resume="auto")
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["device_batch_size"] == 16
+    for begin in (
+        lambda: find_learning_rate(config, "digits", tmp_path / "rates"),
+        lambda: train(config, "digits", tmp_path / "rates", time_budget_seconds=60.0),
+    ):
+        with pytest.raises(ValueError, match=advice.format("")):
+            begin()
+    assert find_learning_rate(replace(config, device_batch_size="auto"), "digits", tmp_path / "rates").losses
+    room["images"] = 0
+    with pytest.raises(ValueError, match="out of memory: not even one image at once fits, take a smaller model or"):
+        train(replace(config, device_batch_size=1), "digits", tmp_path / "none")
+
+
+def test_m10_a_step_that_no_longer_fits_says_how_to_go_on(room: dict[str, int], tmp_path: Path) -> None:
+    def fill(state: dict[str, object]) -> None:
+        room["images"] = 16 if state.get("step") == 2 else room["images"]
+
+    room["images"] = 32
+    config = replace(SMALL, epochs=1, limit_batches=3, checkpoint_every_steps=1)
+    sentence = "32 images at once do not fit; go on from step_00000002.* with --resume auto --device-batch-size 16"
+    with pytest.raises(ValueError, match=sentence):
+        train(config, "digits", tmp_path / "run", show=fill)
+    with pytest.raises(ValueError, match=sentence):  # what auto found at the start stays
+        train(replace(config, device_batch_size="auto"), "digits", tmp_path / "run", resume="auto")
+    train(replace(config, device_batch_size=16), "digits", tmp_path / "run", resume="auto")

@@ -172,10 +172,24 @@ def test_m3_what_was_chosen_anew_stays_when_the_run_is_resumed(clock: Clock, tmp
     assert planned
     said: list[str] = []
     train(BUDGETED, "digits", run, resume="auto", time_budget_seconds=60.0, say=said.append)
-    assert "the time budget chose the steps when this run was started; they stay" in said
+    assert "a resumed run keeps its number of steps: the time budget changes nothing" in said
     assert records(run, "test")[0]["step"] == planned[-1]
     saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert saved["steps"] != planned[-1]
+
+
+def test_m3_a_run_without_a_budget_that_is_resumed_with_one_keeps_its_steps_and_says_so(tmp_path: Path) -> None:
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("total_steps") == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config, run = replace(SMALL, epochs=1, limit_batches=3), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config, "digits", run, show=stop)
+    said: list[str] = []
+    train(replace(config, epochs=9), "digits", run, resume="auto", time_budget_seconds=60.0, say=said.append)
+    assert "a resumed run keeps its number of steps: the time budget changes nothing" in said
+    assert records(run, "test")[0]["step"] == 3
 
 
 def test_m3_a_run_killed_before_its_first_checkpoint_starts_over_in_as_many_steps(clock: Clock, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """``ceit demo``: from nothing to a trained, evaluated and pictured model."""
 
 import argparse
+import importlib
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", choices=sorted(SETS), default="cifar10", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
+    importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
     console = Console(stderr=True)
     with LiveProgress(console) as live:

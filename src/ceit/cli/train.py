@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
         print_config(config)
         return
     budget_seconds = None
-    if asked.time_budget is not None and not asked.fast_dev_run:
+    if asked.time_budget is not None:
         budget_seconds = seconds_of(asked.time_budget) - _age_seconds()
     keep_freed_memory()
     output = expanded(asked.output)
@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> None:
             output,
             resume=asked.resume,
             time_budget_seconds=budget_seconds,
+            typed=asked.typed,
             say=live.say,
             show=live.show,
         )
@@ -80,7 +81,8 @@ def main(arguments: list[str]) -> None:
 def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     """The configuration that recipe and command line give together, and the arguments that are not part of it.
 
-    A resumed run takes recipe, data and options from its ``config.yaml``. Raises ValueError for unknown recipe keys.
+    Of these, ``typed`` are the names of all options on the command line. A resumed run takes recipe, data and options
+    from its ``config.yaml``. Raises ValueError for unknown recipe keys.
     """
     arguments = _spelt_out(arguments)
     parser = _parser()
@@ -101,9 +103,19 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
         if not getattr(asked, name) and not (asked.print_config or asked.print_schema):
             _wrong_usage(f"--{name} is missing")
     values = asked.as_dict()
+    asked.typed = {word[2:].partition("=")[0] for word in arguments if word.startswith("--")}
+    if asked.time_budget is not None:
+        _refuse_beside_time_budget(asked)
     if asked.fast_dev_run:
         values |= {"epochs": 1, "limit_batches": 2, "log_every_steps": 1}
     return config_from({key: values[key] for key in known_keys() if "." not in key}), asked
+
+
+def _refuse_beside_time_budget(asked: Namespace) -> None:
+    """Wrong usage, if an option was typed that also chooses the steps or lets nothing train; a recipe's is replaced."""
+    names = ("epochs", "samples", "max_epochs", "fast_dev_run", "lr_range_test")
+    if clashing := [name.replace("_", "-") for name in names if name in asked.typed and asked[name]]:
+        _wrong_usage(f"--time-budget chooses the number of steps: leave out --{clashing[0]} or --time-budget")
 
 
 def _age_seconds() -> float:
@@ -162,7 +174,9 @@ def _parser() -> ArgumentParser:
         help="auto (the newest checkpoint in --output), or a checkpoint's path; later checkpoints are then dropped",
     )
     parser.add_argument(
-        "--time_budget", type=str, help="such as 30m, from start to end of the command: choose the steps that fit"
+        "--time_budget",
+        type=str,
+        help="such as 30m, from start to end of the command: choose the steps that fit, whatever a recipe says",
     )
     for name, text in SWITCHES.items():
         parser.add_argument(f"--{name}", type=bool, default=False, help=text)

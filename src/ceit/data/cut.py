@@ -31,7 +31,7 @@ def by_content(
 
     ``digests`` uint64 ``(n,)`` are the images' contents. A content's draw in 0..1 is compared with the shares, so each
     image is placed alone. Only where a class is too small for that are places forced, lowest draws first: a part whose
-    share rounds to one image or more gets one, each gets ``least``, and the rest keeps one.
+    share rounds to one image or more gets one, each gets ``least``, and the rest keeps one if there are so many.
     """
     draws = random_bits(seed, _EPOCH, digests, stream)
     ends = np.cumsum(shares)
@@ -43,7 +43,7 @@ def by_content(
         start = 0
         for number, share in enumerate(shares):
             wanted = max(least, int(np.rint(len(members) * share) >= 1))
-            room = len(contents) - least * (len(shares) - 1 - number) - 1
+            room = max(least, len(contents) - least * (len(shares) - 1 - number) - 1)
             bounds[number] = max(start, min(max(bounds[number], start + wanted), room))
             start = bounds[number]
         part_of = np.searchsorted(bounds, content_of, side="right")

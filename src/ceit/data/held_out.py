@@ -121,8 +121,8 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
     if asked == NEW:
         raise ValueError(f"which images of {dataset.name} are new cannot be known: there is no record of the training")
     train, validation = dataset.train, dataset.validation
-    if validation is None and {"validation_percent", "seed"} <= training.keys():
-        train, validation = cut_validation(train, float(training["validation_percent"]), training["seed"])
+    if validation is None and "seed" in training and (percent := training.get("validation_percent")):
+        train, validation = cut_validation(train, float(percent), training["seed"])
     if asked == TRAIN:
         return Measured(train, TRAIN)
     if validation is None:

@@ -1,6 +1,6 @@
 """Labelled images as a source found them, before any is trained on, and how they become a data set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,14 +63,9 @@ def chosen_size(asked: SizeChoice, own: Size) -> Size:
 def of_classes(found: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     """The images of these classes alone, numbered in the order given.
 
-    Raises: ValueError for an unknown class, one named twice, fewer than two, or a part left without an image.
+    Raises: ValueError as ``require_classes``, and for a part left without an image.
     """
-    if strange := [name for name in classes if name not in found.class_names]:
-        raise ValueError(f"{unknown('class', strange[0], found.class_names)} in {found.name}")
-    if twice := {name for name in classes if list(classes).count(name) > 1}:
-        raise ValueError(f"class {min(twice)!r} is named twice: name each class once")
-    if len(classes) < 2:
-        raise ValueError(f"{len(classes)} classes of {found.name} are kept: a classifier needs at least two")
+    require_classes(classes, found.class_names, found.name)
     numbers = torch.full((len(found.class_names),), -1)
     numbers[[found.class_names.index(name) for name in classes]] = torch.arange(len(classes))
 
@@ -83,6 +78,16 @@ def of_classes(found: LabelledSet, classes: Sequence[str]) -> LabelledSet:
 
     parts = {name: kept(split, name) for name, split in found.parts.items()}
     return replace(found, class_names=tuple(classes), parts=parts)
+
+
+def require_classes(classes: Sequence[str], there: Collection[str], name: str) -> None:
+    """Raises: ValueError unless ``classes`` are at least two of those that are ``there`` in the set ``name``."""
+    if strange := [asked for asked in classes if asked not in there]:
+        raise ValueError(f"{unknown('class', strange[0], there)} in {name}")
+    if twice := {asked for asked in classes if list(classes).count(asked) > 1}:
+        raise ValueError(f"class {min(twice)!r} is named twice: name each class once")
+    if len(classes) < 2:
+        raise ValueError(f"{len(classes)} classes of {name} are kept: a classifier needs at least two")
 
 
 def cut_by_place(found: LabelledSet) -> LabelledSet:

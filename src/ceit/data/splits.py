@@ -214,30 +214,36 @@ def readable(split: Split, found: Survey, rows: np.ndarray) -> Split:
 
 
 def cut_validation(
-    split: Split, percent_or_count: float, seed: int, stream: int = VALIDATION_STREAM
+    split: Split, percent_or_count: float, seed: int, stream: int = VALIDATION_STREAM, least: int = 0
 ) -> tuple[Split, Split]:
     """Cuts a stratified part off ``split``: ``(rest, part)``, each in the order of ``split``.
 
-    A float is a percentage, an int a number of images. Every class gives its share and keeps at least one image. Images
-    with digests are cut by content, and the total is about what was asked for; a fixed set gives it exactly. ``stream``
-    tells cuts after one another apart. Raises: ValueError if the part would be empty or could not leave every class an
-    image.
+    A float is a percentage, of which at least one image comes, an int a number of images. Every class gives its share,
+    at least ``least`` images, and otherwise keeps one. Images with digests are cut by content, and the total is about
+    what was asked for; a fixed set gives it exactly, or a little more for ``least``. ``stream`` tells cuts after one
+    another apart. Raises: ValueError if the part would be empty or could not leave every class an image.
     """
     labels = split.labels.numpy()
-    count = percent_or_count if isinstance(percent_or_count, int) else round(len(labels) * percent_or_count / 100)
+    count = percent_or_count
+    if not isinstance(count, int):
+        count = max(round(len(labels) * count / 100), int(count > 0))
     sizes = np.bincount(labels)
     most = len(labels) - np.count_nonzero(sizes)
-    limit = f"it must have 1 to {most}, as every class keeps an image"
     if not 0 < count <= most:
-        raise ValueError(f"a validation part of {count} images cannot be cut off {len(labels)}: {limit}")
+        limit = f"it must have 1 to {most}" if most else "none is left for it"
+        what = f"a validation part of {count} images cannot be cut off {len(labels)}"
+        raise ValueError(f"{what}: every class keeps an image, so {limit}")
     if split.digests is None:
-        part = stratified(labels, shares_of_classes(sizes, count), seed)
+        counts = np.maximum(shares_of_classes(sizes, count), np.minimum(sizes, least))
+        part = stratified(labels, counts, seed)
         rest = np.setdiff1d(np.arange(len(labels)), part)
     else:
-        part, rest = by_content(split.digests, labels, (count / len(labels),), seed, stream)
+        part, rest = by_content(split.digests, labels, (count / len(labels),), seed, stream, least)
         if not len(part):
             part = nearest(split.digests, labels, seed, stream)
             rest = np.setdiff1d(np.arange(len(labels)), part)
+        if not len(part):
+            raise ValueError(f"a validation part cannot be cut off {len(labels)} images: no class has two that differ")
     return split.subset(torch.from_numpy(rest)), split.subset(torch.from_numpy(part))
 
 

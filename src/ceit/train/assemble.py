@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.amp import GradScaler
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.cut import SHARE_STREAM
-from ceit.data.labelled import LabelledSet, as_dataset, copies_in_test, cut_by_place, of_classes, without_copies
+from ceit.data.labelled import LabelledSet, as_dataset, copies_in_test, cut_by_place, without_copies
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.random_bits import shuffled
 from ceit.data.record import COPY, FIXED, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
@@ -65,17 +65,25 @@ class RunImages:
 
 
 def build(
-    config: TrainConfig, data: str, output: Path, accelerator: Accelerator, say: Say, show: Show, resuming: bool = False
+    config: TrainConfig,
+    data: str,
+    output: Path,
+    accelerator: Accelerator,
+    say: Say,
+    show: Show,
+    resuming: bool = False,
+    typed: Collection[str] = (),
 ) -> tuple[Session, RunImages]:
     """Everything a run consists of, at its start, and its images; the session's configuration is what suits them.
 
-    A run that is ``resuming`` gets the images that its record in ``output`` names, whatever has come since.
+    A run that is ``resuming`` gets the images that its record in ``output`` names, whatever has come since. An option
+    that was ``typed`` must have an effect.
 
     Raises: ValueError for an unknown model or data set, data that cannot be read, options that do not suit the data or
     each other, or a checkpoint that does not suit the model.
     """
     resumed = output if resuming else None
-    images, config = meanwhile(lambda: prepare_data(config, data, say, resumed), accelerator)
+    images, config = meanwhile(lambda: prepare_data(config, data, say, resumed, typed), accelerator)
     set_seed(config.seed)
     model = starting_model(config, images.dataset, say)
     images = replace(images, dataset=normalised_as(model, images.dataset))
@@ -83,11 +91,11 @@ def build(
 
 
 def prepare_data(
-    config: TrainConfig, data: str, say: Say, resumed: Path | None = None
+    config: TrainConfig, data: str, say: Say, resumed: Path | None = None, typed: Collection[str] = ()
 ) -> tuple[RunImages, TrainConfig]:
     """The images at the size that the model takes them, and the configuration without what does not suit them.
 
-    ``resumed`` is the directory of the run that goes on.
+    ``resumed`` is the directory of the run that goes on. Raises: as ``build``.
     """
     asked_size = {} if config.img_size is None else {"img_size": config.img_size}
     config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
@@ -96,12 +104,11 @@ def prepare_data(
         img_size=_hw(config.img_size) or partial(_suitable_size, config),
         in_chans=config.in_chans,
         skip_broken=config.skip_broken,
+        classes=None if config.classes is None else [class_name(str(name)) for name in config.classes],
     )
-    if config.classes is not None:
-        found = of_classes(found, [class_name(str(name)) for name in config.classes])
     for line in found.skipped:
         say(f"skipped {line}")
-    images = _shared_out(config, found, say, resumed)
+    images = _shared_out(config, found, say, resumed, typed)
     for line in images.dataset.remarks:
         say(line)
     if config.augmentation.flip and not found.mirror_safe:
@@ -110,7 +117,9 @@ def prepare_data(
     return images, config if config.overfit_batches is None else _without_variation(config, say)
 
 
-def _shared_out(config: TrainConfig, found: LabelledSet, say: Say, resumed: Path | None) -> RunImages:
+def _shared_out(
+    config: TrainConfig, found: LabelledSet, say: Say, resumed: Path | None, typed: Collection[str]
+) -> RunImages:
     """What trains, what chooses and what tests: by the seed, and for a run that goes on as it was."""
     record = None if resumed is None else ImageRecord.read(resumed)
     if record is not None and not found.is_fixed:
@@ -122,6 +131,14 @@ def _shared_out(config: TrainConfig, found: LabelledSet, say: Say, resumed: Path
         return RunImages(split(config, as_dataset(found, config.seed))[0], None, is_fixed=True)
     if resumed is not None:  # a run of an earlier version
         return RunImages(split(config, as_dataset(cut_by_place(found), config.seed))[0], None)
+    if found.unsplit is not None:
+        shares = f"{found.name} comes unsplit: about 80 % of its images train, 10 % choose the best model, 10 % test it"
+        if "validation_percent" in typed:
+            raise ValueError(
+                f"{shares}, so --validation-percent has no effect: leave it out, or put the images into folders train "
+                "and test"
+            )
+        say(shares)
     whole, unused = split(config, as_dataset(found, config.seed))
     dataset, copies = without_copies(whole), copies_in_test(whole)
     parts = {TRAIN: dataset.train, VALIDATION: dataset.validation, TEST: dataset.test, UNUSED: unused, COPY: copies}
@@ -252,15 +269,21 @@ def split(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Spl
     """The set with training and validation images as this run takes them, and those that it leaves unused.
 
     Without a validation split of its own one is cut from the training images; of those that are left as many train as
-    asked for.
+    asked for, of each class at least one.
     """
     train, validation, unused = dataset.train, dataset.validation, None
     if validation is None and config.validation_percent > 0:
-        train, validation = cut_validation(train, float(config.validation_percent), config.seed)
+        try:
+            train, validation = cut_validation(train, float(config.validation_percent), config.seed)
+        except ValueError as error:
+            raise ValueError(
+                f"validation_percent {config.validation_percent:g}: {error}; add images or a validation part, or set "
+                "validation_percent 0 and select last"
+            ) from error
     if config.train_percent < 100:
         count = round(len(train) * config.train_percent / 100)
         try:
-            unused, train = cut_validation(train, count, config.seed, SHARE_STREAM)
+            unused, train = cut_validation(train, count, config.seed, SHARE_STREAM, least=1)
         except ValueError as error:
             raise ValueError(
                 f"train_percent {config.train_percent} leaves {count} of {len(train)} images: it must leave at least "

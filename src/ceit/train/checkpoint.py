@@ -35,7 +35,8 @@ class Progress:
     """Where a run stands: ``step`` of ``steps`` done, ``batch`` batches into ``epoch`` (from 0), and what it has found.
 
     ``loss_sum``, ``right`` and ``images`` are this epoch's so far; ``best_score`` is the validation top-1 in percent,
-    then minus the validation loss; ``best`` tells the epoch and the kind (raw or ema) of the model that is kept.
+    then minus the validation loss; ``best`` tells the epoch and the kind (raw or ema) of the model that is kept;
+    ``last_rise`` is the epoch in which the validation accuracy last rose.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class Progress:
     skipped_in_row: int = 0
     best_score: tuple[float, float] = (-1.0, 0.0)
     best: dict[str, Any] = field(default_factory=dict)
+    last_rise: int = 0
 
     @property
     def mean_loss(self) -> float:
@@ -153,7 +155,8 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
     load_whole_optimizer(parts.optimizer, state, groups)
     if header["scaler"]:
         parts.scaler.load_state_dict(header["scaler"])
-    progress = Progress(**header["progress"])
+    saved = header["progress"]
+    progress = Progress(**{"last_rise": saved["best"].get("epoch", 0)} | saved)  # earlier versions did not save it
     progress.best_score = (progress.best_score[0], progress.best_score[1])  # JSON has no tuples
     return progress, header["processes"]
 

@@ -80,7 +80,7 @@ class TrainConfig:
         img_size: side or [height, width] in pixels; null takes the data's own, but at least 16 and at most twice the
             model's, rounded up to a multiple of its patch.
         in_chans: 1 (grey) or 3 (RGB); null takes the data's own.
-        classes: names of the classes to keep, in this order; null keeps all.
+        classes: names of the classes to keep, in this order; null keeps all. Of a folder or a table no others are read.
         epochs: passes over the training images; null chooses them from samples.
         samples: training images to show in all where epochs is null.
         max_epochs: the most epochs that samples may choose.
@@ -109,11 +109,13 @@ class TrainConfig:
         distillation: a teacher's opinion as a second label.
         batch_norm: statistics of each process (local) or of all together (sync) in training; frozen trains with the
             running statistics and leaves them as they are.
-        validation_percent: share of the training images cut off to choose the best model, where the data has no
-            validation split; 0 is for select last alone.
-        train_percent: share of the other training images that is trained on, of every class alike.
+        validation_percent: share of the training images cut off to choose the best model, at least one image, where the
+            data has a test part but no validation part; 0 is for select last alone. Data that come unsplit are cut
+            80/10/10 whatever it is.
+        train_percent: share of the other training images that is trained on, of every class alike and at least one.
         select: best keeps the weights of the best validation accuracy, last those of the last epoch.
-        early_stopping_epochs: stop after so many epochs without a better validation accuracy; null never does.
+        early_stopping_epochs: stop after so many epochs without a higher validation accuracy, whatever the loss does;
+            null never does.
         precision: bf16 or fp16 autocast, float32 or float64; auto takes bf16 where the machine computes it natively.
         compile: let torch.compile fuse the forward and backward pass; the first step then takes a minute or two.
         grad_checkpointing: compute each block's activations again in the backward pass: less memory, more time.

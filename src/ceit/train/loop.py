@@ -173,6 +173,8 @@ def _end_epoch(session: Session) -> float:
     progress.epoch += 1
     progress.batch = 0
     kind = max(scores, key=lambda kind: scores[kind], default=None)
+    if kind is not None and scores[kind][0] > progress.best_score[0]:
+        progress.last_rise = progress.epoch
     if kind is not None and (config.select == "last" or scores[kind] > progress.best_score):
         progress.best_score = scores[kind]
         progress.best = {
@@ -204,7 +206,7 @@ def _end_epoch(session: Session) -> float:
 
 def _has_stopped_improving(session: Session) -> bool:
     patience, progress = session.config.early_stopping_epochs, session.progress
-    if patience is None or not progress.best or progress.epoch - progress.best["epoch"] < patience:
+    if patience is None or not progress.best or progress.epoch - progress.last_rise < patience:
         return False
     session.say(f"stopped after epoch {progress.epoch}: {patience} epochs without a better validation accuracy")
     return True

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +69,7 @@ def train(
     *,
     resume: str | None = None,
     time_budget_seconds: float | None = None,
+    typed: Collection[str] = (),
     say: Say = lambda message: None,
     show: Show = lambda state: None,
     observe_test: Callable[[Tensor, Tensor], object] | None = None,
@@ -79,11 +80,12 @@ def train(
     ``resume`` is ``auto`` (the newest checkpoint in ``output``, or a fresh start if there is none) or a checkpoint's
     path, behind which the others are dropped; the resolved configuration of the run then has to be the same. A run that
     starts over takes the steps that it was to take, if its options are. With ``time_budget_seconds``, which begin now,
-    the run takes as many steps as end in time, with validation and report; at least one. ``say`` gets messages,
-    ``show`` the state after every step, ``observe_test`` logits and labels of the test split, batch by batch. Started
-    by a launcher, every process calls this, and the main one alone writes, says and shows. With ``share_cores`` the
-    number of threads on a CPU follows what other programs leave free, unless the same bits are wanted
-    (``deterministic``) or ``OMP_NUM_THREADS`` is set.
+    the run takes as many steps as end in time, with validation and report, at least one; a resumed run keeps its steps.
+    ``typed`` are the options that somebody set for this run alone, and that are refused where the data leave them no
+    effect. ``say`` gets messages, ``show`` the state after every step, ``observe_test`` logits and labels of the test
+    split, batch by batch. Started by a launcher, every process calls this, and the main one alone writes, says and
+    shows. With ``share_cores`` the number of threads on a CPU follows what other programs leave free, unless the same
+    bits are wanted (``deterministic``) or ``OMP_NUM_THREADS`` is set.
 
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
     another run is writing; OSError for a checkpoint that cannot be read; Interrupted (a KeyboardInterrupt) after
@@ -108,16 +110,12 @@ def train(
             config = _as_measured_before(config, saved)
             if time_budget_seconds is not None:
                 time_budget_seconds, config = None, replace(config, epochs=saved["epochs"])
-                say("the time budget chose the steps when this run was started; they stay")
-        session, images = build(config, data, output, accelerator, say, show, resuming=bool(checkpoints))
+                say("a resumed run keeps its number of steps: the time budget changes nothing")
+        session, images = build(config, data, output, accelerator, say, show, resuming=bool(checkpoints), typed=typed)
         session.cores = cores
         dataset = images.dataset
+        _find_device_batch(session)
         config = session.config
-        if config.device_batch_size == "auto":
-            size = device_batch_that_fits(session)
-            config = session.config = replace(config, device_batch_size=size)
-            if size is not None and (warning := small_batch_warning(session.model, size, config.batch_norm)):
-                say(warning)
         if time_budget_seconds is not None:
             _plan_within(time_budget_seconds, ends, session, len(dataset.test))
         elif (
@@ -168,6 +166,7 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
     with own, deterministic(config.deterministic), together(accelerator):
         accelerator.wait_for_everyone()
         session, _ = build(config, data, output, accelerator, say if is_main else _ignore, _ignore)
+        _find_device_batch(session)
         result = learning_rate_range_test(session)
         if is_main:
             write_text(output / "lr_range_test.json", json.dumps(result._asdict(), indent=1) + "\n")
@@ -202,6 +201,15 @@ def describe(session: Session, data: str, dataset: ImageDataset) -> dict[str, An
         "precision": precision,
         "steps": session.total_steps,
     }
+
+
+def _find_device_batch(session: Session) -> None:
+    """Of ``device_batch_size`` auto, the number; said if it is small for BatchNorm."""
+    if session.config.device_batch_size == "auto":
+        size = device_batch_that_fits(session)
+        session.config = replace(session.config, device_batch_size=size)
+        if size is not None and (warning := small_batch_warning(session.model, size, session.config.batch_norm)):
+            session.say(warning)
 
 
 def _plan_within(seconds: float, ends: float, session: Session, test_images: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from ceit.train.checkpoint import checkpoints_in
 from ceit.train.distributed import from_all, total_of
 from ceit.train.finite import source_in_backward, source_in_forward
 from ceit.train.objective import seed_of
@@ -39,7 +40,30 @@ def train_step(
 
     Every random number in it (drop path, mixing) is a function of (seed, step, process). If the loss or the gradient is
     not finite, nothing moves: no weight, average, optimizer state or BatchNorm statistic.
+
+    Raises: ValueError, which names the option, if the device's memory does not hold it.
     """
+    try:
+        return _step(session, images_bchw, labels_b, step, learning_rate)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(_out_of_memory(session)) from error
+
+
+def _out_of_memory(session: Session) -> str:
+    """What to do about it: a run that goes on keeps what ``auto`` found at its start, so that takes a number."""
+    size = session.device_batch_size or session.config.global_batch_size // session.accelerator.num_processes
+    if size == 1:
+        return "out of memory: not even one image at once fits, take a smaller model or img_size"
+    saved = checkpoints_in(session.checkpoints)
+    begin = f"go on from {saved[-1].name}" if saved else "start again"
+    resume = "--resume auto " if (session.checkpoints.parent / "config.yaml").is_file() else ""
+    fitting = f"{size // 2}" if saved or session.device_batch_size else "auto, which finds what fits"
+    return f"out of memory: {size} images at once do not fit; {begin} with {resume}--device-batch-size {fitting}"
+
+
+def _step(
+    session: Session, images_bchw: Tensor, labels_b: Tensor, step: int, learning_rate: float | None
+) -> StepResult:
     torch.manual_seed(seed_of(session.config.seed, step, session.accelerator.process_index))
     if session.cores is not None:
         session.cores.follow()

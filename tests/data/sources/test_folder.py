@@ -394,6 +394,19 @@ def test_a_class_whose_files_are_all_broken(image_folder: ImageFolder) -> None:
         load_dataset(root, skip_broken=True)
 
 
+def test_classes_that_are_left_out_are_not_read_and_decide_nothing(image_folder: ImageFolder) -> None:
+    root = image_folder({"cat": 4, "dog": 5}, size=(10, 8), mode="L")
+    (root / "owl").mkdir()
+    break_files(root / "owl", count=3)
+    for number in range(20):
+        Image.effect_noise((60, 60), 90).convert("RGB").save(root / f"owl/{number}.png")
+    dataset = load_dataset(root, classes=["dog", "cat"])
+    assert (dataset.class_names, dataset.in_chans, dataset.img_size) == (("dog", "cat"), 1, (8, 8))
+    assert sum(sizes(dataset)) == 9
+    with pytest.raises(ValueError, match=r"unknown class 'owls'; did you mean 'owl'\? .* in photos"):
+        load_dataset(root, classes=["owls", "cat"])
+
+
 @pytest.fixture
 def headers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files whose headers are read, of which two are looked at for the usual size."""

@@ -32,13 +32,12 @@ def load_dataset(
 ) -> ImageDataset:
     """The data set that ``name_or_dir`` names, as training takes it: see ``load_images`` for what is read.
 
-    ``seed`` splits a set that comes unsplit. ``classes`` keeps only the images of these classes and numbers them in
-    that order.
+    ``seed`` splits a set that comes unsplit.
 
     Raises: ValueError as ``load_images``, and for a set that cannot train a classifier.
     """
-    found = load_images(name_or_dir, img_size=img_size, in_chans=in_chans, skip_broken=skip_broken)
-    return as_dataset(found if classes is None else of_classes(found, classes), seed)
+    found = load_images(name_or_dir, img_size=img_size, in_chans=in_chans, skip_broken=skip_broken, classes=classes)
+    return as_dataset(found, seed)
 
 
 def load_images(
@@ -47,6 +46,7 @@ def load_images(
     img_size: SizeChoice = None,
     in_chans: int | None = None,
     skip_broken: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> LabelledSet:
     """The labelled images that ``name_or_dir`` names, in the parts in which they come.
 
@@ -61,16 +61,19 @@ def load_images(
 
     ``img_size`` ``(H, W)``, or a function of the set's own, and ``in_chans`` (1 or 3) are those of the set unless
     given. Up to 64 px the images are held in memory at exactly that size; larger ones stay as they are and the loader
-    resizes them. ``skip_broken`` leaves unreadable files out and names them in ``skipped``.
+    resizes them. ``skip_broken`` leaves unreadable files out and names them in ``skipped``. ``classes`` keeps the
+    images of these classes alone, numbered in that order; of a folder or a table no others are read.
 
-    Raises: ValueError for an unknown name, a set that is not there, data that are no data set, or unreadable files.
+    Raises: ValueError for an unknown name, a set that is not there, data that are no data set, unreadable files, or as
+    ``of_classes``.
     """
     if isinstance(img_size, tuple) and min(img_size) < 1:
         raise ValueError(f"image size {img_size} must be positive")
     if in_chans is not None:
         image_mode(in_chans)
     text = os.fspath(name_or_dir)
-    return _load(text, place_of(text), img_size, in_chans, skip_broken)
+    found = _load(text, place_of(text), img_size, in_chans, skip_broken, classes)
+    return found if classes is None else of_classes(found, classes)
 
 
 def absolute(name_or_dir: str | Path) -> str:
@@ -140,6 +143,7 @@ def _load(
     img_size: SizeChoice,
     in_chans: int | None,
     skip_broken: bool,
+    classes: Sequence[str] | None,
 ) -> LabelledSet:
     if named is not None:
         return _load_known(text, *named, img_size, in_chans, skip_broken)
@@ -147,11 +151,11 @@ def _load(
         return load_hub(text.removeprefix(PREFIX), img_size, in_chans, skip_broken)
     path = expanded(text)
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        return load_labels(path, img_size, in_chans, skip_broken)
+        return load_labels(path, img_size, in_chans, skip_broken, classes)
     if path.is_dir() and has_shards(path):
         return load_shards(path, img_size, in_chans, skip_broken)
     if path.exists():
-        return load_folder(path, img_size, in_chans, skip_broken)
+        return load_folder(path, img_size, in_chans, skip_broken, classes)
     if path.name == text:
         raise ValueError(f"{unknown('data set', text, [*SETS, *PUBLISHED])}; there is no folder of that name either")
     prefix, colon, _ = text.partition(":")

@@ -1,5 +1,6 @@
 """Folders of class folders, as ``layout`` understands them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ceit.data.labelled import LabelledSet, SizeChoice
@@ -7,14 +8,20 @@ from ceit.data.sources.layout import class_files, understand
 from ceit.data.sources.listing import Listing, load_files
 
 
-def load_folder(root: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_folder(
+    root: Path,
+    img_size: SizeChoice,
+    in_chans: int | None,
+    skip_broken: bool,
+    classes: Sequence[str] | None = None,
+) -> LabelledSet:
     """The images in ``root``: class folders, or folders named after splits that hold class folders.
 
     Everything else is as in ``listing.load_files``. Raises: as there, and as ``layout.understand``.
     """
     layout = understand(root)
     listings = {split: listing_of(part.folder, part.classes) for split, part in layout.splits.items()}
-    return load_files(listings, root, img_size, in_chans, skip_broken, remarks=layout.remarks)
+    return load_files(listings, root, img_size, in_chans, skip_broken, remarks=layout.remarks, classes=classes)
 
 
 def find_files(folder: Path) -> Listing:

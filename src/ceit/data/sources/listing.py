@@ -1,7 +1,7 @@
 """Image files whose classes are known to a data set: probed, read or left on the disk, cut by a seed where unsplit."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ceit.data.image import read_header
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
+from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size, require_classes
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.splits import FileSplit, readable
@@ -41,6 +41,10 @@ class Listing:
         chosen = list(indices)
         return Listing(self.root, [self.paths[i] for i in chosen], [self.class_names[i] for i in chosen])
 
+    def of_classes(self, classes: Collection[str]) -> "Listing":
+        """The files of these classes."""
+        return self.take(index for index, name in enumerate(self.class_names) if name in classes)
+
     def split(self, class_names: Sequence[str]) -> FileSplit:
         """The split that leaves its files on the disk; its labels number ``class_names``."""
         return FileSplit(tuple(self.paths), self.labels(class_names), self.root)
@@ -59,16 +63,22 @@ def load_files(
     skip_broken: bool,
     order: Callable[[str], Any] = str,
     remarks: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
 ) -> LabelledSet:
     """The set of files listed under ``train``, ``validation`` and ``test``, or ``all``; they lie in or below ``place``.
 
     Classes are sorted by ``order``. ``img_size`` defaults to the median of the shorter sides rounded up to a multiple
     of 4, if that is at most 64, else to 224; ``in_chans`` to 1 if all images are grey, else to 3.
 
-    Every file is read once, see ``ceit.data.survey``: small copies of at most 64 px stay in memory.
+    Every file is read once, see ``ceit.data.survey``: small copies of at most 64 px stay in memory. With ``classes``
+    files of others are left out before.
 
-    Raises: ValueError if, unless ``skip_broken``, files cannot be read.
+    Raises: ValueError if, unless ``skip_broken``, files cannot be read, and as ``require_classes``.
     """
+    if classes is not None:
+        there = {name for listing in listings.values() for name in listing.class_names}
+        require_classes(classes, there, place.resolve().name)
+        listings = {split: listing.of_classes(set(classes)) for split, listing in listings.items()}
     paths = [path for listing in listings.values() for path in listing.paths]
     usual_size, chans = usual_geometry(paths, read_header, in_chans)
     size = chosen_size(img_size, usual_size)

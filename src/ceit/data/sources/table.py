@@ -21,7 +21,13 @@ SPLIT_COLUMN = "split"
 _FIRST_FILES = 100  # of which one must be there
 
 
-def load_labels(path: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_labels(
+    path: Path,
+    img_size: SizeChoice,
+    in_chans: int | None,
+    skip_broken: bool,
+    classes: Sequence[str] | None = None,
+) -> LabelledSet:
     """The set whose images a table names, one a row, by paths relative to the table.
 
     Column ``path`` (or ``file``, ``filename``, ``filepath``, ``image``) is the image, ``label`` (``class``, ``target``)
@@ -49,7 +55,7 @@ def load_labels(path: Path, img_size: SizeChoice, in_chans: int | None, skip_bro
     listing = Listing(path.parent, places, labels)
     parts = {split: listing.take(i for i in kept if splits[i] == split) for split in dict.fromkeys(splits)}
     order = _value if all(re.fullmatch("-?[0-9]+", label) for label in labels) else str
-    return load_files(parts, path, img_size, in_chans, skip_broken, order, remarks)
+    return load_files(parts, path, img_size, in_chans, skip_broken, order, remarks, classes)
 
 
 def _value(label: str) -> tuple[int, str]:
