@@ -216,7 +216,7 @@ def test_p1_a_new_class_does_not_stop_a_run_that_goes_on(photos: Path, tmp_path:
     said: list[str] = []
     result = train(SMALL_OFTEN_SAVED, str(photos), tmp_path / "cut", resume="auto", say=said.append)
     assert result.dataset.class_names == ("a", "b")
-    sentence = "images since this run was started: 5 came, 5 are of new classes (aa); the run goes on with the images"
+    sentence = "images since this run was started: 5 came, 5 of new classes (aa); the run goes on with the images"
     assert any(line.startswith(sentence) for line in said)
 
 

@@ -63,7 +63,7 @@ class Changes:
         if self.new_classes:
             names = [*self.new_classes][:_NAMED_CLASSES]
             more = ", ..." if len(self.new_classes) > _NAMED_CLASSES else ""
-            said.append(f"{sum(self.new_classes.values()):,} are of new classes ({', '.join(names)}{more})")
+            said.append(f"{sum(self.new_classes.values()):,} of new classes ({', '.join(names)}{more})")
         return f"images since this run was started: {', '.join(said)}" if said else ""
 
 

@@ -43,9 +43,9 @@ def usage() -> Usage:
         cores = [cores[number] for number in os.sched_getaffinity(0) if number < len(cores)] or cores
     counted = _BUSY if psutil.Process().nice() <= 0 else (*_BUSY, "nice")  # what is polite gives way, unless we are too
     machine = sum(getattr(core, name, 0.0) for core in cores for name in counted)
-    ended = os.times()
-    own = {_SELF: time.process_time(), _ENDED: ended.children_user + ended.children_system}
-    own |= {child.pid: _used_by(child.pid) for child in multiprocessing.active_children() if child.pid is not None}
+    workers = {child.pid: _used_by(child.pid) for child in multiprocessing.active_children() if child.pid is not None}
+    ended = os.times()  # asked last: active_children has just waited for some
+    own = {_SELF: time.process_time(), _ENDED: ended.children_user + ended.children_system, **workers}
     return Usage(time.monotonic(), machine, own, len(cores))
 
 
