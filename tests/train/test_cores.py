@@ -16,6 +16,7 @@ import pytest
 import torch
 from tests.train.conftest import SMALL
 
+import ceit_cli
 from ceit.inference import cores
 from ceit.inference.cores import LOOK_SECONDS, FreeCores, Usage, sharing_cores, taken_by_others, usage
 from ceit.train.run import train
@@ -83,14 +84,6 @@ def test_m1_threads_are_as_many_as_the_cores_left(
 ) -> None:
     script(taken, machine_cores)
     assert followed(len(taken)) == threads
-
-
-def test_m1_two_runs_that_share_a_machine_settle_on_its_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = [2.0, 2.0]  # of the cores, by each of them
-    for _ in range(4):
-        for run in (0, 1):
-            used[run] = max(1, min(2, int(2 - min(used[1 - run], 1.0) + cores.TOLERATED)))
-    assert used == [1, 1]
 
 
 def test_m1_it_is_said_once(script: Script) -> None:
@@ -227,4 +220,20 @@ def test_m1_training_and_its_validation_follow(
     )
     assert seen == expected
     assert any("other programs take" in line for line in said) == (expected == {1})
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_m1_evaluating_follows_and_says_so_but_not_with_threads_of_another_run_time(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], exported: bool
+) -> None:
+    train(replace(SMALL, epochs=1), "digits", tmp_path / "run", share_cores=False)
+    subject = tmp_path / "run"
+    if exported:
+        subject = tmp_path / "model.pt2"
+        export = ["export", "--checkpoint", str(tmp_path / "run"), "--format", "torch", "--output", str(subject)]
+        assert ceit_cli.main(export) == 0
+    script([1.0] * 1000)
+    assert ceit_cli.main(["evaluate", "--checkpoint", str(subject), "--data", "digits"]) == 0
+    assert ("other programs take 1.0 of the 2 cores" in capsys.readouterr().err) == (not exported)
     assert torch.get_num_threads() == 2

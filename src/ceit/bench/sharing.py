@@ -44,14 +44,13 @@ COMPANY: dict[str, tuple[float, ...]] = {
 SECOND_RUN = "a second run"  # the company of the command: the same command, started with it
 
 Seconds = dict[str, dict[str, dict[str, list[float]]]]
-"""By work, company and setting: seconds a step, of every round."""
+"""By work, company and setting: seconds a step, or of the command, of every round."""
 
 COMMAND = "command"
 WORK = (COMMAND, "digits", "train_32", "train_224", "predict_224", "evaluate_32")
 _NEVER_FOLLOWS = "predict_224"  # each of its threads computes images of its own
 TRAINING = (sys.executable, "-m", "ceit", "train", "--recipe", "demo", "--data", "digits", "--epochs", "10")
 _PERIOD_SECONDS = 0.02
-_WORK_SECONDS = 3.0
 
 
 def main() -> None:
@@ -62,19 +61,22 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK), metavar="WORK")
     parser.add_argument("--company", nargs="+", choices=[*COMPANY, SECOND_RUN], default=None, metavar="COMPANY")
     parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn of steps; default: %(default)s")
     parser.add_argument("--do", choices=WORK, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.do:
-        print(json.dumps(_measured(asked.do)))
+        print(json.dumps(_measured(asked.do, asked.seconds)))
         return
     if asked.output is None:
         parser.error("--output FILE.json is missing")
     seconds: Seconds = {}
     for work, company, setting in turns(asked.work, asked.company, asked.setting) * asked.rounds:
-        measured = _of_command if work == COMMAND else _of_steps
-        found, machine = measured(work, company, SETTINGS[setting])
+        if work == COMMAND:
+            found, machine = _of_command(company, SETTINGS[setting])
+        else:
+            found, machine = _of_steps(work, company, SETTINGS[setting], asked.seconds)
         seconds.setdefault(work, {}).setdefault(company, {}).setdefault(setting, []).extend(found)
-        document = {"machine": machine, "seconds": seconds}
+        document = {"machine": machine, "seconds_a_turn_of_steps": asked.seconds, "seconds": seconds}
         replace_files({asked.output: json.dumps(document, indent=1).encode()})
     print_table(seconds)
 
@@ -120,16 +122,16 @@ def beside(shares: tuple[float, ...]) -> Iterator[None]:
             program.wait()
 
 
-def _of_steps(work: str, company: str, setting: dict[str, str]) -> tuple[list[float], dict[str, Any]]:
+def _of_steps(work: str, company: str, setting: dict[str, str], seconds: float) -> tuple[list[float], dict[str, Any]]:
     """Seconds of a step, and the machine."""
-    command = [sys.executable, "-m", "ceit.bench.sharing", "--do", work]
+    command = [sys.executable, "-m", "ceit.bench.sharing", "--do", work, "--seconds", f"{seconds}"]
     with beside(COMPANY[company]):
         done = subprocess.run(command, env=_environment(setting), capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     return [answer["seconds"]], answer["machine"]
 
 
-def _of_command(work: str, company: str, setting: dict[str, str]) -> tuple[list[float], dict[str, Any]]:
+def _of_command(company: str, setting: dict[str, str]) -> tuple[list[float], dict[str, Any]]:
     """Training seconds of a command, or of two that are started together, and the machine."""
     shares, runs = ((), 2) if company == SECOND_RUN else (COMPANY[company], 1)
     with tempfile.TemporaryDirectory() as folder, beside(shares):
@@ -144,7 +146,7 @@ def _of_command(work: str, company: str, setting: dict[str, str]) -> tuple[list[
             for output in outputs
         ]
         if any([process.wait() for process in started]):
-            raise RuntimeError(f"{work} failed beside {company}")
+            raise RuntimeError(f"{' '.join(TRAINING)} failed beside {company}")
         reports = [json.loads((output / "test.json").read_text(encoding="utf-8")) for output in outputs]
     return [report["train_seconds"] for report in reports], reports[0]["machine"]
 
@@ -154,7 +156,7 @@ def _environment(setting: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in names} | setting
 
 
-def _measured(work: str) -> dict[str, Any]:
+def _measured(work: str, least_seconds: float) -> dict[str, Any]:
     """The seconds that a step of the work takes, and the machine."""
     import torch
 
@@ -168,7 +170,7 @@ def _measured(work: str) -> dict[str, Any]:
         step = _STEPS[work]()
         step()
         steps, began = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - began) < _WORK_SECONDS:
+        while (seconds := time.perf_counter() - began) < least_seconds:
             if cores is not None:
                 cores.follow()
             step()

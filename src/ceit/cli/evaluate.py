@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,10 +76,11 @@ def main(arguments: list[str]) -> None:
         img_size=subject.config.image_hw,
         preprocessing=subject.preprocessing,
     )
+    follows = subject.device.type == "cpu" and not is_exported(options.checkpoint)  # those have threads of their own
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (
-        sharing_cores(subject.device.type == "cpu") as cores,
+        sharing_cores(follows, partial(print, file=sys.stderr)) as cores,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
         task = bar.add_task("", total=loader.images)
