@@ -161,7 +161,7 @@ def held(file: Path) -> Iterator[None]:
             raise InUseError(
                 f"{file} is being written by another ceit predict: wait for it, or name another --output"
             ) from error
-        except OSError:  # no locks here; a folder that cannot be written is named by whoever opens the file
+        except OSError:  # no lock file can be made; a folder that takes none is named by whoever opens the file
             with suppress(OSError):
                 lock.unlink()
         yield
