@@ -31,10 +31,10 @@ check: $(STAMP)
 	$(MAKE) --no-print-directory test
 
 results: $(STAMP)
-	$(BIN)/python -m ceit.study.results README.md studies/demo
-	$(BIN)/python -m ceit.study.measured
+	$(BIN)/python -m tools.results README.md studies/demo
+	$(BIN)/python -m tools.measured
 	$(BIN)/python -m ceit.study.report studies
-	$(BIN)/python -m ceit.study.pages README.md docs/*.md docs/recipes/*.md
+	$(BIN)/python -m tools.pages README.md docs/*.md docs/recipes/*.md
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only

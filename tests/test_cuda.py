@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import SMALL
 
 import ceit
 from ceit.data.batches.loader import make_loader
@@ -25,6 +24,7 @@ from ceit.train.metrics import evaluate
 from ceit.train.probe import device_batch_that_fits
 from ceit.train.run import train
 from ceit.train.step import train_step
+from tests.train.conftest import SMALL
 
 pytestmark = pytest.mark.gpu
 

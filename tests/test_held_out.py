@@ -15,7 +15,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from tests.train.conftest import SMALL
 
 import ceit_cli
 from ceit.cli import export
@@ -26,6 +25,7 @@ from ceit.inference.example_images import ExampleImages
 from ceit.train.assemble import prepare_data
 from ceit.train.loop import Interrupted
 from ceit.train.run import train
+from tests.train.conftest import SMALL
 
 SMALL_OFTEN_SAVED = replace(SMALL, checkpoint_every_steps=1)
 Evaluate = Callable[..., tuple[dict[str, Any], str]]

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.train.conftest import SMALL
 
 import ceit
 import ceit_cli
 from ceit.data.preprocessing import Preprocessing
+from tests.train.conftest import SMALL
 
 CLASSES = ("dog", "Größe", "猫")
 NAMES = (

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tests.train.conftest import SMALL
 
 import ceit
 import ceit_cli
@@ -20,6 +19,7 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import absolute, load_dataset
 from ceit.data.store import Fact, open_store
 from ceit.paths import UnknownHomeError, expanded
+from tests.train.conftest import SMALL
 
 NOBODY = "~nobody-such"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from ceit.explain.pictures import GREEN, ORANGE, RED, draw_averages, draw_confusion, draw_curves, draw_prediction_sheet
+from ceit.plots import GREEN, ORANGE, RED, draw_averages, draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.train.metrics import ClassAccuracy, Evaluation
 
 NAMES = ("ant", "bee", "a cat of $20 or $30")

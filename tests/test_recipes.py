@@ -22,11 +22,11 @@ import ceit_cli
 from ceit.cli.train import parse
 from ceit.data.sources.choose import load_dataset
 from ceit.data.sources.known_sets import SETS
-from ceit.model.names import unknown
-from ceit.study.recipes import data_of, text_of
+from ceit.messages import unknown
 from ceit.train.config import known_keys
 from ceit.train.recipe import read_recipe, recipe_config, recipe_names
 from ceit.weights import create_model, save_checkpoint
+from tools.recipe_tables import data_of, text_of
 
 TRAIN, TEST = 64, 4  # of which 1 % is one image
 NOT_THE_RECIPES = {  # given by the test, or found out from the data

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.train.conftest import SMALL
 from torch import Tensor
 
 import ceit
@@ -28,6 +27,7 @@ from ceit.inference.device import autocast_dtype, computes_bf16, cpu_instruction
 from ceit.train.assemble import EVALUATION_BATCH
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.run import train
+from tests.train.conftest import SMALL
 
 CPU = torch.device("cpu")
 

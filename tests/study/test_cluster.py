@@ -9,8 +9,8 @@ import ceit_cli
 from ceit.cli.train import parse
 from ceit.study.cluster import command_of, data_bytes, gpu_hours, plan_text, run_bytes
 from ceit.study.plan import Cell, load_study, scales, study_names
-from ceit.study.recipes import GPU_FLOPS, training_flops
 from ceit.study.reproduce import Places
+from tools.recipe_tables import GPU_FLOPS, training_flops
 
 RATES = {"CeiT": 2e-3, "DeiT": 1e-3}
 STUDIES = ["imagenet", "transfer_seven", "modules", "i2t_224", "convergence_224", "data_efficiency", "leff", "lca"]

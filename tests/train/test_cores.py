@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tests.train.conftest import SMALL
 
 import ceit_cli
 from ceit.inference import cores
 from ceit.inference.cores import LOOK_SECONDS, FreeCores, Usage, sharing_cores, taken_by_others, usage
 from ceit.train.run import train
+from tests.train.conftest import SMALL
 
 MAIN, ENDED, WORKER = 0, -1, 71
 Script = Callable[..., None]

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.conftest import MakeSession
 from torch import Tensor
 
 from ceit.train.config import TrainConfig
 from ceit.train.step import train_step
+from tests.train.conftest import MakeSession
 
 
 def after_steps(make_session: MakeSession, **options: Any) -> tuple[list[float], dict[str, Tensor]]:

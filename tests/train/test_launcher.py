@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.train.conftest import MakeSession
 from torch import Tensor
 
 from ceit.train.config import TrainConfig, WeightAverage
 from ceit.train.distributed import make_accelerator
 from ceit.train.loop import validate
 from ceit.train.step import train_step
+from tests.train.conftest import MakeSession
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.train.conftest import TINY, MakeSession
 
 import ceit
 import ceit_cli
@@ -24,6 +23,7 @@ from ceit.train.config import Mixing, TrainConfig, WeightAverage
 from ceit.train.loop import Interrupted, learning_rate
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.run import train
+from tests.train.conftest import TINY, MakeSession
 
 
 def config(**options: Any) -> TrainConfig:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.train.conftest import SMALL, TINY, MakeSession
 from torch import Tensor, nn
 
 import ceit
@@ -18,6 +17,7 @@ from ceit.train.probe import HIGHEST_RATE, LOWEST_RATE, device_batch_that_fits, 
 from ceit.train.run import find_learning_rate, train
 from ceit.train.session import Session
 from ceit.train.step import train_step
+from tests.train.conftest import SMALL, TINY, MakeSession
 
 
 class Narrow(nn.Module):

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.train.conftest import SMALL
 
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
@@ -24,6 +23,7 @@ from ceit.train.loop import Interrupted
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.run import Result, train
 from ceit.weights import load_checkpoint
+from tests.train.conftest import SMALL
 
 TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent")
 

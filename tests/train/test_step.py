@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.conftest import TINY, MakeSession
 from torch import Tensor, nn
 
 from ceit.train.config import TrainConfig, WeightAverage
@@ -15,6 +14,7 @@ from ceit.train.objective import Targets
 from ceit.train.run import train
 from ceit.train.session import Session
 from ceit.train.step import StepResult, train_step
+from tests.train.conftest import TINY, MakeSession
 
 
 def state_of(session: Session) -> dict[str, Tensor]:

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from tests.train.conftest import MakeSession
 
 import ceit
 from ceit.data.preprocessing import Preprocessing
 from ceit.train.config import Distillation
 from ceit.train.step import train_step
 from ceit.train.teacher import Teacher, make_teacher
+from tests.train.conftest import MakeSession
 
 CPU = torch.device("cpu")
 SEVEN = tuple("abcdefg")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.train.conftest import SMALL
 from torch import Tensor, nn
 
 from ceit.cli.train import parse
@@ -23,6 +22,7 @@ from ceit.train.run import train
 from ceit.train.session import Session
 from ceit.train.step import StepResult
 from ceit.train.time_budget import CLOSING_SECONDS, TimeBudget
+from tests.train.conftest import SMALL
 
 
 @dataclass

@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ceit.messages import unknown
 from ceit.model import CeiT
 from ceit.model.complexity import complexity
-from ceit.model.names import unknown
 from ceit.paths import expanded
 from ceit.weights import load_checkpoint
 

@@ -4,32 +4,17 @@ Colours follow Okabe and Ito's; no meaning hangs on colour alone, since every ba
 precision.
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
-from ceit.weights.atomic import replace_files
+from ceit.plots import STYLE as PLOT_STYLE
+from ceit.plots import save_figure
 
 COLOURS = {"float32": "#6B6B6B", "bf16": "#0072B2", "int8": "#E69F00", "int8+bf16": "#00795A"}
 TITLES = {"inference": "Inference", "train": "Training step"}
 _WIDTH = 8.0  # inches
 _BAR = 0.27  # inches a bar
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#6B6B6B",
-    "axes.labelcolor": "#333333",
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#6B6B6B",
-    "ytick.color": "#333333",
-    "legend.frameon": False,
-}
+STYLE: dict[Any, Any] = {**PLOT_STYLE, "font.size": 9, "axes.grid": False, "ytick.color": "#333333"}
 
 
 def draw_bars(result: dict[str, Any], path: Path) -> Path:
@@ -59,14 +44,6 @@ def draw_bars(result: dict[str, Any], path: Path) -> Path:
             fontsize=8,
         )
         return save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    """Write the picture, whole or not at all, at 200 pixels an inch."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200)
-    replace_files({path: buffer.getvalue()})
-    return path
 
 
 def _bars(result: dict[str, Any], kind: str) -> tuple[str, list[tuple[str, list[dict[str, Any]]]]]:

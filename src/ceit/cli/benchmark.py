@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.atomic import replace_files
 from ceit.bench.arms import OPPONENTS, Arm, Subject, require_known
 from ceit.bench.chart import draw_bars
-from ceit.bench.loading import usable_cores
 from ceit.bench.networks import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.processes import Memory
 from ceit.bench.speed import MEASURES, Settings, measure
+from ceit.data.threads import usable_cores
 from ceit.paths import expanded
-from ceit.weights.atomic import replace_files
 
 PACKAGE_OF = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 

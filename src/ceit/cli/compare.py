@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         parser.error(f"--plot {options.plot} must end in .png or .svg")
     found = [read_run(run) for run in options.runs]
     if options.plot:
-        from ceit.explain.pictures import draw_validation
+        from ceit.plots import draw_validation
 
         draw_validation({run["run"]: run["curve"] for run in found}, options.plot)
     if options.json:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.atomic import replace_files, require_place
 from ceit.data.audit.check import check
 from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.sources.choose import describe, fetch, load_dataset
@@ -20,7 +21,6 @@ from ceit.data.sources.published import PUBLISHED
 from ceit.data.sources.shards.write import write_shards
 from ceit.data.splits import ArraySplit, ImageDataset
 from ceit.paths import expanded
-from ceit.weights.atomic import replace_files, require_place
 
 _LISTED_CLASSES = 24
 _LISTED_FINDINGS = 12

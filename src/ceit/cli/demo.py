@@ -12,11 +12,11 @@ from ceit.data.batches.loader import make_loader
 from ceit.data.sources.choose import fetch
 from ceit.data.sources.known_sets import SETS
 from ceit.data.splits import ArraySplit
-from ceit.explain.pictures import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.inference.backend import prepare
 from ceit.inference.memory import keep_freed_memory
 from ceit.inference.predictor import chosen
 from ceit.paths import expanded
+from ceit.plots import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
 

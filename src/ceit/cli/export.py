@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.atomic import require_place
 from ceit.data.held_out import used_for
 from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, of_classes
 from ceit.data.preprocessing import Preprocessing
@@ -38,7 +39,6 @@ from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.directory import saved_config
 from ceit.weights import load_checkpoint, read_description
-from ceit.weights.atomic import require_place
 
 _FEWEST_FOR_INT8 = 20  # pictures: half to calibrate, half to check
 _SYNTHETIC_IMAGES = 32

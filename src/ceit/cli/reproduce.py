@@ -15,7 +15,7 @@ from ceit.cli.train import LiveProgress
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.inference.memory import keep_freed_memory
-from ceit.model.names import unknown
+from ceit.messages import unknown
 from ceit.paths import expanded
 from ceit.study.cells import path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text

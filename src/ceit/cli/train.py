@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.inference.memory import keep_freed_memory
-from ceit.model.names import unknown
+from ceit.messages import unknown
 from ceit.paths import expanded
 from ceit.train.config import TrainConfig, config_from, known_keys
 from ceit.train.directory import saved_config

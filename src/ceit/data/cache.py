@@ -4,8 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from ceit.atomic import replace_files
 from ceit.paths import UnknownHomeError, expanded
-from ceit.weights.atomic import replace_files
 
 
 class NoCacheError(OSError):

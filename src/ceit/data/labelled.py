@@ -9,7 +9,7 @@ import torch
 from ceit.data.cut import tenths_by_content, tenths_by_place
 from ceit.data.reduced import Size
 from ceit.data.splits import ArraySplit, ImageDataset, Split, channel_statistics
-from ceit.model.names import unknown
+from ceit.messages import unknown
 
 SizeChoice = Size | Callable[[Size], Size] | None
 """The size ``(H, W)`` that images are asked for: one, or one that follows from their own, or their own."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.model.names import unknown
+from ceit.messages import unknown
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ceit.atomic import replace_files
 from ceit.data.cut import digest_of
 from ceit.data.labelled import LabelledSet, with_parts
 from ceit.data.splits import ImageDataset, Split
 from ceit.paths import expanded
-from ceit.weights.atomic import replace_files
 
 FILE = "images.csv"
 FIXED = "a fixed set"

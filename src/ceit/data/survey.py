@@ -25,7 +25,7 @@ from ceit.data.image import BrokenImageError, RefusedImageError
 from ceit.data.preprocessing import to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, Size, evaluation_cover, usual_crop
 from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, open_store
-from ceit.data.threads import in_turn
+from ceit.data.threads import in_turn, usable_cores
 
 MEMORY_SHARE = 0.25  # of the machine's memory, that a set may be held in
 LONG_SECONDS = 10  # reading that takes longer is told where there is no terminal to show a bar
@@ -149,11 +149,6 @@ def _limits_of_groups() -> Iterator[int]:
             with suppress(OSError, ValueError):  # it has no limit, or a container does not show it
                 name = "memory.limit_in_bytes" if controller else "memory.max"
                 yield int((_GROUPS / controller / above / name).read_text(encoding="ascii"))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from ceit.inference.folding import fuse
 from ceit.inference.graphs import onnx_model, openvino_model
 from ceit.inference.quantize import quantized_onnx, quantized_openvino
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
+from ceit.messages import unknown
 from ceit.model.ceit import CeiT
-from ceit.model.names import unknown
 
 Network = Callable[[Tensor], Tensor]
 

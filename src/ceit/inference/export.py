@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ceit
+from ceit.atomic import replace_files, require_place
 from ceit.inference import graphs, program_file, quantize
 from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import (
@@ -27,7 +28,6 @@ from ceit.inference.folding import fuse
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.weights import Description
-from ceit.weights.atomic import replace_files, require_place
 from ceit.weights.geometry import name_of
 
 ExportPrecision = Literal["float32", "int8"]

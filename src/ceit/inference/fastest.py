@@ -15,8 +15,8 @@ from torch import Tensor
 from ceit.data.cache import keep, recall
 from ceit.inference.backend import BACKENDS, PRECISIONS, PRECISIONS_OF, Network, prepare, require
 from ceit.inference.device import machine
+from ceit.messages import unknown
 from ceit.model.ceit import CeiT
-from ceit.model.names import unknown
 
 LEAST_AGREEMENT = 0.985
 """Share of images whose first answer must be that of eager float32, for ``auto`` to take a precision."""

@@ -14,13 +14,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from ceit.atomic import replace_files
 from ceit.inference.predictor import Prediction, Predictor
+from ceit.lock import InUseError, locked
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.weights import Description
-from ceit.weights.atomic import replace_files
 from ceit.weights.checkpoint import fingerprint
-from ceit.weights.lock import InUseError, locked
 
 CSV_HEAD = "path,rank,label,probability,error\n"
 

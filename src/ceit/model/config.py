@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin
 
-from ceit.model.names import unknown
+from ceit.messages import unknown
 
 
 @dataclass(frozen=True)

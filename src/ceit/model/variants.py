@@ -8,9 +8,9 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from ceit.messages import unknown
 from ceit.model.ceit import CeiT
 from ceit.model.config import CeiTConfig
-from ceit.model.names import unknown
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}

@@ -9,10 +9,9 @@ from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.model.complexity import complexity
 from ceit.study.cells import path_of
+from ceit.study.cost import BYTES_OF_A_JPEG, GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, training_flops_on
 from ceit.study.plan import TUNING, Cell, Options, Study
-from ceit.study.recipes import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, training_flops_on
 from ceit.study.reproduce import Places
-from ceit.study.scale import BYTES_OF_A_JPEG
 from ceit.train.config import SECTIONS
 from ceit.train.recipe import nested, read_recipe
 

@@ -32,7 +32,7 @@ from typing import Any, Literal, Self
 
 import yaml
 
-from ceit.model.names import unknown
+from ceit.messages import unknown
 from ceit.paths import expanded
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.option_types import require_types

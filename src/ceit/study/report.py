@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ceit.explain.pictures import BLUE, COLOURS, MARKERS, ORANGE, STYLE, save_figure
 from ceit.model.variants import config_of
+from ceit.plots import BLUE, COLOURS, MARKERS, ORANGE, STYLE, save_figure
 from ceit.study.cells import Record, folder_of, records_of, unpack
 from ceit.study.locality import token_distances
 from ceit.study.plan import Study, load_study, scales, study_names
-from ceit.study.results import machine_words
 from ceit.study.significance import LEVEL, Comparison, compare
 from ceit.train.directory import write_text
 
@@ -291,6 +290,13 @@ def _draw_curves(axes: "Axes", arms: list[str], records: dict[str, list[Record]]
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right", handlelength=1.6)
+
+
+def machine_words(machine: dict[str, Any]) -> str:
+    """What a figure was measured on, for below a table."""
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    device = machine["accelerator"] or f"{threads} of {machine['processor']}"
+    return f"{device}, torch {machine['torch']}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor
 from ceit.data.batches.loader import make_loader
 from ceit.data.splits import ImageDataset
 from ceit.inference.device import machine
+from ceit.lock import InUseError, locked
 from ceit.model import CeiT
 from ceit.model.complexity import complexity
 from ceit.study.cells import Record, folder_of, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
@@ -28,7 +29,6 @@ from ceit.train.directory import lines_of, saved_config
 from ceit.train.distributed import make_accelerator
 from ceit.train.probe import seconds_of_an_epoch
 from ceit.train.run import Result, train
-from ceit.weights.lock import InUseError, locked
 
 _LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones
 _LOOK_AGAIN_SECONDS = 2.0

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from ceit.atomic import replace_files
 from ceit.train.sharding import load_whole_model, load_whole_optimizer, whole
-from ceit.weights.atomic import replace_files
 
 FORMAT_VERSION = 2
 _PIECE_BYTES = 1 << 24

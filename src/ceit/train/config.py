@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
 from ceit.data.batches.augment import Augmentation
+from ceit.messages import unknown
 from ceit.model.config import CeiTConfig
-from ceit.model.names import unknown
 from ceit.train.option_types import require_types
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
+from ceit.atomic import replace_files
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
+from ceit.lock import InUseError, locked
 from ceit.paths import expanded
 from ceit.train.checkpoint import checkpoints_in
-from ceit.weights.atomic import replace_files
-from ceit.weights.lock import InUseError, locked
 
 LOCK = ".lock"
 MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")

@@ -7,8 +7,8 @@ from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
+from ceit.messages import unknown
 from ceit.model.ceit import CeiT
-from ceit.model.names import unknown
 from ceit.train.config import TrainConfig
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ceit.model.names import unknown
+from ceit.messages import unknown
 
 _WORDS: dict[Any, str] = {
     int: "a whole number",

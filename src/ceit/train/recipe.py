@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ceit.model.names import unknown
+from ceit.messages import unknown
 from ceit.paths import expanded
 from ceit.train.config import TrainConfig, config_from, known_keys
 

@@ -15,8 +15,8 @@ from timm.models import load_checkpoint as load_checkpoint_of_timm
 from torch import Tensor, nn
 
 from ceit.data.preprocessing import Preprocessing
+from ceit.messages import unknown
 from ceit.model import CeiT
-from ceit.model.names import unknown
 from ceit.model.variants import MODELS
 from ceit.train.config import Distillation
 from ceit.weights import load_checkpoint, read_description

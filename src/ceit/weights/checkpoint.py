@@ -15,9 +15,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from ceit.atomic import replace_files
 from ceit.model import CeiT, CeiTConfig, config_of
 from ceit.paths import expanded
-from ceit.weights.atomic import replace_files
 from ceit.weights.description import Description
 from ceit.weights.geometry import config_from_shapes, name_of, require_fields, require_fit, require_same
 from ceit.weights.stored import METADATA_KEY, StoredNetwork, read_stored, side_file

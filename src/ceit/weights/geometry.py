@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ceit.messages import unknown
 from ceit.model import MODELS, CeiT, CeiTConfig, config_of
-from ceit.model.names import unknown
 from ceit.weights.layouts import first_of
 
 # What loading may change or training may choose, the architecture being the same.

@@ -17,7 +17,7 @@ from ceit.data.batches.workers import Batch, Batches, Workers, usual_workers
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.splits import ArraySplit, Split, resized
-from ceit.model.names import unknown
+from ceit.messages import unknown
 
 Sampling = Literal["shuffle", "balanced"]
 

@@ -17,7 +17,7 @@ from ceit.data.sources.published import PUBLISHED, fetch_published, load_publish
 from ceit.data.sources.shards.load import has_shards, load_shards
 from ceit.data.sources.table import SUFFIXES, load_labels
 from ceit.data.splits import ImageDataset
-from ceit.model.names import unknown
+from ceit.messages import unknown
 from ceit.paths import expanded
 
 

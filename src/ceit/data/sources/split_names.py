@@ -2,7 +2,7 @@
 
 import re
 
-from ceit.model.names import unknown
+from ceit.messages import unknown
 
 SPLITS = ("train", "validation", "test")
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ceit.atomic import replace_files
 from ceit.data.sources.shards.split import SampleTable, ShardSplit
-from ceit.weights.atomic import replace_files
 
 INDEX = "index.json"
 SAMPLES = "samples.safetensors"

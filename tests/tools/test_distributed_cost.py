@@ -1,7 +1,7 @@
 """Bytes and operations of a step on many devices, against counts that know nothing of the formula."""
 
 from ceit.model import CeiT, config_of
-from ceit.study.scale import MODELS, step
+from tools.distributed_cost import MODELS, step
 
 
 def test_a_simulated_ring_sends_as_many_bytes_as_the_formula_says() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from ceit.bench.summary import summarise
 from ceit.cli.benchmark import make_parser
-from ceit.study import speed
-from ceit.study.pages import PARTS, with_computed_parts
+from tools import speed_tables as speed
+from tools.pages import PARTS, with_computed_parts
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "speed.md"

@@ -1,6 +1,6 @@
 """The computed parts of documentation pages, written in place.
 
-python -m ceit.study.pages docs/*.md docs/recipes/*.md
+python -m tools.pages docs/*.md docs/recipes/*.md
 
 A page marks such a part with two comments; the first names what is computed, and may give it words:
 ``<!-- computed: NAME WORDS; do not edit -->`` and ``<!-- end of computed part -->``.
@@ -11,17 +11,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ceit.model.names import unknown
-from ceit.study import measured, overview, recipes, scale, speed
-from ceit.weights.atomic import replace_files
+from ceit.atomic import replace_files
+from ceit.messages import unknown
+from tools import distributed_cost, measured, overview, recipe_tables, speed_tables
 
 PARTS: dict[str, Callable[..., str]] = {
-    "recipe": recipes.section,
-    "options": recipes.options_table,
-    "recipes": recipes.overview_table,
-    "all-reduce": scale.all_reduce_table,
-    "batch-norm": scale.batch_norm_table,
-    "reading": scale.reading_table,
+    "recipe": recipe_tables.section,
+    "options": recipe_tables.options_table,
+    "recipes": recipe_tables.overview_table,
+    "all-reduce": distributed_cost.all_reduce_table,
+    "batch-norm": distributed_cost.batch_norm_table,
+    "reading": distributed_cost.reading_table,
     "averages": measured.averages_table,
     "fine-tuning": measured.fine_tuning_table,
     "class-token": measured.class_token_table,
@@ -33,16 +33,16 @@ PARTS: dict[str, Callable[..., str]] = {
     "devices": overview.devices_table,
     "locality": overview.locality,
     "complexity": overview.complexity_table,
-    "speed-summary": speed.summary_table,
-    "throughput": speed.throughput_table,
-    "latency": speed.latency_table,
-    "training-speed": speed.training_table,
-    "deployment": speed.deployment_table,
-    "gemm-peak": speed.peak_table,
-    "scaling": speed.scaling_table,
-    "agreement": speed.agreement_table,
-    "streaming": speed.streaming_table,
-    "gpu": speed.gpu_table,
+    "speed-summary": speed_tables.summary_table,
+    "throughput": speed_tables.throughput_table,
+    "latency": speed_tables.latency_table,
+    "training-speed": speed_tables.training_table,
+    "deployment": speed_tables.deployment_table,
+    "gemm-peak": speed_tables.peak_table,
+    "scaling": speed_tables.scaling_table,
+    "agreement": speed_tables.agreement_table,
+    "streaming": speed_tables.streaming_table,
+    "gpu": speed_tables.gpu_table,
 }
 """Name of a computed part to the function that makes it, which takes the mark's further words."""
 

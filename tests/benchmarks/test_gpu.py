@@ -7,9 +7,10 @@ from statistics import median
 
 import pytest
 
-from ceit.bench import arms, gpu
+from benchmarks import gpu
+from ceit.bench import arms
 from ceit.bench.arms import Subject
-from ceit.study import speed
+from tools import speed_tables as speed
 
 PICO = "ceit_pico_patch4_32"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ceit.study import overview
 from ceit.study.cells import pack, write_cell
 from ceit.study.plan import Cell, load_study, scales
+from tools import overview
 
 
 def trained(root: Path, cell: Cell, accelerator: str | None, right: int) -> None:

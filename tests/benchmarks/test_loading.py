@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ceit.bench import loading
+from benchmarks import loading
 
 CORES = 1  # to measure on, whatever the machine
 

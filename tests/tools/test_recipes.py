@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ceit.study import recipes
 from ceit.train.recipe import read_recipe, recipe_names
+from tools import recipe_tables as recipes
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {"P", "R", "DeiT", "second-hand", "ours"}

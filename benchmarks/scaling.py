@@ -1,4 +1,4 @@
-"""How time and memory grow with tokens and with the batch: ``python -m ceit.bench.scaling --output FILE.json``.
+"""How time and memory grow with tokens and with the batch: ``python -m benchmarks.scaling --output FILE.json``.
 
 Each model runs at several image sizes, and at one size with several batches; lines through the logarithms give the
 exponents. Memory is what a batch takes for itself, in a fresh process that gives freed memory back: at its highest,
@@ -14,13 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
+from ceit.atomic import replace_files
 from ceit.bench.arms import Arm, Subject, require_known
-from ceit.bench.chart import STYLE, save_figure
-from ceit.bench.loading import usable_cores
+from ceit.bench.chart import STYLE
 from ceit.bench.networks import BACKENDS, PRECISIONS_OF
 from ceit.bench.speed import Settings, measure
 from ceit.bench.summary import exponent
-from ceit.weights.atomic import replace_files
+from ceit.data.threads import usable_cores
+from ceit.plots import save_figure
 
 MODELS = ("ceit_tiny_patch16_224", "deit_tiny_patch16_224")
 SIDES = (112, 160, 224, 288, 352, 416, 512)  # 49 to 1024 tokens of 16 px
@@ -32,7 +33,7 @@ _MARKERS = ("o", "s", "^", "D")
 
 def main() -> None:
     """Measure, fit, draw, and write the result."""
-    parser = argparse.ArgumentParser(prog="python -m ceit.bench.scaling", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="M", help="default: %(default)s")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ceit.bench import scaling
+from benchmarks import scaling
 from ceit.bench.arms import Arm
 from ceit.bench.speed import Settings
 from ceit.bench.summary import summarise

@@ -1,4 +1,4 @@
-"""Does ``ceit predict`` keep the machine busy? ``python -m ceit.bench.streaming --images 10000 --output FILE.json``.
+"""Does ``ceit predict`` keep the machine busy? ``python -m benchmarks.streaming --images 10000 --output FILE.json``.
 
 On ``cores`` cores, where reading an image costs ``a`` core-seconds and the network ``b``, no order of work predicts
 more than ``cores / (a + b)`` images a second. Measured are ``a`` and ``b``, each alone, on all cores, one thread on
@@ -27,13 +27,14 @@ import torch
 from rich.console import Console
 
 import ceit
-from ceit.bench.loading import make_pictures, usable_cores
+from benchmarks.loading import make_pictures
+from ceit.atomic import replace_files
 from ceit.data.image import read_image
 from ceit.data.preprocessing import IMAGENET, to_array
+from ceit.data.threads import usable_cores
 from ceit.inference.device import machine
 from ceit.inference.memory import keep_freed_memory
 from ceit.inference.predictor import CPU_BATCH, Predictor
-from ceit.weights.atomic import replace_files
 
 ALONE_IMAGES = 512  # that reading and computing are measured on, if there are as many
 SAMPLE_SECONDS = 0.25
@@ -42,7 +43,7 @@ KIB = 1024
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(prog="python -m ceit.bench.streaming", description="Is ceit predict always busy?")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description="Is ceit predict always busy?")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--images", type=int, default=10_000, help="default: %(default)s")
     parser.add_argument("--distinct", type=int, default=500, help="of them, the others are links; default: %(default)s")

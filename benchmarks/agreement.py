@@ -1,6 +1,6 @@
 """What faster arithmetic costs in accuracy.
 
-``python -m ceit.bench.agreement --checkpoint RUN --data NAME --output FILE.json`` takes, over a test split, every
+``python -m benchmarks.agreement --checkpoint RUN --data NAME --output FILE.json`` takes, over a test split, every
 backend in every precision against eager float32: accuracy, how often the first answer is the same, the largest
 difference of a logit, and the size of the file. int8 is calibrated on training images.
 
@@ -18,24 +18,24 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ceit.atomic import replace_files
 from ceit.bench.files import save
-from ceit.bench.loading import usable_cores
 from ceit.bench.worker import FAILURES, sentence
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
 from ceit.data.splits import ImageDataset
+from ceit.data.threads import usable_cores
 from ceit.inference.backend import BACKENDS, PRECISIONS_OF, Network, prepare
 from ceit.inference.device import machine
 from ceit.inference.predictor import default_preprocessing, stored_preprocessing
 from ceit.model import CeiT
 from ceit.weights import load_checkpoint
-from ceit.weights.atomic import replace_files
 
 
 def main() -> None:
     """Measure and write the result; exit code 1 if a combination failed."""
-    parser = argparse.ArgumentParser(prog="python -m ceit.bench.agreement", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", required=True, metavar="RUN|FILE")
     parser.add_argument("--data", required=True, metavar="NAME|DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")

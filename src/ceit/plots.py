@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from ceit.weights.atomic import replace_files
+from ceit.atomic import replace_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Does reading images hold training up? ``python -m ceit.bench.loading --output FILE.json [--folder DIR]``.
+"""Does reading images hold training up? ``python -m benchmarks.loading --output FILE.json [--folder DIR]``.
 
 On ``cores`` cores, where decoding and varying an image costs ``a`` core-seconds and its share of a training step ``b``,
 no order of work trains on more than ``cores / (a + b)`` images a second. Measured are ``a`` (one core, nothing else
@@ -27,6 +27,7 @@ from rich.console import Console
 from torch import Tensor
 
 import ceit
+from ceit.atomic import replace_files
 from ceit.bench.training import Step, training_step
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
@@ -34,9 +35,9 @@ from ceit.data.batches.workers import usual_workers
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.sources.walk import open_folder
 from ceit.data.splits import FileSplit
+from ceit.data.threads import usable_cores
 from ceit.inference.device import machine
 from ceit.model.variants import config_of
-from ceit.weights.atomic import replace_files
 
 PICTURE_WIDTH, PICTURE_HEIGHT, PICTURE_BYTES = 500, 375, 80_000  # of the pictures made here; the last is the least
 AUGMENTATIONS = {
@@ -47,7 +48,7 @@ AUGMENTATIONS = {
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(prog="python -m ceit.bench.loading", description="Does reading hold training up?")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description="Does reading hold training up?")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="images to read; without one, pictures are made")
     parser.add_argument("--model", default="ceit_tiny_patch16_224", help="default: %(default)s")
@@ -178,11 +179,6 @@ def make_pictures(folder: Path, count: int) -> Path:
             content = file.getvalue()
         (folder / f"{number:05}.jpg").write_bytes(content)
     return folder
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _images_in(folder: Path, count: int) -> FileSplit:

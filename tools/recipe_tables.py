@@ -12,16 +12,10 @@ from typing import Any
 import yaml
 
 from ceit.data.sources.known_sets import SETS
-from ceit.data.sources.published import PUBLISHED
-from ceit.model.complexity import complexity
 from ceit.model.config import CeiTConfig
-from ceit.model.variants import config_of
-from ceit.train.config import TrainConfig
+from ceit.study.cost import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, macs, training_flops_on
 from ceit.train.recipe import recipe_config, recipe_names
 
-GPU_FLOPS = 50e12
-"""Operations a second that one GPU is assumed to sustain: an assumption for the estimates, not a measurement."""
-GPUS_OF_A_NODE = 8
 CPU_FLOPS = 0.11e12
 """Operations a second of two CPU cores, as in the slowest committed run of the recipe demo on CIFAR-10."""
 
@@ -89,39 +83,12 @@ def images_shown(recipe: str) -> int:
 
 def macs_of(recipe: str) -> int:
     """MACs of one image forward, without the dead rows where the recipe skips them."""
-    return _macs(geometry_of(recipe))
+    return macs(geometry_of(recipe))
 
 
 def training_flops(recipe: str) -> int:
     """As ``training_flops_on``, of a recipe on its data."""
     return training_flops_on(recipe_config(recipe), data_of(recipe))
-
-
-def geometry_on(config: TrainConfig, data: str) -> CeiTConfig:
-    """The network that a configuration trains on a set known by name."""
-    if data in SETS:
-        height, width, channels = SETS[data].image_shape
-        own: dict[str, Any] = {"img_size": (height, width), "in_chans": channels}
-        own["num_classes"] = len(SETS[data].class_names)
-    else:
-        own = {"num_classes": PUBLISHED[data].classes}
-    if config.img_size is not None:
-        own["img_size"] = config.img_size
-    return config_of(config.model, **{**config.geometry, **own})
-
-
-def images_shown_on(config: TrainConfig, data: str) -> int:
-    """Images that a configuration trains on in all its epochs, repeats counted, those cut off for validation not."""
-    images = SETS[data].train_images if data in SETS else PUBLISHED[data].train_images
-    if data in SETS or not PUBLISHED[data].validation_images:
-        images -= round(images * config.validation_percent / 100)
-    images = round(images * config.train_percent / 100)
-    return config.epochs_for(images) * images
-
-
-def training_flops_on(config: TrainConfig, data: str) -> int:
-    """``3 * 2 * MACs * images``: forward and twice as much backward, two operations a MAC. Evaluation is left out."""
-    return 3 * 2 * _macs(geometry_on(config, data)) * images_shown_on(config, data)
 
 
 def time_estimate(recipe: str) -> str:
@@ -222,11 +189,6 @@ def _time_column(recipe: str) -> str:
         return f"{_hours(flops / CPU_FLOPS)} on two CPU cores"
     one, eight = flops / GPU_FLOPS, flops / GPU_FLOPS / GPUS_OF_A_NODE
     return f"{_hours(one)} on one GPU, {_hours(eight)} on {GPUS_OF_A_NODE}"
-
-
-def _macs(geometry: CeiTConfig) -> int:
-    cost = complexity(geometry)
-    return cost.live_macs if geometry.skip_dead else cost.macs
 
 
 def _hours(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import signal
 
-from ceit.study.resume import OPTIONS, Moment, study
+from benchmarks.resume import OPTIONS, Moment, study
 
 SHORT = OPTIONS | {"epochs": "2", "limit_batches": "24", "global_batch_size": "16", "geometry.depth": "2"}
 

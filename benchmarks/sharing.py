@@ -1,4 +1,4 @@
-"""What computing costs beside other programs: ``python -m ceit.bench.sharing --output FILE.json``.
+"""What computing costs beside other programs: ``python -m benchmarks.sharing --output FILE.json``.
 
 The threads of one operation wait for each other, and all of them for one whose core another program holds. Each
 setting (what waiting threads do, how many there are, or a number that follows the free cores) does the same work for a
@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ceit.weights.atomic import replace_files
+from ceit.atomic import replace_files
 
 CORES = os.cpu_count() or 1
 SETTINGS: dict[str, dict[str, str]] = {
@@ -55,7 +55,7 @@ _PERIOD_SECONDS = 0.02
 
 def main() -> None:
     """Measure and write the result, or do one piece of work and print its seconds."""
-    parser = argparse.ArgumentParser(prog="python -m ceit.bench.sharing", description="What company costs.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sharing", description="What company costs.")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     parser.add_argument("--rounds", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK), metavar="WORK")
@@ -124,7 +124,7 @@ def beside(shares: tuple[float, ...]) -> Iterator[None]:
 
 def _of_steps(work: str, company: str, setting: dict[str, str], seconds: float) -> tuple[list[float], dict[str, Any]]:
     """Seconds of a step, and the machine."""
-    command = [sys.executable, "-m", "ceit.bench.sharing", "--do", work, "--seconds", f"{seconds}"]
+    command = [sys.executable, "-m", "benchmarks.sharing", "--do", work, "--seconds", f"{seconds}"]
     with beside(COMPANY[company]):
         done = subprocess.run(command, env=_environment(setting), capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])

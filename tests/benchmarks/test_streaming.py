@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ceit.bench import streaming
+from benchmarks import streaming
 
 CORES = 1  # to measure on, whatever the machine
 

@@ -1,4 +1,4 @@
-"""How long until training begins on photographs? ``python -m ceit.bench.photos --output FILE.json [--against DIR]``.
+"""How long until training begins on photographs? ``python -m benchmarks.photos --output FILE.json [--against DIR]``.
 
 JPEGs of 12 megapixels, of two classes, are made in a temporary folder. Measured in fresh processes, each with a cache
 of its own, are the seconds from ``train`` being called to the first step, its images read: at the first run, when
@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 import ceit
-from ceit.data.survey import usable_cores
+from ceit.atomic import replace_files
+from ceit.data.threads import usable_cores
 from ceit.inference.device import machine
-from ceit.weights.atomic import replace_files
 
 WIDTH, HEIGHT = 4000, 3000
 FILE_BYTES = 2_500_000  # about, of every photograph
@@ -59,7 +59,7 @@ except Begun:
 
 def main() -> None:
     """Measure, write the result, print it."""
-    parser = argparse.ArgumentParser(prog="python -m ceit.bench.photos", description="How soon does training begin?")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.photos", description="How soon does training begin?")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--images", type=int, default=500, help="photographs to make; default: %(default)s")
     parser.add_argument("--recipe", default="demo", help="default: %(default)s")

@@ -11,8 +11,8 @@ import pytest
 from ceit.cli import reproduce
 from ceit.cli.train import SWITCHES, parse
 from ceit.model.config import CeiTConfig
-from ceit.study.pages import with_computed_parts
 from ceit.train.config import known_keys
+from tools.pages import with_computed_parts
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

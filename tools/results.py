@@ -1,6 +1,6 @@
 """The README's results table, made from the ``test.json`` of committed runs.
 
-python -m ceit.study.results README.md studies/demo
+python -m tools.results README.md studies/demo
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from ceit.weights.atomic import replace_files
+from ceit.atomic import replace_files
+from ceit.study.report import machine_words
 
 BEGIN, END = "<!-- results: made by `make results`, do not edit -->", "<!-- end of results -->"
 ORDER = ("cifar10", "fashion_mnist", "digits")  # other sets follow by name
@@ -69,13 +70,6 @@ def with_table(text: str, table: str) -> str:
 
 def _rank(data: str) -> int:
     return ORDER.index(data) if data in ORDER else len(ORDER)
-
-
-def machine_words(machine: dict[str, Any]) -> str:
-    """What a figure was measured on, for below a table."""
-    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    device = machine["accelerator"] or f"{threads} of {machine['processor']}"
-    return f"{device}, torch {machine['torch']}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training and inference on a GPU: ``python -m ceit.bench.gpu --output FILE.json``.
+"""Training and inference on a GPU: ``python -m benchmarks.gpu --output FILE.json``.
 
 All arms live in one process and take turns, A B A B, in several rounds; a turn is as many calls as fill its time, and
 the wait for them. The peak is that of a large matrix product in bf16, which has its turn in every round too. Weights
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ceit.atomic import replace_files
 from ceit.bench import arms
 from ceit.bench.arms import Subject, require_known
 from ceit.bench.training import training_step
 from ceit.inference.backend import prepare
 from ceit.inference.device import default_device, machine
-from ceit.weights.atomic import replace_files
 
 MODELS = tuple(f"{family}_{size}_patch16_224" for size in ("tiny", "small", "base") for family in ("ceit", "deit"))
 
@@ -68,7 +68,7 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(prog="python -m ceit.bench.gpu", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="M", help="default: %(default)s")
     parser.add_argument("--compiled", nargs="*", default=[], metavar="M", help="compiled training steps of these too")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ceit
-from ceit.bench import agreement
+from benchmarks import agreement
 from ceit.data.sources.choose import load_dataset
 from ceit.weights import save_checkpoint
 

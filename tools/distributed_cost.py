@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ceit.model.complexity import complexity
 from ceit.model.variants import config_of
-from ceit.study.recipes import GPU_FLOPS
+from ceit.study.cost import BYTES_OF_A_JPEG, GPU_FLOPS
 
 MODELS = {
     "T": "ceit_tiny_patch16_224",
@@ -21,8 +21,6 @@ BYTES_OF_A_GRADIENT = 4  # float32, whatever autocast computes in
 GLOBAL_BATCH = 1024
 LINKS = {"NVLink, 200 GB/s": 200e9, "InfiniBand, 25 GB/s": 25e9, "10 GbE, 1.25 GB/s": 1.25e9}
 """Bytes a second that a process sends to its neighbour in the ring: assumptions."""
-BYTES_OF_A_JPEG = 110_000
-"""An ImageNet training image on average, an assumption."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Is a run that is killed again and again the run that was never touched? Kills, resumes and compares, bit by bit.
 
-``python -m ceit.study.resume --data cifar10 --output studies/resume/cifar10.json``: a small network with Mixup, CutMix,
+``python -m benchmarks.resume --data cifar10 --output studies/resume/cifar10.json``: a small network with Mixup, CutMix,
 RandAugment, random erasing, repeated augmentation, drop path, an average of the weights and two worker processes.
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ceit.study.results import results_table, with_table
+from tools.results import results_table, with_table
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ceit.explain.pictures import draw_averages
+from ceit.plots import draw_averages
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
 
