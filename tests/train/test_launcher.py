@@ -31,7 +31,7 @@ from tests.train.conftest import MakeSession
             "the dynamo backend aot_eager, the options for compile true",
         ),
         ("GRADIENT_ACCUMULATION_STEPS", "4", {}, "asks for 4 gradient accumulation steps"),
-        ("USE_FSDP", "true", {"distributed": "fsdp"}, "asks for FSDP, but this run shares out its work by itself"),
+        ("USE_FSDP", "true", {}, "asks for FSDP, but this run shares out its work by itself"),
         ("USE_DEEPSPEED", "true", {}, "the launcher asks for DeepSpeed"),
         ("USE_MEGATRON_LM", "true", {}, "the launcher asks for Megatron-LM"),
         ("USE_PARALLELISM_CONFIG", "true", {}, "the launcher asks for a parallelism configuration"),

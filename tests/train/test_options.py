@@ -22,6 +22,7 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.train.config import Mixing, TrainConfig, WeightAverage
 from ceit.train.loop import Interrupted, learning_rate
 from ceit.train.metrics import Evaluation, evaluate
+from ceit.train.recipe import read_recipe
 from ceit.train.run import train
 from tests.train.conftest import TINY, MakeSession
 
@@ -44,6 +45,26 @@ def config(**options: Any) -> TrainConfig:
 def lines(run: Path, event: str) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line for line in found if line["event"] == event]
+
+
+def test_a_run_of_a_version_that_knew_fsdp_goes_on_with_ddp_and_no_other(tmp_path: Path) -> None:
+    train(config(), "digits", tmp_path / "run")
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text(encoding="utf-8"))
+    recipe = tmp_path / "old.yaml"
+
+    def was_started_with(way: str) -> None:
+        recipe.write_text(f"distributed: {way}\nepochs: 3\n", encoding="utf-8")
+        (tmp_path / "run/config.yaml").write_text(yaml.safe_dump({**saved, "distributed": way}), encoding="utf-8")
+
+    was_started_with("ddp")
+    assert read_recipe(str(recipe)) == {"epochs": 3}
+    train(config(), "digits", tmp_path / "run", resume="auto")
+    was_started_with("fsdp")
+    gone = "distributed fsdp is gone: several processes train with DDP"
+    with pytest.raises(ValueError, match=gone):
+        read_recipe(str(recipe))
+    with pytest.raises(ValueError, match=gone):
+        train(config(), "digits", tmp_path / "run", resume="auto")
 
 
 def test_a_run_stops_when_validation_no_longer_improves_and_resuming_does_not_go_on(tmp_path: Path) -> None:

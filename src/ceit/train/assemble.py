@@ -182,7 +182,7 @@ def assemble(
         else None
     )
     model.set_grad_checkpointing(config.grad_checkpointing)
-    trained = shared_gradients(model, accelerator, config.distributed)
+    trained = shared_gradients(model, accelerator)
     if config.compile:
         trained = cast("nn.Module", torch.compile(trained, dynamic=False))
     optimizer = make_optimizer(model, config)

@@ -20,7 +20,6 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ceit.atomic import replace_files
-from ceit.train.sharding import load_whole_model, load_whole_optimizer, whole
 
 FORMAT_VERSION = 2
 _PIECE_BYTES = 1 << 24
@@ -73,14 +72,14 @@ class Parts(NamedTuple):
 
 
 class State(NamedTuple):
-    """The parts' tensors, whole and on the CPU, and what is not a tensor."""
+    """The parts' tensors on the CPU, and what is not a tensor."""
 
     tensors: dict[str, Tensor]
     header: dict[str, Any]
 
 
 def state_of(parts: Parts) -> State:
-    """The state of a run's parts; all processes have to call this together."""
+    """The state of a run's parts."""
     tensors = {f"model.{key}": value for key, value in parts.model.state_dict().items()}
     if parts.ema is not None:
         tensors |= {f"ema.{key}": value for key, value in parts.ema.state_dict().items()}
@@ -92,7 +91,7 @@ def state_of(parts: Parts) -> State:
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
-    contiguous = {key: whole(value.detach()).cpu().contiguous().clone() for key, value in tensors.items()}
+    contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     header = {
         "optimizer": {"groups": [_plain(group) for group in state["param_groups"]], "numbers": numbers},
         "sha256": _digest(contiguous),
@@ -141,7 +140,7 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
     try:
-        load_whole_model(parts.model, part("model."))
+        parts.model.load_state_dict(part("model."))
         if parts.ema is not None:
             parts.ema.load_state_dict(part("ema."))
     except RuntimeError as error:
@@ -152,7 +151,7 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
         state.setdefault(int(index), {})[name] = value
     own = parts.optimizer.state_dict()["param_groups"]
     groups = [kept | _revived(saved) for kept, saved in zip(own, header["optimizer"]["groups"], strict=True)]
-    load_whole_optimizer(parts.optimizer, state, groups)
+    parts.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if header["scaler"]:
         parts.scaler.load_state_dict(header["scaler"])
     saved = header["progress"]

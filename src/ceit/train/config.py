@@ -119,7 +119,6 @@ class TrainConfig:
         precision: bf16 or fp16 autocast, float32 or float64; auto takes bf16 where the machine computes it natively.
         compile: let torch.compile fuse the forward and backward pass; the first step then takes a minute or two.
         grad_checkpointing: compute each block's activations again in the backward pass: less memory, more time.
-        distributed: with several processes, ddp keeps the whole model in each, fsdp shares it out among them.
         deterministic: the same bits in every run on the same machine, with slower kernels where need be.
         max_skipped_steps: steps in a row that may be skipped for a loss or gradient that is not finite.
         workers: processes that read images; null chooses.
@@ -170,7 +169,6 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "float32", "float64"] = "auto"
     compile: bool = False
     grad_checkpointing: bool = False
-    distributed: Literal["ddp", "fsdp"] = "ddp"
     deterministic: bool = False
     max_skipped_steps: int = 10
     workers: int | None = None
@@ -199,12 +197,12 @@ class TrainConfig:
             _require(self.sampling == "shuffle", "sampling", self.sampling, limit)
         if self.distillation.checkpoint is not None and self.distillation.teacher is None:
             raise ValueError(f"distillation.checkpoint {self.distillation.checkpoint} needs a distillation.teacher")
-        if self.distributed == "fsdp" or self.batch_norm == "sync":
+        if self.batch_norm == "sync":
             _require(
                 self.device_batch_size != "auto",
                 "device_batch_size",
                 "auto",
-                "needs ddp and local BatchNorm: set a number",
+                "needs local BatchNorm: set a number",
             )
         if self.select == "best":
             _require(
@@ -215,8 +213,6 @@ class TrainConfig:
             )
         if self.early_stopping_epochs is not None:
             _require(self.select == "best", "early_stopping_epochs", self.early_stopping_epochs, "needs select best")
-        if self.compile and self.distributed == "fsdp":
-            raise ValueError("compile true does not go with distributed fsdp, whose parameters move: set ddp")
         if self.compile and self.grad_checkpointing:
             raise ValueError("compile true does not go with grad_checkpointing true: choose speed or memory")
         for key in ("img_size", "in_chans", "num_classes"):

@@ -14,6 +14,7 @@ from ceit.data.record import ImageRecord
 from ceit.lock import InUseError, locked
 from ceit.paths import expanded
 from ceit.train.checkpoint import checkpoints_in
+from ceit.train.recipe import without_retired
 
 LOCK = ".lock"
 MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
@@ -93,7 +94,7 @@ def require_same(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     Raises: ValueError naming the first other option in which it would differ from the run that was started.
     """
     changes = []
-    for key, value in saved.items():
+    for key, value in without_retired(saved).items():
         if asked.get(key) == value:
             continue
         if key in MAY_CHANGE:
@@ -109,7 +110,7 @@ def require_same(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
 def has_options_of(saved: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether a run has the options of the one that was started, but for its length, images and what may change."""
     free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
-    return all(asked.get(key) == value for key, value in saved.items() if key not in free)
+    return all(asked.get(key) == value for key, value in without_retired(saved).items() if key not in free)
 
 
 def cut_back(metrics: Path, step: int, epoch: int, drop: str | None = None) -> None:

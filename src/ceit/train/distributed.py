@@ -15,7 +15,6 @@ from torch import nn
 from ceit.inference.device import default_device
 from ceit.model.ceit import CeiT
 from ceit.train.config import TrainConfig
-from ceit.train.sharding import shard
 
 HEARTBEAT_SECONDS = 1.0
 
@@ -59,8 +58,6 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
         raise ValueError(f"each process's share of {share} images must be even to be mixed: change global_batch_size")
     if config.batch_norm == "sync" and kind == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
-    if config.distributed == "fsdp":
-        _require_shardable(config)
     return accelerator
 
 
@@ -95,27 +92,12 @@ def refuse_another_computation(config: TrainConfig, environment: Mapping[str, st
         if environment.get(name, "").lower() in ("1", "true", "yes", "on"):
             raise ValueError(
                 f"the launcher asks for {wrapper}, but this run shares out its work by itself: start it with "
-                "--multi_gpu or torchrun, and with --distributed fsdp to share out the parameters"
+                "--multi_gpu or torchrun"
             )
 
 
-def _require_shardable(config: TrainConfig) -> None:
-    """Raises ValueError for what needs the whole model in each process."""
-    whole = "needs the whole model in each process"
-    if config.ema.decay:
-        raise ValueError(f"ema.decay {config.ema.decay} {whole}: set it to 0, or distributed to ddp")
-    if config.precision == "fp16":
-        raise ValueError(f"precision fp16 {whole}, for its loss scale: set it to bf16, or distributed to ddp")
-
-
-def shared_gradients(model: CeiT, accelerator: Accelerator, way: str) -> nn.Module:
-    """The network as its processes train it together: gradients are averaged, BatchNorm statistics stay each one's.
-
-    With ``fsdp`` the network's own parameters are shared out among the processes.
-    """
-    if accelerator.num_processes > 1 and way == "fsdp":
-        shard(model, accelerator.num_processes, accelerator.device)
-        return model
+def shared_gradients(model: CeiT, accelerator: Accelerator) -> nn.Module:
+    """The network as its processes train it together: gradients are averaged, BatchNorm statistics stay each one's."""
     if accelerator.num_processes > 1:
         # a depth-wise weight (E, 1, k, k) is laid out alike in both formats but for the stride of its one channel
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)

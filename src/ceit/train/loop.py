@@ -15,7 +15,6 @@ from ceit.train.checkpoint import checkpoint_name, save_state, state_of
 from ceit.train.distributed import from_main, total_of
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.session import Session
-from ceit.train.sharding import is_sharded
 from ceit.train.step import StepResult, train_step
 
 
@@ -241,11 +240,10 @@ def save_now(session: Session) -> None:
     """The full state of the run, written by the main process."""
     session.settle_statistics()
     accelerator = session.accelerator
-    if accelerator.is_main_process or is_sharded(session.model):  # all make whole what is shared out among all
+    if accelerator.is_main_process:
+        keep = session.config.keep_checkpoints
         state = state_of(session.parts())
-        if accelerator.is_main_process:
-            keep = session.config.keep_checkpoints
-            save_state(session.checkpoints, session.progress, state, accelerator.num_processes, keep)
+        save_state(session.checkpoints, session.progress, state, accelerator.num_processes, keep)
     accelerator.wait_for_everyone()
 
 

@@ -21,9 +21,8 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
     known = [str(name) for name in list_optimizers()]
     if config.optimizer not in known:
         raise ValueError(unknown("optimizer", config.optimizer, known))
-    # one kernel instead of dozens; parameters that are shared out among processes have none
-    has_one = config.optimizer == "adamw" and config.distributed != "fsdp"
-    arguments: dict[str, Any] = ({"fused": True} if has_one else {}) | config.optimizer_args
+    fused = {"fused": True} if config.optimizer == "adamw" else {}  # one kernel instead of dozens
+    arguments: dict[str, Any] = fused | config.optimizer_args
     try:
         optimizer = create_optimizer_v2(
             model,

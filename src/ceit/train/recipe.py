@@ -12,11 +12,21 @@ from ceit.paths import expanded
 from ceit.train.config import TrainConfig, config_from, known_keys
 
 
+def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those of earlier versions that say what holds anyway. Raises ValueError for one that does not."""
+    if values.get("distributed", "ddp") != "ddp":
+        raise ValueError(
+            f"distributed {values['distributed']} is gone: several processes train with DDP, "
+            "each with the whole model; leave the option out"
+        )
+    return {key: value for key, value in values.items() if key != "distributed"}
+
+
 def flat_keys(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested recipe as dotted keys. Raises ValueError for a key that no option has, with the nearest one."""
     known = set(known_keys())
     flat: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in without_retired(values).items():
         name = f"{prefix}{key}"
         if name not in known:
             raise ValueError(unknown("recipe key", name, known))

@@ -22,7 +22,6 @@ from ceit.train.checkpoint import Parts, Progress
 from ceit.train.config import TrainConfig
 from ceit.train.objective import Objective
 from ceit.train.optimizer import make_schedule
-from ceit.train.sharding import whole_model
 from ceit.train.time_budget import TimeBudget
 
 
@@ -89,7 +88,7 @@ class Session:
 
     def candidates(self) -> dict[str, CeiT]:
         """The networks that can be kept: raw weights, and their average."""
-        return {"raw": whole_model(self.model)} | ({} if self.ema is None else {"ema": self.ema.module})
+        return {"raw": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
 
     def start_training(self) -> None:
         """Training mode, with BatchNorm as the options say."""

@@ -16,7 +16,6 @@ from ceit.train.distributed import from_all, total_of
 from ceit.train.finite import source_in_backward, source_in_forward
 from ceit.train.objective import seed_of
 from ceit.train.session import Session
-from ceit.train.sharding import is_sharded, whole
 
 
 class StepResult(NamedTuple):
@@ -144,12 +143,12 @@ def _gradient_norm(session: Session) -> float:
         norm = clip_grad_norm_(parameters, session.config.clip_norm)
     else:
         norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return float(whole(norm))
+    return float(norm)
 
 
 def _source(session: Session, images_bchw: Tensor, loss_is_finite: bool) -> str:
     """What was not finite, found by the first process that met it."""
-    if is_sharded(session.model) or (session.config.batch_norm == "sync" and session.accelerator.num_processes > 1):
+    if session.config.batch_norm == "sync" and session.accelerator.num_processes > 1:
         return "the loss or the gradient"  # looking closer would need all processes at once
     process = session.accelerator.process_index
     if loss_is_finite:
