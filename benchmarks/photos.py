@@ -37,7 +37,7 @@ MEASURE = """
 import json, sys, time
 from pathlib import Path
 from ceit.cli.train import parse
-from ceit.train import loop
+from ceit.train import trainer
 from ceit.train.run import train
 
 class Begun(Exception):
@@ -48,7 +48,7 @@ def step(*_):
 
 data, output, recipe = sys.argv[1:]
 config, _ = parse(["--data", data, "--output", output, "--recipe", recipe])
-loop.train_step = step
+trainer.train_step = step
 began = time.perf_counter()
 try:
     train(config, data, Path(output))

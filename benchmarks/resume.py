@@ -19,9 +19,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
+from ceit.atomic import write_text
 from ceit.inference.device import machine
 from ceit.train.checkpoint import checkpoints_in
-from ceit.train.directory import lines_of, write_text
+from ceit.train.run_directory import lines_of
 
 TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent")
 OPTIONS = {

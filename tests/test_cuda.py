@@ -16,14 +16,16 @@ import ceit
 from ceit.data.batches.loader import make_loader
 from ceit.inference.backend import prepare
 from ceit.inference.device import autocast_dtype, default_device
-from ceit.train.assemble import build
 from ceit.train.config import Mixing, WeightAverage
 from ceit.train.distributed import make_accelerator
-from ceit.train.loop import Interrupted
+from ceit.train.interruption import Interrupted
 from ceit.train.metrics import evaluate
 from ceit.train.probe import device_batch_that_fits
+from ceit.train.resolve import resolve
 from ceit.train.run import train
+from ceit.train.run_directory import RunDirectory
 from ceit.train.step import train_step
+from ceit.train.trainer import Trainer
 from tests.train.conftest import SMALL
 
 pytestmark = pytest.mark.gpu
@@ -128,17 +130,18 @@ def test_mixed_images_and_accumulated_gradients_train(tmp_path: Path) -> None:
 
 def test_the_batch_that_fits_is_found_where_memory_really_ends(tmp_path: Path) -> None:
     config = replace(SMALL, geometry={}, global_batch_size=1024, device_batch_size="auto", ema=WeightAverage())
-    session, _ = build(config, "digits", tmp_path, make_accelerator(config), print, lambda state: None)
-    session.start_training()
+    accelerator = make_accelerator(config)
+    trainer = Trainer(resolve(config, "digits", accelerator), RunDirectory(tmp_path), accelerator, say=print)
+    trainer.learner.start_training()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 2**28) / total))
     try:
-        size = device_batch_that_fits(session)
+        size = device_batch_that_fits(trainer)
         assert size is not None
         assert 1 <= size < 1024
-        session.config = replace(config, device_batch_size=size)
-        assert train_step(session, *next(session.train_loader.epoch(0)), 0).images == 1024
+        trainer.learner.device_batch_size = size
+        assert train_step(trainer.learner, *next(trainer.train_loader.epoch(0)), 0).images == 1024
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

@@ -22,8 +22,8 @@ from ceit.data.record import FILE, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
 from ceit.inference.example_images import ExampleImages
-from ceit.train.assemble import prepare_data
-from ceit.train.loop import Interrupted
+from ceit.train.images import load_run_images
+from ceit.train.interruption import Interrupted
 from ceit.train.run import train
 from tests.train.conftest import SMALL
 
@@ -258,7 +258,7 @@ def test_a_start_that_the_disk_had_no_room_for_is_begun_anew(
 
     output = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr("ceit.train.run.write_text", full)
+        patched.setattr("ceit.train.run_directory.write_text", full)
         with pytest.raises(OSError, match="cannot save"):
             train(SMALL, str(photos), output)
     assert [path.name for path in output.iterdir()] == [FILE]
@@ -322,17 +322,17 @@ def test_p1_every_class_keeps_an_image_to_train_on_in_a_share(tmp_path: Path) ->
         add(tmp_path / "set" / name, numbers)
     for seed in range(10):
         config = replace(SMALL, train_percent=10.0, seed=seed)
-        images, _ = prepare_data(config, str(tmp_path / "set"), lambda message: None)
+        images = load_run_images(config, str(tmp_path / "set"), lambda message: None)
         assert set(images.dataset.train.labels.tolist()) == {0, 1, 2}
 
 
 def test_only_the_images_of_the_chosen_classes_are_read(photos: Path) -> None:
     (photos / "owl").mkdir()
     (photos / "owl/x.png").write_text("no image")
-    images, _ = prepare_data(replace(SMALL, classes=("b", "a")), str(photos), lambda message: None)
+    images = load_run_images(replace(SMALL, classes=("b", "a")), str(photos), lambda message: None)
     assert images.dataset.class_names == ("b", "a")
     with pytest.raises(ValueError, match=r"unknown class 'c'; known: a, b, owl in photos"):
-        prepare_data(replace(SMALL, classes=("c", "a")), str(photos), lambda message: None)
+        load_run_images(replace(SMALL, classes=("c", "a")), str(photos), lambda message: None)
 
 
 def test_copies_in_the_test_part_are_left_out_and_nothing_came(tmp_path: Path, evaluate: Evaluate) -> None:

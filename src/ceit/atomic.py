@@ -27,6 +27,11 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
             path.unlink(missing_ok=True)  # in the good case it has become its target
 
 
+def write_text(file: Path, text: str) -> None:
+    """The whole file in UTF-8 or nothing of it. Raises: OSError as ``replace_files``."""
+    replace_files({file: text.encode()})
+
+
 def require_place(file: Path) -> None:
     """Asked before long work whose result goes to ``file``. Raises: ValueError if no such file could be written."""
     if not file.parent.is_dir():

@@ -24,9 +24,9 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.inference import device as module
 from ceit.inference import fuse, optimize
 from ceit.inference.device import autocast_dtype, computes_bf16, cpu_instructions
-from ceit.train.assemble import EVALUATION_BATCH
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.run import train
+from ceit.train.trainer import EVALUATION_BATCH
 from tests.train.conftest import SMALL
 
 CPU = torch.device("cpu")

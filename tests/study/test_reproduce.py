@@ -19,7 +19,7 @@ from ceit.study.cells import path_of, read_record, records_of, same_elsewhere, u
 from ceit.study.plan import TUNING, load_study, scales, study_names
 from ceit.study.report import comparison_of, tables, write_reports
 from ceit.study.reproduce import Places, chosen_rates, reproduce
-from ceit.train.directory import lines_of
+from ceit.train.run_directory import lines_of
 
 SMALL = {
     "geometry": {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8},

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from ceit.data.batches.augment import Augmentation
-from ceit.train.assemble import build
 from ceit.train.config import TrainConfig, WeightAverage
 from ceit.train.distributed import make_accelerator
-from ceit.train.session import Session
+from ceit.train.resolve import resolve
+from ceit.train.run_directory import RunDirectory
+from ceit.train.trainer import Trainer
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}
 
@@ -28,14 +29,14 @@ SMALL = TrainConfig(
 )
 """A whole run in seconds, with what has a state of its own: drop path, an average of the weights."""
 
-MakeSession = Callable[..., Session]
+MakeTrainer = Callable[..., Trainer]
 
 
 @pytest.fixture
-def make_session(tmp_path: Path) -> MakeSession:
-    """A session that has not begun; ``said`` collects its messages."""
+def make_trainer(tmp_path: Path) -> MakeTrainer:
+    """A trainer that has not begun; ``said`` collects its messages."""
 
-    def make(said: list[str] | None = None, geometry: dict[str, Any] | None = None, **options: Any) -> Session:
+    def make(said: list[str] | None = None, geometry: dict[str, Any] | None = None, **options: Any) -> Trainer:
         defaults: dict[str, Any] = {
             "model": "ceit_pico_patch4_32",
             "geometry": TINY | (geometry or {}),
@@ -48,8 +49,10 @@ def make_session(tmp_path: Path) -> MakeSession:
         }
         config = TrainConfig(**{**defaults, **options})
         messages = [] if said is None else said
-        session, _ = build(config, "digits", tmp_path, make_accelerator(config), messages.append, lambda state: None)
-        session.start_training()
-        return session
+        accelerator = make_accelerator(config)
+        run = resolve(config, "digits", accelerator, say=messages.append)
+        trainer = Trainer(run, RunDirectory(tmp_path), accelerator, say=messages.append)
+        trainer.learner.start_training()
+        return trainer
 
     return make

@@ -9,19 +9,19 @@ from torch import Tensor
 
 from ceit.train.config import TrainConfig
 from ceit.train.step import train_step
-from tests.train.conftest import MakeSession
+from tests.train.conftest import MakeTrainer
 
 
-def after_steps(make_session: MakeSession, **options: Any) -> tuple[list[float], dict[str, Tensor]]:
+def after_steps(make_trainer: MakeTrainer, **options: Any) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and weights of three steps."""
-    session = make_session(**options)
-    images, labels = next(iter(session.train_loader.epoch(0)))
-    losses = [train_step(session, images, labels, step).loss for step in range(3)]
-    return losses, {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+    trainer = make_trainer(**options)
+    images, labels = next(iter(trainer.train_loader.epoch(0)))
+    losses = [train_step(trainer.learner, images, labels, step).loss for step in range(3)]
+    return losses, {name: tensor.clone() for name, tensor in trainer.learner.model.state_dict().items()}
 
 
-def test_a_compiled_step_is_the_same_step(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, weights = after_steps(make_session)
+def test_a_compiled_step_is_the_same_step(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, weights = after_steps(make_trainer)
     calls: list[dict[str, Any]] = []
     compile_network = torch.compile
 
@@ -30,7 +30,7 @@ def test_a_compiled_step_is_the_same_step(make_session: MakeSession, monkeypatch
         return compile_network(network, backend="aot_eager", fullgraph=True, **options)
 
     monkeypatch.setattr(torch, "compile", traced_only)
-    compiled_losses, compiled_weights = after_steps(make_session, compile=True)
+    compiled_losses, compiled_weights = after_steps(make_trainer, compile=True)
     assert calls == [{"dynamic": False}]
     assert compiled_losses == pytest.approx(losses, rel=1e-4)
     assert compiled_weights.keys() == weights.keys()
@@ -38,8 +38,8 @@ def test_a_compiled_step_is_the_same_step(make_session: MakeSession, monkeypatch
         assert torch.allclose(compiled_weights[name], tensor, atol=2e-3), name
 
 
-def test_a_checkpointed_step_is_the_same_step(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, weights = after_steps(make_session)
+def test_a_checkpointed_step_is_the_same_step(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, weights = after_steps(make_trainer)
     calls: list[object] = []
     from ceit.model import ceit as network
 
@@ -51,7 +51,7 @@ def test_a_checkpointed_step_is_the_same_step(make_session: MakeSession, monkeyp
         return checkpoint(*arguments, **options)
 
     monkeypatch.setattr(network, "checkpoint", counted)
-    again_losses, again_weights = after_steps(make_session, grad_checkpointing=True)
+    again_losses, again_weights = after_steps(make_trainer, grad_checkpointing=True)
     assert len(calls) == 3 * 2  # steps and blocks
     assert again_losses == pytest.approx(losses, rel=1e-6)
     assert all(torch.allclose(again_weights[name], tensor, atol=1e-5) for name, tensor in weights.items())

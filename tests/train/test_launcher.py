@@ -6,9 +6,8 @@ from torch import Tensor
 
 from ceit.train.config import TrainConfig, WeightAverage
 from ceit.train.distributed import make_accelerator
-from ceit.train.loop import validate
 from ceit.train.step import train_step
-from tests.train.conftest import MakeSession
+from tests.train.conftest import MakeTrainer
 
 
 @pytest.mark.parametrize(
@@ -45,27 +44,27 @@ def test_m2_a_launcher_that_asks_for_another_computation_is_refused(
         make_accelerator(TrainConfig(**options))
 
 
-def two_steps(make_session: MakeSession, precision: str) -> tuple[dict[str, Tensor], list[float]]:
-    session = make_session(precision=precision, ema=WeightAverage(decay=0.9))
-    assert session.accelerator.mixed_precision == "no"
-    assert session.accelerator.scaler is None
-    assert "forward" not in vars(session.trained)  # accelerate's own autocast would stand here
-    for step, batch in zip(range(2), session.train_loader.epoch(0), strict=False):
-        train_step(session, *batch, step)
-    losses = [validate(session, network).loss for network in session.candidates().values()]
-    return {key: value.clone() for key, value in session.model.state_dict().items()}, losses
+def two_steps(make_trainer: MakeTrainer, precision: str) -> tuple[dict[str, Tensor], list[float]]:
+    trainer = make_trainer(precision=precision, ema=WeightAverage(decay=0.9))
+    assert trainer.accelerator.mixed_precision == "no"
+    assert trainer.accelerator.scaler is None
+    assert "forward" not in vars(trainer.learner.network)  # accelerate's own autocast would stand here
+    for step, batch in zip(range(2), trainer.train_loader.epoch(0), strict=False):
+        train_step(trainer.learner, *batch, step)
+    losses = [trainer.validate(network).loss for network in trainer.learner.candidates().values()]
+    return {key: value.clone() for key, value in trainer.learner.model.state_dict().items()}, losses
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
 def test_m2_a_launcher_that_says_the_same_changes_nothing(
-    precision: str, make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+    precision: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as launcher:
         launcher.setenv("ACCELERATE_MIXED_PRECISION", "no" if precision == "float32" else precision)
         launcher.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
         launcher.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
         launcher.setenv("ACCELERATE_USE_FSDP", "false")
-        weights, losses = two_steps(make_session, precision)
-    again, again_losses = two_steps(make_session, precision)
+        weights, losses = two_steps(make_trainer, precision)
+    again, again_losses = two_steps(make_trainer, precision)
     assert losses == again_losses
     assert all(torch.equal(value, weights[key]) for key, value in again.items())

@@ -20,11 +20,11 @@ from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.train.config import Mixing, TrainConfig, WeightAverage
-from ceit.train.loop import Interrupted, learning_rate
+from ceit.train.interruption import Interrupted
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.recipe import read_recipe
 from ceit.train.run import train
-from tests.train.conftest import TINY, MakeSession
+from tests.train.conftest import TINY, MakeTrainer
 
 
 def config(**options: Any) -> TrainConfig:
@@ -87,7 +87,7 @@ def level(monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluated(model: torch.nn.Module, loader: Loader, **options: Any) -> Evaluation:
         return replace(evaluate(model, loader, **options), top1_percent=50.0, loss=1 / next(calls))
 
-    monkeypatch.setattr("ceit.train.loop.evaluate", evaluated)
+    monkeypatch.setattr("ceit.train.trainer.evaluate", evaluated)
 
 
 @pytest.mark.usefixtures("level")
@@ -127,9 +127,9 @@ def test_the_last_weights_are_kept_without_a_validation_split(tmp_path: Path) ->
 
 
 def test_a_share_of_the_training_images_is_of_every_class_and_leaves_validation_alone(
-    make_session: MakeSession,
+    make_trainer: MakeTrainer,
 ) -> None:
-    whole, tenth = make_session(), make_session(train_percent=10.0)
+    whole, tenth = make_trainer(), make_trainer(train_percent=10.0)
     assert whole.validation_loader is not None
     assert tenth.validation_loader is not None
     assert tenth.validation_loader.images == whole.validation_loader.images
@@ -137,13 +137,13 @@ def test_a_share_of_the_training_images_is_of_every_class_and_leaves_validation_
     counts = torch.bincount(labels, minlength=10)
     assert 128 <= len(labels) <= 137  # of 1,365, in whole batches
     assert counts.min() >= 10
-    few = make_session(train_percent=0.3, global_batch_size=2)  # 4 of 1,365
+    few = make_trainer(train_percent=0.3, global_batch_size=2)  # 4 of 1,365
     assert set(torch.cat([labels for _, labels in few.train_loader.epoch(0)]).tolist()) == set(range(10))
 
 
-def test_a_share_that_leaves_nothing_is_named(make_session: MakeSession) -> None:
+def test_a_share_that_leaves_nothing_is_named(make_trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=r"train_percent 0.01 leaves 0 of 1365 images"):
-        make_session(train_percent=0.01)
+        make_trainer(train_percent=0.01)
 
 
 def test_whoever_asks_sees_every_answer_on_the_test_split_once(tmp_path: Path) -> None:
@@ -192,14 +192,14 @@ def test_a_few_batches_can_be_learnt_by_heart(tmp_path: Path) -> None:
     assert last["step"] == 60
 
 
-def test_the_learning_rate_follows_the_batch_and_the_depth(make_session: MakeSession) -> None:
-    session = make_session(peak_lr=5e-4, lr_base_size=512, global_batch_size=1024, layer_decay=0.5)
-    assert session.config.scaled_lr == pytest.approx(1e-3)
-    session.schedule.step_update(0)
-    assert learning_rate(session) == pytest.approx(1e-3)
+def test_the_learning_rate_follows_the_batch_and_the_depth(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(peak_lr=5e-4, lr_base_size=512, global_batch_size=1024, layer_decay=0.5)
+    assert trainer.learner.config.scaled_lr == pytest.approx(1e-3)
+    trainer.learner.schedule.step_update(0)
+    assert trainer.learner.learning_rate() == pytest.approx(1e-3)
     rates = {}
-    names = {id(parameter): name for name, parameter in session.model.named_parameters()}
-    for group in session.optimizer.param_groups:
+    names = {id(parameter): name for name, parameter in trainer.learner.model.named_parameters()}
+    for group in trainer.learner.optimizer.param_groups:
         for parameter in group["params"]:
             rates[names[id(parameter)]] = group["lr"]
     assert rates["head.weight"] == pytest.approx(1e-3)
@@ -242,15 +242,15 @@ def test_a_small_batch_for_batch_norm_is_warned_of_with_its_number(tmp_path: Pat
         assert any(line.startswith(f"BatchNorm sees {number} images") for line in said) == warned
 
 
-def test_imbalance_can_be_weighed_or_sampled_away(make_session: MakeSession) -> None:
-    weighed = make_session(class_weights="balanced")
-    labels = torch.cat([labels for _, labels in make_session(global_batch_size=2).train_loader.epoch(0)])
-    assert weighed.objective.weights_k is not None
-    totals = torch.bincount(labels, weighed.objective.weights_k[labels].double())
+def test_imbalance_can_be_weighed_or_sampled_away(make_trainer: MakeTrainer) -> None:
+    weighed = make_trainer(class_weights="balanced")
+    labels = torch.cat([labels for _, labels in make_trainer(global_batch_size=2).train_loader.epoch(0)])
+    assert weighed.learner.objective.weights_k is not None
+    totals = torch.bincount(labels, weighed.learner.objective.weights_k[labels].double())
     assert totals.tolist() == pytest.approx([len(labels) / 10] * 10, rel=0.02)  # the last image may be left out
-    sampled = make_session(sampling="balanced", seed=1)
+    sampled = make_trainer(sampling="balanced", seed=1)
     counts = torch.bincount(torch.cat([labels for _, labels in sampled.train_loader.epoch(0)]))
-    assert sampled.objective.weights_k is None
+    assert sampled.learner.objective.weights_k is None
     assert counts.max() - counts.min() <= 2  # an epoch ends before its last round does
 
 
@@ -292,24 +292,24 @@ def test_fine_tuning_to_other_classes_and_another_size(
 
 
 def test_fine_tuning_starts_from_the_weights_and_keeps_a_head_only_for_the_same_classes(
-    pretrained: Path, make_session: MakeSession
+    pretrained: Path, make_trainer: MakeTrainer
 ) -> None:
     stored = load_file(pretrained / "model.safetensors")
-    same = make_session(initial_checkpoint=str(pretrained), classes=tuple("012345"))
-    assert all(torch.equal(value, stored[key]) for key, value in same.model.state_dict().items())
-    other = make_session(initial_checkpoint=str(pretrained), classes=tuple("456789"))
-    differ = {key for key, value in other.model.state_dict().items() if not torch.equal(value, stored[key])}
+    same = make_trainer(initial_checkpoint=str(pretrained), classes=tuple("012345"))
+    assert all(torch.equal(value, stored[key]) for key, value in same.learner.model.state_dict().items())
+    other = make_trainer(initial_checkpoint=str(pretrained), classes=tuple("456789"))
+    differ = {key for key, value in other.learner.model.state_dict().items() if not torch.equal(value, stored[key])}
     assert "head.weight" in differ <= {"head.weight", "head.bias"}
-    assert other.model.training
+    assert other.learner.model.training
 
 
-def test_a_checkpoint_of_another_geometry_is_refused(tmp_path: Path, make_session: MakeSession) -> None:
+def test_a_checkpoint_of_another_geometry_is_refused(tmp_path: Path, make_trainer: MakeTrainer) -> None:
     path = tmp_path / "wide.safetensors"
     ceit.save_checkpoint(
         path, ceit.create_model("ceit_pico_patch4_32"), preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3)
     )
     with pytest.raises(ValueError, match="embed_dim"):
-        make_session(initial_checkpoint=str(path))
+        make_trainer(initial_checkpoint=str(path))
 
 
 @pytest.mark.parametrize("optimizer", ["lamb", "adafactorbv", "sgd", "lion", "muon"])

@@ -15,9 +15,9 @@ from ceit.train.config import Distillation, Mixing, TrainConfig, WeightAverage
 from ceit.train.objective import Targets
 from ceit.train.probe import HIGHEST_RATE, LOWEST_RATE, device_batch_that_fits, learning_rate_range_test
 from ceit.train.run import find_learning_rate, train
-from ceit.train.session import Session
 from ceit.train.step import train_step
-from tests.train.conftest import SMALL, TINY, MakeSession
+from ceit.train.trainer import Trainer
+from tests.train.conftest import SMALL, TINY, MakeTrainer
 
 
 class Narrow(nn.Module):
@@ -33,41 +33,47 @@ class Narrow(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
 
 
-def weights_of(session: Session) -> dict[str, Tensor]:
-    return {key: value.clone() for net in session.candidates().values() for key, value in net.state_dict().items()}
+def weights_of(trainer: Trainer) -> dict[str, Tensor]:
+    return {
+        key: value.clone() for net in trainer.learner.candidates().values() for key, value in net.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(("fitting", "found"), [(32, None), (31, 16), (9, 8), (1, 1)])
-def test_the_batch_that_fits_is_found_by_halving(make_session: MakeSession, fitting: int, found: int | None) -> None:
+def test_the_batch_that_fits_is_found_by_halving(make_trainer: MakeTrainer, fitting: int, found: int | None) -> None:
     said: list[str] = []
-    session = make_session(said, device_batch_size="auto", ema=WeightAverage(decay=0.9))
-    before = weights_of(session)
-    Narrow(session.model, fitting)
-    assert device_batch_that_fits(session) == found
-    assert all(torch.equal(value, before[key]) for key, value in weights_of(session).items())
+    trainer = make_trainer(said, device_batch_size="auto", ema=WeightAverage(decay=0.9))
+    before = weights_of(trainer)
+    Narrow(trainer.learner.model, fitting)
+    assert device_batch_that_fits(trainer) == found
+    assert all(torch.equal(value, before[key]) for key, value in weights_of(trainer).items())
     assert any("gradients are accumulated" in line for line in said) == (found is not None)
-    session.config = replace(session.config, device_batch_size=found)
-    assert train_step(session, *next(session.train_loader.epoch(0)), 0).images == 32
+    trainer.learner.device_batch_size = found
+    assert train_step(trainer.learner, *next(trainer.train_loader.epoch(0)), 0).images == 32
 
 
 class Room:
     """A device with room for so many images, where the optimizer's state takes as much as ``state`` of them."""
 
-    def __init__(self, session: Session, images: int, state: int) -> None:
-        self.session, self.images, self.state = session, images, state
-        networks = [session.model] if session.objective.teacher is None else [session.objective.teacher.network]
+    def __init__(self, trainer: Trainer, images: int, state: int) -> None:
+        self.trainer, self.images, self.state = trainer, images, state
+        networks = (
+            [trainer.learner.model]
+            if trainer.learner.objective.teacher is None
+            else [trainer.learner.objective.teacher.network]
+        )
         for network in networks:
             network.register_forward_pre_hook(self.check)
 
     def check(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        if len(inputs[0]) + (self.state if self.session.optimizer.state_dict()["state"] else 0) > self.images:
+        if len(inputs[0]) + (self.state if self.trainer.learner.optimizer.state_dict()["state"] else 0) > self.images:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
 
 
 @pytest.mark.parametrize("is_taught", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
 def test_m10_a_batch_fits_with_optimizer_teacher_and_mixing_and_all_is_put_back(
-    is_taught: bool, precision: str, make_session: MakeSession, tmp_path: Path
+    is_taught: bool, precision: str, make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
     """Of 32 images, 24 fit beside nothing, and 8 beside the optimizer's state."""
     names = [str(digit) for digit in range(10)]
@@ -76,36 +82,36 @@ def test_m10_a_batch_fits_with_optimizer_teacher_and_mixing_and_all_is_put_back(
         tmp_path / "t.safetensors", teacher, class_names=names, preprocessing=Preprocessing((0.3,), (0.35,))
     )
     taught = Distillation("ceit_pico_patch4_32", str(tmp_path / "t.safetensors")) if is_taught else Distillation()
-    session = make_session(
+    trainer = make_trainer(
         device_batch_size="auto",
         precision=precision,
         distillation=taught,
         mixing=Mixing(mixup_alpha=0.8),
         ema=WeightAverage(decay=0.9),
     )
-    before, scale = weights_of(session), session.scaler.get_scale()
+    before, scale = weights_of(trainer), trainer.learner.scaler.get_scale()
     mixed: list[torch.Size] = []
-    targets = session.objective.targets
+    targets = trainer.learner.objective.targets
 
     def noted(images: Tensor, labels: Tensor) -> Targets:
         mixed.append(labels.shape)
         return targets(images, labels)
 
-    object.__setattr__(session.objective, "targets", noted)
-    Room(session, 24, 16)
-    assert device_batch_that_fits(session) == 8
+    object.__setattr__(trainer.learner.objective, "targets", noted)
+    Room(trainer, 24, 16)
+    assert device_batch_that_fits(trainer) == 8
     assert set(mixed) == {(size, 10) for size in (32, 16, 8)}
-    assert all(torch.equal(value, before[key]) for key, value in weights_of(session).items())
-    assert session.optimizer.state_dict()["state"] == {}
-    assert session.scaler.get_scale() == scale
-    assert all(parameter.grad is None for parameter in session.model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in weights_of(trainer).items())
+    assert trainer.learner.optimizer.state_dict()["state"] == {}
+    assert trainer.learner.scaler.get_scale() == scale
+    assert all(parameter.grad is None for parameter in trainer.learner.model.parameters())
 
 
 def test_m10_a_resumed_run_keeps_the_batch_that_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(SMALL, epochs=1, device_batch_size="auto", limit_batches=2)
     said: list[str] = []
     for resume, found in ((None, 8), ("auto", 16)):
-        monkeypatch.setattr("ceit.train.run.device_batch_that_fits", lambda session, found=found: found)
+        monkeypatch.setattr("ceit.train.run.device_batch_that_fits", lambda trainer, found=found: found)
         train(config, "digits", tmp_path / "run", resume=resume, say=said.append)
         saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
         assert saved["device_batch_size"] == 8
@@ -113,29 +119,29 @@ def test_m10_a_resumed_run_keeps_the_batch_that_was_found(tmp_path: Path, monkey
     assert not any("device_batch_size was" in line for line in said)
 
 
-def test_nothing_that_fits_is_an_error(make_session: MakeSession) -> None:
-    session = make_session()
-    Narrow(session.model, 0)
+def test_nothing_that_fits_is_an_error(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    Narrow(trainer.learner.model, 0)
     with pytest.raises(ValueError, match="not even one image fits into memory"):
-        device_batch_that_fits(session)
+        device_batch_that_fits(trainer)
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(make_session: MakeSession) -> None:
+def test_another_error_is_not_taken_for_a_lack_of_memory(make_trainer: MakeTrainer) -> None:
     def fail(module: nn.Module, inputs: tuple[Tensor]) -> None:
         raise RuntimeError("a bug")
 
-    session = make_session()
-    session.model.register_forward_pre_hook(fail)
+    trainer = make_trainer()
+    trainer.learner.model.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="a bug"):
-        device_batch_that_fits(session)
+        device_batch_that_fits(trainer)
 
 
-def test_the_range_test_rises_until_the_loss_does_and_puts_everything_back(make_session: MakeSession) -> None:
-    session = make_session(ema=WeightAverage(decay=0.9))
-    before = weights_of(session)
-    found = learning_rate_range_test(session, steps=60)
-    assert all(torch.equal(value, before[key]) for key, value in weights_of(session).items())
-    assert not session.optimizer.state_dict()["state"]
+def test_the_range_test_rises_until_the_loss_does_and_puts_everything_back(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(ema=WeightAverage(decay=0.9))
+    before = weights_of(trainer)
+    found = learning_rate_range_test(trainer, steps=60)
+    assert all(torch.equal(value, before[key]) for key, value in weights_of(trainer).items())
+    assert not trainer.learner.optimizer.state_dict()["state"]
     ratios = {round(after / rate, 6) for rate, after in zip(found.rates, found.rates[1:], strict=False)}
     assert len(ratios) == 1
     assert LOWEST_RATE == found.rates[0] < found.suggested < HIGHEST_RATE / 10

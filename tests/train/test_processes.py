@@ -83,15 +83,15 @@ def test_two_processes_of_64_images_are_one_of_128(alone: Path, tmp_path: Path) 
 # Both processes write down the statistics that they evaluate with.
 WITNESS = """
 import os, sys, torch, ceit_cli
-from ceit.train import loop
-validate = loop.validate
-def witness(session, model):
-    kind = "raw" if model is session.model else "ema"
-    rank, epoch = session.accelerator.process_index, session.progress.epoch
+from ceit.train.trainer import Trainer
+validate = Trainer.validate
+def witness(trainer, model):
+    kind = "raw" if model is trainer.learner.model else "ema"
+    rank, epoch = trainer.accelerator.process_index, trainer.progress.epoch
     statistics = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
-    torch.save(statistics, f"{session.checkpoints.parent}.{kind}.{epoch}.{rank}")
-    return validate(session, model)
-loop.validate = witness
+    torch.save(statistics, f"{trainer.directory.path}.{kind}.{epoch}.{rank}")
+    return validate(trainer, model)
+Trainer.validate = witness
 sys.exit(ceit_cli.main(sys.argv[1:]))
 """
 
@@ -115,12 +115,12 @@ def test_batch_norm_statistics_are_one_before_evaluation_and_saving(tmp_path: Pa
 
 FAILING = """
 import os, sys, ceit_cli
-from ceit.train import loop
+from ceit.train import trainer as loop
 step = loop.train_step
-def failing(session, images, labels, number):
-    if number == 5 and session.accelerator.process_index == 1:
+def failing(learner, images, labels, number):
+    if number == 5 and learner.accelerator.process_index == 1:
         raise ValueError("the second process has met its end")
-    return step(session, images, labels, number)
+    return step(learner, images, labels, number)
 loop.train_step = failing
 sys.exit(ceit_cli.main(sys.argv[1:]))
 """

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
 from ceit.train.config import Mixing
-from ceit.train.loop import Interrupted
+from ceit.train.interruption import Interrupted
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.run import Result, train
 from ceit.weights import load_checkpoint
@@ -229,7 +229,9 @@ def test_m9_weights_whose_validation_has_diverged_are_not_kept_and_the_run_goes_
 ) -> None:
     """Of two epochs, each with raw and averaged weights, only the average of the first can be kept."""
     for select in ("best", "last"):
-        monkeypatch.setattr("ceit.train.loop.evaluate", Diverging(lambda call: call != 2))
+        monkeypatch.setattr(
+            "ceit.train.trainer.evaluate", Diverging(lambda call: call in (1, 3, 4))
+        )  # the fifth is the report
         said: list[str] = []
         result = train(replace(SMALL, select=select), "digits", tmp_path / select, say=said.append)
         assert (result.best["epoch"], result.best["weights"]) == (1, "ema")
@@ -240,7 +242,7 @@ def test_m9_weights_whose_validation_has_diverged_are_not_kept_and_the_run_goes_
 
 
 def test_m9_a_run_that_has_nothing_to_keep_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ceit.train.loop.evaluate", Diverging(lambda call: True))
+    monkeypatch.setattr("ceit.train.trainer.evaluate", Diverging(lambda call: True))
     with pytest.raises(ValueError, match=r"no epoch ended with weights whose validation loss is finite"):
         train(replace(SMALL, epochs=1), "digits", tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -10,25 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from ceit.train.config import TrainConfig, WeightAverage
+from ceit.train.learner import Learner
 from ceit.train.objective import Targets
 from ceit.train.run import train
-from ceit.train.session import Session
 from ceit.train.step import StepResult, train_step
-from tests.train.conftest import TINY, MakeSession
+from ceit.train.trainer import Trainer
+from tests.train.conftest import TINY, MakeTrainer
 
 
-def state_of(session: Session) -> dict[str, Tensor]:
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that a step may move."""
     found = {
-        f"{kind}.{key}": value for kind, net in session.candidates().items() for key, value in net.state_dict().items()
+        f"{kind}.{key}": value
+        for kind, net in trainer.learner.candidates().items()
+        for key, value in net.state_dict().items()
     }
-    for index, entries in session.optimizer.state_dict()["state"].items():
+    for index, entries in trainer.learner.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
     return {key: value.clone() for key, value in found.items()}
 
 
-def batch_of(session: Session) -> tuple[Tensor, Tensor]:
-    return next(session.train_loader.epoch(0))
+def batch_of(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    return next(trainer.train_loader.epoch(0))
 
 
 def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -37,106 +40,106 @@ def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 
 @pytest.fixture
-def session(make_session: MakeSession) -> Session:
+def trainer(make_trainer: MakeTrainer) -> Trainer:
     """Behind its first step, so that the optimizer has a state."""
-    session = make_session(ema=WeightAverage(decay=0.9))
-    assert train_step(session, *batch_of(session), 0).skipped is None
-    return session
+    trainer = make_trainer(ema=WeightAverage(decay=0.9))
+    assert train_step(trainer.learner, *batch_of(trainer), 0).skipped is None
+    return trainer
 
 
-def test_a_step_moves_weights_average_statistics_and_optimizer(session: Session) -> None:
-    before = state_of(session)
-    result = train_step(session, *batch_of(session), 1)
+def test_a_step_moves_weights_average_statistics_and_optimizer(trainer: Trainer) -> None:
+    before = state_of(trainer)
+    result = train_step(trainer.learner, *batch_of(trainer), 1)
     assert (result.images, result.skipped) == (32, None)
     assert 0 < result.loss < 10
-    moved = differing(before, state_of(session))
+    moved = differing(before, state_of(trainer))
     for key in ("raw.head.weight", "ema.head.weight", "raw.patch_embed.norm.running_mean", "optimizer.0.exp_avg"):
         assert key in moved
 
 
-def test_an_image_that_is_not_finite_skips_the_step_and_nothing_moves(session: Session) -> None:
-    before = state_of(session)
-    images, labels = batch_of(session)
+def test_an_image_that_is_not_finite_skips_the_step_and_nothing_moves(trainer: Trainer) -> None:
+    before = state_of(trainer)
+    images, labels = batch_of(trainer)
     images[3] = math.nan
-    result = train_step(session, images, labels, 1)
+    result = train_step(trainer.learner, images, labels, 1)
     assert (result.skipped, result.counts) == ("the images", True)
-    assert differing(before, state_of(session)) == set()
-    assert all(parameter.grad is None for parameter in session.model.parameters())
+    assert differing(before, state_of(trainer)) == set()
+    assert all(parameter.grad is None for parameter in trainer.learner.model.parameters())
 
 
-def test_the_module_that_first_is_not_finite_is_named(session: Session) -> None:
+def test_the_module_that_first_is_not_finite_is_named(trainer: Trainer) -> None:
     def spoil(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output * math.inf
 
-    before = state_of(session)
-    session.model.get_submodule("blocks.1.attn.proj").register_forward_hook(spoil)
-    assert train_step(session, *batch_of(session), 1).skipped == "module blocks.1.attn.proj"
-    assert differing(before, state_of(session)) == set()
+    before = state_of(trainer)
+    trainer.learner.model.get_submodule("blocks.1.attn.proj").register_forward_hook(spoil)
+    assert train_step(trainer.learner, *batch_of(trainer), 1).skipped == "module blocks.1.attn.proj"
+    assert differing(before, state_of(trainer)) == set()
 
 
-def test_a_gradient_that_is_not_finite_is_named_though_the_loss_is(session: Session) -> None:
-    before = state_of(session)
-    session.model.get_parameter("blocks.0.norm1.weight").register_hook(lambda gradient: gradient * math.nan)
-    result = train_step(session, *batch_of(session), 1)
+def test_a_gradient_that_is_not_finite_is_named_though_the_loss_is(trainer: Trainer) -> None:
+    before = state_of(trainer)
+    trainer.learner.model.get_parameter("blocks.0.norm1.weight").register_hook(lambda gradient: gradient * math.nan)
+    result = train_step(trainer.learner, *batch_of(trainer), 1)
     assert result.skipped == "gradient of blocks.0.norm1.weight"
     assert math.isfinite(result.loss)
-    assert differing(before, state_of(session)) == set()
+    assert differing(before, state_of(trainer)) == set()
 
 
 @pytest.mark.parametrize("size", [8, 12, 31])
-def test_parts_of_a_batch_add_up_to_it(make_session: MakeSession, size: int) -> None:
+def test_parts_of_a_batch_add_up_to_it(make_trainer: MakeTrainer, size: int) -> None:
     """With BatchNorm frozen, as its statistics are those of a part."""
     options: dict[str, Any] = {"precision": "float64", "batch_norm": "frozen", "clip_norm": 1.0}
     results: list[StepResult] = []
     states = []
     for device_batch_size in (None, size):
-        session = make_session(device_batch_size=device_batch_size, **options)
-        results.append(train_step(session, *batch_of(session), 0))
-        states.append(state_of(session))
+        trainer = make_trainer(device_batch_size=device_batch_size, **options)
+        results.append(train_step(trainer.learner, *batch_of(trainer), 0))
+        states.append(state_of(trainer))
     assert results[0].loss == pytest.approx(results[1].loss, abs=1e-12)
     assert results[0].right == results[1].right
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-9)
 
 
-def test_random_numbers_are_a_function_of_the_step(make_session: MakeSession) -> None:
+def test_random_numbers_are_a_function_of_the_step(make_trainer: MakeTrainer) -> None:
     losses = []
     for before in (0, 3):
-        session = make_session(geometry={"drop_path_rate": 0.5})
+        trainer = make_trainer(geometry={"drop_path_rate": 0.5})
         torch.manual_seed(before)
-        losses.append(train_step(session, *batch_of(session), 7).loss)
-    session = make_session(geometry={"drop_path_rate": 0.5})
-    other = train_step(session, *batch_of(session), 8).loss
+        losses.append(train_step(trainer.learner, *batch_of(trainer), 7).loss)
+    trainer = make_trainer(geometry={"drop_path_rate": 0.5})
+    other = train_step(trainer.learner, *batch_of(trainer), 8).loss
     assert losses[0] == losses[1] != other
 
 
-def test_frozen_statistics_stay(make_session: MakeSession) -> None:
-    session = make_session(batch_norm="frozen")
-    before = state_of(session)
-    train_step(session, *batch_of(session), 0)
-    assert not any("running" in key for key in differing(before, state_of(session)) if key.startswith("raw"))
-    assert "raw.head.weight" in differing(before, state_of(session))
+def test_frozen_statistics_stay(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(batch_norm="frozen")
+    before = state_of(trainer)
+    train_step(trainer.learner, *batch_of(trainer), 0)
+    assert not any("running" in key for key in differing(before, state_of(trainer)) if key.startswith("raw"))
+    assert "raw.head.weight" in differing(before, state_of(trainer))
 
 
 def test_m12_what_stays_in_float32_under_bf16_on_a_cpu_is_what_the_page_says(
-    make_session: MakeSession, repository: Path
+    make_trainer: MakeTrainer, repository: Path
 ) -> None:
-    session = make_session(precision="bf16")
+    trainer = make_trainer(precision="bf16")
     found: dict[str, set[torch.dtype]] = {}
 
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
         found.setdefault(type(module).__name__, set()).add(output.dtype)
 
-    for module in session.model.modules():
+    for module in trainer.learner.model.modules():
         module.register_forward_hook(note)
-    loss = session.objective.loss
+    loss = trainer.learner.objective.loss
 
     def noted_loss(logits: Tensor, targets: Targets) -> Tensor:
         found["loss"] = {logits.dtype}
         return loss(logits, targets)
 
-    object.__setattr__(session.objective, "loss", noted_loss)
-    train_step(session, *batch_of(session), 0)
-    assert {parameter.dtype for parameter in session.model.parameters()} == {torch.float32}
+    object.__setattr__(trainer.learner.objective, "loss", noted_loss)
+    train_step(trainer.learner, *batch_of(trainer), 0)
+    assert {parameter.dtype for parameter in trainer.learner.model.parameters()} == {torch.float32}
     assert found["EncoderBlock"] == found["LayerNorm"] == found["loss"] == {torch.float32}
     assert found["Conv2d"] == found["Linear"] == found["BatchNorm2d"] == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
@@ -146,21 +149,21 @@ def test_m12_what_stays_in_float32_under_bf16_on_a_cpu_is_what_the_page_says(
     assert "BatchNorm takes and gives bf16, and on a CPU so does the softmax of attention" in page
 
 
-def test_half_precision_scales_the_loss_and_an_overflow_is_no_fault(make_session: MakeSession) -> None:
-    session = make_session(precision="fp16")
-    assert session.autocast_dtype == torch.float16
-    session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    before = state_of(session)
-    result = train_step(session, *batch_of(session), 0)
+def test_half_precision_scales_the_loss_and_an_overflow_is_no_fault(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(precision="fp16")
+    assert trainer.learner.autocast_dtype == torch.float16
+    trainer.learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = state_of(trainer)
+    result = train_step(trainer.learner, *batch_of(trainer), 0)
     assert result.skipped is not None
     assert math.isfinite(result.loss)
     assert not result.counts
-    assert differing(before, state_of(session)) == set()
+    assert differing(before, state_of(trainer)) == set()
     steps = 1
-    while train_step(session, *batch_of(session), steps).skipped is not None:
+    while train_step(trainer.learner, *batch_of(trainer), steps).skipped is not None:
         steps += 1
-    assert 2.0 <= session.scaler.get_scale() < 2.0**40
-    assert differing(before, state_of(session))
+    assert 2.0 <= trainer.learner.scaler.get_scale() < 2.0**40
+    assert differing(before, state_of(trainer))
 
 
 def test_a_run_stops_after_too_many_skipped_steps_and_keeps_its_checkpoint(tmp_path: Path) -> None:
@@ -182,11 +185,11 @@ def test_a_run_stops_after_too_many_skipped_steps_and_keeps_its_checkpoint(tmp_p
     spoilt: list[int] = []
     step = train_step
 
-    def spoiling(session: Session, images: Tensor, labels: Tensor, number: int) -> StepResult:
-        return step(session, images * math.nan if spoilt else images, labels, number)
+    def spoiling(learner: Learner, images: Tensor, labels: Tensor, number: int) -> StepResult:
+        return step(learner, images * math.nan if spoilt else images, labels, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ceit.train.loop.train_step", spoiling)
+        patch.setattr("ceit.train.trainer.train_step", spoiling)
         with pytest.raises(ValueError, match=r"3 steps in a row up to step 13 had no finite loss or gradient"):
             train(TrainConfig(**options), "digits", output, say=said.append, show=spoil_after_the_first_epoch)
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step_00000010.safetensors"]

@@ -12,7 +12,7 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.train.config import Distillation
 from ceit.train.step import train_step
 from ceit.train.teacher import Teacher, make_teacher
-from tests.train.conftest import MakeSession
+from tests.train.conftest import MakeTrainer
 
 CPU = torch.device("cpu")
 SEVEN = tuple("abcdefg")
@@ -75,18 +75,18 @@ def test_m12_a_teachers_file_executes_nothing_whatever_the_default_of_timm_is(
     assert set(asked) == {True}
 
 
-def test_a_run_of_this_project_teaches_another(make_session: MakeSession, tmp_path: Path) -> None:
+def test_a_run_of_this_project_teaches_another(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     model = ceit.create_model("ceit_pico_patch4_32", num_classes=10, in_chans=1, img_size=32)
     names = [str(digit) for digit in range(10)]
     ceit.save_checkpoint(
         tmp_path / "teacher.safetensors", model, class_names=names, preprocessing=Preprocessing((0.3,), (0.35,))
     )
     taught = Distillation("ceit_pico_patch4_32", str(tmp_path / "teacher.safetensors"), weight=0.9)
-    session, alone = make_session(distillation=taught), make_session()
-    batch = next(session.train_loader.epoch(0))
-    assert session.objective.teacher is not None
-    assert session.objective.teacher.size == (32, 32)
-    assert train_step(session, *batch, 0).loss != train_step(alone, *batch, 0).loss
+    trainer, alone = make_trainer(distillation=taught), make_trainer()
+    batch = next(trainer.train_loader.epoch(0))
+    assert trainer.learner.objective.teacher is not None
+    assert trainer.learner.objective.teacher.size == (32, 32)
+    assert train_step(trainer.learner, *batch, 0).loss != train_step(alone.learner, *batch, 0).loss
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ceit.cli.train import parse
 from ceit.data.batches.loader import Loader
 from ceit.train.config import WeightAverage
-from ceit.train.loop import Interrupted
+from ceit.train.interruption import Interrupted
+from ceit.train.learner import Learner
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.run import train
-from ceit.train.session import Session
 from ceit.train.step import StepResult
 from ceit.train.time_budget import CLOSING_SECONDS, TimeBudget
 from tests.train.conftest import SMALL
@@ -120,21 +120,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Of a machine whose first seven steps take 13 ms, all others 43 ms, and an evaluation 1 ms an image."""
     clock = Clock()
 
-    def timed_step(session: Session, images: Tensor, labels: Tensor, step: int) -> StepResult:
+    def timed_step(learner: Learner, images: Tensor, labels: Tensor, step: int) -> StepResult:
         clock.pass_(0.013 if step < 7 else 0.043)
-        session.schedule.step_update(step)
+        learner.schedule.step_update(step)
         return StepResult(loss=1.0, right=0, images=len(labels), skipped=None, counts=False)
 
     def timed_evaluation(model: nn.Module, loader: Loader, **options: Any) -> Evaluation:
         clock.pass_(0.001 * loader.images)
         return evaluate(model, loader, **options)
 
-    for module in ("probe", "loop", "run"):
+    for module in ("probe", "trainer", "log", "run"):
         monkeypatch.setattr(f"ceit.train.{module}.time", clock)
-    for module in ("probe", "loop"):
+    for module in ("probe", "trainer"):
         monkeypatch.setattr(f"ceit.train.{module}.train_step", timed_step)
-    for module in ("loop", "run"):
-        monkeypatch.setattr(f"ceit.train.{module}.evaluate", timed_evaluation)
+    monkeypatch.setattr("ceit.train.trainer.evaluate", timed_evaluation)
     return clock
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.paths import expanded
-from ceit.train.directory import lines_of, saved_config
+from ceit.train.run_directory import lines_of, saved_config
 
 _NO_OPTIONS = ("found", "img_size", "in_chans", "steps")
 

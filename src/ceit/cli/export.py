@@ -37,7 +37,7 @@ from ceit.inference.predictor import default_preprocessing, stored_preprocessing
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.model import CeiT
 from ceit.paths import expanded
-from ceit.train.directory import saved_config
+from ceit.train.run_directory import saved_config
 from ceit.weights import load_checkpoint, read_description
 
 _FEWEST_FOR_INT8 = 20  # pictures: half to calibrate, half to check

@@ -22,7 +22,7 @@ from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study, scale_of, scales, study_names
 from ceit.study.report import write_report
 from ceit.study.reproduce import Places, chosen_rates, reproduce, seconds_needed
-from ceit.train.loop import Interrupted
+from ceit.train.interruption import Interrupted
 
 ALL = "all"
 

@@ -25,10 +25,10 @@ from ceit.inference.memory import keep_freed_memory
 from ceit.messages import unknown
 from ceit.paths import expanded
 from ceit.train.config import TrainConfig, config_from, known_keys
-from ceit.train.directory import saved_config
 from ceit.train.probe import RangeTest
 from ceit.train.recipe import as_written, read_recipe, recipe_names, seconds_of
 from ceit.train.run import Result, find_learning_rate, train
+from ceit.train.run_directory import saved_config
 from ceit.train.schema import recipe_schema
 
 SWITCHES = {

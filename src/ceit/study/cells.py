@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import ceit
+from ceit.atomic import write_text
 from ceit.study.plan import Cell, Study, scales, slug
-from ceit.train.directory import write_text
 
 FORMAT = 1
 _CODE = ("model", "data", "train")

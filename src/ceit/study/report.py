@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from ceit.atomic import write_text
 from ceit.model.variants import config_of
 from ceit.plots import BLUE, COLOURS, MARKERS, ORANGE, STYLE, save_figure
 from ceit.study.cells import Record, folder_of, records_of, unpack
 from ceit.study.locality import token_distances
 from ceit.study.plan import Study, load_study, scales, study_names
 from ceit.study.significance import LEVEL, Comparison, compare
-from ceit.train.directory import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,13 +22,16 @@ from ceit.model.complexity import complexity
 from ceit.study.cells import Record, folder_of, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
 from ceit.study.locality import attention_distances, shift_consistency
 from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study
-from ceit.train.assemble import Say, Show, build
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.config import Distillation
-from ceit.train.directory import lines_of, saved_config
 from ceit.train.distributed import make_accelerator
+from ceit.train.learner import Say
+from ceit.train.log import Show
 from ceit.train.probe import seconds_of_an_epoch
+from ceit.train.resolve import resolve
 from ceit.train.run import Result, train
+from ceit.train.run_directory import RunDirectory, lines_of, saved_config
+from ceit.train.trainer import Trainer
 
 _LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones
 _LOOK_AGAIN_SECONDS = 2.0
@@ -244,6 +247,6 @@ def seconds_needed(cell: Cell) -> float:
     config = replace(cell.config(), initial_checkpoint=None, distillation=Distillation())
     with TemporaryDirectory() as folder:
         accelerator = make_accelerator(config)
-        session, _ = build(config, cell.data, Path(folder), accelerator, lambda message: None, lambda state: None)
-        step_seconds, validation_seconds = seconds_of_an_epoch(session)
-        return session.epochs * (step_seconds * len(session.train_loader) + validation_seconds)
+        trainer = Trainer(resolve(config, cell.data, accelerator), RunDirectory(Path(folder)), accelerator)
+        step_seconds, validation_seconds = seconds_of_an_epoch(trainer)
+        return trainer.epochs * (step_seconds * len(trainer.train_loader) + validation_seconds)

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ceit.data.batches.workers import usual_workers
 from ceit.train.distributed import from_all, from_main
-from ceit.train.loop import validate
-from ceit.train.session import Session
 from ceit.train.step import step_alone, train_step
 from ceit.train.time_budget import TimeBudget
+from ceit.train.trainer import Trainer
 
 TIMED_STEPS = 8
 PROBED_SHARE = 0.02  # of a time budget, for steps and again for validation
@@ -26,78 +25,78 @@ LOWEST_RATE, HIGHEST_RATE = 1e-7, 1.0
 
 
 @contextmanager
-def put_back(session: Session) -> Iterator[None]:
+def put_back(trainer: Trainer) -> Iterator[None]:
     """Weights, average, optimizer and loss scale are afterwards as they were before."""
-    parts = (session.model, session.optimizer, session.scaler)
+    parts = (trainer.learner.model, trainer.learner.optimizer, trainer.learner.scaler)
     # the copy of the weights lies on the CPU, lest it take the room that is measured
-    weights = {key: value.to("cpu", copy=True) for key, value in session.model.state_dict().items()}
+    weights = {key: value.to("cpu", copy=True) for key, value in trainer.learner.model.state_dict().items()}
     before = [weights, *(copy.deepcopy(part.state_dict()) for part in parts[1:])]
     try:
-        session.start_training()
+        trainer.learner.start_training()
         yield
     finally:
-        session.optimizer.zero_grad(set_to_none=True)
+        trainer.learner.optimizer.zero_grad(set_to_none=True)
         for part, state in zip(parts, before, strict=True):
             if state:
                 part.load_state_dict(state)
-        if session.ema is not None:
-            session.ema.set(session.model)
+        if trainer.learner.ema is not None:
+            trainer.learner.ema.set(trainer.learner.model)
 
 
-def device_batch_that_fits(session: Session) -> int | None:
+def device_batch_that_fits(trainer: Trainer) -> int | None:
     """The most images of a process's share that fit into memory at once, found by halving; None for the whole share.
 
     Raises: ValueError if not even one fits.
     """
-    share = session.config.global_batch_size // session.accelerator.num_processes
-    images, labels = next(session.train_loader.epoch(0))
+    share = trainer.learner.share
+    images, labels = next(trainer.train_loader.epoch(0))
     size = share
-    while not _fits(session, images, labels, size):
+    while not _fits(trainer, images, labels, size):
         if size == 1:
             raise ValueError("not even one image fits into memory: take a smaller model or img_size")
         size = (size + 1) // 2
-    size = min(from_all(size, session.accelerator))
+    size = min(from_all(size, trainer.accelerator))
     if size == share:
         return None
-    session.say(f"{share} images a process do not fit into memory, {size} at once do: gradients are accumulated")
+    trainer.say(f"{share} images a process do not fit into memory, {size} at once do: gradients are accumulated")
     return size
 
 
-def _fits(session: Session, images: Tensor, labels: Tensor, size: int) -> bool:
+def _fits(trainer: Trainer, images: Tensor, labels: Tensor, size: int) -> bool:
     """Whether steps over these images run, ``size`` at once: with mixing, teacher, optimizer and average as in
     training, but without the other processes, which may have room for more."""
     try:
-        with put_back(session):
+        with put_back(trainer):
             for step in range(2):  # the first one leaves the optimizer's state behind, which is there from then on
-                step_alone(session, images, labels, step, size)
+                step_alone(trainer.learner, images, labels, step, size)
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise
         return False
     finally:
-        if session.accelerator.device.type == "cuda":
+        if trainer.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
     return True
 
 
-def measured_budget(seconds: float, ends: float, session: Session, test_images: int) -> TimeBudget:
+def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget:
     """What the parts of a run take, measured in a few percent of its ``seconds``; it ``ends`` at a moment of
     ``time.monotonic``."""
-    limit = PROBED_SHARE * seconds
-    with put_back(session):
-        times = from_main(_step_seconds(session, limit), session.accelerator)
+    limit, test_images = PROBED_SHARE * seconds, len(trainer.dataset.test)
+    with put_back(trainer):
+        times = from_main(_step_seconds(trainer, limit), trainer.accelerator)
         step_seconds = sum(times) / len(times)
-        image_seconds = step_seconds / session.config.global_batch_size  # no less than validation takes for one
-        loader = session.validation_loader
-        validated = 0 if loader is None else loader.images * len(session.candidates())
+        image_seconds = step_seconds / trainer.run.config.global_batch_size  # no less than validation takes for one
+        loader = trainer.validation_loader
+        validated = 0 if loader is None else loader.images * len(trainer.learner.candidates())
         validation_seconds = validated * image_seconds
         if validated and validation_seconds < limit:
-            validation_seconds = from_main(_validation_seconds(session), session.accelerator)
+            validation_seconds = from_main(_validation_seconds(trainer), trainer.accelerator)
             image_seconds = validation_seconds / validated
     return TimeBudget(
         ends=ends,
         seconds=seconds,
-        steps_per_epoch=len(session.train_loader),
+        steps_per_epoch=len(trainer.train_loader),
         step_seconds=step_seconds,
         epoch_end_seconds=validation_seconds,
         report_seconds=test_images * image_seconds,
@@ -106,49 +105,49 @@ def measured_budget(seconds: float, ends: float, session: Session, test_images: 
     )
 
 
-def seconds_of_an_epoch(session: Session) -> tuple[float, float]:
+def seconds_of_an_epoch(trainer: Trainer) -> tuple[float, float]:
     """Measured seconds of one training step, reading included, and of one validation."""
-    with put_back(session):
-        times = _step_seconds(session, math.inf)
-        return sum(times) / len(times), _validation_seconds(session)
+    with put_back(trainer):
+        times = _step_seconds(trainer, math.inf)
+        return sum(times) / len(times), _validation_seconds(trainer)
 
 
-def _step_seconds(session: Session, limit_seconds: float) -> list[float]:
+def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
     """Seconds of a few steps, each with the wait for its images, behind those that had been read ahead.
 
     If the limit ends it before that, of all but the first step, which starts everything.
     """
     times: list[float] = []
-    batches, ahead = _batches(session), _batches_ahead(session)
+    batches, ahead = _batches(trainer), _batches_ahead(trainer)
     is_over = False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()
-        train_step(session, *next(batches), len(times))
+        train_step(trainer.learner, *next(batches), len(times))
         times.append(time.perf_counter() - began)
         is_over = len(times) == 1 + ahead + TIMED_STEPS or sum(times) > limit_seconds
-        is_over = from_main(is_over, session.accelerator)
+        is_over = from_main(is_over, trainer.accelerator)
     return times[1 + ahead :] or times[1:]
 
 
-def _validation_seconds(session: Session) -> float:
+def _validation_seconds(trainer: Trainer) -> float:
     began = time.perf_counter()
-    if session.validation_loader is not None:
-        for network in session.candidates().values():
-            validate(session, network)
+    if trainer.validation_loader is not None:
+        for network in trainer.learner.candidates().values():
+            trainer.validate(network)
     return time.perf_counter() - began
 
 
-def _batches(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
     """The training batches of one epoch after the other."""
     for epoch in itertools.count():
-        yield from session.train_loader.epoch(epoch)
+        yield from trainer.train_loader.epoch(epoch)
 
 
-def _batches_ahead(session: Session) -> int:
+def _batches_ahead(trainer: Trainer) -> int:
     """How many batches lie ready when the first one is taken: what is slow to read shows only behind them."""
-    if session.train_loader.workers is None:
+    if trainer.train_loader.workers is None:
         return 0
-    workers = session.config.workers
+    workers = trainer.run.config.workers
     return 2 * (usual_workers() if workers is None else workers)
 
 
@@ -160,7 +159,7 @@ class RangeTest(NamedTuple):
     suggested: float
 
 
-def learning_rate_range_test(session: Session, steps: int = RANGE_STEPS) -> RangeTest:
+def learning_rate_range_test(trainer: Trainer, steps: int = RANGE_STEPS) -> RangeTest:
     """Training steps at rates that rise from 1e-7 to 1 in equal ratios, until the loss is four times the lowest.
 
     The suggestion is a tenth of the rate of the lowest smoothed loss. Source: Smith, Cyclical Learning Rates for
@@ -169,10 +168,10 @@ def learning_rate_range_test(session: Session, steps: int = RANGE_STEPS) -> Rang
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0
-    with put_back(session):
-        for step, batch in zip(range(steps), _batches(session), strict=False):
+    with put_back(trainer):
+        for step, batch in zip(range(steps), _batches(trainer), strict=False):
             rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / max(1, steps - 1))
-            result = train_step(session, *batch, step, learning_rate=rate)
+            result = train_step(trainer.learner, *batch, step, learning_rate=rate)
             average = 0.9 * average + 0.1 * result.loss
             smoothed = average / (1 - 0.9 ** (step + 1))
             if result.skipped or not math.isfinite(smoothed) or (losses and smoothed > 4 * min(losses)):

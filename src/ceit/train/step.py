@@ -14,8 +14,8 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.distributed import from_all, total_of
 from ceit.train.finite import source_in_backward, source_in_forward
+from ceit.train.learner import Learner
 from ceit.train.objective import seed_of
-from ceit.train.session import Session
 
 
 class StepResult(NamedTuple):
@@ -33,7 +33,7 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    session: Session, images_bchw: Tensor, labels_b: Tensor, step: int, learning_rate: float | None = None
+    learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int, learning_rate: float | None = None
 ) -> StepResult:
     """One optimizer step on this process's share of a batch, at the schedule's rate unless another is given.
 
@@ -43,76 +43,76 @@ def train_step(
     Raises: ValueError, which names the option, if the device's memory does not hold it.
     """
     try:
-        return _step(session, images_bchw, labels_b, step, learning_rate)
+        return _step(learner, images_bchw, labels_b, step, learning_rate)
     except torch.OutOfMemoryError as error:
-        raise ValueError(_out_of_memory(session)) from error
+        raise ValueError(_out_of_memory(learner)) from error
 
 
-def _out_of_memory(session: Session) -> str:
+def _out_of_memory(learner: Learner) -> str:
     """What to do about it: a run that goes on keeps what ``auto`` found at its start, so that takes a number."""
-    size = session.device_batch_size or session.config.global_batch_size // session.accelerator.num_processes
+    size = learner.device_batch_size or learner.share
     if size == 1:
         return "out of memory: not even one image at once fits, take a smaller model or img_size"
-    saved = checkpoints_in(session.checkpoints)
+    saved = checkpoints_in(learner.checkpoints)
     begin = f"go on from {saved[-1].name}" if saved else "start again"
-    resume = "--resume auto " if (session.checkpoints.parent / "config.yaml").is_file() else ""
-    fitting = f"{size // 2}" if saved or session.device_batch_size else "auto, which finds what fits"
+    resume = "--resume auto " if (learner.checkpoints.parent / "config.yaml").is_file() else ""
+    fitting = f"{size // 2}" if saved or learner.device_batch_size else "auto, which finds what fits"
     return f"out of memory: {size} images at once do not fit; {begin} with {resume}--device-batch-size {fitting}"
 
 
 def _step(
-    session: Session, images_bchw: Tensor, labels_b: Tensor, step: int, learning_rate: float | None
+    learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int, learning_rate: float | None
 ) -> StepResult:
-    torch.manual_seed(seed_of(session.config.seed, step, session.accelerator.process_index))
-    if session.cores is not None:
-        session.cores.follow()
-    session.schedule.step_update(step)
+    torch.manual_seed(seed_of(learner.config.seed, step, learner.accelerator.process_index))
+    if learner.cores is not None:
+        learner.cores.follow()
+    learner.schedule.step_update(step)
     if learning_rate is not None:
-        for group in session.optimizer.param_groups:
+        for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-    session.backup.take()
-    images_bchw, labels = _mixed(session, images_bchw, labels_b, step)
-    local_loss, right = _gradients(session, session.trained, images_bchw, labels, session.device_batch_size)
-    norm = _gradient_norm(session)
+    learner.backup.take()
+    images_bchw, labels = _mixed(learner, images_bchw, labels_b, step)
+    local_loss, right = _gradients(learner, learner.network, images_bchw, labels, learner.device_batch_size)
+    norm = _gradient_norm(learner)
     share = len(labels_b)
-    loss_sum, all_right, images = total_of([local_loss * share, right, share], session.accelerator)
-    skipped, scale = None, session.scaler.get_scale()
+    loss_sum, all_right, images = total_of([local_loss * share, right, share], learner.accelerator)
+    skipped, scale = None, learner.scaler.get_scale()
     finite = math.isfinite(loss_sum)
     if finite and math.isfinite(norm):
-        session.scaler.step(session.optimizer)
-        if session.ema is not None:
-            session.ema.update(session.model, step=step + 1)
+        learner.scaler.step(learner.optimizer)
+        if learner.ema is not None:
+            learner.ema.update(learner.model, step=step + 1)
     else:
-        skipped = _source(session, images_bchw, math.isfinite(local_loss))
-        session.backup.restore()
-    session.scaler.update()
-    session.optimizer.zero_grad(set_to_none=True)
+        skipped = _source(learner, images_bchw, math.isfinite(local_loss))
+        learner.backup.restore()
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
     counts = skipped is not None and (not finite or scale <= 1)
     return StepResult(loss_sum / images, int(all_right), int(images), skipped, counts)
 
 
-def step_alone(session: Session, images_bchw: Tensor, labels_b: Tensor, step: int, device_batch_size: int) -> None:
+def step_alone(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int, device_batch_size: int) -> None:
     """All that a step computes, to see whether it can: without the other processes, and whatever comes out of it."""
-    images_bchw, labels = _mixed(session, images_bchw, labels_b, step)
-    _gradients(session, session.model, images_bchw, labels, device_batch_size)
-    _gradient_norm(session)
-    session.optimizer.step()
-    if session.ema is not None:
-        session.ema.update(session.model, step=step + 1)
-    session.scaler.update()
-    session.optimizer.zero_grad(set_to_none=True)
+    images_bchw, labels = _mixed(learner, images_bchw, labels_b, step)
+    _gradients(learner, learner.model, images_bchw, labels, device_batch_size)
+    _gradient_norm(learner)
+    learner.optimizer.step()
+    if learner.ema is not None:
+        learner.ema.update(learner.model, step=step + 1)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
 
 
-def _mixed(session: Session, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _mixed(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """This process's share of the batch on its device, as the network sees it."""
-    accelerator = session.accelerator
-    images_bchw = images_bchw.to(accelerator.device, session.dtype, non_blocking=True)
+    accelerator = learner.accelerator
+    images_bchw = images_bchw.to(accelerator.device, learner.dtype, non_blocking=True)
     labels_b = labels_b.to(accelerator.device, non_blocking=True)
-    return session.objective.mixed(images_bchw, labels_b, step, accelerator.process_index)
+    return learner.objective.mixed(images_bchw, labels_b, step, accelerator.process_index)
 
 
 def _gradients(
-    session: Session, network: nn.Module, images_bchw: Tensor, labels: Tensor, device_batch_size: int | None
+    learner: Learner, network: nn.Module, images_bchw: Tensor, labels: Tensor, device_batch_size: int | None
 ) -> tuple[float, int]:
     """Gradients of the mean loss over the batch, part by part if it does not fit; the loss, and images recognised."""
     share = len(images_bchw)
@@ -121,41 +121,41 @@ def _gradients(
     for start in range(0, share, size):
         part = slice(start, start + size)
         is_last = start + size >= share
-        with nullcontext() if is_last else session.accelerator.no_sync(network):
-            with session.autocast():
-                targets = session.objective.targets(images_bchw[part], labels[part])
+        with nullcontext() if is_last else learner.accelerator.no_sync(network):
+            with learner.autocast():
+                targets = learner.objective.targets(images_bchw[part], labels[part])
                 logits = network(images_bchw[part])
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            loss = session.objective.loss(logits, targets)
+            loss = learner.objective.loss(logits, targets)
             images = len(logits)
-            session.scaler.scale(loss * (images / share) if images < share else loss).backward()
+            learner.scaler.scale(loss * (images / share) if images < share else loss).backward()
         loss_sum += loss.item() * images
         if labels.dim() == 1:
             right += int((logits.detach().argmax(1) == labels[part]).sum())
     return loss_sum / share, right
 
 
-def _gradient_norm(session: Session) -> float:
+def _gradient_norm(learner: Learner) -> float:
     """The norm of the whole gradient, of before it is clipped."""
-    session.scaler.unscale_(session.optimizer)
-    parameters = [parameter for parameter in session.trained.parameters() if parameter.grad is not None]
-    if session.config.clip_norm > 0:
-        norm = clip_grad_norm_(parameters, session.config.clip_norm)
+    learner.scaler.unscale_(learner.optimizer)
+    parameters = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
+    if learner.config.clip_norm > 0:
+        norm = clip_grad_norm_(parameters, learner.config.clip_norm)
     else:
         norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     return float(norm)
 
 
-def _source(session: Session, images_bchw: Tensor, loss_is_finite: bool) -> str:
+def _source(learner: Learner, images_bchw: Tensor, loss_is_finite: bool) -> str:
     """What was not finite, found by the first process that met it."""
-    if session.config.batch_norm == "sync" and session.accelerator.num_processes > 1:
+    if learner.config.batch_norm == "sync" and learner.accelerator.num_processes > 1:
         return "the loss or the gradient"  # looking closer would need all processes at once
-    process = session.accelerator.process_index
+    process = learner.accelerator.process_index
     if loss_is_finite:
-        found = source_in_backward(session.model)
+        found = source_in_backward(learner.model)
     else:
-        parts = images_bchw.split(session.device_batch_size or len(images_bchw))
-        sources = (source_in_forward(session.model, part, session.autocast()) for part in parts)
+        parts = images_bchw.split(learner.device_batch_size or len(images_bchw))
+        sources = (source_in_forward(learner.model, part, learner.autocast()) for part in parts)
         found = next((source for source in sources if source is not None), "the loss")
     own = (loss_is_finite, process, found)  # a loss comes before the gradients that it spoils everywhere
-    return min(from_all(own, session.accelerator))[2]
+    return min(from_all(own, learner.accelerator))[2]

@@ -1,0 +1,139 @@
+"""The images of a run: which of them train, which choose the best model, which test it."""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from ceit.data.cut import SHARE_STREAM
+from ceit.data.labelled import LabelledSet, as_dataset, copies_in_test, cut_by_place, without_copies
+from ceit.data.record import COPY, FIXED, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
+from ceit.data.record import FILE as IMAGES_FILE
+from ceit.data.sources.choose import load_images
+from ceit.data.sources.class_names import class_name
+from ceit.data.splits import ImageDataset, Split, cut_validation
+from ceit.model import config_of
+from ceit.train.config import TrainConfig
+
+SMALLEST_SIDE = 16  # pixels; smaller images are enlarged, so that there are tokens to attend to
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run: ``dataset`` with the final train, validation and test splits, and the record of them all.
+
+    A set known by name is fixed and needs no record; a run of an earlier version that goes on has none.
+    """
+
+    dataset: ImageDataset
+    record: ImageRecord | None
+    is_fixed: bool = False
+    mirror_safe: bool = True
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What the model's file says of them."""
+        if self.record is not None:
+            return {"images": IMAGES_FILE, "images_digest": self.record.identity}
+        return {"images": FIXED} if self.is_fixed else {}
+
+
+def load_run_images(
+    config: TrainConfig,
+    data: str,
+    say: Callable[[str], None],
+    resumed: Path | None = None,
+    typed: Collection[str] = (),
+) -> RunImages:
+    """The images at the size that the model takes them, shared out.
+
+    ``resumed`` is the directory of the run that goes on, and gets the images that its record names, whatever has come
+    since. An option that was ``typed`` must have an effect. Raises: ValueError for a wrong model, data that cannot be
+    read, or options that do not suit them.
+    """
+    asked_size = {} if config.img_size is None else {"img_size": config.img_size}
+    config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
+    found = load_images(
+        data,
+        img_size=_hw(config.img_size) or partial(_suitable_size, config),
+        in_chans=config.in_chans,
+        skip_broken=config.skip_broken,
+        classes=None if config.classes is None else [class_name(str(name)) for name in config.classes],
+    )
+    for line in found.skipped:
+        say(f"skipped {line}")
+    images = _shared_out(config, found, say, resumed, typed)
+    for line in images.dataset.remarks:
+        say(line)
+    return replace(images, mirror_safe=found.mirror_safe)
+
+
+def _shared_out(
+    config: TrainConfig, found: LabelledSet, say: Callable[[str], None], resumed: Path | None, typed: Collection[str]
+) -> RunImages:
+    """What trains, what chooses and what tests: by the seed, and for a run that goes on as it was."""
+    record = None if resumed is None else ImageRecord.read(resumed)
+    if record is not None and not found.is_fixed:
+        dataset, changes = record.restored(found)
+        if str(changes):
+            say(f"{changes}; the run goes on with the images that it was started with")
+        return RunImages(without_copies(dataset), record)
+    if found.is_fixed:
+        return RunImages(_split(config, as_dataset(found, config.seed))[0], None, is_fixed=True)
+    if resumed is not None:  # a run of an earlier version
+        return RunImages(_split(config, as_dataset(cut_by_place(found), config.seed))[0], None)
+    if found.unsplit is not None:
+        shares = f"{found.name} comes unsplit: about 80 % of its images train, 10 % choose the best model, 10 % test it"
+        if "validation_percent" in typed:
+            raise ValueError(
+                f"{shares}, so --validation-percent has no effect: leave it out, or put the images into folders train "
+                "and test"
+            )
+        say(shares)
+    whole, unused = _split(config, as_dataset(found, config.seed))
+    dataset, copies = without_copies(whole), copies_in_test(whole)
+    parts = {TRAIN: dataset.train, VALIDATION: dataset.validation, TEST: dataset.test, UNUSED: unused, COPY: copies}
+    present = {part: images for part, images in parts.items() if images is not None}
+    return RunImages(dataset, ImageRecord.of(present, found))
+
+
+def _split(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Split | None]:
+    """The set with training and validation images as this run takes them, and those that it leaves unused.
+
+    Without a validation split of its own one is cut from the training images; of those that are left as many train as
+    asked for, of each class at least one.
+    """
+    train, validation, unused = dataset.train, dataset.validation, None
+    if validation is None and config.validation_percent > 0:
+        try:
+            train, validation = cut_validation(train, float(config.validation_percent), config.seed)
+        except ValueError as error:
+            raise ValueError(
+                f"validation_percent {config.validation_percent:g}: {error}; add images or a validation part, or set "
+                "validation_percent 0 and select last"
+            ) from error
+    if config.train_percent < 100:
+        count = round(len(train) * config.train_percent / 100)
+        try:
+            unused, train = cut_validation(train, count, config.seed, SHARE_STREAM, least=1)
+        except ValueError as error:
+            raise ValueError(
+                f"train_percent {config.train_percent} leaves {count} of {len(train)} images: it must leave at least "
+                "one, and leave out one of each class; 100 takes all"
+            ) from error
+    return replace(dataset, train=train, validation=validation), unused
+
+
+def _suitable_size(config: TrainConfig, native: tuple[int, int]) -> tuple[int, int]:
+    """The data's size, at least ``SMALLEST_SIDE`` and at most twice the model's own, as a multiple of its patch."""
+    model = config_of(config.model, **config.geometry)
+    height, width = (
+        math.ceil(min(max(SMALLEST_SIDE, side), 2 * own) / model.patch_size) * model.patch_size
+        for side, own in zip(native, model.image_hw, strict=True)
+    )
+    return height, width
+
+
+def _hw(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size

@@ -1,0 +1,185 @@
+"""From options, data and machine to a run with every choice made. Nothing after this changes an option.
+
+Two values show only when the network computes, ``device_batch_size auto`` and the steps of a time budget:
+``run.train`` measures them and completes the ``ResolvedRun`` before anything is written.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ceit.data.batches.augment import Augmentation
+from ceit.data.random_bits import shuffled
+from ceit.data.record import FILE as IMAGES_FILE
+from ceit.data.sources.choose import absolute
+from ceit.data.splits import ImageDataset, Split
+from ceit.inference.device import autocast_dtype
+from ceit.paths import expanded
+from ceit.train.config import Mixing, TrainConfig
+from ceit.train.distributed import from_main, meanwhile
+from ceit.train.images import RunImages, load_run_images
+from ceit.train.run_directory import SavedRun, has_options_of
+
+_OVERFIT_ORDER = -2  # no epoch of training has this number, nor has the cut of the validation images
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """Every choice of a run.
+
+    Attributes:
+        config: all options, each with the value that this run uses.
+        data: the data's name or whole path.
+        images: the images and what each is for.
+        train: what it trains on; some images of it alone if it is to overfit.
+        validation: what it chooses the best model by.
+        autocast_dtype: number format of forward passes, None for that of the weights.
+        steps: optimizer steps in all.
+    """
+
+    config: TrainConfig
+    data: str
+    images: RunImages
+    train: Split
+    validation: Split | None
+    autocast_dtype: torch.dtype | None
+    steps: int
+
+    @property
+    def dataset(self) -> ImageDataset:
+        """All splits, with their class names and size."""
+        return self.images.dataset
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and images."""
+        return torch.float64 if self.config.precision == "float64" else torch.float32
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the training images, at most ``limit_batches``."""
+        batches = len(self.train) // self.config.global_batch_size
+        return min(batches, self.config.limit_batches or batches)
+
+    def in_steps(self, steps: int) -> "ResolvedRun":
+        """The same run with so many steps, and as many epochs; the last one may be cut short."""
+        epochs = -(-steps // self.steps_per_epoch)
+        return replace(self, steps=steps, config=replace(self.config, epochs=epochs))
+
+    def description(self) -> dict[str, Any]:
+        """The content of ``config.yaml``."""
+        record = {} if self.images.record is None else {"images": IMAGES_FILE}
+        found = {"data": self.data, "found": _found(self.dataset)}
+        return {**found, **self.config.as_dict(), "steps": self.steps, **record}
+
+
+def resolve(
+    config: TrainConfig,
+    data: str,
+    accelerator: Accelerator,
+    *,
+    saved: SavedRun | None = None,
+    typed: Collection[str] = (),
+    say: Callable[[str], None] = lambda message: None,
+) -> ResolvedRun:
+    """Every choice, made once; what differs from the options is said.
+
+    ``saved`` is the run that goes on or starts over: what its start measured or saw in the images stays. An option
+    that was ``typed`` must have an effect.
+
+    Raises: ValueError for an unknown model or data set, data that cannot be read, or options that do not suit the data.
+    """
+    config = with_whole_paths(config)
+    goes_on = saved is not None and bool(saved.checkpoints)
+    if saved is not None and goes_on:
+        config = _as_measured_before(config, saved.config)
+    resumed = saved.path if saved is not None and goes_on else None
+    images = meanwhile(lambda: load_run_images(config, data, say, resumed, typed), accelerator)
+    dataset = images.dataset
+    config = _suited(config, images, accelerator, say)
+    dtype = None
+    if config.precision != "float64":
+        dtype = from_main(autocast_dtype(config.precision, accelerator.device), accelerator)
+    if config.precision == "auto":
+        config = replace(config, precision="float32" if dtype is None else "bf16")
+    train, validation = dataset.train, dataset.validation
+    if config.overfit_batches is not None:
+        train = validation = _few(train, config.overfit_batches * config.global_batch_size, config.seed)
+    asked_epochs, epochs = config.epochs, config.epochs_for(len(train))
+    config = replace(config, epochs=epochs, img_size=dataset.img_size, in_chans=dataset.in_chans)
+    run = ResolvedRun(config, absolute(data), images, train, validation, dtype, steps=0)
+    run = replace(run, steps=epochs * run.steps_per_epoch)
+    if saved is None or asked_epochs not in (None, saved.config["epochs"]):
+        return run
+    if goes_on or has_options_of(saved.config, run.description()):
+        return run.in_steps(saved.config.get("steps", saved.config["epochs"] * run.steps_per_epoch))
+    return run
+
+
+def with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """Files named so that they are found from any directory, when the run is resumed."""
+    start, teacher = (
+        None if name is None else str(expanded(name).resolve())
+        for name in (config.initial_checkpoint, config.distillation.checkpoint)
+    )
+    return replace(config, initial_checkpoint=start, distillation=replace(config.distillation, checkpoint=teacher))
+
+
+def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
+    """What the run's start has measured or seen in its images; a busy machine, and more images, may give another."""
+    chosen: dict[str, Any] = {}
+    if config.precision == "auto":
+        chosen["precision"] = saved["precision"]
+    if config.device_batch_size == "auto":
+        chosen["device_batch_size"] = saved["device_batch_size"]
+    if config.img_size is None:
+        chosen["img_size"] = tuple(saved["img_size"])
+    if config.in_chans is None:
+        chosen["in_chans"] = saved["in_chans"]
+    return replace(config, **chosen)
+
+
+def _suited(
+    config: TrainConfig, images: RunImages, accelerator: Accelerator, say: Callable[[str], None]
+) -> TrainConfig:
+    """The options without what does not suit the images."""
+    chosen: dict[str, Any] = {}
+    if config.augmentation.flip and not images.mirror_safe:
+        chosen["augmentation"] = replace(config.augmentation, flip=False)
+        say(f"mirrored images of {images.dataset.name} are other classes or none: augmentation.flip is off")
+    if config.overfit_batches is not None:
+        chosen |= {
+            "augmentation": Augmentation(flip=False),
+            "mixing": Mixing(),
+            "label_smoothing": 0.0,
+            "geometry": config.geometry | {"drop_path_rate": 0.0},
+        }
+        say(
+            f"overfitting at most {config.overfit_batches} batches: no augmentation, mixing, drop path or label "
+            "smoothing, and validation on the same images"
+        )
+    count = len(images.dataset.train)
+    if count < config.global_batch_size:  # a few steps an epoch even for a handful of images; even shares, for Mixup
+        unit = 2 * accelerator.num_processes
+        batch_size = max(unit, count // 4 // unit * unit)
+        chosen["global_batch_size"] = batch_size
+        say(f"{count} training images: global_batch_size is {batch_size}, not {config.global_batch_size}")
+    return replace(config, **chosen)
+
+
+def _few(part: Split, images: int, seed: int) -> Split:
+    chosen = shuffled(len(part), seed, _OVERFIT_ORDER)[:images]
+    return part.subset(torch.from_numpy(chosen.astype("int64")))
+
+
+def _found(dataset: ImageDataset) -> str:
+    """What the data were when the run was started."""
+    sizes = [0 if part is None else len(part) for part in (dataset.train, dataset.validation, dataset.test)]
+    names = hashlib.sha256("\n".join(dataset.class_names).encode()).hexdigest()[:8]
+    return "{} training, {} validation and {} test images of {} classes ({})".format(
+        *sizes, len(dataset.class_names), names
+    )

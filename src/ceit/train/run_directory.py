@@ -1,0 +1,257 @@
+"""The directory of a run: everything that a run writes, and what a resumed run takes up.
+
+``config.yaml`` (every option as resolved), ``images.csv`` (what each image was for), ``metrics.jsonl``,
+``model.safetensors`` and ``model.json`` (the best model, with class names and preprocessing), ``test.json`` (the final
+report), ``tensorboard/`` and ``checkpoints/`` (full state, for resuming).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ceit.atomic import write_text
+from ceit.data.preprocessing import Preprocessing
+from ceit.data.record import FILE as IMAGES_FILE
+from ceit.data.record import ImageRecord
+from ceit.lock import InUseError, locked
+from ceit.model import CeiT
+from ceit.paths import expanded
+from ceit.train.checkpoint import Progress, State, checkpoint_name, checkpoints_in, save_state
+from ceit.train.recipe import without_retired
+from ceit.weights import save_checkpoint
+
+LOCK = ".lock"
+MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+"""Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
+_CONSEQUENCE = {
+    "device_batch_size": ": unless it is frozen, BatchNorm takes its statistics from other images from here on, and "
+    "the weights will be others than without the change"
+}
+_LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images")  # of config.yaml, beside the other options
+_RESULTS = ("model.safetensors", "test.json")
+_HALF_WRITTEN = ".*.tmp"
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run that was begun in a directory: its ``config.yaml``, and the checkpoints to try in turn, newest first."""
+
+    path: Path
+    config: dict[str, Any]
+    checkpoints: list[Path]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run writes. With ``writes`` False, as in all processes but the main one, writing does nothing."""
+
+    path: Path
+    writes: bool = True
+
+    @contextmanager
+    def owned(self, resuming: bool, say: Callable[[str], None]) -> Iterator[None]:
+        """For this run alone; one that fails before it has written anything leaves nothing behind.
+
+        A run that was stopped when it had written no more than the record of its images may be begun anew.
+
+        Raises: ValueError if the directory holds something that is not to be resumed, or another run is writing it.
+        """
+        if not self.writes:
+            yield
+            return
+        output = self.path
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"output {output} is a file; name a directory")
+        is_new = not output.is_dir()
+        self._require_room(resuming)
+        output.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(output / LOCK, say):
+                for left_over in (*output.glob(_HALF_WRITTEN), *output.glob(f"checkpoints/{_HALF_WRITTEN}")):
+                    left_over.unlink()  # of a run that was killed while it was writing
+                yield
+        except InUseError as error:
+            raise InUseError(f"output directory {output} is in use by another run; name another") from error
+        finally:
+            if is_new:
+                with suppress(OSError):  # it is not empty
+                    output.rmdir()
+
+    def _require_room(self, resuming: bool) -> None:
+        """Raises ValueError if files lie here that no run of ours may be added to."""
+        output = self.path
+        held = {path.name for path in output.glob("*") if path.name != LOCK}
+        if held and not resuming:
+            raise ValueError(f"output directory {output} is not empty; name another, or go on with --resume auto")
+        held -= {path.name for path in output.glob(_HALF_WRITTEN)}
+        if held == {IMAGES_FILE}:
+            ImageRecord.read(output)  # a list of somebody's images of that name is not written over
+        elif held and not self._checkpoints() and ("config.yaml" not in held or held & set(_RESULTS)):
+            raise ValueError(f"output directory {output} holds files but no run that can be resumed; name another")
+
+    def saved(self, resume: str | None) -> SavedRun | None:
+        """The run that ``resume`` asks to go on with: ``auto``, or a checkpoint's path. None for a fresh start.
+
+        Raises: ValueError for a path that is no checkpoint of this run, or a run whose files are missing or damaged.
+        """
+        if resume is None:
+            return None
+        checkpoints = self._checkpoints()[::-1]
+        if resume != "auto":
+            asked = expanded(resume)
+            if asked.resolve() not in [path.resolve() for path in checkpoints]:
+                raise ValueError(
+                    f"{resume} is no checkpoint of the run in {self.path}; --resume auto takes the newest there is"
+                )
+            checkpoints = [asked]
+        if not checkpoints and not (self.path / "config.yaml").is_file():
+            return None
+        config, record = saved_config(self.path), self.path / IMAGES_FILE
+        if checkpoints and config.get("images") == IMAGES_FILE and not record.is_file():
+            raise ValueError(f"{record} is missing, without it the run cannot be resumed: put it back")
+        return SavedRun(self.path, config, checkpoints)
+
+    def begin(self, description: Mapping[str, Any], record: ImageRecord | None) -> None:
+        """The files of a run that starts."""
+        if self.writes:
+            if record is not None:
+                record.write(self.path)
+            self._write_config(description)
+            write_text(self.path / "metrics.jsonl", "")
+
+    def go_on(self, saved: SavedRun, description: Mapping[str, Any]) -> list[str]:
+        """The files of a run that goes on; sentences for the options that it may change, and does.
+
+        Raises: ValueError naming the first other option in which it would differ from the run that was started.
+        """
+        changes = require_same(saved.config, description)
+        if self.writes and saved.config["data"] != description["data"]:  # the next time it is found
+            self._write_config({**saved.config, "data": description["data"]})
+        return changes
+
+    def cut_back(self, progress: Progress, say: Callable[[str], None]) -> None:
+        """Drop what a run that goes on from ``progress`` writes again: later checkpoints, and lines of the log."""
+        if not self.writes:
+            return
+        later = [path for path in self._checkpoints() if path.name > checkpoint_name(progress.step)]
+        if later:
+            names = ", ".join(path.name for path in later)
+            say(f"later checkpoints are dropped, the run writes them again: {len(later)} ({names})")
+        for path in later:
+            path.unlink()
+        cut_back(self.path / "metrics.jsonl", progress.step, progress.epoch)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """One line of ``metrics.jsonl``."""
+        if self.writes:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def save_model(
+        self, model: CeiT, class_names: tuple[str, ...], preprocessing: Preprocessing, training: dict[str, Any]
+    ) -> None:
+        """The best model so far."""
+        if self.writes:
+            path = self.path / "model.safetensors"
+            save_checkpoint(path, model, class_names=class_names, preprocessing=preprocessing, training=training)
+
+    def keeps_model_of(self, best: Mapping[str, Any], is_over: bool) -> bool:
+        """Whether the model that lies here is the best one that a run knows of.
+
+        It is not if the run was stopped between keeping a model and saving its state. Raises: ValueError if the model
+        is gone, or if the run ``is_over``, so that no other would be kept.
+        """
+        side = self.path / "model.json"
+        missing = [name for name in ("model.safetensors", side.name) if not (self.path / name).is_file()]
+        if best and missing:
+            raise ValueError(
+                f"{self.path} lacks {' and '.join(missing)} of epoch {best['epoch']}, the best so far: put back what "
+                "was moved, or name another --output for a new run"
+            )
+        kept = json.loads(side.read_text(encoding="utf-8"))["training"] if side.is_file() else {}
+        is_same = all(kept.get(key) == best.get(key) for key in ("epoch", "weights"))
+        if best and not is_same and is_over:
+            raise ValueError(
+                f"{side} is not of the model that the finished run has kept, of epoch {best['epoch']}: put that one "
+                "back, or name another --output for a new run"
+            )
+        return is_same
+
+    def save_state(self, progress: Progress, state: State, processes: int, keep: int) -> None:
+        """A checkpoint; of the older ones the newest ``keep`` stay, this one among them."""
+        save_state(self.path / "checkpoints", progress, state, processes, keep)
+
+    def save_report(self, report: Mapping[str, Any], progress: Progress) -> None:
+        """``test.json``; what an earlier report left in the log goes."""
+        if self.writes:
+            write_text(self.path / "test.json", json.dumps(report, indent=1) + "\n")
+            cut_back(self.path / "metrics.jsonl", progress.step, progress.epoch, drop="test")
+
+    def _write_config(self, description: Mapping[str, Any]) -> None:
+        write_text(self.path / "config.yaml", yaml.safe_dump(dict(description), sort_keys=False))
+
+    def _checkpoints(self) -> list[Path]:
+        return checkpoints_in(self.path / "checkpoints")
+
+
+def saved_config(output: Path) -> dict[str, Any]:
+    """The resolved configuration that a run was started with. Raises ValueError if it is missing or damaged."""
+    path = output / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read, without it the run cannot be resumed") from error
+    if not isinstance(values, dict) or not {"data", "epochs", "precision"} <= values.keys():
+        raise ValueError(f"{path} is not the configuration of a run, without it the run cannot be resumed")
+    return values
+
+
+def require_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Sentences for the options that a resumed run may change, and does.
+
+    Raises: ValueError naming the first other option in which it would differ from the run that was started.
+    """
+    changes = []
+    for key, value in without_retired(saved).items():
+        if asked.get(key) == value:
+            continue
+        if key in MAY_CHANGE:
+            changes.append(f"{key} was {value}, now {asked.get(key)}{_CONSEQUENCE.get(key, '')}")
+        else:
+            raise ValueError(
+                f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options; "
+                "name another --output for a new run"
+            )
+    return changes
+
+
+def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether a run has the options of the one that was started, but for its length, images and what may change."""
+    free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
+    return all(asked.get(key) == value for key, value in without_retired(saved).items() if key not in free)
+
+
+def cut_back(metrics: Path, step: int, epoch: int, drop: str | None = None) -> None:
+    """Drop the lines of ``metrics.jsonl`` behind ``step`` or of an epoch's end behind ``epoch``, which the resumed run
+    writes again.
+
+    A last line that a crash has cut in two is dropped too.
+    """
+    kept = []
+    for text in lines_of(metrics):
+        with suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            behind = line["step"] > step or (line["event"] == "epoch" and line["epoch"] > epoch)
+            if not behind and line["event"] != drop:
+                kept.append(json.dumps(line) + "\n")
+    write_text(metrics, "".join(kept))
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file, none if it does not exist."""
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -1,0 +1,357 @@
+"""The trainer: epochs of steps, validation after each, the best model kept, the state saved, a report at the end."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ceit.data.batches.loader import Loader, make_loader
+from ceit.data.splits import Split
+from ceit.inference.backend import AsModule, prepare
+from ceit.inference.cores import FreeCores
+from ceit.inference.device import machine
+from ceit.model import CeiT
+from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state, state_of
+from ceit.train.distributed import from_main, total_of
+from ceit.train.interruption import Interrupted, stop_signals
+from ceit.train.learner import Learner, Say, normalised_as, starting_model
+from ceit.train.log import RunLog, Show
+from ceit.train.metrics import DivergedError, Evaluation, evaluate
+from ceit.train.resolve import ResolvedRun
+from ceit.train.run_directory import RunDirectory, SavedRun
+from ceit.train.step import StepResult, train_step
+from ceit.train.time_budget import TimeBudget
+from ceit.weights import load_checkpoint
+
+EVALUATION_BATCH = 250
+
+
+class Trainer:
+    """A resolved run, ready to begin: ``fit`` trains, ``evaluate``, ``save`` and ``report`` are what it does between.
+
+    Attributes:
+        run: every choice.
+        dataset: the images, normalised as the model expects them.
+        learner: the network, and all that makes a step of it.
+        progress: where the run stands, and the steps that it is to take.
+        budget: the time that the run has to keep to, None without a limit.
+    """
+
+    def __init__(
+        self,
+        run: ResolvedRun,
+        directory: RunDirectory,
+        accelerator: Accelerator,
+        *,
+        cores: FreeCores | None = None,
+        say: Say = lambda message: None,
+        show: Show = lambda state: None,
+    ) -> None:
+        self.run, self.directory, self.accelerator = run, directory, accelerator
+        self.cores, self.say = cores, say
+        self.log = RunLog(directory, accelerator, show)
+        set_seed(run.config.seed)
+        model = starting_model(run, say)
+        self.dataset = normalised_as(model, run.dataset)
+        self.train_loader = self.loader(run.train, is_training=True)
+        self.validation_loader = None if run.validation is None else self.loader(run.validation)
+        checkpoints = directory.path / "checkpoints"
+        self.learner = Learner(run, model, self.dataset.preprocessing, accelerator, checkpoints, cores, say)
+        self.progress = Progress(steps=run.steps)
+        self.budget: TimeBudget | None = None
+
+    def fit(self) -> None:
+        """Train from ``progress`` to the last epoch, or to where the accuracy has stopped rising.
+
+        Raises: Interrupted after saving, on SIGINT or SIGTERM; ValueError if too many steps in a row have no finite
+        loss, or no epoch's validation has one.
+        """
+        with stop_signals() as received:
+            if self.budget is not None:
+                self.budget.begin(self.progress.steps)
+            while self.progress.epoch < self.epochs and not self._has_stopped_improving():
+                self._train_epoch(received)
+                began = time.monotonic()
+                if self.validation_loader is not None:
+                    self.save()  # validation may take long, and be cut short
+                validation_seconds = self._end_epoch()
+                if self.budget is not None:
+                    self.budget.epoch_ended(time.monotonic() - began, validation_seconds)
+                self._stop_if_asked(received)
+        if not self.progress.best:
+            raise ValueError(
+                "no epoch ended with weights whose validation loss is finite, so none are kept: lower peak_lr "
+                f"{self.run.config.peak_lr} or set clip_norm in a new run"
+            )
+
+    def _train_epoch(self, received: list[int]) -> None:
+        """The rest of the current epoch. The state that an interruption saves is that after the last whole step."""
+        progress, every = self.progress, self.run.config.checkpoint_every_steps
+        self.learner.start_training()
+        began = time.perf_counter() - progress.elapsed_seconds
+        self.log.begin_window()
+        batches = self._rest_of_epoch()
+        while progress.step < progress.steps:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            waited = time.perf_counter() - asked
+            result = train_step(self.learner, *batch, progress.step)
+            progress.step += 1
+            progress.batch += 1
+            progress.elapsed_seconds = time.perf_counter() - began
+            self._count(result)
+            self.log.step(progress, self.learner, result, waited)
+            self._stop_if_asked(received)
+            self._keep_within_the_budget()
+            is_last = progress.batch == len(self.train_loader) or progress.step == progress.steps
+            if every and progress.step % every == 0 and not is_last:
+                self.save()
+
+    def _end_epoch(self) -> float:
+        """Validation of raw and averaged weights, the best of them kept, the state saved; the validation's seconds."""
+        progress, began = self.progress, time.perf_counter()
+        self.learner.settle_statistics()
+        candidates = self.learner.candidates()
+        validation_began = time.perf_counter()
+        found = {} if self.validation_loader is None else self._validated(candidates)
+        validation_seconds = time.perf_counter() - validation_began
+        progress.epoch += 1
+        progress.batch = 0
+        self._keep_the_best(candidates, found)
+        progress.elapsed_seconds += time.perf_counter() - began
+        self.log.epoch(progress, found, self.run.config.mixing.on)
+        progress.loss_sum, progress.right, progress.images = 0.0, 0, 0
+        self.save()
+        return validation_seconds
+
+    def validate(self, network: nn.Module) -> Evaluation:
+        """A network on the validation split, in the number format of training."""
+        assert self.validation_loader is not None
+        return self._evaluate(network, self.validation_loader, self.run.autocast_dtype)
+
+    def save(self) -> None:
+        """The full state of the run, written by the main process."""
+        self.learner.settle_statistics()
+        if self.accelerator.is_main_process:
+            processes, keep = self.accelerator.num_processes, self.run.config.keep_checkpoints
+            self.directory.save_state(self.progress, state_of(self.learner.parts()), processes, keep)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, saved: SavedRun) -> None:
+        """Go on from the first checkpoint that can be read; what lies behind it is dropped, the run writes it again."""
+        for checkpoint in saved.checkpoints:
+            try:
+                self.progress, processes = load_state(checkpoint, self.learner.parts())
+                break
+            except DamagedError as error:
+                if checkpoint == saved.checkpoints[-1]:
+                    raise
+                self.say(f"{error}; taking the one before")
+        else:
+            return
+        self.plan(self.progress.steps or self.run.steps)
+        is_over = self.progress.epoch >= self.epochs
+        is_kept = from_main(self.directory.keeps_model_of(self.progress.best, is_over), self.accelerator)
+        self.accelerator.wait_for_everyone()
+        self.directory.cut_back(self.progress, self.say)
+        if not is_kept:
+            self.progress.best_score, self.progress.best = Progress().best_score, {}
+        self.say(f"resumed after step {self.progress.step} of {self.progress.steps} from {checkpoint}")
+        if processes != self.accelerator.num_processes:
+            self.say(
+                f"the run had {processes} processes, now {self.accelerator.num_processes}: the images of each step "
+                "stay the same, what is drawn in a process (mixing, drop path) and the images that share BatchNorm's "
+                "statistics change from here on"
+            )
+
+    def report(self, observe: Callable[[Tensor, Tensor], object] | None = None) -> tuple[CeiT, Evaluation]:
+        """The best model, as it was saved, on the test split: looked at once, after every choice was made."""
+        self.accelerator.wait_for_everyone()
+        device, progress = self.accelerator.device, self.progress
+        model = load_checkpoint(self.directory.path / "model.safetensors").to(device, self.run.dtype)
+        test = self._evaluate(self._as_deployed(model), self.loader(self.dataset.test), None, observe)
+        report = {
+            "data": self.dataset.name,
+            "model": self.run.config.model,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "seed": self.run.config.seed,
+            "epochs": self.epochs,
+            "best": progress.best,
+            "train_seconds": round(progress.elapsed_seconds, 1),
+            "machine": machine(device),
+            **test.as_dict(),
+        }
+        self.directory.save_report(report, progress)
+        short = {key: value for key, value in test.as_dict().items() if key != "confusion"}
+        self.log.record({"event": "test", "step": progress.step, **short})
+        return model, test
+
+    @property
+    def epochs(self) -> int:
+        """Of all steps; the last one may be cut short."""
+        return -(-self.progress.steps // len(self.train_loader))
+
+    def plan(self, steps: int) -> None:
+        """Take so many steps in all: with the last one the learning rate reaches its end."""
+        self.progress.steps = steps
+        self.learner.plan(steps, len(self.train_loader))
+
+    def loader(self, part: Split, is_training: bool = False) -> Loader:
+        """This process's share of a split: shuffled and varied to train, else as prediction sees the images."""
+        config, device = self.run.config, self.accelerator.device
+        varied = is_training and config.overfit_batches is None
+        return make_loader(
+            part,
+            batch_size=config.global_batch_size if is_training else EVALUATION_BATCH,
+            img_size=self.dataset.img_size,
+            preprocessing=self.dataset.preprocessing,
+            augmentation=config.augmentation if varied else None,
+            seed=config.seed,
+            shuffle=varied,
+            sampling=config.sampling if varied else "shuffle",
+            shard_window=config.shard_window if varied else 0,
+            drop_last=is_training,
+            workers=config.workers,
+            pin_memory=device.type == "cuda",
+            shard=(self.accelerator.process_index, self.accelerator.num_processes),
+            limit_batches=config.limit_batches,
+        )
+
+    def _rest_of_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that are left of this epoch, no more than there are steps left; their number may grow."""
+        loader, progress = self.train_loader, self.progress
+        while (left := min(len(loader) - progress.batch, progress.steps - progress.step)) > 0:
+            yield from loader.epoch(progress.epoch, progress.batch, progress.batch + left)
+
+    def _keep_within_the_budget(self) -> None:
+        """Every so often, choose the steps anew if the run would not end when the time is up."""
+        budget, progress = self.budget, self.progress
+        if budget is None or progress.step < budget.next_look:
+            return
+        steps = from_main(budget.look(progress.step, progress.steps), self.accelerator)
+        budget.look_again(progress.step, steps)
+        if steps != progress.steps:
+            self.say(
+                f"a step takes {budget.step_seconds:.3g} s by now: {steps} steps in all fit into the time budget, "
+                f"not {progress.steps}"
+            )
+            self.plan(steps)
+            self.log.record({"event": "plan", "step": progress.step, "steps": steps})
+
+    def _count(self, result: StepResult) -> None:
+        """Add a step to the epoch's sums, or note that it was skipped, and stop if that goes on."""
+        progress, limit = self.progress, self.run.config.max_skipped_steps
+        if result.skipped is None:
+            progress.skipped_in_row = 0
+            progress.loss_sum += result.loss * result.images
+            progress.right += result.right
+            progress.images += result.images
+            return
+        epoch = progress.epoch + 1
+        self.log.record({"event": "skipped", "step": progress.step, "epoch": epoch, "not_finite": result.skipped})
+        if not result.counts:
+            return
+        self.say(f"step {progress.step} was skipped: {result.skipped} is not finite")
+        progress.skipped_in_row += 1
+        if progress.skipped_in_row >= limit:
+            raise ValueError(
+                f"{limit} steps in a row up to step {progress.step} had no finite loss or gradient, in the last "
+                f"{result.skipped}: lower peak_lr {self.run.config.peak_lr} or set clip_norm in a new run, which may "
+                "start from this one's weights with initial_checkpoint; the last checkpoint is intact"
+            )
+
+    def _validated(self, candidates: dict[str, CeiT]) -> dict[str, Evaluation]:
+        """The validation of each network, but of those that have diverged: these are worse than any, and not kept."""
+        found = {}
+        for kind, network in candidates.items():
+            try:
+                found[kind] = self.validate(network)
+            except DivergedError as error:  # which all processes get together
+                self.say(f"epoch {self.progress.epoch + 1}: {kind} weights are not kept: {error}")
+        return found
+
+    def _keep_the_best(self, candidates: dict[str, CeiT], found: dict[str, Evaluation]) -> None:
+        """Save the epoch's best network if none was better, or the last is to be kept.
+
+        Of equal accuracies the lower loss wins; without validation there is nothing to compare.
+        """
+        progress = self.progress
+        scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}
+        if self.validation_loader is None:
+            scores = {"raw": progress.best_score}
+        kind = max(scores, key=lambda kind: scores[kind], default=None)
+        if kind is None:
+            return
+        if scores[kind][0] > progress.best_score[0]:
+            progress.last_rise = progress.epoch
+        if self.run.config.select == "last" or scores[kind] > progress.best_score:
+            progress.best_score = scores[kind]
+            progress.best = {
+                "epoch": progress.epoch,
+                "weights": kind,
+                "validation_top1_percent": round(found[kind].top1_percent, 4) if found else None,
+            }
+            self._save_model(candidates[kind])
+
+    def _save_model(self, model: CeiT) -> None:
+        config, dataset = self.run.config, self.dataset
+        training: dict[str, Any] = {
+            "data": dataset.name,
+            "seed": config.seed,
+            "validation_percent": config.validation_percent,
+            **self.run.images.description,
+        }
+        if config.classes is not None:
+            training["classes"] = list(dataset.class_names)
+        self.directory.save_model(model, dataset.class_names, dataset.preprocessing, training | self.progress.best)
+
+    def _has_stopped_improving(self) -> bool:
+        patience, progress = self.run.config.early_stopping_epochs, self.progress
+        if patience is None or not progress.best or progress.epoch - progress.last_rise < patience:
+            return False
+        self.say(f"stopped after epoch {progress.epoch}: {patience} epochs without a better validation accuracy")
+        return True
+
+    def _stop_if_asked(self, received: list[int]) -> None:
+        """Save and stop if any process got a signal."""
+        counts = [float(received.count(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+        interrupted, terminated = total_of(counts, self.accelerator)
+        if interrupted or terminated:
+            self.save()
+            name, step = "SIGTERM" if terminated else "SIGINT", self.progress.step
+            raise Interrupted(f"{name}: saved {checkpoint_name(step)} after step {step}", terminated > 0)
+
+    def _evaluate(
+        self,
+        network: nn.Module,
+        loader: Loader,
+        autocast_dtype: torch.dtype | None,
+        observe: Callable[[Tensor, Tensor], object] | None = None,
+    ) -> Evaluation:
+        return evaluate(
+            network,
+            loader,
+            class_names=self.dataset.class_names,
+            device=self.accelerator.device,
+            autocast_dtype=autocast_dtype,
+            dtype=self.run.dtype,
+            observe=observe,
+            cores=self.cores,
+        )
+
+    def _as_deployed(self, model: CeiT) -> nn.Module:
+        """The network as prediction computes it, in float32 where the run's precision is one of training only.
+
+        In float64 it is the model itself: nothing but training computes in that.
+        """
+        if self.run.dtype == torch.float64:
+            return model
+        precision = "bf16" if self.run.autocast_dtype == torch.bfloat16 else "float32"
+        return AsModule(prepare(model, "eager", precision, image_shape=(model.config.in_chans, *model.config.image_hw)))
