@@ -32,7 +32,7 @@ EVALUATION_BATCH = 250
 
 
 class Trainer:
-    """A resolved run, ready to begin: ``fit`` trains, ``evaluate``, ``save`` and ``report`` are what it does between.
+    """A resolved run, ready to begin: ``fit`` trains, with ``validate`` and ``save`` in it, ``report`` comes last.
 
     Attributes:
         run: every choice.
