@@ -33,7 +33,7 @@ check: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python -m tools.results README.md studies/demo
 	$(BIN)/python -m tools.measured
-	$(BIN)/python -m ceit.study.report studies
+	$(BIN)/python -m tools.overview studies
 	$(BIN)/python -m tools.pages README.md docs/*.md docs/recipes/*.md
 
 format: $(STAMP)

@@ -27,6 +27,7 @@ VERBS = {
     "info": "print the parameters and multiply-accumulates of a model, module by module",
     "export": "write a trained model as one file for ONNX Runtime, OpenVINO or torch, in float32 or int8",
     "benchmark": "measure models side by side: latency, throughput, training step, memory, percent of peak",
+    "sweep": "try out options of a recipe on your data and keep the best",
     "reproduce": "run the paper's experiments, at any scale, cell by cell",
     "compare": "lay training runs side by side",
     "convert": "convert released weights to safetensors, executing nothing in them",

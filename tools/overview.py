@@ -1,14 +1,19 @@
-"""The studies on the pages of ``docs``: which there are, how far they are, what they found."""
+"""The studies on the pages of ``docs``: which there are, how far they are, what they found.
+
+``python -m tools.overview studies`` writes the tables and figures of those in ``studies`` beside their cells.
+"""
 
 import json
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 
 from ceit.model.complexity import complexity
 from ceit.model.variants import config_of
 from ceit.study import report
-from ceit.study.cells import path_of, read_record, records_of, unpack
-from ceit.study.plan import FAMILIES, load_study, scales, study_names
+from ceit.study.cells import Record, path_of, read_record, unpack
+from ceit.study.locality import token_distances
+from ceit.study.plan import FAMILIES, Study, load_study, scales, study_names
 from ceit.study.significance import LEVEL, Comparison, compare, paired_t
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
@@ -38,7 +43,7 @@ def overview_table() -> str:
 def study_tables(name: str, scale: str) -> str:
     """The tables of a study at a scale, and the command that makes them."""
     study, command = load_study(name), f"`ceit reproduce {name} --scale {scale}`"
-    records = records_of(STUDIES, study, scale)
+    records = report.records_of(STUDIES, study, scale)
     if not records:
         return f"*Not run yet: {command}*"
     return f"{report.tables(study, scale, records)}\n\n{command}"
@@ -47,8 +52,25 @@ def study_tables(name: str, scale: str) -> str:
 def evidence(scale: str, *names: str) -> str:
     """What was compared with what in several studies, as far as it was measured."""
     studies = [load_study(name) for name in names]
-    found = [(study, records_of(STUDIES, study, scale)) for study in studies]
-    return report.evidence_table(found)
+    found = [(study, report.records_of(STUDIES, study, scale)) for study in studies]
+    return evidence_table(found)
+
+
+def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
+    """A row for every pair that the studies compare and that has been measured: both accuracies, seeds, test."""
+    heads = ["", "test top-1", "against", "gain, points", "seeds", "largest p", "p over seeds", ""]
+    rows = [report.row(heads), "|" + "---|" * len(heads)]
+    for study, records in found:
+        for one, other in study.compare:
+            pairs, compared = report.pairs_of(records, one, other), report.comparison_of(records, one, other)
+            if compared is None:
+                continue
+            first, second = ([cell["test"]["top1_percent"] for cell in cells] for cells in zip(*pairs, strict=True))
+            words = [one, report.percent(first), f"{other}, {report.percent(second)}"]
+            words += [f"**{mean(compared.gains):+.2f}**", str(len(pairs)), report.p_value(max(compared.p_values))]
+            words += [report.p_value(compared.p_of_seeds), report.verdict_of(records, one, other, compared)]
+            rows.append(report.row(words))
+    return "\n".join([*rows, "", f"Over the seeds that both have; ±: their standard deviation. {report.TEST_IN_WORDS}"])
 
 
 def devices_table() -> str:
@@ -89,8 +111,35 @@ def devices_table() -> str:
 def locality(name: str, scale: str) -> str:
     """Shift consistency and attention distance of a study's arms."""
     study, command = load_study(name), f"`ceit reproduce {name} --scale {scale}`"
-    records = records_of(STUDIES, study, scale)
-    return report.locality_table(study, scale, records) if records else f"*Not run yet: {command}*"
+    records = report.records_of(STUDIES, study, scale)
+    return locality_table(study, scale, records) if records else f"*Not run yet: {command}*"
+
+
+def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
+    """Shift consistency and attention distance of every arm, over the seeds; then what even attention has."""
+    shifts = list(next(iter(records.values()))[0]["locality"]["shift_consistency_percent"]) if records else []
+    rows = [
+        f"| | seeds | {' | '.join(f'{pixels} px' for pixels in shifts)} | attention distance by block, tokens |",
+        "|---|---|" + "---|" * (len(shifts) + 1),
+    ]
+    for arm in study.arms_at(scales()[scale]):
+        cells = [cell["locality"] for cell in records.get(arm.name, [])]
+        if not cells:
+            continue
+        same = [
+            report.with_spread([cell["shift_consistency_percent"][pixels] for cell in cells], 1, " %")
+            for pixels in shifts
+        ]
+        distances = zip(*(cell["attention_distance"] for cell in cells), strict=True)
+        rows.append(
+            f"| {arm.name} | {len(cells)} | {' | '.join(same)} "
+            f"| {', '.join(report.with_spread(list(values), 2) for values in distances)} |"
+        )
+    model = scales()[scale].options.get("model")
+    if model is not None:
+        even = token_distances(config_of(model).grid).mean().item()
+        rows.append(f"| *the same attention to every patch* | |{' |' * len(shifts)} {even:.2f} |")
+    return "\n".join([*rows, "", "±: standard deviation over the seeds."])
 
 
 def complexity_table() -> str:
@@ -115,3 +164,18 @@ def complexity_table() -> str:
             f"| {ceit / deit:.2f} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |"
         )
     return "\n".join(rows)
+
+
+def write_reports(root: Path) -> list[Path]:
+    """The tables and figures of every study of the package that has finished cells, at every scale."""
+    asked = [(study, scale) for study in map(load_study, study_names()) for scale in study.scales]
+    return [
+        path
+        for study, scale in asked
+        if report.records_of(root, study, scale)
+        for path in report.write_report(root, study, scale)
+    ]
+
+
+if __name__ == "__main__":
+    write_reports(Path(sys.argv[1]))

@@ -7,9 +7,9 @@ import pytest
 
 import ceit_cli
 from ceit.cli.train import parse
+from ceit.study.cells import Cell, Places
 from ceit.study.cluster import command_of, data_bytes, gpu_hours, plan_text, run_bytes
-from ceit.study.plan import Cell, load_study, scales, study_names
-from ceit.study.reproduce import Places
+from ceit.study.plan import load_study, scales, study_names
 from tools.recipe_tables import GPU_FLOPS, training_flops
 
 RATES = {"CeiT": 2e-3, "DeiT": 1e-3}

@@ -2,7 +2,8 @@
 
 from ceit.study.cells import Record, pack
 from ceit.study.plan import Study
-from ceit.study.report import accuracy_table, evidence_table
+from ceit.study.report import accuracy_table
+from tools.overview import evidence_table
 
 STUDY = Study.from_dict(
     "made",

@@ -15,11 +15,12 @@ import yaml
 
 import ceit_cli
 from ceit.study import reproduce as runner
-from ceit.study.cells import path_of, read_record, records_of, same_elsewhere, unpack, write_cell
+from ceit.study.cells import Places, path_of, read_record, same_elsewhere, unpack, write_cell
 from ceit.study.plan import TUNING, load_study, scales, study_names
-from ceit.study.report import comparison_of, tables, write_reports
-from ceit.study.reproduce import Places, chosen_rates, reproduce
+from ceit.study.report import comparison_of, records_of, tables
+from ceit.study.reproduce import chosen_rates, reproduce
 from ceit.train.run_directory import lines_of
+from tools.overview import write_reports
 
 SMALL = {
     "geometry": {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8},

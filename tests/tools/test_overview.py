@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ceit.study.cells import pack, write_cell
-from ceit.study.plan import Cell, load_study, scales
+from ceit.study.cells import Cell, pack, write_cell
+from ceit.study.plan import load_study, scales
 from tools import overview
 
 

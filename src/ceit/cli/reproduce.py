@@ -17,11 +17,12 @@ from ceit.data.sources.published import PUBLISHED
 from ceit.inference.memory import keep_freed_memory
 from ceit.messages import unknown
 from ceit.paths import expanded
-from ceit.study.cells import path_of, read_cell, read_record, same_elsewhere
+from ceit.study.cells import Cell, Places, path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text
-from ceit.study.plan import FAMILIES, TUNING, Cell, Scale, Study, load_study, scale_of, scales, study_names
+from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study, scale_of, scales, study_names
 from ceit.study.report import write_report
-from ceit.study.reproduce import Places, chosen_rates, reproduce, seconds_needed
+from ceit.study.reproduce import chosen_rates, reproduce
+from ceit.study.run import seconds_needed
 from ceit.train.interruption import Interrupted
 
 ALL = "all"
@@ -48,7 +49,8 @@ def main(arguments: list[str]) -> None:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("ceit reproduce runs in one process: --dry-run prints the commands for several")
-    importlib.import_module("matplotlib")  # or it would be missed when all is trained
+    for needed in ("matplotlib", "scipy"):  # or they would be missed when all is trained
+        importlib.import_module(needed)
     keep_freed_memory()
     try:
         for wait in (False, True):  # what other processes are running of one study need not delay the next

@@ -1,8 +1,14 @@
-"""What a finished cell of a study has found: one JSON file, sealed by a digest of its own content."""
+"""The cells of studies and sweeps: what each one trains, where it lies, and the file of what it has found.
+
+A cell is one training run: one variant (arm) with one seed. Its file is JSON, sealed by a digest of its own content.
+"""
 
 import base64
 import hashlib
 import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +17,72 @@ import numpy as np
 
 import ceit
 from ceit.atomic import write_text
-from ceit.study.plan import Cell, Study, scales, slug
+from ceit.train.config import TrainConfig, config_from
 
 FORMAT = 1
 _CODE = ("model", "data", "train")
 
 Record = dict[str, Any]
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one seed. ``options`` are nested as in recipes, with ``{"arm": NAME}`` for another arm's model.
+
+    Its file and its run directory lie in the folder ``study/scale``; those of a sweep have no scale.
+    """
+
+    study: str
+    scale: str
+    arm: str
+    seed: int
+    data: str
+    options: Options
+    recipe: str | None = None  # that the options begin with
+    time_budget: str | None = None  # of the run, where not its options say how long it is
+
+    @property
+    def name(self) -> str:
+        """Of its file and its run directory."""
+        return f"{slug(self.arm)}.seed{self.seed}"
+
+    def config(self, models: Mapping[str, Path] | None = None) -> TrainConfig:
+        """What it trains. Raises: ValueError for options that no run takes."""
+        return config_from(with_models(self.options, models or {}))
+
+    @property
+    def needs(self) -> list[str]:
+        """The arms whose models it starts from or learns from."""
+        return list(arms_in(self.options))
+
+    @property
+    def digest(self) -> str:
+        """Of the training run: the same for cells of other studies with the same data and options."""
+        of_one_study = self.study if self.needs else None  # arms are those of the study
+        run = [self.data, self.options, of_one_study, *([self.time_budget] if self.time_budget else [])]
+        text = json.dumps(run, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Places:
+    """``results``: a folder of cells for each study and scale. ``runs``: the run directories of cells."""
+
+    results: Path = Path("studies")
+    runs: Path = Path("runs/studies")
+
+    def run_of(self, cell: Cell) -> Path:
+        """The run directory of a cell: its checkpoints until it is finished, its model for good."""
+        return self.runs / cell.study / cell.scale / cell.name
+
+    def lock_of(self, cell: Cell) -> Path:
+        """The file that the process holds that trains a cell, or the same run for another study."""
+        return self.runs / f"{cell.digest}.lock"
+
+    def models_for(self, cell: Cell) -> dict[str, Path]:
+        """Where the models lie that a cell needs, by arm: those of the same seed."""
+        return {arm: self.run_of(replace(cell, arm=arm)) / "model.safetensors" for arm in cell.needs}
 
 
 def folder_of(root: Path, study: str, scale: str) -> Path:
@@ -82,23 +148,6 @@ def read_record(path: Path) -> Record:
     ) from reason
 
 
-def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
-    """The finished cells by arm, seeds in order; arms without any, and those no longer in the study, are left out.
-
-    Raises: ValueError as ``read_record``.
-    """
-    found: dict[str, list[Record]] = {}
-    names = {arm.name for arm in study.arms_at(scales()[scale])}
-    for path in folder_of(root, study.name, scale).glob("*.seed*.json"):
-        record = read_record(path)
-        named = f"{slug(record['arm'])}.seed{record['seed']}.json"  # a copy under another name is no further seed
-        if record["arm"] in names and path.name == named:
-            found.setdefault(record["arm"], []).append(record)
-    for records in found.values():
-        records.sort(key=lambda record: record["seed"])
-    return found
-
-
 def same_elsewhere(root: Path, cell: Cell) -> Path | None:
     """Another study's file of a run that was this one: the same data, options and seed; no copy of a third one's."""
     options = json.loads(json.dumps(cell.options))
@@ -148,3 +197,38 @@ def source_digest() -> str:
 def _digest(record: Record) -> str:
     text = json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def slug(arm: str) -> str:
+    """An arm's name as a file's: lower case, a dash for all that is neither letter nor digit, a plus spelt out."""
+    return re.sub(r"[^a-z0-9.]+", "-", arm.lower().replace("+", " plus ").replace("%", " percent ")).strip("-")
+
+
+def joined(options: Options, further: Options) -> Options:
+    """Options with further ones over them, sections joined key by key."""
+    result = dict(options)
+    for key, value in further.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict) and "arm" not in value
+        result[key] = joined(result[key], value) if both else value
+    return result
+
+
+def arms_in(options: Options) -> Iterator[str]:
+    """The arms whose models stand for files, ``{"arm": NAME}``."""
+    for value in options.values():
+        if isinstance(value, dict):
+            if set(value) == {"arm"}:
+                yield str(value["arm"])
+            else:
+                yield from arms_in(value)
+
+
+def with_models(options: Options, models: Mapping[str, Path]) -> Options:
+    """Options with the files of the arms' models; an arm that has none is described in its place."""
+    result: Options = {}
+    for key, value in options.items():
+        if isinstance(value, dict) and set(value) == {"arm"}:
+            result[key] = str(models.get(value["arm"], f"the model of {value['arm']}"))
+        else:
+            result[key] = with_models(value, models) if isinstance(value, dict) else value
+    return result

@@ -8,10 +8,9 @@ from ceit.data.cache import cache_dir
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.model.complexity import complexity
-from ceit.study.cells import path_of
+from ceit.study.cells import Cell, Options, Places, path_of, with_models
 from ceit.study.cost import BYTES_OF_A_JPEG, GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, training_flops_on
-from ceit.study.plan import TUNING, Cell, Options, Study
-from ceit.study.reproduce import Places
+from ceit.study.plan import TUNING, Study
 from ceit.train.config import SECTIONS
 from ceit.train.recipe import nested, read_recipe
 
@@ -47,7 +46,7 @@ def command_of(cell: Cell, places: Places) -> str:
     if cell.recipe:
         words += ["--recipe", cell.recipe]
     words += ["--data", cell.data, "--output", str(places.run_of(cell))]
-    for name, value in _flat(cell.with_models(places.models_for(cell))).items():
+    for name, value in _flat(with_models(cell.options, places.models_for(cell))).items():
         if name not in known or known[name] != value:
             words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(words)

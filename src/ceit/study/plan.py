@@ -20,29 +20,22 @@ Where an option asks for a file of weights, ``{arm: NAME}`` is the model of that
 A cell is one arm with one seed: one training run.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal, Self
-
-import yaml
 
 from ceit.messages import unknown
 from ceit.paths import expanded
-from ceit.train.config import TrainConfig, config_from
-from ceit.train.option_types import require_types
+from ceit.study.cells import Cell, Options, arms_in, joined, slug, with_models
+from ceit.study.yaml_file import as_fields, parse_yaml, read_yaml
+from ceit.train.config import config_from
 from ceit.train.recipe import flat_keys, nested, read_recipe
 
 TUNING = "learning_rate"
 """The study that the others take their learning rates from."""
 FAMILIES: tuple[str, ...] = ("CeiT", "DeiT")
-
-Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Arm:
     @property
     def needs(self) -> list[str]:
         """The arms whose models it asks for, at any scale."""
-        return [needed for options in (self.options, *self.at.values()) for needed in _arms_in(options)]
+        return [needed for options in (self.options, *self.at.values()) for needed in arms_in(options)]
 
     def check(self, where: str, before: list[str]) -> None:
         """Raises: ValueError for options that no recipe has, that the study sets itself, or an arm not ``before``."""
@@ -102,44 +95,6 @@ class Arm:
         for needed in self.needs:
             if needed not in before:
                 raise ValueError(f"{where} needs arm {needed!r}, which must stand before it")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One arm with one seed. ``options`` are nested as in recipes, with ``{"arm": NAME}`` for another arm's model."""
-
-    study: str
-    scale: str
-    arm: str
-    seed: int
-    data: str
-    options: Options
-    recipe: str | None = None  # that the options begin with
-
-    @property
-    def name(self) -> str:
-        """Of its file and its run directory."""
-        return f"{slug(self.arm)}.seed{self.seed}"
-
-    def with_models(self, models: Mapping[str, Path]) -> Options:
-        """The options with the files of the arms' models; an arm that has none is described in its place."""
-        return _with_models(self.options, models)
-
-    def config(self, models: Mapping[str, Path] | None = None) -> TrainConfig:
-        """What it trains. Raises: ValueError for options that no run takes."""
-        return config_from(self.with_models(models or {}))
-
-    @property
-    def needs(self) -> list[str]:
-        """The arms whose models it starts from or learns from."""
-        return list(_arms_in(self.options))
-
-    @property
-    def digest(self) -> str:
-        """Of the training run: the same for cells of other studies with the same data and options."""
-        of_one_study = self.study if self.needs else None  # arms are those of the study
-        text = json.dumps([self.data, self.options, of_one_study], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -184,7 +139,7 @@ class Study:
             options = joined(options, scale.options)
         options = joined(joined(options, arm.options), arm.at.get(scale.name, {}))
         if arm.times != 1:
-            usual = config_from(_with_models(options, {}))
+            usual = config_from(with_models(options, {}))
             if usual.epochs is None:
                 raise ValueError(f"study {self.name}, arm {arm.name!r}: times {arm.times} needs epochs in the options")
             longer = {"epochs": usual.epochs * arm.times, "warmup_epochs": usual.warmup_epochs * arm.times}
@@ -202,16 +157,14 @@ class Study:
     def from_dict(cls, name: str, values: Any) -> Self:
         """A study as its YAML file has it. Raises: ValueError for anything that the file may not hold."""
         where = f"study {name}"
-        values = _known(where, values, cls, without={"name"})
+        values = as_fields(where, values, cls, nested=("arms", "compare"))
         for key in ("title", "question", "paper"):
             if key not in values:
                 raise ValueError(f"{where} has no {key}")
         arms = values.get("arms")
         if not isinstance(arms, dict) or not arms:
             raise ValueError(f"{where} must have arms, each a name with its options")
-        made = [
-            Arm(str(arm), **_known(f"{where}, arm {arm!r}", given or {}, Arm, {"name"})) for arm, given in arms.items()
-        ]
+        made = [Arm(str(arm), **as_fields(f"{where}, arm {arm!r}", given or {}, Arm)) for arm, given in arms.items()]
         pairs = values.get("compare") or []
         if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
             raise ValueError(f"{where}: compare must hold pairs of arms, such as [CeiT, DeiT]")
@@ -259,18 +212,11 @@ def study_names() -> list[str]:
 def load_study(name_or_file: str) -> Study:
     """A study by name, or from a YAML file. Raises: ValueError for an unknown name or a file that is no study."""
     if name_or_file.endswith((".yaml", ".yml")):
-        path = expanded(name_or_file)
-        if not path.is_file():
-            raise ValueError(f"study file {path} does not exist")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"study file {path} is not text in UTF-8: {error}") from error
-        return Study.from_dict(path.stem, _yaml(str(path), text))
+        return Study.from_dict(expanded(name_or_file).stem, read_yaml("study", name_or_file))
     if name_or_file not in study_names():
         raise ValueError(unknown("study", name_or_file, study_names()))
     text = files("ceit").joinpath("studies", f"{name_or_file}.yaml").read_text(encoding="utf-8")
-    return Study.from_dict(name_or_file, _yaml(name_or_file, text))
+    return Study.from_dict(name_or_file, parse_yaml(name_or_file, text))
 
 
 @cache
@@ -278,8 +224,8 @@ def scales() -> dict[str, Scale]:
     """The scales, by name."""
     text = files("ceit").joinpath("studies", "scales.yaml").read_text(encoding="utf-8")
     return {
-        name: Scale(name, **_known(f"scale {name}", values, Scale, {"name"}))
-        for name, values in _yaml("scales", text).items()
+        name: Scale(name, **as_fields(f"scale {name}", values, Scale))
+        for name, values in parse_yaml("scales", text).items()
     }
 
 
@@ -288,56 +234,3 @@ def scale_of(study: Study, name: str) -> Scale:
     if name not in study.scales:
         raise ValueError(f"study {study.name}: {unknown('scale', name, study.scales)}")
     return scales()[name]
-
-
-def slug(arm: str) -> str:
-    """An arm's name as a file's: lower case, a dash for all that is neither letter nor digit, a plus spelt out."""
-    return re.sub(r"[^a-z0-9.]+", "-", arm.lower().replace("+", " plus ").replace("%", " percent ")).strip("-")
-
-
-def joined(options: Options, further: Options) -> Options:
-    """Options with further ones over them, sections joined key by key."""
-    result = dict(options)
-    for key, value in further.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict) and "arm" not in value
-        result[key] = joined(result[key], value) if both else value
-    return result
-
-
-def _yaml(name: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
-
-
-def _known(where: str, values: Any, of: type, without: set[str]) -> dict[str, Any]:
-    """The values as keywords of a dataclass. Raises: ValueError for a key or a value that it does not take."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} must hold 'key: value' lines, not {values!r}")
-    known = {f.name for f in fields(of)} - without
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{where}: {unknown('key', str(key), known)}")
-    checked = {key: value for key, value in values.items() if key not in ("arms", "compare")}
-    require_types(of, checked, f"{where}: ")
-    return values
-
-
-def _arms_in(options: Options) -> Iterator[str]:
-    for value in options.values():
-        if isinstance(value, dict):
-            if set(value) == {"arm"}:
-                yield str(value["arm"])
-            else:
-                yield from _arms_in(value)
-
-
-def _with_models(options: Options, models: Mapping[str, Path]) -> Options:
-    result: Options = {}
-    for key, value in options.items():
-        if isinstance(value, dict) and set(value) == {"arm"}:
-            result[key] = str(models.get(value["arm"], f"the model of {value['arm']}"))
-        else:
-            result[key] = _with_models(value, models) if isinstance(value, dict) else value
-    return result

@@ -1,27 +1,21 @@
-"""Tables and figures of a study, made from the files of its cells and from nothing else.
+"""Tables and figures of a study, made from the files of its cells and from nothing else."""
 
-python -m ceit.study.report studies
-"""
-
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ceit.atomic import write_text
-from ceit.model.variants import config_of
 from ceit.plots import BLUE, COLOURS, MARKERS, ORANGE, STYLE, save_figure
-from ceit.study.cells import Record, folder_of, records_of, unpack
-from ceit.study.locality import token_distances
-from ceit.study.plan import Study, load_study, scales, study_names
+from ceit.study.cells import Record, folder_of, read_record, slug, unpack
+from ceit.study.plan import Study, scales
 from ceit.study.significance import LEVEL, Comparison, compare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TABLE, FIGURE = "table.md", "figure"
-_TEST_IN_WORDS = (
+TEST_IN_WORDS = (
     "Largest p: McNemar's exact test over the test images, seed by seed, which tells networks apart; *better* or "
     f"*worse* where every one of several seeds says so with p < {LEVEL:g}. p over seeds: paired t-test, of three seeds "
     "or more, which tells recipes apart."
@@ -42,12 +36,21 @@ def write_report(root: Path, study: Study, scale: str) -> list[Path]:
     return [folder / TABLE, *_draw(study, scale, records, folder / FIGURE)]
 
 
-def write_reports(root: Path) -> list[Path]:
-    """``write_report`` of every study of the package that has finished cells, at every scale."""
-    asked = [(study, scale) for study in map(load_study, study_names()) for scale in study.scales]
-    return [
-        path for study, scale in asked if records_of(root, study, scale) for path in write_report(root, study, scale)
-    ]
+def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
+    """The finished cells by arm, seeds in order; arms without any, and those no longer in the study, are left out.
+
+    Raises: ValueError as ``read_record``.
+    """
+    found: dict[str, list[Record]] = {}
+    names = {arm.name for arm in study.arms_at(scales()[scale])}
+    for path in folder_of(root, study.name, scale).glob("*.seed*.json"):
+        record = read_record(path)
+        named = f"{slug(record['arm'])}.seed{record['seed']}.json"  # a copy under another name is no further seed
+        if record["arm"] in names and path.name == named:
+            found.setdefault(record["arm"], []).append(record)
+    for records in found.values():
+        records.sort(key=lambda record: record["seed"])
+    return found
 
 
 def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
@@ -71,14 +74,14 @@ def accuracy_table(study: Study, scale: str, records: dict[str, list[Record]]) -
     devices = sorted({device_of(record) for cells in records.values() for record in cells})
     minutes = ["minutes"] if len(devices) == 1 else [f"minutes, {device}" for device in devices]
     heads = ["", "parameters", "M MACs", "epochs", "peak lr", "seeds", "validation", "test top-1, mean", "spread"]
-    rows = [_row([*heads, *minutes]), "|" + "---|" * len([*heads, *minutes])]
+    rows = [row([*heads, *minutes]), "|" + "---|" * len([*heads, *minutes])]
     for arm in study.arms_at(scales()[scale]):
         cells = records.get(arm.name)
         if cells is None:
-            rows.append(_row([arm.name, "", "", "", "", "0", "", "*not measured yet*", "", *("" for _ in minutes)]))
+            rows.append(row([arm.name, "", "", "", "", "0", "", "*not measured yet*", "", *("" for _ in minutes)]))
             continue
         first, accuracies = cells[0], [cell["test"]["top1_percent"] for cell in cells]
-        row = [
+        words = [
             arm.name,
             f"{first['parameters'] / 1e6:.3f}M",
             f"{first['macs'] / 1e6:.1f}",
@@ -91,8 +94,8 @@ def accuracy_table(study: Study, scale: str, records: dict[str, list[Record]]) -
         ]
         for device in devices:
             seconds = [cell["train_seconds"] for cell in cells if device_of(cell) == device]
-            row.append(f"{mean(seconds) / 60:.1f}" if seconds else "-")
-        rows.append(_row(row))
+            words.append(f"{mean(seconds) / 60:.1f}" if seconds else "-")
+        rows.append(row(words))
     return "\n".join([*rows, "", f"Spread: standard deviation over the seeds. {_MINUTES_IN_WORDS}"])
 
 
@@ -107,27 +110,9 @@ def comparison_table(study: Study, records: dict[str, list[Record]]) -> str:
         each = ", ".join(f"{gain:+.2f}" for gain in found.gains)
         rows.append(
             f"| {one} against {other} | {mean(found.gains):+.2f} | {each} | {p_value(max(found.p_values))} "
-            f"| {p_value(found.p_of_seeds)} | {_verdict(records, one, other, found)} |"
+            f"| {p_value(found.p_of_seeds)} | {verdict_of(records, one, other, found)} |"
         )
-    return "\n".join([*rows, "", _TEST_IN_WORDS])
-
-
-def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
-    """A row for every pair that the studies compare and that has been measured: both accuracies, seeds, test."""
-    heads = ["", "test top-1", "against", "gain, points", "seeds", "largest p", "p over seeds", ""]
-    rows = [_row(heads), "|" + "---|" * len(heads)]
-    for study, records in found:
-        for one, other in study.compare:
-            pairs, compared = _pairs(records, one, other), comparison_of(records, one, other)
-            if compared is None:
-                continue
-            first, second = ([cell["test"]["top1_percent"] for cell in cells] for cells in zip(*pairs, strict=True))
-            rows.append(
-                f"| {one} | {_accuracy(first)} | {other}, {_accuracy(second)} | **{mean(compared.gains):+.2f}** "
-                f"| {len(pairs)} | {p_value(max(compared.p_values))} | {p_value(compared.p_of_seeds)} "
-                f"| {_verdict(records, one, other, compared)} |"
-            )
-    return "\n".join([*rows, "", f"Over the seeds that both have; ±: their standard deviation. {_TEST_IN_WORDS}"])
+    return "\n".join([*rows, "", TEST_IN_WORDS])
 
 
 def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
@@ -137,7 +122,7 @@ def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
         "|---|---|---|---|",
     ]
     for one, other in study.compare:
-        pairs = _pairs(records, one, other)
+        pairs = pairs_of(records, one, other)
         if not pairs:
             rows.append(f"| {one} | *not measured yet* | | |")
             continue
@@ -149,35 +134,9 @@ def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
     return "\n".join(rows)
 
 
-def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
-    """Shift consistency and attention distance of every arm, over the seeds; then what even attention has."""
-    shifts = list(next(iter(records.values()))[0]["locality"]["shift_consistency_percent"]) if records else []
-    rows = [
-        f"| | seeds | {' | '.join(f'{pixels} px' for pixels in shifts)} | attention distance by block, tokens |",
-        "|---|---|" + "---|" * (len(shifts) + 1),
-    ]
-    for arm in study.arms_at(scales()[scale]):
-        cells = [cell["locality"] for cell in records.get(arm.name, [])]
-        if not cells:
-            continue
-        same = [
-            _with_spread([cell["shift_consistency_percent"][pixels] for cell in cells], 1, " %") for pixels in shifts
-        ]
-        distances = zip(*(cell["attention_distance"] for cell in cells), strict=True)
-        rows.append(
-            f"| {arm.name} | {len(cells)} | {' | '.join(same)} "
-            f"| {', '.join(_with_spread(list(values), 2) for values in distances)} |"
-        )
-    model = scales()[scale].options.get("model")
-    if model is not None:
-        even = token_distances(config_of(model).grid).mean().item()
-        rows.append(f"| *the same attention to every patch* | |{' |' * len(shifts)} {even:.2f} |")
-    return "\n".join([*rows, "", "±: standard deviation over the seeds."])
-
-
 def comparison_of(records: dict[str, list[Record]], one: str, other: str) -> Comparison | None:
     """Two arms over the seeds that both have, None without any."""
-    pairs = _pairs(records, one, other)
+    pairs = pairs_of(records, one, other)
     return compare([unpack(a) for a, _ in pairs], [unpack(b) for _, b in pairs]) if pairs else None
 
 
@@ -186,12 +145,13 @@ def spread(values: list[float]) -> str:
     return f"± {stdev(values):.2f}" if len(values) > 1 else "-"
 
 
-def _accuracy(values: list[float]) -> str:
+def percent(values: list[float]) -> str:
     """Mean and spread of top-1, as far as there is one."""
-    return _with_spread(values, 2, " %")
+    return with_spread(values, 2, " %")
 
 
-def _with_spread(values: list[float], digits: int, unit: str = "") -> str:
+def with_spread(values: list[float], digits: int, unit: str = "") -> str:
+    """The mean, and the standard deviation as far as there is one."""
     return f"{mean(values):.{digits}f}{unit}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
@@ -202,9 +162,9 @@ def p_value(p: float | None) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
 
 
-def _verdict(records: dict[str, list[Record]], one: str, other: str, found: Comparison) -> str:
+def verdict_of(records: dict[str, list[Record]], one: str, other: str, found: Comparison) -> str:
     """The verdict, and whether something else than the arm differs."""
-    across = any(device_of(first) != device_of(second) for first, second in _pairs(records, one, other))
+    across = any(device_of(first) != device_of(second) for first, second in pairs_of(records, one, other))
     return f"{found.verdict}, on different devices" if across else found.verdict
 
 
@@ -218,12 +178,13 @@ def device_of(record: Record) -> str:
     return record["machine"]["accelerator"] or record["machine"]["processor"]
 
 
-def _row(words: Iterable[str]) -> str:
+def row(words: Iterable[str]) -> str:
     """A line of a table; an empty word is an empty column."""
     return "|" + "".join(f" {word} |" if word else " |" for word in words)
 
 
-def _pairs(records: dict[str, list[Record]], one: str, other: str) -> list[tuple[Record, Record]]:
+def pairs_of(records: dict[str, list[Record]], one: str, other: str) -> list[tuple[Record, Record]]:
+    """The cells of two arms by seed, those that both have."""
     second = {record["seed"]: record for record in records.get(other, [])}
     return [(record, second[record["seed"]]) for record in records.get(one, []) if record["seed"] in second]
 
@@ -297,7 +258,3 @@ def machine_words(machine: dict[str, Any]) -> str:
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     device = machine["accelerator"] or f"{threads} of {machine['processor']}"
     return f"{device}, torch {machine['torch']}"
-
-
-if __name__ == "__main__":
-    write_reports(Path(sys.argv[1]))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from statistics import mean, stdev
 
 import numpy as np
@@ -65,32 +64,23 @@ def mcnemar(only_first: int, only_second: int) -> float:
     ``p = min(1, 2 P(X <= min(b, c)))`` with ``X`` binomial of ``b + c`` fair throws. Source: McNemar, Psychometrika
     1947, in the exact form.
     """
-    throws, fewer = only_first + only_second, min(only_first, only_second)
-    tail, term = 0, 1
-    for k in range(fewer + 1):
-        tail += term
-        term = term * (throws - k) // (k + 1)
-    return min(1.0, float(2 * Fraction(tail, 2**throws)))
+    from scipy.stats import binomtest
+
+    throws = only_first + only_second
+    return float(binomtest(only_first, throws).pvalue) if throws else 1.0
 
 
 def paired_t(differences: Sequence[float]) -> float:
     """Two-sided p-value of Student's t-test that the differences, one for each pair, have mean zero.
 
-    ``t = mean / (standard deviation / sqrt(n))`` with ``v = n - 1`` degrees of freedom; with ``a = atan(t / sqrt(v))``
-    its distribution is a finite sum in ``sin a`` and ``cos a``. Source: Abramowitz and Stegun 26.7.3 and 26.7.4.
+    ``t = mean / (standard deviation / sqrt(n))`` with ``n - 1`` degrees of freedom.
     Raises: ValueError for fewer than two differences.
     """
-    freedom = len(differences) - 1
-    if freedom < 1:
+    from scipy.stats import t as student_t
+
+    if len(differences) < 2:
         raise ValueError(f"{len(differences)} differences have no spread: a t-test needs two or more")
     if not stdev(differences):
         return 0.0 if mean(differences) else 1.0
     t = mean(differences) / stdev(differences) * math.sqrt(len(differences))
-    angle = math.atan(abs(t) / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for k in range(2 + odd, freedom + 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (k - 1) / k
-    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-    return max(0.0, 1.0 - inside)
+    return float(2 * student_t.sf(abs(t), len(differences) - 1))

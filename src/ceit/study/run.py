@@ -1,0 +1,169 @@
+"""Running cells, of studies and of sweeps: each once, whatever stops it in between."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+
+from torch import Tensor
+
+from ceit.inference.device import machine
+from ceit.lock import InUseError, locked
+from ceit.model.complexity import complexity
+from ceit.study.cells import Cell, Places, Record, path_of, read_cell, write_cell
+from ceit.train.checkpoint import checkpoints_in
+from ceit.train.config import Distillation
+from ceit.train.distributed import make_accelerator
+from ceit.train.learner import Say
+from ceit.train.log import Show
+from ceit.train.probe import seconds_of_an_epoch
+from ceit.train.recipe import seconds_of
+from ceit.train.resolve import resolve
+from ceit.train.run import Result, train
+from ceit.train.run_directory import RunDirectory, lines_of, saved_config
+from ceit.train.trainer import Trainer
+
+_LOOK_AGAIN_SECONDS = 2.0
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    places: Places,
+    run: Callable[[Cell, str], None],
+    say: Say,
+    *,
+    word: str = "cell",
+    wait: bool = True,
+    is_ready: Callable[[Cell], bool] = lambda cell: True,
+    is_enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """``run`` every cell that is not finished and ``is_ready``, until ``is_enough``. A ``word`` says what cells are.
+
+    Several processes with the same places share the cells out among them: each takes one that no other is running. At
+    the end it waits until all are finished, to take over what another has left; unless ``wait``, it does not.
+
+    Raises: ValueError for a cell's file that was changed; OSError if results cannot be written; as ``run``.
+    """
+    for folder in {path_of(places.results, cell).parent for cell in cells}:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):  # or it would be found out when the first cell is trained
+            pass
+    say = once(say)
+    while waiting := [cell for cell in cells if read_cell(places.results, cell) is None]:
+        others = 0
+        for cell in waiting:
+            if is_enough():
+                return
+            if not is_ready(cell):
+                others += 1
+                continue
+            places.runs.mkdir(parents=True, exist_ok=True)
+            try:
+                with locked(places.lock_of(cell), say):
+                    if not path_of(places.results, cell).is_file():  # or another process was quicker
+                        run(cell, f"{word} {cells.index(cell) + 1} of {len(cells)}: {cell.name}")
+            except InUseError:
+                others += 1
+        if others == len(waiting):
+            if not wait:
+                return
+            say(f"waiting: other processes are running the {word}s that are left, {others}, or what these need")
+            time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def once(say: Say) -> Say:
+    """Says the same thing once only."""
+    said = set[str]()
+
+    def say_once(words: str) -> None:
+        if words not in said:
+            said.add(words)
+            say(words)
+
+    return say_once
+
+
+def train_cell(
+    cell: Cell,
+    places: Places,
+    say: Say,
+    show: Show,
+    *,
+    observe_test: Callable[[Tensor, Tensor], object] | None = None,
+    share_cores: bool = True,
+) -> Result:
+    """Train one cell, or go on with it.
+
+    Raises: InUseError if another process is training it; ValueError if its model is there without its file; as
+    ``train``.
+    """
+    output = places.run_of(cell)
+    if (output / "test.json").is_file() and not checkpoints_in(output / "checkpoints"):
+        raise ValueError(
+            f"{output} holds a finished model, and its cell's file {path_of(places.results, cell)} is missing: restore "
+            "the file, or remove the directory to train it again"
+        )
+    return train(
+        cell.config(places.models_for(cell)),
+        cell.data,
+        output,
+        resume="auto",
+        time_budget_seconds=None if cell.time_budget is None else seconds_of(cell.time_budget),
+        say=say,
+        show=show,
+        observe_test=observe_test,
+        share_cores=share_cores,
+    )
+
+
+def finish(cell: Cell, places: Places, found: Record) -> None:
+    """Write what a cell has found; its model stays, its checkpoints go."""
+    write_cell(places.results, cell, found)
+    shutil.rmtree(places.run_of(cell) / "checkpoints", ignore_errors=True)
+
+
+def found_by(result: Result) -> Record:
+    """What a finished run found, as far as tables and figures may ask for it, but for the test split."""
+    lines = [json.loads(line) for line in lines_of(result.output / "metrics.jsonl")]
+    curve = [
+        {
+            "epoch": line["epoch"],
+            "step": line["step"],
+            "train_loss": line["train_loss"],
+            "validation_top1_percent": (line["validation"][result.best["weights"]] or {}).get("top1_percent"),
+            "elapsed_seconds": line["elapsed_seconds"],
+        }
+        for line in lines
+        if line["event"] == "epoch"
+    ]
+    resolved = saved_config(result.output)
+    cost = complexity(result.model.config)
+    return {
+        "machine": machine(next(result.model.parameters()).device),
+        "found": resolved["found"],
+        "precision": resolved["precision"],
+        "epochs": resolved["epochs"],
+        "parameters": cost.parameters,
+        "macs": cost.live_macs,
+        "curve": curve,
+        "best": result.best,
+        "train_seconds": round(result.train_seconds, 1),
+    }
+
+
+def seconds_needed(cell: Cell) -> float:
+    """Estimated seconds of a cell's training, from a few steps and one validation that are measured now.
+
+    A teacher's share is left out. Raises: ValueError as ``train``.
+    """
+    if cell.time_budget is not None:
+        return seconds_of(cell.time_budget)
+    config = replace(cell.config(), initial_checkpoint=None, distillation=Distillation())
+    with TemporaryDirectory() as folder:
+        accelerator = make_accelerator(config)
+        trainer = Trainer(resolve(config, cell.data, accelerator), RunDirectory(Path(folder)), accelerator)
+        step_seconds, validation_seconds = seconds_of_an_epoch(trainer)
+        return trainer.epochs * (step_seconds * len(trainer.train_loader) + validation_seconds)

@@ -1,0 +1,162 @@
+"""What a sweep has found: its trials ranked by validation accuracy, as a table, a figure and a recipe of the best."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ceit.atomic import write_text
+from ceit.plots import BLUE, ORANGE, STYLE, save_figure
+from ceit.study.cells import Options, Record, read_cell
+from ceit.study.report import percent, row
+from ceit.study.sweep import Sweep, Trial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TABLE, FIGURE, BEST = "table.md", "figure", "best.yaml"
+_PANELS_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A trial with what its finished cells have found."""
+
+    trial: Trial
+    records: list[Record]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Validation top-1 in percent, of every seed that was trained to its end."""
+        return [record["best"]["validation_top1_percent"] for record in self.records if "failed" not in record]
+
+    @property
+    def failure(self) -> str | None:
+        """Why a seed of it failed, if one has."""
+        return next((record["failed"] for record in self.records if "failed" in record), None)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every seed was trained to its end."""
+        return len(self.accuracies) == len(self.trial.cells)
+
+    @property
+    def order(self) -> tuple[bool, bool, float]:
+        """Whole trials by their mean, then those that lack a seed, then those that have failed."""
+        return self.is_whole, self.failure is None, mean(self.accuracies) if self.accuracies else 0.0
+
+
+def ranked(sweep: Sweep) -> list[Ranked]:
+    """The trials of which a cell is finished, the best first, by the validation split alone.
+
+    Raises: ValueError for a cell's file that was changed.
+    """
+    found = []
+    for trial in sweep.all_trials:
+        records = [read_cell(sweep.places.results, cell) for cell in trial.cells]
+        found.append(Ranked(trial, [record for record in records if record is not None]))
+    return sorted((entry for entry in found if entry.records), key=lambda entry: entry.order, reverse=True)
+
+
+def write_sweep_report(sweep: Sweep, found: Sequence[Ranked]) -> list[Path]:
+    """Write ``table.md`` and, of what was trained to its end, ``figure.png``, ``figure.svg`` and ``best.yaml``."""
+    folder = sweep.places.results
+    write_text(folder / TABLE, "\n".join([sweep_table(sweep, found), "", *notes(sweep, found)]) + "\n")
+    written = [folder / TABLE]
+    if whole := [entry for entry in found if entry.is_whole]:
+        write_text(folder / BEST, best_recipe(sweep, whole[0]))
+        written += [*draw_sweep(sweep, whole, folder / FIGURE), folder / BEST]
+    return written
+
+
+def notes(sweep: Sweep, found: Sequence[Ranked]) -> list[str]:
+    """What stands below the table. The test split is looked at when the choice is made, and at that of the best."""
+    lines = ["Ranked by validation accuracy, the mean over the seeds; ±: their standard deviation. Minutes: of a run."]
+    if left := len(sweep.cells) - sum(len(entry.records) for entry in found):
+        lines.append(f"{left} of {len(sweep.cells)} runs are not finished.")
+    elif found[0].is_whole:
+        cells = found[0].trial.cells
+        reports = [(sweep.places.run_of(cell) / "test.json").read_text(encoding="utf-8") for cell in cells]
+        lines.append(
+            f"Test top-1 of the best trial: {percent([json.loads(report)['top1_percent'] for report in reports])}. It "
+            "was read after the choice, of this trial alone. Its validation accuracy is a little too good, because it "
+            "was chosen by it."
+        )
+    return lines
+
+
+def table_rows(sweep: Sweep, found: Sequence[Ranked]) -> tuple[list[str], list[list[str]]]:
+    """The heads and the rows of the table, the best trial first."""
+    heads = ["rank", "trial", *sweep.choices, "validation top-1", "seeds", "minutes", ""]
+    rows = []
+    for rank, entry in enumerate(found, start=1):
+        options = [str(value) for value in entry.trial.options.values()]
+        minutes = mean(record["train_seconds"] for record in entry.records) / 60
+        accuracy = percent(entry.accuracies) if entry.accuracies else "-"
+        seeds = f"{len(entry.accuracies)} of {len(entry.trial.cells)}"
+        status = (
+            f"failed: {entry.failure.partition(':')[0]}" if entry.failure else "" if entry.is_whole else "unfinished"
+        )
+        place = str(rank) if entry.is_whole else "-"
+        rows.append([place, entry.trial.name, *options, accuracy, seeds, f"{minutes:.1f}", status])
+    return heads, rows
+
+
+def sweep_table(sweep: Sweep, found: Sequence[Ranked]) -> str:
+    """The table in Markdown."""
+    heads, rows = table_rows(sweep, found)
+    return "\n".join([row(heads), "|" + "---|" * len(heads), *map(row, rows)])
+
+
+def best_recipe(sweep: Sweep, best: Ranked) -> str:
+    """The options of a trial as a recipe, with words on where they come from."""
+    cell = best.trial.cells[0]
+    options: Options = {key: value for key, value in cell.options.items() if key != "seed" and value != {}}
+    length = f" --time-budget {cell.time_budget}" if cell.time_budget else ""
+    return (
+        f"# The best of a sweep by validation accuracy: trial {best.trial.name}, {percent(best.accuracies)} over "
+        f"seeds {', '.join(str(cell.seed) for cell in best.trial.cells)}\n"
+        f"# Run:  ceit train --recipe {sweep.places.results / BEST} --data {sweep.data} --output DIR{length}\n"
+        f"# {best.trial.words}\n" + yaml.safe_dump(options, sort_keys=False)
+    )
+
+
+def draw_sweep(sweep: Sweep, found: Sequence[Ranked], path: Path) -> list[Path]:
+    """Validation accuracy over the values of each option: a ring for every trial, the best one filled."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    options = list(sweep.choices)
+    columns = min(_PANELS_IN_A_ROW, len(options))
+    lines = -(-len(options) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 3.2 * columns, 0.8 + 2.6 * lines), layout="constrained")
+        for number, option in enumerate(options, start=1):
+            _draw_option(figure.add_subplot(lines, columns, number), sweep, option, found)
+        figure.suptitle("Validation accuracy, top-1 in %: every trial, mean over its seeds")
+        return [save_figure(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
+
+
+def _draw_option(axes: "Axes", sweep: Sweep, option: str, found: Sequence[Ranked]) -> None:
+    from matplotlib.ticker import NullFormatter
+
+    choices = sweep.choices[option]
+    values: list[Any] = [entry.trial.options[option] for entry in found]
+    heights = [mean(entry.accuracies) for entry in found]
+    if choices.kind == "choice":
+        axes.set_xticks(range(len(choices.values)), [str(value) for value in choices.values])
+        axes.set_xlim(-0.5, len(choices.values) - 0.5)
+        values = [choices.values.index(value) for value in values]
+    else:
+        low, high = choices.values
+        axes.set_xscale("log" if choices.kind == "log_uniform" else "linear")
+        room = 0.05 * (high - low)
+        axes.set_xlim(*((low / 1.2, high * 1.2) if choices.kind == "log_uniform" else (low - room, high + room)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.plot(values, heights, "o", color=BLUE, markerfacecolor="none")
+    axes.plot(values[:1], heights[:1], "o", color=ORANGE)
+    axes.set_xlabel(option)

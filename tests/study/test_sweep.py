@@ -1,0 +1,335 @@
+"""Sweeps on the digits: what is tried, what is refused, what goes on after a stop, and what is called the best."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import ceit_cli
+from ceit.cli.train import parse
+from ceit.study import sweep as sweeps
+from ceit.study.cells import read_cell, read_record
+from ceit.study.sweep import Sweep, run_sweep
+from ceit.study.sweep_report import ranked, sweep_table, write_sweep_report
+from ceit.train.recipe import recipe_config
+from ceit.train.run_directory import lines_of
+
+TINY = {
+    "model": "ceit_pico_patch4_32",
+    "geometry": {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8},
+    "global_batch_size": 64,
+    "checkpoint_every_steps": 5,
+    "log_every_steps": 1,
+}
+
+
+def write(folder: Path, options: dict[str, Any], **changes: Any) -> str:
+    """A sweep over the digits; what is None is left out."""
+    values = {"data": "digits", "output": str(folder / "out"), "search": "grid", "budget": {"epochs": 1}}
+    values |= {"options": TINY | options} | changes
+    file = folder / "own.yaml"
+    file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}, sort_keys=False))
+    return str(file)
+
+
+def run(file: str, said: list[str] | None = None) -> Sweep:
+    sweep = Sweep.read(file)
+    run_sweep(sweep, (lambda message: None) if said is None else said.append, lambda state: None)
+    return sweep
+
+
+def tried(sweep: Sweep) -> list[dict[str, Any]]:
+    return [trial.options for trial in sweep.all_trials]
+
+
+def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
+    options = {"peak_lr": [0.001, 0.01], "augmentation.translate": {"int": [0, 2]}, "ema.decay": 0.9}
+    sweep = Sweep.read(write(tmp_path, options, seeds=[0, 3]))
+    assert tried(sweep) == [
+        {"peak_lr": rate, "augmentation.translate": pixels} for rate in (0.001, 0.01) for pixels in (0, 1, 2)
+    ]
+    assert [cell.seed for cell in sweep.cells] == [0, 3] * 6
+    configs = [cell.config() for cell in sweep.cells]
+    assert {config.ema.decay for config in configs} == {0.9}
+    assert {config.epochs for config in configs} == {1}
+    assert [config.augmentation.translate for config in configs[:6]] == [0, 0, 1, 1, 2, 2]
+    assert configs[0].geometry == TINY["geometry"]
+    assert len({cell.name for cell in sweep.cells}) == 12
+
+
+RANDOM = {
+    "peak_lr": {"log_uniform": [1e-4, 1e-2]},
+    "label_smoothing": {"uniform": [0.0, 0.2]},
+    "geometry.depth": {"int": [2, 4]},
+    "schedule": ["cosine", "linear"],
+}
+
+
+def test_random_trials_are_a_function_of_the_search_seed_and_more_of_them_add_to_the_end(tmp_path: Path) -> None:
+    few = Sweep.read(write(tmp_path, RANDOM, search="random", trials=20))
+    many = Sweep.read(write(tmp_path, RANDOM, search="random", trials=60))
+    assert [trial.name for trial in many.all_trials[:20]] == [trial.name for trial in few.all_trials]
+    other = Sweep.read(write(tmp_path, RANDOM, search="random", trials=20, search_seed=1))
+    assert not {trial.name for trial in other.all_trials} & {trial.name for trial in many.all_trials}
+    drawn = tried(many)
+    rates = [options["peak_lr"] for options in drawn]
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert 15 <= sum(rate < 1e-3 for rate in rates) <= 45  # half of them below the middle of the exponents
+    assert all(0 <= options["label_smoothing"] <= 0.2 for options in drawn)
+    assert {options["geometry.depth"] for options in drawn} == {2, 3, 4}
+    assert {options["schedule"] for options in drawn} == {"cosine", "linear"}
+
+
+def test_another_option_leaves_the_draws_of_the_others_and_no_combination_is_tried_twice(tmp_path: Path) -> None:
+    before = Sweep.read(write(tmp_path, {"peak_lr": RANDOM["peak_lr"]}, search="random", trials=9))
+    after = Sweep.read(write(tmp_path, RANDOM, search="random", trials=9))
+    assert [options["peak_lr"] for options in tried(before)] == [options["peak_lr"] for options in tried(after)]
+    small = {"schedule": ["cosine", "linear"], "geometry.depth": {"int": [2, 4]}}
+    drawn = tried(Sweep.read(write(tmp_path, small, search="random", trials=6)))
+    assert len({tuple(options.values()) for options in drawn}) == 6
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    """``1e-3`` is text for YAML 1.1; a recipe's options are the ground that a sweep's stand on."""
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "recipe: demo\ndata: digits\noutput: out\nsearch: grid\noptions:\n"
+        "  peak_lr: [1e-3, 2e-2]\n  augmentation: {translate: [0, 2]}\n"
+    )
+    sweep = Sweep.read(str(file))
+    assert [options["peak_lr"] for options in tried(sweep)] == [1e-3, 1e-3, 2e-2, 2e-2]
+    config = sweep.cells[0].config()
+    assert (config.optimizer, config.augmentation.flip, config.augmentation.translate) == ("muon", True, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "sentence"),
+    [
+        ({"peak_rl": [1, 2]}, {}, "own.yaml: unknown option 'peak_rl'; did you mean 'peak_lr'"),
+        ({"geometry.dept": [1, 2]}, {}, "unknown option 'geometry.dept'; did you mean 'geometry.depth'"),
+        ({"peak_lr": [0.1, 0.2]}, {"trails": 3}, "unknown key 'trails'; did you mean 'trials'"),
+        ({"peak_lr": [0.1, 0.2]}, {"search": "bayes"}, "unknown sweep .*search 'bayes'"),
+        ({"peak_lr": [0.1, 0.2]}, {"data": None}, "has no data: set it, or --data"),
+        ({"peak_lr": [0.1, 0.2]}, {"output": None}, "has no output: set it, or --output"),
+        ({"peak_lr": [0.1, 0.2]}, {"seeds": []}, r"seeds \[\] must be whole numbers"),
+        ({"peak_lr": [0.1, 0.2]}, {"seeds": [0, 0]}, r"seeds \[0, 0\] must be whole numbers, each once"),
+        ({"peak_lr": [0.1, 0.2]}, {"budget": {"epoch": 1}}, "unknown budget 'epoch'; did you mean 'epochs'"),
+        (
+            {"peak_lr": [0.1, 0.2]},
+            {"budget": {"epochs": 1, "samples": 9}},
+            "must be one of epochs, samples, time_budget",
+        ),
+        ({"peak_lr": [0.1, 0.2]}, {"budget": {"time_budget": 10}}, "duration '10' must be a positive number with"),
+        ({"peak_lr": [0.1, 0.2]}, {"budget": {"epochs": 0}}, "epochs 0 must be at least 1"),
+        ({"peak_lr": [0.1, 0.2]}, {"total_time": "long"}, "duration 'long' must be a positive number with its unit"),
+        ({"peak_lr": [0.1, 0.2]}, {"recipe": "dmo"}, "unknown recipe 'dmo'; did you mean 'demo'"),
+        ({"peak_lr": [0.1, 0.2]}, {"trials": 2}, "a grid tries all 2 combinations: leave out trials"),
+        ({"peak_lr": [0.1, 0.2]}, {"search": "random"}, "needs the number of trials, at least 1, such as trials: 12"),
+        ({"peak_lr": [0.1, 0.2]}, {"search": "random", "trials": 3}, "there are 2 combinations, not 3: search: grid"),
+        ({"peak_lr": {"uniform": [0.1, 0.2]}}, {}, "list those of peak_lr, or search: random"),
+        ({"peak_lr": {"uniform": [0.2, 0.1]}}, {}, "must be two numbers, the lower one first"),
+        ({"peak_lr": {"uniform": [0.2]}}, {}, "must be two numbers"),
+        ({"peak_lr": {"log_uniform": [0, 0.1]}}, {}, r"log_uniform \[0, 0.1\] must be above 0"),
+        ({"geometry.depth": {"int": [1, 2.5]}}, {}, "must be two whole numbers"),
+        ({"peak_lr": {"choice": 3}}, {}, "peak_lr: choice 3 must be a list of values"),
+        ({"peak_lr": {"normal": [0, 1]}}, {}, "unknown option 'peak_lr.normal'"),
+        ({"peak_lr": [0.1, 0.1]}, {}, r"peak_lr: \[0.1, 0.1\] has a value twice"),
+        ({"peak_lr": 0.1}, {}, "options hold nothing to choose from"),
+        ({"peak_lr": [0.1, -1.0]}, {}, "the trial with peak_lr -1.0: peak_lr -1.0 must be positive"),
+        ({"peak_lr": ["high", 0.1]}, {}, "the trial with peak_lr high: peak_lr 'high' must be a number"),
+        ({"geometry.num_heads": [2, 5]}, {}, "the trial with geometry.num_heads 5: .*5"),
+        ({"seed": [1, 2]}, {}, r"set seeds, such as seeds: \[0, 1\]"),
+        ({"epochs": [1, 2]}, {}, "leave out the option epochs, or the budget"),
+        ({"validation_percent": [5.0, 10.0]}, {}, "validation_percent chooses the images of the validation"),
+        ({"peak_lr": [0.1, 0.2], "validation_percent": 0.0, "select": "last"}, {}, "no images to rank the trials by"),
+    ],
+)
+def test_a_wrong_file_is_answered_with_what_is_wrong(
+    options: dict[str, Any], changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Sweep.read(write(tmp_path, options, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Two learning rates with two seeds, killed in the second run and started again."""
+    folder = tmp_path_factory.mktemp("sweep")
+    file = write(folder, {"peak_lr": [0.01, 0.0001]}, seeds=[0, 1], budget={"epochs": 2})
+    command = [sys.executable, "-m", "ceit", "sweep", file]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    sweep = Sweep.read(file)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    metrics = sweep.places.run_of(sweep.cells[1]) / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while sum('"event": "step"' in line for line in lines_of(metrics)) < 12:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert [read_cell(sweep.places.results, cell) is not None for cell in sweep.cells] == [True, False, False, False]
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert "run 1 of 4" not in again.stderr
+    assert "resumed after step" in again.stderr
+    assert "run 4 of 4" in again.stderr
+    assert sweep.all_trials[0].name in again.stdout
+    return sweep
+
+
+def test_the_best_is_that_of_the_highest_validation_accuracy(finished: Sweep) -> None:
+    found = ranked(finished)
+    assert [entry.trial.options["peak_lr"] for entry in found] == [0.01, 0.0001]
+    assert found[0].order > found[1].order
+    table = (finished.places.results / "table.md").read_text(encoding="utf-8")
+    assert sweep_table(finished, found) in table
+    assert f"| 1 | {found[0].trial.name} | 0.01 |" in table
+    assert "Test top-1 of the best trial" in table
+    assert (finished.places.results / "figure.png").stat().st_size > 1000
+    assert not list(finished.places.results.rglob("checkpoints"))
+
+
+def test_the_test_split_ranks_nothing(finished: Sweep, tmp_path: Path) -> None:
+    """Nor is it in the cells' files: with another report in every run, the table and the best recipe are the same."""
+    for path in finished.places.results.glob("trials/*.json"):
+        assert "test" not in read_record(path)
+    copy = Path(shutil.copytree(finished.places.results, tmp_path / "copy"))
+    for number, report in enumerate(sorted(copy.glob("trials/*/test.json"))):
+        report.write_text(json.dumps({"top1_percent": 10.0 * number}))
+    other = Sweep(**{**vars_of(finished), "output": str(copy)})
+    write_sweep_report(other, ranked(other))
+    assert sweep_table(other, ranked(other)) == sweep_table(finished, ranked(finished))
+    for name in ("best.yaml", "table.md"):
+        theirs, ours = (folder.joinpath(name).read_text().splitlines() for folder in (copy, finished.places.results))
+        different = [line for line in theirs if line not in ours]
+        assert all(line.startswith(("# Run:", "Test top-1")) for line in different)
+
+
+def vars_of(sweep: Sweep) -> dict[str, Any]:
+    return {name: getattr(sweep, name) for name in sweep.__dataclass_fields__}
+
+
+def test_the_best_recipe_trains_with_the_options_of_the_best(
+    finished: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(finished.places.results / "best.yaml")
+    best = ranked(finished)[0].trial.cells[0]
+    assert recipe_config(recipe) == best.config()
+    assert parse(["--recipe", recipe, "--data", "digits", "--output", "x"])[0] == best.config()
+    output = tmp_path / "best"
+    assert ceit_cli.main(["train", "--recipe", recipe, "--data", "digits", "--output", str(output)]) == 0
+    capsys.readouterr()
+    same = json.loads((output / "test.json").read_text())["best"]
+    record = read_cell(finished.places.results, best)
+    assert record is not None
+    assert same == record["best"]
+
+
+def test_a_second_run_trains_nothing_and_a_longer_grid_keeps_what_there_is(
+    finished: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished.places.results.parent
+    before = {path.name: path.read_bytes() for path in finished.places.results.glob("trials/*.json")}
+    said: list[str] = []
+    run(str(folder / "own.yaml"), said)
+    assert said == []
+    longer = write(folder, {"peak_lr": [0.01, 0.02, 0.0001]}, seeds=[0, 1, 2], budget={"epochs": 2})
+    assert ceit_cli.main(["sweep", longer, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert (printed.count(" done"), printed.count("to run")) == (4, 5)
+    assert "3 trials, 9 runs" in printed
+    assert ceit_cli.main(["sweep", longer, "--report"]) == 0
+    table = (finished.places.results / "table.md").read_text(encoding="utf-8")
+    assert "5 of 9 runs are not finished" in table
+    assert "2 of 3 | " in table
+    assert "Test" not in table  # while the choice is open
+    assert {path.name: path.read_bytes() for path in finished.places.results.glob("trials/*.json")} == before
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    options = {"optimizer": "sgd", "peak_lr": [1e30, 0.01], "max_skipped_steps": 2, "clip_norm": 0.0}
+    said: list[str] = []
+    file = write(tmp_path, options)
+    sweep = run(file, said)
+    found = ranked(sweep)
+    assert [entry.failure is None for entry in found] == [True, False]
+    assert sum(" failed: " in line for line in said) == 1
+    paths = write_sweep_report(sweep, found)
+    assert [path.name for path in paths] == ["table.md", "figure.png", "figure.svg", "best.yaml"]
+    row = next(line for line in paths[0].read_text(encoding="utf-8").splitlines() if "1e+30" in line)
+    assert row.startswith("| - |")
+    assert "| failed: " in row
+    said.clear()
+    run(file, said)
+    assert said == []  # it is not tried again
+
+
+def test_where_all_fail_the_reason_is_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"optimizer": "sgd", "peak_lr": [1e30, 1e31], "max_skipped_steps": 2}
+    assert ceit_cli.main(["sweep", write(tmp_path, options)]) == 1
+    assert "no trial was trained to its end with every seed; the first failed: " in capsys.readouterr().err
+    assert not (tmp_path / "out" / "best.yaml").exists()
+
+
+def test_data_that_are_not_there_stop_the_sweep_and_record_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, {"peak_lr": [0.01, 0.1]})
+    assert ceit_cli.main(["sweep", file, "--data", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/trials/*.json"))
+
+
+def test_the_total_time_ends_a_sweep_between_two_runs_and_a_longer_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def pretend(cell: sweeps.Cell, places: sweeps.Places, *rest: object) -> None:
+        ran.append(cell.name)
+        best = {"validation_top1_percent": 50.0}
+        sweeps.write_cell(places.results, cell, {"best": best, "train_seconds": 60.0})
+
+    monkeypatch.setattr(sweeps, "run_trial", pretend)
+    said: list[str] = []
+    sweep = run(write(tmp_path, {"peak_lr": [0.1, 0.2, 0.3, 0.4]}, total_time="150s"), said)
+    assert ran == [cell.name for cell in sweep.cells[:2]]
+    assert said[-1] == "total_time 150s is used up: 2 of 4 runs are left; a longer one goes on"
+    run(write(tmp_path, {"peak_lr": [0.1, 0.2, 0.3, 0.4]}, total_time="5m"))
+    assert ran == [cell.name for cell in sweep.cells]
+
+
+def test_processes_share_the_runs(tmp_path: Path) -> None:
+    file = write(tmp_path, {"peak_lr": [0.01, 0.02, 0.03]})
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ceit", "sweep", file],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    for number in (1, 2, 3):
+        assert sum(f"run {number} of 3: " in text for text in said) == 1
+    assert len(list(tmp_path.glob("out/trials/*.json"))) == 3
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_time_budget_is_of_each_run(tmp_path: Path) -> None:
+    sweep = run(write(tmp_path, {"peak_lr": [0.01, 0.02]}, budget={"time_budget": "4s"}))
+    best = ranked(sweep)[0]
+    assert 0 < best.records[0]["train_seconds"] < 8
+    write_sweep_report(sweep, ranked(sweep))
+    assert "--time-budget 4s" in (sweep.places.results / "best.yaml").read_text(encoding="utf-8")
