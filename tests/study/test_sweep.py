@@ -307,6 +307,21 @@ def test_the_total_time_ends_a_sweep_between_two_runs_and_a_longer_one_goes_on(
     assert ran == [cell.name for cell in sweep.cells]
 
 
+def test_a_stop_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "run_trial", stop)
+    file = write(tmp_path, {"peak_lr": [0.1, 0.2]}, output=None)
+    assert ceit_cli.main(["sweep", file, "--output", str(tmp_path / "out")]) == 130
+    said = f"stopped, nothing that was saved is lost; go on with: ceit sweep {file} --output {tmp_path / 'out'}"
+    assert said in capsys.readouterr().err
+    assert ceit_cli.main(["sweep", file, "--output", str(tmp_path / "out"), "--report"]) == 1
+    assert "no run of the sweep is finished yet" in capsys.readouterr().err
+
+
 def test_processes_share_the_runs(tmp_path: Path) -> None:
     file = write(tmp_path, {"peak_lr": [0.01, 0.02, 0.03]})
     processes = [

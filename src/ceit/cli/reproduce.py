@@ -107,19 +107,37 @@ def _command(names: list[str], scale: str | None, options: argparse.Namespace) -
     return shlex.join(words)
 
 
+EXAMPLES = """examples:
+  ceit reproduce --list
+  ceit reproduce modules --scale digits               # minutes: shows that the study runs
+  ceit reproduce modules --scale cifar10 --dry-run    # what it would take
+  ceit reproduce modules --scale cifar10"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ceit reproduce",
-        description="Run studies: every cell once, to the end whatever stops it in between; a second run does nothing.",
+        description="Run the paper's experiments again. A study trains several variants with several seeds, each pair "
+        "once, and writes a table and a figure. Stopped or killed, the same command goes on where it was; when all is "
+        "done, it trains nothing. To tune a recipe on your own data, see ceit sweep.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    words = f"{', '.join(study_names())}; a YAML file; {ALL} for every study of the scale"
+    words = f"{', '.join(study_names())}; a YAML file of your own; {ALL} for every study of the scale"
     parser.add_argument("studies", metavar="STUDY", nargs="*", help=words)
-    parser.add_argument("--scale", metavar="NAME", help=f"{', '.join(scales())} (default: cifar10 if it runs there)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="run N seeds (default: as many as the study has)")
-    parser.add_argument("--dry-run", action="store_true", help="print the cells and the hours they need, run nothing")
+    parser.add_argument(
+        "--scale",
+        metavar="NAME",
+        help=f"data and size of the networks: {', '.join(scales())} (default: cifar10 if the study runs there)",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="train N seeds (default: as many as the study has)")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and the hours they need, train nothing")
     parser.add_argument("--list", action="store_true", help="print the studies and what they ask")
-    parser.add_argument("--results", type=expanded, default=Places.results, metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--runs", type=expanded, default=Places.runs, metavar="DIR", help="default: %(default)s")
+    for name, usual, what in (
+        ("results", Places.results, "tables, figures and the measured numbers"),
+        ("runs", Places.runs, "run directories"),
+    ):
+        parser.add_argument(f"--{name}", type=expanded, default=usual, metavar="DIR", help=f"{what} ({usual})")
     return parser
 
 

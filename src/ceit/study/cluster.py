@@ -8,11 +8,10 @@ from ceit.data.cache import cache_dir
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.model.complexity import complexity
-from ceit.study.cells import Cell, Options, Places, path_of, with_models
+from ceit.study.cells import Cell, Places, path_of, with_models
 from ceit.study.cost import BYTES_OF_A_JPEG, GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, training_flops_on
 from ceit.study.plan import TUNING, Study
-from ceit.train.config import SECTIONS
-from ceit.train.recipe import nested, read_recipe
+from ceit.train.recipe import flat_keys, read_recipe
 
 _COPIES_IN_A_CHECKPOINT = 4  # the weights, their average, and AdamW's two moments, in float32
 _BYTES = 4
@@ -41,12 +40,12 @@ def run_bytes(cell: Cell) -> int:
 
 def command_of(cell: Cell, places: Places) -> str:
     """The run of a cell on one node of eight GPUs, for a shell."""
-    known = _flat(nested(read_recipe(cell.recipe))) if cell.recipe else {}
+    known = read_recipe(cell.recipe) if cell.recipe else {}
     words = ["torchrun", "--nproc-per-node", str(GPUS_OF_A_NODE), "-m", "ceit", "train", "--resume", "auto"]
     if cell.recipe:
         words += ["--recipe", cell.recipe]
     words += ["--data", cell.data, "--output", str(places.run_of(cell))]
-    for name, value in _flat(with_models(cell.options, places.models_for(cell))).items():
+    for name, value in flat_keys(with_models(cell.options, places.models_for(cell))).items():
         if name not in known or known[name] != value:
             words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(words)
@@ -81,14 +80,3 @@ def plan_text(study: Study, cells: Sequence[Cell], places: Places, rates_are_cho
         ]
     lines += ["", "# every model on its test split, the cells' files, tables and figures:"]
     return "\n".join([*lines, command])
-
-
-def _flat(options: Options) -> Options:
-    """Options as those of the command: dotted in sections; geometry is one option."""
-    flat: Options = {}
-    for key, value in options.items():
-        if key in SECTIONS:
-            flat |= {f"{key}.{name}": item for name, item in value.items()}
-        else:
-            flat[key] = value
-    return flat

@@ -18,7 +18,7 @@ A sweep is a YAML file:
     search_seed   another one draws other trials; 0 unless given
 
 A trial is one choice of options. It is named after its options, so a file that is changed keeps what was trained
-before. A cell is one trial with one seed: one training run.
+before. A cell is one trial with one seed, one training run; words for users call it a run.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
@@ -80,10 +80,10 @@ class Choices:
         return cls(kind, values)
 
     @property
-    def listed(self) -> list[Any] | None:
+    def listed(self) -> Sequence[Any] | None:
         """All values, None where they are too many to list."""
         if self.kind == "int":
-            return list(range(self.values[0], self.values[1] + 1))
+            return range(self.values[0], self.values[1] + 1)
         return self.values if self.kind == "choice" else None
 
     def at(self, share: float) -> Any:
