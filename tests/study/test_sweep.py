@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 import ceit_cli
+from ceit.cli.sweep import EXAMPLE
 from ceit.cli.train import parse
 from ceit.study import sweep as sweeps
 from ceit.study.cells import read_cell, read_record
@@ -107,6 +109,16 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
     assert [options["peak_lr"] for options in tried(sweep)] == [1e-3, 1e-3, 2e-2, 2e-2]
     config = sweep.cells[0].config()
     assert (config.optimizer, config.augmentation.flip, config.augmentation.translate) == ("muon", True, 0)
+
+
+def test_the_examples_of_the_page_and_of_the_help_are_sweeps(repository: Path, tmp_path: Path) -> None:
+    page = (repository / "docs" / "sweep.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    shown = EXAMPLE.partition("\n")[2].partition("\n\n")[0]
+    for number, text in enumerate((page, textwrap.dedent(shown))):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text)
+        sweep = Sweep.read(str(file), data="digits")
+        assert (len(sweep.all_trials), len(sweep.cells), sweep.total_time) == (12, 24, "2h")
 
 
 @pytest.mark.parametrize(

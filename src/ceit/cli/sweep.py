@@ -106,7 +106,7 @@ def print_cells(sweep: Sweep, console: Console) -> None:
             table.add_row(cell.name, *values, f"{seconds / 60:.1f}", status)
     console.print(table)
     console.print(
-        f"{len(sweep.all_trials)} trials, {len(sweep.cells)} runs, {left / 3600:.2f} hours left on this machine"
+        f"{len(sweep.all_trials)} trials, {len(sweep.cells)} runs, {left / 3600:.1f} hours left on this machine"
         + (f"; total_time {sweep.total_time} may end it earlier" if sweep.total_time else ""),
         highlight=False,
     )
