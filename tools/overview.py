@@ -59,7 +59,7 @@ def evidence(scale: str, *names: str) -> str:
 def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
     """A row for every pair that the studies compare and that has been measured: both accuracies, seeds, test."""
     heads = ["", "test top-1", "against", "gain, points", "seeds", "largest p", "p over seeds", ""]
-    rows = [report.row(heads), "|" + "---|" * len(heads)]
+    rows = []
     for study, records in found:
         for one, other in study.compare:
             pairs, compared = report.pairs_of(records, one, other), report.comparison_of(records, one, other)
@@ -69,8 +69,9 @@ def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
             words = [one, report.percent(first), f"{other}, {report.percent(second)}"]
             words += [f"**{mean(compared.gains):+.2f}**", str(len(pairs)), report.p_value(max(compared.p_values))]
             words += [report.p_value(compared.p_of_seeds), report.verdict_of(records, one, other, compared)]
-            rows.append(report.row(words))
-    return "\n".join([*rows, "", f"Over the seeds that both have; ±: their standard deviation. {report.TEST_IN_WORDS}"])
+            rows.append(words)
+    explained = f"Over the seeds that both have; ±: their standard deviation. {report.TEST_IN_WORDS}"
+    return f"{report.markdown(heads, rows)}\n\n{explained}"
 
 
 def devices_table() -> str:
@@ -118,10 +119,8 @@ def locality(name: str, scale: str) -> str:
 def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
     """Shift consistency and attention distance of every arm, over the seeds; then what even attention has."""
     shifts = list(next(iter(records.values()))[0]["locality"]["shift_consistency_percent"]) if records else []
-    rows = [
-        f"| | seeds | {' | '.join(f'{pixels} px' for pixels in shifts)} | attention distance by block, tokens |",
-        "|---|---|" + "---|" * (len(shifts) + 1),
-    ]
+    heads = ["", "seeds", *(f"{pixels} px" for pixels in shifts), "attention distance by block, tokens"]
+    rows = []
     for arm in study.arms_at(scales()[scale]):
         cells = [cell["locality"] for cell in records.get(arm.name, [])]
         if not cells:
@@ -131,15 +130,13 @@ def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -
             for pixels in shifts
         ]
         distances = zip(*(cell["attention_distance"] for cell in cells), strict=True)
-        rows.append(
-            f"| {arm.name} | {len(cells)} | {' | '.join(same)} "
-            f"| {', '.join(report.with_spread(list(values), 2) for values in distances)} |"
-        )
+        by_block = ", ".join(report.with_spread(list(values), 2) for values in distances)
+        rows.append([arm.name, str(len(cells)), *same, by_block])
     model = scales()[scale].options.get("model")
     if model is not None:
         even = token_distances(config_of(model).grid).mean().item()
-        rows.append(f"| *the same attention to every patch* | |{' |' * len(shifts)} {even:.2f} |")
-    return "\n".join([*rows, "", "±: standard deviation over the seeds."])
+        rows.append(["*the same attention to every patch*", "", *("" for _ in shifts), f"{even:.2f}"])
+    return f"{report.markdown(heads, rows)}\n\n±: standard deviation over the seeds."
 
 
 def complexity_table() -> str:

@@ -18,8 +18,9 @@ from ceit.cli.sweep import EXAMPLE
 from ceit.cli.train import parse
 from ceit.study import sweep as sweeps
 from ceit.study.cells import read_cell, read_record
+from ceit.study.report import markdown
 from ceit.study.sweep import Sweep, run_sweep
-from ceit.study.sweep_report import ranked, sweep_table, write_sweep_report
+from ceit.study.sweep_report import ranked, table_rows, write_sweep_report
 from ceit.train.recipe import recipe_config
 from ceit.train.run_directory import lines_of
 
@@ -202,7 +203,7 @@ def test_the_best_is_that_of_the_highest_validation_accuracy(finished: Sweep) ->
     assert [entry.trial.options["peak_lr"] for entry in found] == [0.01, 0.0001]
     assert found[0].order > found[1].order
     table = (finished.places.results / "table.md").read_text(encoding="utf-8")
-    assert sweep_table(finished, found) in table
+    assert markdown(*table_rows(finished, found)) in table
     assert f"| 1 | {found[0].trial.name} | 0.01 |" in table
     assert "Test top-1 of the best trial" in table
     assert (finished.places.results / "figure.png").stat().st_size > 1000
@@ -218,7 +219,7 @@ def test_the_test_split_ranks_nothing(finished: Sweep, tmp_path: Path) -> None:
         report.write_text(json.dumps({"top1_percent": 10.0 * number}))
     other = Sweep(**{**vars_of(finished), "output": str(copy)})
     write_sweep_report(other, ranked(other))
-    assert sweep_table(other, ranked(other)) == sweep_table(finished, ranked(finished))
+    assert table_rows(other, ranked(other)) == table_rows(finished, ranked(finished))
     for name in ("best.yaml", "table.md"):
         theirs, ours = (folder.joinpath(name).read_text().splitlines() for folder in (copy, finished.places.results))
         different = [line for line in theirs if line not in ours]

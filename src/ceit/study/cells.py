@@ -105,6 +105,7 @@ def write_cell(root: Path, cell: Cell, found: Record) -> None:
         "seed": cell.seed,
         "data": cell.data,
         "options": cell.options,
+        **({"time_budget": cell.time_budget} if cell.time_budget else {}),
         "code": {"ceit": ceit.__version__, "source": source_digest()},
         **found,
     }

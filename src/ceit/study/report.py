@@ -1,6 +1,6 @@
 """Tables and figures of a study, made from the files of its cells and from nothing else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -74,11 +74,11 @@ def accuracy_table(study: Study, scale: str, records: dict[str, list[Record]]) -
     devices = sorted({device_of(record) for cells in records.values() for record in cells})
     minutes = ["minutes"] if len(devices) == 1 else [f"minutes, {device}" for device in devices]
     heads = ["", "parameters", "M MACs", "epochs", "peak lr", "seeds", "validation", "test top-1, mean", "spread"]
-    rows = [row([*heads, *minutes]), "|" + "---|" * len([*heads, *minutes])]
+    rows = []
     for arm in study.arms_at(scales()[scale]):
         cells = records.get(arm.name)
         if cells is None:
-            rows.append(row([arm.name, "", "", "", "", "0", "", "*not measured yet*", "", *("" for _ in minutes)]))
+            rows.append([arm.name, "", "", "", "", "0", "", "*not measured yet*", "", *("" for _ in minutes)])
             continue
         first, accuracies = cells[0], [cell["test"]["top1_percent"] for cell in cells]
         words = [
@@ -95,43 +95,40 @@ def accuracy_table(study: Study, scale: str, records: dict[str, list[Record]]) -
         for device in devices:
             seconds = [cell["train_seconds"] for cell in cells if device_of(cell) == device]
             words.append(f"{mean(seconds) / 60:.1f}" if seconds else "-")
-        rows.append(row(words))
-    return "\n".join([*rows, "", f"Spread: standard deviation over the seeds. {_MINUTES_IN_WORDS}"])
+        rows.append(words)
+    return f"{markdown([*heads, *minutes], rows)}\n\nSpread: standard deviation over the seeds. {_MINUTES_IN_WORDS}"
 
 
 def comparison_table(study: Study, records: dict[str, list[Record]]) -> str:
     """A row for every pair: the gain of the first, seed by seed, and whether it is more than chance."""
-    rows = ["| | gain, points | each seed | largest p | p over seeds | |", "|---|---|---|---|---|---|"]
+    rows = []
     for one, other in study.compare:
         found = comparison_of(records, one, other)
         if found is None:
-            rows.append(f"| {one} against {other} | | | | | *not measured yet* |")
+            rows.append([f"{one} against {other}", "", "", "", "", "*not measured yet*"])
             continue
         each = ", ".join(f"{gain:+.2f}" for gain in found.gains)
-        rows.append(
-            f"| {one} against {other} | {mean(found.gains):+.2f} | {each} | {p_value(max(found.p_values))} "
-            f"| {p_value(found.p_of_seeds)} | {verdict_of(records, one, other, found)} |"
-        )
-    return "\n".join([*rows, "", TEST_IN_WORDS])
+        tests = [p_value(max(found.p_values)), p_value(found.p_of_seeds), verdict_of(records, one, other, found)]
+        rows.append([f"{one} against {other}", f"{mean(found.gains):+.2f}", each, *tests])
+    heads = ["", "gain, points", "each seed", "largest p", "p over seeds", ""]
+    return f"{markdown(heads, rows)}\n\n{TEST_IN_WORDS}"
 
 
 def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
     """After how many of its epochs the first of a pair has the validation accuracy that the second ends with."""
-    rows = [
-        "| | validation accuracy to reach, that of the last epoch | reached after epochs, each seed | of |",
-        "|---|---|---|---|",
-    ]
+    heads = ["", "validation accuracy to reach, that of the last epoch", "reached after epochs, each seed", "of"]
+    rows = []
     for one, other in study.compare:
         pairs = pairs_of(records, one, other)
         if not pairs:
-            rows.append(f"| {one} | *not measured yet* | | |")
+            rows.append([one, "*not measured yet*", "", ""])
             continue
         goals = [last["curve"][-1]["validation_top1_percent"] or 0 for _, last in pairs]
         epochs = [_first_epoch(cell, goal) for (cell, _), goal in zip(pairs, goals, strict=True)]
         reached = ", ".join("not" if epoch is None else str(epoch) for epoch in epochs)
         total = f"{pairs[0][0]['epochs']}, against {pairs[0][1]['epochs']}"
-        rows.append(f"| {one} | {_mean(goals)}, {other} | {reached} | {total} |")
-    return "\n".join(rows)
+        rows.append([one, f"{_mean(goals)}, {other}", reached, total])
+    return markdown(heads, rows)
 
 
 def comparison_of(records: dict[str, list[Record]], one: str, other: str) -> Comparison | None:
@@ -178,9 +175,10 @@ def device_of(record: Record) -> str:
     return record["machine"]["accelerator"] or record["machine"]["processor"]
 
 
-def row(words: Iterable[str]) -> str:
-    """A line of a table; an empty word is an empty column."""
-    return "|" + "".join(f" {word} |" if word else " |" for word in words)
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; an empty word is an empty field."""
+    first, *others = ("|" + "".join(f" {word} |" if word else " |" for word in words) for words in (heads, *rows))
+    return "\n".join([first, "|" + "---|" * len(heads), *others])
 
 
 def pairs_of(records: dict[str, list[Record]], one: str, other: str) -> list[tuple[Record, Record]]:

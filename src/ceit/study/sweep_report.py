@@ -12,7 +12,7 @@ import yaml
 from ceit.atomic import write_text
 from ceit.plots import BLUE, ORANGE, STYLE, save_figure
 from ceit.study.cells import Options, Record, read_cell
-from ceit.study.report import percent, row
+from ceit.study.report import markdown, percent
 from ceit.study.sweep import Sweep, Trial
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def ranked(sweep: Sweep) -> list[Ranked]:
 def write_sweep_report(sweep: Sweep, found: Sequence[Ranked]) -> list[Path]:
     """Write ``table.md`` and, of what was trained to its end, ``figure.png``, ``figure.svg`` and ``best.yaml``."""
     folder = sweep.places.results
-    write_text(folder / TABLE, "\n".join([sweep_table(sweep, found), "", *notes(sweep, found)]) + "\n")
+    write_text(folder / TABLE, "\n".join([markdown(*table_rows(sweep, found)), "", *notes(sweep, found)]) + "\n")
     written = [folder / TABLE]
     if whole := [entry for entry in found if entry.is_whole]:
         write_text(folder / BEST, best_recipe(sweep, whole[0]))
@@ -104,12 +104,6 @@ def table_rows(sweep: Sweep, found: Sequence[Ranked]) -> tuple[list[str], list[l
         place = str(rank) if entry.is_whole else "-"
         rows.append([place, entry.trial.name, *options, accuracy, seeds, f"{minutes:.1f}", status])
     return heads, rows
-
-
-def sweep_table(sweep: Sweep, found: Sequence[Ranked]) -> str:
-    """The table in Markdown."""
-    heads, rows = table_rows(sweep, found)
-    return "\n".join([row(heads), "|" + "---|" * len(heads), *map(row, rows)])
 
 
 def best_recipe(sweep: Sweep, best: Ranked) -> str:
