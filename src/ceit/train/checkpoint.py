@@ -71,44 +71,32 @@ class Parts(NamedTuple):
     scaler: GradScaler
 
 
-class State(NamedTuple):
-    """The parts' tensors on the CPU, and what is not a tensor."""
-
-    tensors: dict[str, Tensor]
-    header: dict[str, Any]
-
-
-def state_of(parts: Parts) -> State:
-    """The state of a run's parts."""
+def save_state(folder: Path, progress: Progress, parts: Parts, processes: int, keep: int) -> None:
+    """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest ``keep``."""
     tensors = {f"model.{key}": value for key, value in parts.model.state_dict().items()}
     if parts.ema is not None:
         tensors |= {f"ema.{key}": value for key, value in parts.ema.state_dict().items()}
-    state = parts.optimizer.state_dict()
+    optimizer = parts.optimizer.state_dict()
     numbers: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
+    for index, entries in optimizer["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
-    contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     header = {
-        "optimizer": {"groups": [_plain(group) for group in state["param_groups"]], "numbers": numbers},
-        "sha256": _digest(contiguous),
+        "format_version": FORMAT_VERSION,
+        "progress": asdict(progress),
+        "processes": processes,
+        "optimizer": {"groups": [_plain(group) for group in optimizer["param_groups"]], "numbers": numbers},
+        "sha256": _digest(tensors),
         "scaler": parts.scaler.state_dict(),
     }
-    return State(contiguous, header)
-
-
-def save_state(folder: Path, progress: Progress, state: State, processes: int, keep: int) -> Path:
-    """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest ``keep``."""
-    header = {"format_version": FORMAT_VERSION, "progress": asdict(progress), "processes": processes}
-    path = folder / checkpoint_name(progress.step)
     folder.mkdir(exist_ok=True)
-    replace_files({path: save(state.tensors, metadata={"state": json.dumps(header | state.header)})})
+    replace_files({folder / checkpoint_name(progress.step): save(tensors, metadata={"state": json.dumps(header)})})
     for old in checkpoints_in(folder)[:-keep]:
         old.unlink()
-    return path
 
 
 def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:

@@ -21,7 +21,7 @@ from ceit.data.record import ImageRecord
 from ceit.lock import InUseError, locked
 from ceit.model import CeiT
 from ceit.paths import expanded
-from ceit.train.checkpoint import Progress, State, checkpoint_name, checkpoints_in, save_state
+from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_in, save_state
 from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
 
@@ -182,9 +182,10 @@ class RunDirectory:
             )
         return is_same
 
-    def save_state(self, progress: Progress, state: State, processes: int, keep: int) -> None:
+    def save_state(self, progress: Progress, parts: Parts, processes: int, keep: int) -> None:
         """A checkpoint; of the older ones the newest ``keep`` stay, this one among them."""
-        save_state(self.path / "checkpoints", progress, state, processes, keep)
+        if self.writes:
+            save_state(self.path / "checkpoints", progress, parts, processes, keep)
 
     def save_report(self, report: Mapping[str, Any], progress: Progress) -> None:
         """``test.json``; what an earlier report left in the log goes."""

@@ -16,7 +16,7 @@ from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import FreeCores
 from ceit.inference.device import machine
 from ceit.model import CeiT
-from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state, state_of
+from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state
 from ceit.train.distributed import from_main, total_of
 from ceit.train.interruption import Interrupted, stop_signals
 from ceit.train.learner import Learner, Say, normalised_as, starting_model
@@ -139,9 +139,8 @@ class Trainer:
     def save(self) -> None:
         """The full state of the run, written by the main process."""
         self.learner.settle_statistics()
-        if self.accelerator.is_main_process:
-            processes, keep = self.accelerator.num_processes, self.run.config.keep_checkpoints
-            self.directory.save_state(self.progress, state_of(self.learner.parts()), processes, keep)
+        processes, keep = self.accelerator.num_processes, self.run.config.keep_checkpoints
+        self.directory.save_state(self.progress, self.learner.parts(), processes, keep)
         self.accelerator.wait_for_everyone()
 
     def resume(self, saved: SavedRun) -> None:
