@@ -1,9 +1,10 @@
-# Every target sets up what it needs in .venv, and again whenever pyproject.toml changes. Needs git, make and Python 3.11 or newer.
+# Every target sets up what it needs in .venv, and again whenever pyproject.toml changes. Needs make and Python 3.11 or newer.
 
 PYTHON ?= python3
-PIP_EXTRAS := dev,viz
 BIN := .venv/bin
-STAMP := .venv/installed
+USER := .venv/for-the-demo
+DEVELOPER := .venv/for-the-gate
+CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -17,26 +18,27 @@ help:
 	@echo "make format  rewrite the code as the gate wants it, where that can be done by a machine"
 	@echo "make clean   remove everything that these targets made, except runs/"
 
-demo: $(STAMP)
+demo: $(USER)
 	$(BIN)/ceit demo --output runs/demo
 
 # One thread a worker: torch would otherwise start as many as there are cores in each of them.
-test: $(STAMP)
+test: $(DEVELOPER)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
 
-check: $(STAMP)
+check: $(DEVELOPER)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
 	$(MAKE) --no-print-directory test
 
-results: $(STAMP)
+results: $(DEVELOPER)
 	$(BIN)/python -m tools.results README.md studies/demo
+	$(BIN)/python -m tools.results README.zh-CN.md studies/demo
 	$(BIN)/python -m tools.measured
 	$(BIN)/python -m tools.overview studies
-	$(BIN)/python -m tools.pages README.md docs/*.md docs/recipes/*.md
+	$(BIN)/python -m tools.pages README.md README.zh-CN.md docs/*.md docs/recipes/*.md
 
-format: $(STAMP)
+format: $(DEVELOPER)
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
@@ -44,9 +46,16 @@ clean:
 	rm -rf .venv build dist .coverage .hypothesis .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml
+# Linux gets torch with CUDA, several gigabytes, unless another build is there already.
+$(USER): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test "$$(uname)" != Linux || command -v nvidia-smi >/dev/null || ls .venv/lib/python*/site-packages/torch >/dev/null 2>&1 || \
+	    echo "no GPU found: for torch's small CPU build stop here, run '$(PYTHON) -m venv .venv && $(CPU_BUILD)', and then make again"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[$(PIP_EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --editable '.[viz]'
+	@touch $@
+
+$(DEVELOPER): $(USER)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,viz]'
 	@touch $@

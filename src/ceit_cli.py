@@ -49,7 +49,6 @@ EXTRAS = {
     "pyarrow": "data",
     "scipy": "data",
     "matplotlib": "viz",
-    "pytorch_grad_cam": "viz",
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "export",

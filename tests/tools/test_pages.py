@@ -20,8 +20,10 @@ PAGES = [
     *sorted((ROOT / "docs" / "recipes").glob("*.md")),
 ]
 BLOCK = re.compile(r"```.*?```", re.DOTALL)
-COMPUTED = [ROOT / "README.md", ROOT / "docs" / "speed.md", *PAGES]
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+COMPUTED = [*READMES, ROOT / "docs" / "speed.md", *PAGES]
 ALL = [*PAGES, ROOT / "docs" / "training.md"]
+LINKING = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", COMPUTED, ids=lambda page: page.name)
@@ -37,10 +39,22 @@ def test_a_part_that_nobody_computes_is_refused() -> None:
         with_computed_parts("<!-- computed: recipies; do not edit -->\n<!-- end of computed part -->")
 
 
-@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-        assert link.startswith("https://") or (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)]+)", page.read_text(encoding="utf-8")):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name within a page: its headings in small letters, without signs, spaces as dashes."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)

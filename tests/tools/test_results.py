@@ -10,8 +10,9 @@ from tools.results import results_table, with_table
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readme_shows_the_committed_results(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
     assert with_table(text, results_table(ROOT / "studies" / "demo")) == text, "run: make results"
 
 
