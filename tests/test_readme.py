@@ -111,7 +111,7 @@ def run_pip(words: list[str]) -> None:
 
 def run_train(words: list[str]) -> None:
     shutil.rmtree("runs", ignore_errors=True)
-    run_ceit(words, {"30m": "8s"}, () if "--time-budget" in words or "--help" in words else ("--max-epochs", "1"))
+    run_ceit(words, more=() if "--help" in words else ("--max-epochs", "1"))
 
 
 def run_convert(words: list[str]) -> None:
