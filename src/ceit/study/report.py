@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 TABLE, FIGURE = "table.md", "figure"
 TEST_IN_WORDS = (
-    "Largest p: McNemar's exact test over the test images, seed by seed, which tells networks apart; *better* or "
-    f"*worse* where every one of several seeds says so with p < {LEVEL:g}. p over seeds: paired t-test, of three seeds "
-    "or more, which tells recipes apart."
+    "*Better* means better on every one of several seeds (McNemar's exact test on the same test images, "
+    f"p < {LEVEL:g}); *worse* alike. The largest p is that of the seeds, and compares networks. p over seeds is a "
+    "paired t-test of three seeds or more, and compares recipes."
 )
 _MINUTES_IN_WORDS = "Minutes: of training beside other cells on the same machine, no measure of speed."
 
