@@ -43,7 +43,7 @@ def test_shell_answers_without_importing_torch_or_the_package(arguments: list[st
     program = f"""
 import sys, ceit_cli
 assert ceit_cli.main({arguments!r}) == {code}
-heavy = {{"ceit", "torch", "timm", "numpy", "rich", "jsonargparse"}} & set(sys.modules)
+heavy = {{"ceit", "torch", "timm", "numpy", "rich", "yaml"}} & set(sys.modules)
 assert not heavy, heavy
 """
     result = subprocess.run(

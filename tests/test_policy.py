@@ -14,7 +14,7 @@ OWN = sorted([*(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.p
 # Arrows point one way: a part may import itself and any part of a lower layer.
 LAYERS = (
     {"paths", "messages", "atomic", "lock"},
-    {"plots"},
+    {"plots", "options", "yaml_file"},
     {"model"},
     {"weights"},
     {"data"},

@@ -2,19 +2,23 @@
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import psutil
 import pytest
 import yaml
 
 import ceit_cli
-from ceit.cli.train import parse
-from ceit.train.config import TrainConfig
+from ceit.cli.train import FIRST, GROUPS, PLACES, SWITCHES, parse
+from ceit.options import option_types, parts_of
+from ceit.train.config import SECTIONS, TrainConfig, known_keys
+from ceit.train.schema import descriptions
 
 SMALL = ["--geometry", '{"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8}']
 
@@ -58,7 +62,7 @@ def test_the_range_test_prints_a_rate(tmp_path: Path, capsys: pytest.CaptureFixt
     ("words", "sentence"),
     [
         (["--recipe", "demo", "--output", "x"], "--data is missing"),
-        (["--data", "digits", "--output", "x", "--peak_lrr", "1"], "did you mean 'peak_lr'"),
+        (["--data", "digits", "--output", "x", "--peak_lrr", "1"], "did you mean '--peak-lr'"),
         (
             ["--data", "digits", "--output", "x", "--precision", "bf17"],
             "--precision bf17 must be one of auto, bf16, fp16, float32, float64",
@@ -68,6 +72,40 @@ def test_the_range_test_prints_a_rate(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_wrong_usage_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ceit_cli.main(["train", *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_help_shows_the_first_options_and_help_all_every_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    pages = []
+    for word in ("--help", "--help-all"):
+        assert ceit_cli.main(["train", word]) == 0
+        pages.append(capsys.readouterr().out)
+        assert all(len(line) <= 80 for line in pages[-1].splitlines())
+        assert pages[-1].startswith("usage: ceit train --data DATA --output DIR")
+    listed = [re.findall(r"^  (--\S+)", page, re.MULTILINE) for page in pages]
+    assert listed[0][:-2] == ["--" + name.replace("_", "-") for name in FIRST]
+    every = {*PLACES, *SWITCHES, *known_keys()} - set(SECTIONS)
+    assert sorted(listed[1]) == sorted("--" + name.replace("_", "-") for name in every)
+    titles = re.findall(r"^(\S.*):$", pages[1], re.MULTILINE)
+    assert titles == ["first options", *GROUPS.values(), "instead of training", "examples"]
+
+
+def test_help_says_the_defaults_that_would_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ceit_cli.main(["train", "--help-all"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "--final-lr Learning rate at the end of the schedule. (default: 1e-05)" in page
+    assert page.count("(default: ") == len(known_keys()) - len(SECTIONS)
+    assert ceit_cli.main(["train", "--recipe", "demo", "-h"]) == 0
+    assert "(default: 0.003)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_names_every_choice() -> None:
+    for of in (TrainConfig, *SECTIONS.values()):
+        for name, hint in option_types(of).items():
+            choices = [choice for part in parts_of(hint) if get_origin(part) is Literal for choice in get_args(part)]
+            assert all(choice in descriptions(of)[name] for choice in choices), name
 
 
 STUCK = """

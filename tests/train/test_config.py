@@ -56,9 +56,13 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
     [
         (["--data", "digits"], "--output is missing"),
         (["--output", "x"], "--data is missing"),
-        (["--data", "digits", "--output", "x", "--epochs", "abc"], "--epochs does not take abc"),
-        (["--data", "digits", "--output", "x", "--peek-lr=1"], "unknown option 'peek_lr'; did you mean 'peak_lr'?"),
+        (["--data", "digits", "--output", "x", "--epochs", "abc"], "--epochs abc must be a whole number or null"),
+        (["--data", "digits", "--output", "x", "--peek-lr=1"], "unknown option '--peek-lr'; did you mean '--peak-lr'?"),
         (["--data", "digits", "--output", "x", "stray"], "unrecognized arguments: stray"),
+        (["--data", "digits", "--output", "x", "--seed"], "--seed expected one argument"),
+        (["--data", "digits", "--output", "x", "--peak_lr=high"], "--peak-lr high must be a number"),
+        (["--data", "digits", "--output", "x", "--compile", "perhaps"], "--compile perhaps must be true or false"),
+        (["--data", "digits", "--output", "x", "--ema", "0.9"], "--ema 0.9 must be a mapping"),
     ],
 )
 def test_wrong_usage_exits_with_2(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +119,34 @@ def test_recipe_values_of_another_type_are_refused(values: dict, sentence: str) 
 def test_values_out_of_range_are_refused(options: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**options)
+
+
+def test_sections_are_checked_however_they_are_given() -> None:
+    for section in ({"mixup_alpha": -1.0}, Mixing(mixup_alpha=-1.0)):
+        with pytest.raises(ValueError, match=r"mixing.mixup_alpha -1.0 must not be negative"):
+            config_from({"mixing": section})
+
+
+def test_numbers_with_an_exponent_need_no_point(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("peak_lr: 1e-3\nfinal_lr: 1.e-05\noptimizer_args: {eps: 1E-8}\n", encoding="utf-8")
+    config = recipe_config(str(recipe))
+    assert (config.peak_lr, config.final_lr, config.optimizer_args) == (0.001, 0.00001, {"eps": 1e-8})
+    place = ["--data", "digits", "--output", str(tmp_path / "run")]
+    assert parse([*place, "--optimizer-args.eps", "1e-6", "--warmup-lr=2e-7"])[0].warmup_lr == 2e-7
+
+
+def test_part_of_a_section_or_of_the_geometry_leaves_the_rest_to_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("geometry: {depth: 2, num_heads: 4}\nema: {decay: 0.9}\n", encoding="utf-8")
+    words = ["--recipe", str(recipe), "--data", "digits", "--output", "x"]
+    config, _ = parse([*words, "--geometry.depth", "3", "--ema", "{warmup: false}"])
+    assert config.geometry == {"depth": 3, "num_heads": 4}
+    assert (config.ema.decay, config.ema.warmup) == (0.9, False)
+    assert parse([*words, "--geometry", "{depth: 5}"])[0].geometry == {"depth": 5}
+    recipe.write_text("geometry: null\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="geometry None must be a mapping"):
+        parse([*words, "--geometry.depth", "3"])
 
 
 def test_epochs_follow_from_the_images_to_show() -> None:

@@ -43,6 +43,9 @@ def test_it_accepts_every_shipped_recipe(name: str) -> None:
         {"augmentation": True},
         {"device_batch_size": "all"},
         {"epochs": 1.5},
+        {"epochs": 0},
+        {"ema": {"decay": 1}},
+        {"geometry": {"depth": 0}},
     ],
 )
 def test_it_refuses_misspelt_keys_and_values_of_another_kind(recipe: dict[str, Any]) -> None:
@@ -76,7 +79,7 @@ def test_every_option_has_a_type_and_a_description() -> None:
         assert {"type", "anyOf", "enum"} & set(option), key
 
 
-def test_descriptions_come_from_both_styles_of_docstring() -> None:
+def test_descriptions_are_the_strings_below_the_fields() -> None:
     assert descriptions(Augmentation)["cutout"].startswith("Side in pixels of a square set to the mean")
     assert descriptions(TrainConfig)["img_size"].endswith("rounded up to a multiple of its patch.")
     assert set(descriptions(TrainConfig)) == {field.name for field in fields(TrainConfig)}

@@ -1,42 +1,82 @@
 """``ceit train``: a recipe and a data set to a trained model."""
 
-import argparse
 import json
 import os
-import re
 import sys
 import time
-from argparse import ArgumentError
-from collections.abc import Iterator
-from dataclasses import is_dataclass
-from itertools import zip_longest
+from argparse import SUPPRESS, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
 import psutil
 import yaml
-from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ceit.inference.memory import keep_freed_memory
 from ceit.messages import unknown
+from ceit.options import dotted_options, fits, is_section, require_types, wanted
 from ceit.paths import expanded
-from ceit.train.config import TrainConfig, config_from, known_keys
+from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
 from ceit.train.probe import RangeTest
-from ceit.train.recipe import as_written, read_recipe, recipe_names, seconds_of
+from ceit.train.recipe import flat_keys, nested, read_recipe, recipe_names, seconds_of
 from ceit.train.run import Result, find_learning_rate, train
 from ceit.train.run_directory import saved_config
-from ceit.train.schema import recipe_schema
+from ceit.train.schema import descriptions, recipe_schema
+from ceit.yaml_file import as_written, parse_yaml
 
-SWITCHES = {
-    "fast_dev_run": "try everything out: one epoch of two batches, with evaluation and saving",
-    "lr_range_test": "instead of training, find a learning rate: steps at rising rates, and what the loss does",
-    "print_config": "print every option with its value, as a recipe, and do nothing else",
-    "print_schema": "print the JSON schema of recipes, for editors, and do nothing else",
+PLACES = {
+    "data": "Images to train on: a folder with one folder of images for each class, a CSV or Parquet file of labels, a "
+    "folder of shards, hf:NAME, or a set by name, such as cifar10 or imagenet:DIR.",
+    "output": "Folder for everything that the run writes. It must be new or empty, unless you resume.",
+    "recipe": "Options to start from: a YAML file, or one of these names:",
+    "resume": "Continue a stopped run. auto: from the newest checkpoint in --output. Or the path of a checkpoint; "
+    "later ones are then dropped.",
+    "time_budget": "Time for the whole command, such as 30m or 1.5h. The run takes as many steps as fit.",
 }
+"""Options of the command that are no options of a configuration."""
+SWITCHES = {
+    "fast_dev_run": "Try everything out: one epoch of two batches, with evaluation and saving.",
+    "lr_range_test": "Find a learning rate: take steps at rising rates and show what the loss does.",
+    "print_config": "Print every option with its value, as a recipe.",
+    "print_schema": "Print the JSON schema of recipes, for editors.",
+    "help": "Print the options that matter first.",
+    "help_all": "Print all options.",
+}
+"""What the command does instead of training to the end."""
+FIRST = (*PLACES, "epochs", "model", "img_size", "peak_lr", "global_batch_size")
+"""The options that ``--help`` shows."""
+GROUPS = {
+    "model": "model",
+    "img_size": "data",
+    "epochs": "length",
+    "peak_lr": "learning rate and optimizer",
+    "augmentation": "augmentation",
+    "mixing": "Mixup and CutMix",
+    "label_smoothing": "regularisation",
+    "ema": "averaged weights",
+    "distillation": "teacher",
+    "select": "choosing the best model",
+    "precision": "machine",
+    "log_every_steps": "logging and checkpoints",
+    "limit_batches": "trying a recipe out",
+}
+"""The groups of ``--help-all``, each with the field of ``TrainConfig`` that it begins with."""
+USAGE = """usage: ceit train --data DATA --output DIR [--recipe NAME] [--OPTION VALUE ...]
+
+Train an image classifier."""
+EXAMPLES = """
+examples:
+  ceit train --recipe demo --data photos/ --output runs/photos
+  ceit train --recipe demo --data photos/ --output runs/photos --resume auto
+  ceit train --recipe mine.yaml --data cifar10 --output runs/mine --peak-lr 2e-3
+
+Your own recipe can hold every option that has a default; the command line wins."""
 
 
 def main(arguments: list[str]) -> None:
@@ -84,157 +124,123 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     Of these, ``typed`` are the names of all options on the command line. A resumed run takes recipe, data and options
     from its ``config.yaml``. Raises ValueError for unknown recipe keys.
     """
-    arguments = _spelt_out(arguments)
-    parser = _parser()
-    first, _ = _first_look().parse_known_args(arguments)
-    defaults: dict[str, Any] = read_recipe(first.recipe) if first.recipe else {}
-    saved = expanded(first.output or ".") / "config.yaml"
-    if first.resume and first.output and saved.is_file():
-        values = saved_config(saved.parent)
-        parser.set_defaults(data=values.pop("data"))
-        if not first.recipe:  # else the recipe must be the one that the run was started with, which is checked
-            defaults = _flatten(values)
-    parser.set_defaults(defaults)
-    try:
-        asked = parser.parse_args(arguments)
-    except ArgumentError as error:
-        _wrong_usage(str(error))
+    typed = _typed(arguments)
+    asked = Namespace(**dict.fromkeys(PLACES), **dict.fromkeys(SWITCHES, False), typed=set(typed))
+    for name in typed.keys() & vars(asked).keys():
+        setattr(asked, name, typed.pop(name))
+    options: dict[str, Any] = read_recipe(asked.recipe) if asked.recipe else {}
+    if asked.help or asked.help_all:
+        print_help(flat_keys(TrainConfig().as_dict()) | options, everything=asked.help_all)
+        raise SystemExit(0)
+    if asked.resume and asked.output and (expanded(asked.output) / "config.yaml").is_file():
+        saved = saved_config(expanded(asked.output))
+        asked.data = asked.data or saved["data"]
+        if not asked.recipe:  # else the recipe must be the one that the run was started with, which is checked
+            options = flat_keys({key: value for key, value in saved.items() if key in known_keys()})
     for name in ("data", "output"):
         if not getattr(asked, name) and not (asked.print_config or asked.print_schema):
             _wrong_usage(f"--{name} is missing")
-    values = asked.as_dict()
-    asked.typed = {word[2:].partition("=")[0] for word in arguments if word.startswith("--")}
     if asked.time_budget is not None:
-        _refuse_beside_time_budget(asked)
+        _refuse_beside_time_budget(typed | vars(asked))
+    require_types(TrainConfig, nested(options))
+    for name, value in typed.items():
+        options |= flat_keys({name: value}) if name in SECTIONS else {name: value}
     if asked.fast_dev_run:
-        values |= {"epochs": 1, "limit_batches": 2, "log_every_steps": 1}
-    return config_from({key: values[key] for key in known_keys() if "." not in key}), asked
+        options |= {"epochs": 1, "limit_batches": 2, "log_every_steps": 1}
+    return config_from(nested(options)), asked
 
 
-def _refuse_beside_time_budget(asked: Namespace) -> None:
+def _typed(arguments: list[str]) -> dict[str, Any]:
+    """The options on the command line and their values, in the order in which they stand there."""
+    words = ["--help" if word == "-h" else _with_dashes(word) for word in arguments]
+    types = dict.fromkeys(PLACES, str) | dict.fromkeys(SWITCHES, bool) | dict(dotted_options(TrainConfig))
+    names = [word[2:].partition("=")[0].replace("-", "_") for word in words]
+    types |= {name: Any for name in names if name.startswith(("geometry.", "optimizer_args."))}
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=SUPPRESS)
+    for name, hint in types.items():
+        alone: dict[str, Any] = {"nargs": "?", "const": True} if hint is bool else {}
+        read = partial(_value, dict if is_section(hint) else hint)
+        parser.add_argument(_option(name), dest=name, type=read, **alone)
+    try:
+        typed, strange = parser.parse_known_args(words)
+    except ArgumentError as error:
+        _wrong_usage(f"{error.argument_name} {error.message}")
+    if strange and strange[0].startswith("--"):
+        _wrong_usage(unknown("option", strange[0].partition("=")[0], map(_option, types)))
+    if strange:
+        _wrong_usage(f"unrecognized arguments: {' '.join(strange)}")
+    return vars(typed)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
+def _value(hint: Any, text: str) -> Any:
+    """What a word of the command line stands for. Raises ArgumentTypeError for one that its option does not take."""
+    if text in ("null", "~") and fits(None, hint):
+        return None
+    if hint is not Any and fits(text, hint):
+        return text
+    names = hint is not Any and fits(["cat"], hint)  # each is what was typed: yes and 007 are names
+    with suppress(ValueError):
+        value = (as_written if names else parse_yaml)("", text)
+        if text and fits(value, hint):
+            return value
+    kind = "a list of names, such as '[cat, dog]'; quote one that has a colon" if names else wanted(hint)
+    raise ArgumentTypeError(f"{text} must be {kind}")
+
+
+def _refuse_beside_time_budget(typed: dict[str, Any]) -> None:
     """Wrong usage, if an option was typed that also chooses the steps or lets nothing train; a recipe's is replaced."""
-    names = ("epochs", "samples", "max_epochs", "fast_dev_run", "lr_range_test")
-    if clashing := [name.replace("_", "-") for name in names if name in asked.typed and asked[name]]:
-        _wrong_usage(f"--time-budget chooses the number of steps: leave out --{clashing[0]} or --time-budget")
+    for name in ("epochs", "samples", "max_epochs", "fast_dev_run", "lr_range_test"):
+        if typed.get(name):
+            _wrong_usage(f"--time-budget chooses the number of steps: leave out {_option(name)} or --time-budget")
+
+
+def _wrong_usage(message: str) -> NoReturn:
+    """One sentence on stderr, exit code 2."""
+    print(f"error: {message}; see ceit train --help", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def print_help(defaults: dict[str, Any], everything: bool) -> None:
+    """What the options mean and their defaults, those of a recipe too: the ones that matter first, or all in groups."""
+    texts = PLACES | SWITCHES | descriptions(TrainConfig)
+    texts |= {f"{name}.{key}": text for name, of in SECTIONS.items() for key, text in descriptions(of).items()}
+    texts["recipe"] += f" {', '.join(recipe_names())}."
+    groups: dict[str, list[str]] = {"first options": [*FIRST]}
+    title = ""
+    for name in known_keys() if everything else ():
+        title = GROUPS.get(name, title)
+        if name not in FIRST and name not in SECTIONS:
+            groups.setdefault(title, []).append(name)
+    groups["instead of training"] = [*SWITCHES] if everything else ["print_config", "help_all"]
+    console = Console(highlight=False)
+    console.print(USAGE, markup=False)
+    for title, names in groups.items():
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True, min_width=22)
+        table.add_column()
+        for name in names:
+            text = Text(texts[name])
+            if name in defaults:
+                default = defaults[name] if isinstance(defaults[name], str) else json.dumps(defaults[name])
+                text.append(f" (default: {default})", style="dim")
+            table.add_row(Text(_option(name), style="bold"), text)
+        console.print(f"\n{title}:")
+        console.print(Padding(table, (0, 0, 0, 2)))
+    console.print(EXAMPLES, markup=False)
 
 
 def _age_seconds() -> float:
     """How long this process has been running, imports included."""
     return max(0.0, time.time() - psutil.Process().create_time())
-
-
-def _wrong_usage(message: str) -> NoReturn:
-    """One sentence on stderr, exit code 2; the parser's own message is many lines long."""
-    message = " ".join(message.split())
-    wrong_value = re.search(r'Parser key "([^"]+)".*Given value: (.*)', message)
-    wrong_choice = re.search(r'Parser key "([^"]+)".*Expected a typing.Literal\[(.*?)\]. Got value: (.*)', message)
-    wrong_type = re.search(r"Parser key \"([^\"]+)\".*Expected a <class '(\w+)'>. Got value: (.*)", message)
-    unknown_option = re.search(r"unrecognized arguments: --([\w.]+)", message)
-    if wrong_value:
-        message = f"--{wrong_value[1]} does not take {wrong_value[2].strip()}"
-    elif wrong_type:
-        message = f"--{wrong_type[1]} {wrong_type[3].strip()} must be of type {wrong_type[2]}"
-    elif wrong_choice:
-        message = f"--{wrong_choice[1]} {wrong_choice[3].strip()} must be one of {wrong_choice[2].replace(chr(39), '')}"
-    elif unknown_option:
-        message = unknown("option", unknown_option[1], known_keys())
-    print(f"error: {message}; see ceit train --help", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _first_look() -> argparse.ArgumentParser:
-    """Only what decides the other options' defaults."""
-    parser = argparse.ArgumentParser(prog="ceit train", add_help=False, allow_abbrev=False)
-    for name in ("recipe", "output", "resume"):
-        parser.add_argument(f"--{name}")
-    return parser
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="ceit train",
-        usage="ceit train --data DATA --output DIR [--recipe NAME|FILE.yaml] [--resume auto] [--OPTION VALUE ...]",
-        allow_abbrev=False,
-        exit_on_error=False,
-        description="Train a classifier from scratch on a named data set or a folder.",
-    )
-    parser.add_argument(
-        "--recipe", type=str, help=f"overrides of the options below: {', '.join(recipe_names())}, or a YAML file"
-    )
-    parser.add_argument(
-        "--data",
-        type=str,
-        help="a set by name, such as cifar10 or imagenet:DIR, hf:NAME, a CSV or Parquet file of labels, a folder of "
-        "class folders, or a folder of shards",
-    )
-    parser.add_argument("--output", type=str, help="run directory; must be new or empty unless resuming")
-    parser.add_argument(
-        "--resume",
-        type=str,
-        help="auto (the newest checkpoint in --output), or a checkpoint's path; later checkpoints are then dropped",
-    )
-    parser.add_argument(
-        "--time_budget",
-        type=str,
-        help="such as 30m, from start to end of the command: choose the steps that fit, whatever a recipe says",
-    )
-    for name, text in SWITCHES.items():
-        parser.add_argument(f"--{name}", type=bool, default=False, help=text)
-    parser.add_class_arguments(TrainConfig, None)
-    return parser
-
-
-def _spelt_out(arguments: list[str]) -> list[str]:
-    """Option names with dashes as the fields they are, switches alone as ``--skip_broken=true``, and names of classes
-    in quotes."""
-    switches = {f"--{name}" for name in (*SWITCHES, *_yes_or_no())}
-    spelt = []
-    for argument, following in zip_longest(arguments, arguments[1:]):
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-            if name in switches and not equals and (following is None or following.startswith("--")):
-                equals, value = "=", "true"
-            if name == "--classes" and equals:
-                value = _quoted(value)
-        elif spelt and spelt[-1] == "--classes":
-            name, equals, value = _quoted(argument), "", ""
-        spelt.append(name + equals + value)
-    return spelt
-
-
-def _yes_or_no(of: type = TrainConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the options that are true or false."""
-    for name, hint in get_type_hints(of).items():
-        if hint is bool:
-            yield prefix + name
-        elif is_dataclass(hint) and isinstance(hint, type):
-            yield from _yes_or_no(hint, f"{prefix}{name}.")
-
-
-def _quoted(names: str) -> str:
-    """A list of names as JSON, so that each is what was typed; anything else as it is, for the parser to refuse."""
-    try:
-        values = as_written(names)
-    except yaml.YAMLError:
-        return names
-    if not isinstance(values, list):
-        return names
-    if not all(isinstance(value, str) for value in values):
-        _wrong_usage(f"--classes {names} must be a list of names, such as '[cat, dog]'; quote one that has a colon")
-    return json.dumps(values)
-
-
-def _flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """The sections of a saved configuration as dotted keys."""
-    keys = set(known_keys())
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in keys:
-            continue  # what the run found, which is no option
-        section = isinstance(value, dict) and any(known.startswith(f"{key}.") for known in keys)
-        flat |= {f"{key}.{name}": item for name, item in value.items()} if section else {key: value}
-    return flat
 
 
 def print_config(config: TrainConfig) -> None:

@@ -1,10 +1,13 @@
 """The geometry of one CeiT: every size, every ablation switch, every difference between paper and release."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from ceit.messages import unknown
+from ceit.options import Count, Limit, ShareBelowOne, fits, require_types
+
+_Classes = Annotated[int, Limit("must be at least 0 (0 means features without a head)", minimum=0)]
+_Epsilon = Annotated[float, Limit("must be between 0 and 1", exclusiveMinimum=0, exclusiveMaximum=1)]
 
 
 @dataclass(frozen=True)
@@ -22,21 +25,21 @@ class CeiTConfig:
     """
 
     img_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
-    in_chans: int = 3
-    num_classes: int = 1000  # 0: no head, features only
-    patch_size: int = 16  # side in pixels that a token stands for: the stem's stride times the side of its patches
-    embed_dim: int = 192
-    depth: int = 12
-    num_heads: int = 3
+    in_chans: Count = 3
+    num_classes: _Classes = 1000  # 0: no head, features only
+    patch_size: Count = 16  # side in pixels that a token stands for: the stem's stride times the side of its patches
+    embed_dim: Count = 192
+    depth: Count = 12
+    num_heads: Count = 3
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
-    layer_norm_eps: float = 1e-6
-    drop_path_rate: float = 0.0  # of the last block; linear over depth from zero
+    layer_norm_eps: _Epsilon = 1e-6
+    drop_path_rate: ShareBelowOne = 0.0  # of the last block; linear over depth from zero
 
     stem: Literal["i2t", "patch"] = "i2t"  # patch: DeiT's linear embedding of raw pixels
-    stem_channels: int = 64  # 32 in ports, said to be the paper's; only 64 gives the published parameter counts
+    stem_channels: Count = 64  # 32 in ports, said to be the paper's; only 64 gives the published parameter counts
     stem_kernel_size: int = 7
-    stem_stride: int = 2
+    stem_stride: Count = 2
     stem_pool: bool = True  # max-pool 3x3 stride 2
     stem_norm: Literal["batch", "none"] = "batch"
 
@@ -54,26 +57,10 @@ class CeiTConfig:
     def __post_init__(self) -> None:
         if isinstance(self.img_size, list):  # JSON and YAML have no tuples
             object.__setattr__(self, "img_size", tuple(self.img_size))
-        for field in fields(self):
-            value, kind = getattr(self, field.name), field.type
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise ValueError(unknown(field.name, str(value), get_args(kind)))
-            if kind in _KINDS and not _is_a(kind, value):
-                raise ValueError(f"{field.name} {value!r} must be {_KINDS[kind]}")
-        sides = self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
-        if len(sides) != 2 or not all(_is_a(int, side) for side in sides):
+        if not fits(self.img_size, int | tuple[int, int]):
             raise ValueError(f"img_size {self.img_size!r} must be a whole number of pixels, or two: height and width")
-        for name in ("in_chans", "patch_size", "embed_dim", "depth", "num_heads", "stem_channels", "stem_stride"):
-            _require(getattr(self, name) >= 1, name, self, "must be at least 1")
-        _require(self.num_classes >= 0, "num_classes", self, "must be at least 0 (0 means features without a head)")
-        _require(
-            isfinite(self.mlp_ratio) and int(self.embed_dim * self.mlp_ratio) >= 1,
-            "mlp_ratio",
-            self,
-            "must be positive",
-        )
-        _require(0.0 <= self.drop_path_rate < 1.0, "drop_path_rate", self, "must be in [0, 1)")
-        _require(0.0 < self.layer_norm_eps < 1.0, "layer_norm_eps", self, "must be between 0 and 1")
+        require_types(CeiTConfig, vars(self))
+        _require(isfinite(self.mlp_ratio) and self.expanded_dim >= 1, "mlp_ratio", self, "must be positive")
         for name in ("stem_kernel_size", "leff_kernel_size"):
             kernel = getattr(self, name)
             _require(kernel >= 1 and kernel % 2 == 1, name, self, "must be odd, so that the padding keeps the grid")
@@ -113,16 +100,6 @@ class CeiTConfig:
     def expanded_dim(self) -> int:
         """``E = e * D``: channels inside LeFF and the MLP."""
         return int(self.embed_dim * self.mlp_ratio)
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _is_a(kind: Any, value: Any) -> bool:
-    """Whether a value is of a field's kind; a whole number is a number too, true and false are none."""
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    return isinstance(value, int | float) if kind is float else isinstance(value, int)
 
 
 def _require(holds: bool, name: str, config: Any, limit: str) -> None:

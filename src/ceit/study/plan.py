@@ -27,11 +27,12 @@ from importlib.resources import files
 from typing import Any, Literal, Self
 
 from ceit.messages import unknown
+from ceit.options import as_fields
 from ceit.paths import expanded
 from ceit.study.cells import Cell, Options, arms_in, joined, slug, with_models
-from ceit.study.yaml_file import as_fields, parse_yaml, read_yaml
 from ceit.train.config import config_from
 from ceit.train.recipe import flat_keys, nested, read_recipe
+from ceit.yaml_file import parse_yaml, read_yaml
 
 TUNING = "learning_rate"
 """The study that the others take their learning rates from."""

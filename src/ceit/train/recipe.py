@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from ceit.messages import unknown
-from ceit.paths import expanded
-from ceit.train.config import TrainConfig, config_from, known_keys
+from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
+from ceit.yaml_file import as_written, parse_yaml, text_of
 
 
 def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,20 +20,20 @@ def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "distributed"}
 
 
-def flat_keys(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """A nested recipe as dotted keys. Raises ValueError for a key that no option has, with the nearest one."""
-    known = set(known_keys())
     flat: dict[str, Any] = {}
     for key, value in without_retired(values).items():
-        name = f"{prefix}{key}"
-        if name not in known:
-            raise ValueError(unknown("recipe key", name, known))
-        if f"{name}." in {key[: len(name) + 1] for key in known}:
-            if not isinstance(value, dict):
-                raise ValueError(f"recipe key {name!r} is a section and must hold keys, not {value!r}")
-            flat |= flat_keys(value, f"{name}.")
+        if key not in SECTIONS:
+            flat[str(key)] = value
+        elif isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": item for name, item in value.items()}
         else:
-            flat[name] = value
+            raise ValueError(f"recipe key {key!r} is a section and must hold keys, not {value!r}")
+    known = set(known_keys())
+    for key in flat:
+        if key not in known:
+            raise ValueError(unknown("recipe key", key, known))
     return flat
 
 
@@ -54,34 +52,17 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     Raises: ValueError for an unknown recipe, a file that is not YAML, or an unknown key (with the nearest known one).
     """
     if name_or_file.endswith((".yaml", ".yml")):
-        path = expanded(name_or_file)
-        if not path.is_file():
-            raise ValueError(f"recipe file {path} does not exist")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"recipe file {path} is not text in UTF-8: {error}") from error
+        text = text_of("recipe", name_or_file)
     elif name_or_file in recipe_names():
         text = files("ceit").joinpath("recipes", f"{name_or_file}.yaml").read_text(encoding="utf-8")
     else:
         raise ValueError(unknown("recipe", name_or_file, recipe_names()))
-    try:
-        values = yaml.safe_load(text) or {}
-        if isinstance(values, dict) and isinstance(values.get("classes"), list):
-            values["classes"] = as_written(text)["classes"]
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {name_or_file} is not YAML: {' '.join(str(error).split())}") from error
+    values = parse_yaml(f"recipe {name_or_file}", text) or {}
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name_or_file} must hold 'key: value' lines, not {type(values).__name__}")
+    if isinstance(values.get("classes"), list):
+        values["classes"] = as_written(name_or_file, text)["classes"]
     return flat_keys(values)
-
-
-def as_written(text: str) -> Any:
-    """YAML whose every value is the text that stands there: names of classes, ``yes``, ``007`` and ``null`` among them.
-
-    Raises: YAMLError.
-    """
-    return yaml.load(text, Loader=yaml.BaseLoader)
 
 
 def recipe_config(name_or_file: str, **overrides: Any) -> TrainConfig:
@@ -95,7 +76,10 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in flat.items():
         section, _, name = key.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[name] = value
+        if section:
+            values[section] = {**values.get(section, {}), name: value}
+        else:
+            values[key] = value
     return values
 
 

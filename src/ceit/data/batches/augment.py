@@ -28,17 +28,17 @@ class Augmentation:
     flip: bool = True
     """Mirror half of the images left to right."""
     translate: int = 0
-    """Shift by up to this many pixels each way; the reflected border fills in."""
+    """Shift each image by up to this many pixels in each direction; its mirrored border fills the gap. 0: off."""
     cutout: int = 0
-    """Side in pixels of a square set to the mean, its centre anywhere in the image; 0 is off."""
+    """Side in pixels of a square set to the mean, its centre anywhere in the image. 0: off."""
     rand_augment: str | None = None
-    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; null is off."""
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1. null: off."""
     crop_scale: tuple[float, float] | None = None
-    """Smallest and largest share of the area in a random resized crop; null takes the centre crop."""
+    """Smallest and largest share of the area in a random resized crop, such as [0.08, 1]. null: centre crop."""
     random_erasing: float = 0.0
     """Probability of replacing a random rectangle of 2 to 33 % of the area by noise."""
     repeats: int = 1
-    """Times that an epoch shows each of its images, varied differently: it is no longer and sees fewer of them."""
+    """How often an epoch shows an image, varied anew each time. Epochs get no longer: each shows fewer images."""
 
     def __post_init__(self) -> None:
         if self.translate < 0 or self.cutout < 0:

@@ -1,0 +1,50 @@
+"""YAML that people write: in files, and on the command line."""
+
+import re
+from typing import Any
+
+import yaml
+
+from ceit.paths import expanded
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes ``1e-3`` for the number that it is in YAML 1.2, not for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def text_of(kind: str, file: str) -> str:
+    """The text of a file. ``kind`` names it in errors. Raises: ValueError if it is not there, or is not in UTF-8."""
+    path = expanded(file)
+    if not path.is_file():
+        raise ValueError(f"{kind} file {path} does not exist")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{kind} file {path} is not text in UTF-8: {error}") from error
+
+
+def read_yaml(kind: str, file: str) -> Any:
+    """The values in a file. Raises: ValueError as ``text_of`` and ``parse_yaml``."""
+    return parse_yaml(str(expanded(file)), text_of(kind, file))
+
+
+def parse_yaml(name: str, text: str) -> Any:
+    """The values that a text stands for. ``name`` names it in errors. Raises: ValueError if it is not YAML."""
+    return _load(name, text, _Loader)
+
+
+def as_written(name: str, text: str) -> Any:
+    """The same with every value as the text that stands there: ``yes``, ``007`` and ``null`` are names of classes."""
+    return _load(name, text, yaml.BaseLoader)
+
+
+def _load(name: str, text: str, loader: type[yaml.BaseLoader | yaml.SafeLoader]) -> Any:
+    try:
+        return yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
