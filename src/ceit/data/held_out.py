@@ -1,6 +1,6 @@
 """Which labelled images a trained model is measured on: never one that it was trained on or chosen by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,6 +130,32 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
             f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train"
         )
     return Measured(validation, VALIDATION)
+
+
+def without_other_classes(found: LabelledSet, kept: Collection[str]) -> LabelledSet:
+    """The images of the classes that the run was told to keep; how many others there are is said."""
+    is_kept = torch.tensor([name in kept for name in found.class_names])
+    parts = {name: split.subset(torch.nonzero(is_kept[split.labels]).flatten()) for name, split in found.parts.items()}
+    if left_out := sum(len(found.parts[name]) - len(split) for name, split in parts.items()):
+        others = ", ".join(name for name in found.class_names if name not in kept)
+        line = f"left out: {left_out:,} images of classes that the run was told to leave out ({others})"
+        found = replace(found, remarks=(*found.remarks, line))
+    return replace(found, parts={name: split for name, split in parts.items() if len(split)})
+
+
+def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split) -> Split:
+    """The split with every label as its class is numbered in ``class_names``; classes without images are no matter.
+
+    Raises: ValueError naming the classes that the checkpoint does not know.
+    """
+    number = {name: i for i, name in enumerate(class_names)}
+    given = [found.class_names[label] for label in split.labels.unique().tolist()]
+    if strange := [name for name in given if name not in number]:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise ValueError(
+            f"class {strange[0]!r}{more} of {found.name} is not among the {len(class_names)} of the checkpoint"
+        )
+    return replace(split, labels=torch.tensor([number.get(name, -1) for name in found.class_names])[split.labels])
 
 
 def used_for(part: str, found: LabelledSet, record: ImageRecord | None) -> Split | None:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -94,7 +95,97 @@ FORMS: dict[str, tuple[str, Lines]] = {".csv": (CSV_HEAD, csv_lines), ".jsonl": 
 """What the endings of a file's name stand for: its first line, and the lines of an image."""
 
 
-def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Stored]:
+@contextmanager
+def for_one_process(file: Path) -> Iterator[None]:
+    """A file of predictions, for this process alone; not where the file system has no locks, nor on Windows.
+
+    Raises: InUseError if another process holds it.
+    """
+    place = file.resolve()
+    lock = place.with_name(f".{place.name}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock))
+        except InUseError as error:
+            raise InUseError(
+                f"{file} is being written by another ceit predict: wait for it, or name another --output"
+            ) from error
+        except OSError:  # no lock file can be made; a folder that takes none is named by whoever opens the file
+            with suppress(OSError):
+                lock.unlink()
+        yield
+
+
+def unanswered(
+    file: Path,
+    paths: Sequence[str],
+    ranks: int,
+    class_names: Collection[str],
+    origin: Origin,
+    say: Callable[[str], None],
+) -> list[str]:
+    """The paths without an answer in the file, which keeps its answers of ``ranks`` classes each, and nothing else.
+
+    Its errors are taken out: why a file could not be read may have gone. Raises: ValueError, with the file as it was,
+    if these are not answers of this model, or not told whose paths.
+    """
+    found = _images_in(file, ranks, class_names)
+    answered = Counter(image.path for image in found if image.error is None)
+    # CSV files once had marks in names; one that holds a name as no mark could stand for it is not of them
+    marked = {printable(path) for path in paths if printable(path) != path}
+    known = set(paths) if any(printable(path) != path for path in answered) else set[str]()
+    if file.suffix == ".csv" and (unsure := (marked - known) & answered.keys()):
+        raise ValueError(
+            f"{file} has marks in place of some characters of names, as in {min(unsure)}, and does not tell which "
+            "files these are: name another --output"
+        )
+    if answered:
+        _require_same(file, origin, say)
+    _keep_answers(file, found)
+    left: list[str] = []
+    for path in paths:
+        if not answered[path]:
+            left.append(path)
+        answered[path] -= bool(answered[path])
+    return left
+
+
+def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin, *, resume: bool) -> None:
+    """Write every answer as soon as it is known, to a new file or behind those of one that is gone on with.
+
+    Raises: ValueError if the file exists and is not to be gone on with.
+    """
+    head, lines = FORMS[file.suffix]
+    try:
+        output = file.open("a" if resume else "x", encoding="utf-8", errors=NAME_ERRORS, newline="")
+    except FileExistsError:
+        raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
+    with output:
+        replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
+        output.write("" if output.tell() else head)
+        for prediction in predictions:
+            output.write(lines(prediction))
+            output.flush()
+
+
+def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
+    """Raises: ValueError if the file holds answers of another model, or if whose they are cannot be understood."""
+    side_file = _side_file(file)
+    try:
+        before = Origin(**json.loads(side_file.read_bytes()))
+    except FileNotFoundError:
+        say(f"{file} does not say whose answers it holds: they are taken to be this model's")
+        return
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{side_file} is damaged: remove it if the answers in {file} are of this model") from error
+    if before.sha256 != now.sha256:
+        raise ValueError(
+            f"{file} holds answers of another model, {before.checkpoint} as it was then: go on with that, or name "
+            "another --output"
+        )
+
+
+def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Stored]:
     """The images of a file whose answers have ``ranks`` classes each, without what stands after the last whole one.
 
     Raises: ValueError for anything but answers of these classes and ranks.
@@ -130,7 +221,7 @@ def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Stor
     return found
 
 
-def keep_answers(file: Path, found: Sequence[Stored]) -> None:
+def _keep_answers(file: Path, found: Sequence[Stored]) -> None:
     """Leave nothing in a file but the answers among what was found in it, all at once: images with errors go."""
     head = FORMS[file.suffix][0].encode()
     answers = [image for image in found if image.error is None]
@@ -144,43 +235,6 @@ def _pieces(file: Path, head: bytes, images: Iterable[Stored]) -> Iterator[bytes
         for image in images:
             content.seek(image.start)
             yield content.read(image.end - image.start)
-
-
-@contextmanager
-def held(file: Path) -> Iterator[None]:
-    """A file of predictions, for this process alone; not where the file system has no locks, nor on Windows.
-
-    Raises: InUseError if another process holds it.
-    """
-    place = file.resolve()
-    lock = place.with_name(f".{place.name}.lock")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(lock))
-        except InUseError as error:
-            raise InUseError(
-                f"{file} is being written by another ceit predict: wait for it, or name another --output"
-            ) from error
-        except OSError:  # no lock file can be made; a folder that takes none is named by whoever opens the file
-            with suppress(OSError):
-                lock.unlink()
-        yield
-
-
-def read_origin(file: Path) -> Origin | None:
-    """Whose answers a file holds, None if that was not written down. Raises: ValueError if it cannot be understood."""
-    side_file = _side_file(file)
-    try:
-        return Origin(**json.loads(side_file.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{side_file} is damaged: remove it if the answers in {file} are of this model") from error
-
-
-def write_origin(file: Path, origin: Origin) -> None:
-    """Write down whose answers a file holds."""
-    replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
 
 
 def _side_file(file: Path) -> Path:
