@@ -4,10 +4,9 @@ import argparse
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,10 +17,16 @@ from ceit.bench.chart import draw_bars
 from ceit.bench.networks import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.processes import Memory
 from ceit.bench.speed import MEASURES, Settings, measure
+from ceit.cli._parser import Parser
+from ceit.cli._terminal import figures, print_whole
 from ceit.data.threads import usable_cores
 from ceit.paths import expanded
 
-PACKAGE_OF = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+Cell = Callable[[dict[str, Any]], str]
+"""What a row of the result says in one column; empty if nothing."""
+
+
+_PACKAGES = ("onnxruntime", "openvino")  # backends that are packages of the same name
 
 
 def main(arguments: list[str]) -> None:
@@ -54,62 +59,57 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"error: {len(failed)} of {len(arms)} arms could not be measured, see the table")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="ceit benchmark",
-        description="Measure models side by side on this machine: interleaved rounds, each arm in its own process, "
-        "medians with quartiles, and percent of the matrix products' peak measured in the same run.",
-        epilog=f"precisions: {'; '.join(f'{name}: {_words(PRECISIONS_OF[name])}' for name in BACKENDS)}",
+    precisions = "".join(f"\n  {name:<13}{_words(PRECISIONS_OF[name])}" for name in BACKENDS)
+    parser = Parser(
+        "benchmark",
+        "--models NAME ... --output FILE.json [options]",
+        "Measure how fast models are on this machine, side by side: latency, throughput, training, memory.\n"
+        "Every model takes its turn in every round, in a process of its own. The tables have medians, and percent of "
+        "the peak of matrix products that was measured in between.",
+        examples=[
+            "ceit benchmark --models ceit_tiny_patch16_224 --output speed.json",
+            "ceit benchmark --checkpoint runs/photos --opponents --output speed.json",
+        ],
+        notes=f"\n\nbackends, and the precisions that each has:{precisions}",
     )
-    models = parser.add_argument_group("what to measure")
-    models.add_argument(
-        "--models", nargs="+", default=[], metavar="M", help="names of ceit and timm; NAME,FIELD=VALUE sets a field"
+    add = parser.add_argument_group("what is measured").add_argument
+    text = "models of ceit and timm; NAME,FIELD=VALUE sets a field"
+    add("--models", nargs="+", default=[], metavar="NAME", help=text)
+    add("--checkpoint", metavar="RUN|FILE", help="a trained model: a run directory or a file of weights")
+    text = f"for comparison, models of timm: {', '.join(OPPONENTS)}"
+    add("--opponents", action="store_true", help=text)
+    text = "any module: what a function makes that stands in a file"
+    add("--against", nargs="+", action="extend", default=[], metavar="FILE.py:function", help=text)
+    text = f"which kinds of figures: {', '.join(MEASURES)} (start-up, memory, size)"
+    add("--measures", nargs="+", choices=MEASURES, default=["inference"], metavar="KIND", help=text)
+    text = f"what computes the models; see below (default: all that are installed, but {PLAIN})"
+    add("--backends", nargs="+", choices=BACKENDS, metavar="NAME", help=text)
+    text = "what computes the modules of --against"
+    add("--against-backends", nargs="+", choices=BACKENDS, default=[PLAIN], metavar="NAME", help=text)
+    add("--precisions", nargs="+", metavar="NAME", help="number formats; see below (default: float32 bf16)")
+    add("--img-size", type=int, nargs="+", metavar="PX", help="a side of the images, or height and width")
+    add = parser.add_argument_group("how it is measured").add_argument
+    add("--batch-sizes", nargs="+", type=_positive, default=[1, 8, 16, 64], metavar="N", help="images per batch")
+    text = "images per training step (default: 16, of small images 128)"
+    add("--train-batch-size", type=_positive, metavar="N", help=text)
+    add("--rounds", type=_positive, default=5, metavar="N", help="turns of every model; more tell more apart")
+    add("--seconds", type=float, default=1.0, metavar="S", help="how long a turn lasts, at least")
+    add("--threads", type=_positive, default=usable_cores(), metavar="N", help="cores that compute one model")
+    text = (
+        f"memory that is freed, in all processes: {', '.join(get_args(Memory))} (default: the package's backends keep"
     )
-    models.add_argument("--checkpoint", metavar="RUN|FILE", help="a trained model, measured too")
-    models.add_argument(
-        "--against", nargs="+", action="extend", default=[], metavar="FILE.py:factory", help="any module that it makes"
-    )
-    models.add_argument(
-        "--against-backends",
-        nargs="+",
-        choices=BACKENDS,
-        default=[PLAIN],
-        metavar="B",
-        help=f"of the modules from files; default: {PLAIN}, as they are",
-    )
-    models.add_argument("--opponents", action="store_true", help=f"adds {_words(OPPONENTS)}")
-    models.add_argument(
-        "--backends", nargs="+", choices=BACKENDS, metavar="B", help=f"of {_words(BACKENDS)}; default: all but {PLAIN}"
-    )
-    models.add_argument("--precisions", nargs="+", metavar="P", help="default: float32 bf16")
-    models.add_argument("--img-size", type=int, nargs="+", metavar=("H", "W"), help="in pixels: a side, or two")
-    models.add_argument(
-        "--measures",
-        nargs="+",
-        choices=MEASURES,
-        default=["inference"],
-        metavar="M",
-        help="inference (latency, throughput), train (a step), deployment (start-up, memory, size); default: inference",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--batch-sizes", nargs="+", type=_positive, default=[1, 8, 16, 64], metavar="N")
-    how.add_argument("--train-batch-size", type=_positive, metavar="N", help="default: 16, of small images 128")
-    how.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
-    how.add_argument("--seconds", type=float, default=1.0, metavar="S", help="least of a turn; default: %(default)s")
-    how.add_argument("--threads", type=_positive, default=usable_cores(), metavar="N", help="default: all, %(default)s")
-    how.add_argument(
+    add(
         "--freed-memory",
         choices=get_args(Memory),
-        metavar="M",
-        help=f"in all processes: {', '.join(get_args(Memory))}; without it the package's backends keep it, and {PLAIN} "
-        "leaves it to the allocator (default)",
+        metavar="HOW",
+        help=f"{text} it, {PLAIN} leaves it to the allocator)",
     )
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--output", type=expanded, required=True, metavar="FILE.json", help="everything, written each round"
-    )
-    results.add_argument("--chart", type=expanded, metavar="FILE.png", help="bars of images a second")
+    add = parser.add_argument_group("results").add_argument
+    text = "everything that was measured; written after every round"
+    add("--output", type=expanded, required=True, metavar="FILE.json", help=text)
+    add("--chart", type=expanded, metavar="FILE.png", help="draw images per second as bars")
     return parser
 
 
@@ -146,7 +146,7 @@ def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects
     backends = options.backends or [
         name
         for name in BACKENDS
-        if name != PLAIN and (name not in PACKAGE_OF or importlib.util.find_spec(PACKAGE_OF[name]) is not None)
+        if name != PLAIN and (name not in _PACKAGES or importlib.util.find_spec(name) is not None)
     ]
     allowed = {name: tuple(PRECISIONS_OF[name]) for name in backends}
     known = dict.fromkeys(precision for name in BACKENDS for precision in PRECISIONS_OF[name])
@@ -201,8 +201,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     if peaks:
         console.print("peak of matrix products: " + ", ".join(f"{k} {v:,.0f} GFLOP/s" for k, v in peaks.items()))
     for table in _tables(result):
-        table.width = console.measure(table, options=console.options.update(width=1000)).maximum
-        console.print(table, crop=False)
+        print_whole(console, table)
     notes = f"x: times as fast as {result['baseline']}; medians of {settings['rounds']} interleaved rounds"
     console.print(Text(f"{notes}; of peak: of the products' in the arm's precision, int8 for int8", style="dim"))
     for row in result["arms"]:
@@ -212,35 +211,43 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 def _tables(result: dict[str, Any]) -> Iterator[Table]:
     rows = result["arms"]
-    batches = sorted({batch for row in rows for batch, found in row["inference"].items() if _done(found)}, key=int)
+    batches = sorted({batch for row in rows for batch, found in row["inference"].items() if _rate(found)}, key=int)
     if batches:
-        head = [f"{'batch ' if i == 0 else ''}{batch}" for i, batch in enumerate(batches)]
-        yield _table(
-            "Throughput, images/s", rows, [(h, _rate("inference", b)) for h, b in zip(head, batches, strict=True)]
-        )
+        heads = [f"{'batch ' if batch == batches[0] else ''}{batch}" for batch in batches]
+        columns = [(head, _cell(_rate, "inference", batch)) for head, batch in zip(heads, batches, strict=True)]
+        yield _table("Throughput, images/s", rows, columns)
         columns = [
-            (h, _field("inference", b, "percent_of_peak", "{:.0f}%")) for h, b in zip(head, batches, strict=True)
+            (head, _cell("{:.0f}%".format, "inference", batch, "percent_of_peak"))
+            for head, batch in zip(heads, batches, strict=True)
         ]
         yield _table("Of peak, for the multiply-accumulates executed", rows, columns)
         names = ("median", "p25", "p75", "p90", "p99")
-        yield _table(f"Latency at batch {batches[0]}, ms", rows, [(name, _latency(batches[0], name)) for name in names])
-    if any(_done(found) for row in rows for found in row["train"].values()):
-        yield _table("Training step", rows, _TRAINING)
+        columns = [(name, _cell(_short, "inference", batches[0], "milliseconds", name)) for name in names]
+        yield _table(f"Latency at batch {batches[0]}, ms", rows, columns)
+    trained = [row | {"step": _training_step(row)} for row in rows]
+    if any(row["step"] for row in trained):
+        columns = [
+            ("batch", _cell(str, "step", "batch")),
+            ("images/s", _cell(_rate, "step")),
+            ("of peak", _cell("{:.0f}%".format, "step", "percent_of_peak")),
+            ("MiB", _cell(_mebibytes, "step", "peak_bytes")),
+        ]
+        yield _table("Training step", trained, columns)
     if any(row["deployment"].get("start_seconds") for row in rows):
         memory = sorted({batch for row in rows for batch in row["deployment"].get("memory", {})}, key=int)
-        columns = [("start, s", _start), ("files, MB", _size)]
-        columns += [(f"{'MiB, batch ' if i == 0 else ''}{batch}", _memory(batch)) for i, batch in enumerate(memory)]
+        columns = [
+            ("start, s", _cell("{:.2f}".format, "deployment", "median_start_seconds")),
+            ("files, MB", _cell(lambda size: f"{size / 1e6:.1f}", "deployment", "bytes")),
+        ]
+        for batch in memory:
+            head = f"{'MiB, batch ' if batch == memory[0] else ''}{batch}"
+            columns.append((head, _cell(_mebibytes, "deployment", "memory", batch, "peak_bytes")))
         yield _table("A fresh process: seconds to the first logits, files, memory at its highest", rows, columns)
 
 
-def _table(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, Any]]) -> Table:
-    table = Table(
-        title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.show_edge = table.pad_edge = False
-    table.add_column("", no_wrap=True)
-    for name, _ in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+def _table(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, Cell]]) -> Table:
+    """A line for every arm that has one of the figures, below its model; failures are shown once, in the first."""
+    table = figures([""], [name for name, _ in columns], title)
     model = None
     for row in rows:
         cells = [cell(row) for _, cell in columns]
@@ -255,80 +262,35 @@ def _table(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, Any]
     return table
 
 
-def _done(found: dict[str, Any]) -> bool:
-    return "images_per_second" in found
+def _cell(form: Callable[[Any], str], *keys: str) -> Cell:
+    """What stands in a row under these keys, as text; empty if nothing does."""
 
-
-def _rate(kind: str, batch: str) -> Any:
     def cell(row: dict[str, Any]) -> str:
-        found = row[kind].get(batch, {})
-        if not _done(found):
-            return ""
-        times = found["times_baseline"]
-        return f"{_short(found['images_per_second'])}" + (f" {times['median']:.2f}x" if times else "")
+        value: Any = row
+        for key in keys:
+            value = value.get(key)
+            if value is None:
+                return ""
+        return form(value)
 
     return cell
 
 
-def _field(kind: str, batch: str, name: str, form: str) -> Any:
-    def cell(row: dict[str, Any]) -> str:
-        value = row[kind].get(batch, {}).get(name)
-        return "" if value is None else form.format(value)
-
-    return cell
+def _training_step(row: dict[str, Any]) -> dict[str, Any]:
+    """What was measured of the first batch size that could be trained with, if any could."""
+    return next(({"batch": batch} | found for batch, found in row["train"].items() if _rate(found)), {})
 
 
-def _latency(batch: str, name: str) -> Any:
-    def cell(row: dict[str, Any]) -> str:
-        value = row["inference"].get(batch, {}).get("milliseconds", {}).get(name)
-        return "" if value is None else _short(value)
-
-    return cell
-
-
-def _of_step(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    return next(((batch, found) for batch, found in row["train"].items() if _done(found)), ("", {}))
+def _rate(found: dict[str, Any]) -> str:
+    """Images per second, and how many times as fast as the baseline; empty if it was not measured."""
+    if "images_per_second" not in found:
+        return ""
+    times = found["times_baseline"]
+    return f"{_short(found['images_per_second'])}" + (f" {times['median']:.2f}x" if times else "")
 
 
-def _training_rate(row: dict[str, Any]) -> str:
-    batch, _ = _of_step(row)
-    return _rate("train", batch)(row)
-
-
-def _training_peak(row: dict[str, Any]) -> str:
-    value = _of_step(row)[1].get("percent_of_peak")
-    return "" if value is None else f"{value:.0f}%"
-
-
-def _training_memory(row: dict[str, Any]) -> str:
-    value = _of_step(row)[1].get("peak_bytes")
-    return "" if value is None else f"{value / 2**20:,.0f}"
-
-
-_TRAINING = [
-    ("batch", lambda row: _of_step(row)[0]),
-    ("images/s", _training_rate),
-    ("of peak", _training_peak),
-    ("MiB", _training_memory),
-]
-
-
-def _start(row: dict[str, Any]) -> str:
-    value = row["deployment"].get("median_start_seconds")
-    return "" if value is None else f"{value:.2f}"
-
-
-def _size(row: dict[str, Any]) -> str:
-    value = row["deployment"].get("bytes")
-    return "" if value is None else f"{value / 1e6:.1f}"
-
-
-def _memory(batch: str) -> Any:
-    def cell(row: dict[str, Any]) -> str:
-        value = row["deployment"].get("memory", {}).get(batch, {}).get("peak_bytes")
-        return "" if value is None else f"{value / 2**20:,.0f}"
-
-    return cell
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.0f}"
 
 
 def _short(value: float) -> str:

@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ from rich.text import Text
 from torch import nn
 
 from ceit.cli._parser import MODEL_FILES, Parser, add_json, add_precision
-from ceit.cli._tables import bar, facts, figures
+from ceit.cli._terminal import bar, facts, figures, tell
 from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
 from ceit.data.preprocessing import Preprocessing
@@ -61,8 +59,7 @@ def main(arguments: list[str]) -> None:
     if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
         found = without_other_classes(found, set(map(class_name, kept)))
     measured = to_measure(found, ImageRecord.of_run(options.checkpoint, training), training, options.split)
-    for line in (*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks):
-        print(line, file=sys.stderr)
+    tell(*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks)
     class_names = model.class_names or found.class_names
     split = with_labels_of(list(map(class_name, class_names)), found, measured.split)
     loader = make_loader(
@@ -75,7 +72,7 @@ def main(arguments: list[str]) -> None:
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (
-        sharing_cores(follows, partial(print, file=sys.stderr)) as cores,
+        sharing_cores(follows, tell) as cores,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("", total=loader.images)

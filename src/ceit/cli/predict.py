@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.text import Text
 
 from ceit.cli._parser import MODEL_FILES, Parser, add_json, add_precision
-from ceit.cli._tables import bar
+from ceit.cli._terminal import bar, tell
 from ceit.data.sources.walk import EmptyFolderError, image_files
 from ceit.inference.memory import keep_freed_memory
 from ceit.inference.prediction_file import (
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
             stack.enter_context(for_one_process(options.output))
             if options.resume and options.output.exists():
                 ranks = min(options.top_k, len(predictor.class_names))
-                left = unanswered(options.output, paths, ranks, predictor.class_names, origin, say=_tell)
+                left = unanswered(options.output, paths, ranks, predictor.class_names, origin, say=tell)
         files = _without_stdin(left, stack)
         answers = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
         known = stack.enter_context(closing(_between_signals(answers)))
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
         sentence = _broken_sentence(broken, len(paths))
         if not options.skip_broken:
             raise ValueError(f"{sentence}; --skip-broken accepts that")
-        _tell(sentence)
+        tell(sentence)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -152,13 +152,13 @@ def _images_of(names: Sequence[str]) -> list[str]:
             empty.append(str(error))
             continue
         if passed_over:
-            _tell(f"{name}: {passed_over}")
+            tell(f"{name}: {passed_over}")
         images += map(str, files)
     if len(lost) == len(images):
         reasons = _first(lost + empty)
         raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
     for sentence in empty:
-        _tell(sentence)
+        tell(sentence)
     return images
 
 
@@ -238,7 +238,7 @@ def _counted(
             yield replace(answer, path=path)
             done += 1
     except (KeyboardInterrupt, SystemExit):
-        _tell(f"{done} of {total} images are predicted{'; --resume goes on' if output else ''}")
+        tell(f"{done} of {total} images are predicted{'; --resume goes on' if output else ''}")
         raise
 
 
@@ -328,7 +328,3 @@ def _first(words: Sequence[str]) -> str:
     """Some of them, for a sentence."""
     more = ["..."] if len(words) > _NAMED_FILES else []
     return ", ".join([*words[:_NAMED_FILES], *more])
-
-
-def _tell(sentence: str) -> None:
-    print(sentence, file=sys.stderr)

@@ -1,5 +1,6 @@
-"""Tables and bars of the terminal, as several verbs print them."""
+"""What several verbs print: tables and bars, and remarks beside them."""
 
+import sys
 from collections.abc import Sequence
 
 from rich import box
@@ -44,3 +45,9 @@ def bar(share: float, cells: int) -> Text:
     """So many cells, a share in 0..1 of them filled."""
     filled = round(cells * share)
     return Text.assemble(("█" * filled, "green"), ("░" * (cells - filled), "dim"))
+
+
+def tell(*lines: str) -> None:
+    """Print remarks on stderr, where they are no part of the result."""
+    for line in lines:
+        print(line, file=sys.stderr)
