@@ -103,6 +103,20 @@ def test_arguments_reach_the_verb_without_debug(install_verb: Callable[[Verb], N
     assert seen == [["model", "--json"], ["model"], ["--", "--debug"]]
 
 
+def test_options_may_be_written_with_underscores(install_verb: Callable[[Verb], None]) -> None:
+    seen: list[list[str]] = []
+    install_verb(seen.append)
+    assert ceit_cli.main(["info", "a_b", "--img_size=a_b", "--in_chans", "a_b", "--", "--a_b"]) == 0
+    assert seen == [["a_b", "--img-size=a_b", "--in-chans", "a_b", "--", "--a_b"]]
+
+
+@pytest.mark.parametrize("verb", ["", *(verb for verb in ceit_cli.VERBS if verb != "train")])
+def test_help_fits_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ceit_cli.main([*filter(None, [verb]), "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [

@@ -27,10 +27,11 @@ def figures(words: Sequence[str], numbers: Sequence[str], title: str | None = No
     return table
 
 
-def print_whole(console: Console, table: Table) -> None:
-    """Print a table of which nothing is cut, however narrow the terminal."""
-    table.width = console.measure(table, options=console.options.update(width=1000)).maximum
-    console.print(table, crop=False)
+def print_whole(console: Console, shown: Table | Text) -> None:
+    """Print without cutting anything off a table, however narrow the terminal: its numbers must stay what they are."""
+    if isinstance(shown, Table):
+        shown.width = console.measure(shown, options=console.options.update(width=1000)).maximum
+    console.print(shown, crop=False)
 
 
 def facts(rows: Sequence[tuple[str, str | Text]]) -> Table:

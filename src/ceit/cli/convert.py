@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ceit.cli._parser import Parser
 from ceit.paths import expanded
 from ceit.weights.checkpoint import network_of, save_checkpoint
 from ceit.weights.geometry import name_of
@@ -17,7 +18,7 @@ LAYOUTS = {
 
 def main(arguments: list[str]) -> None:
     """Convert one file and print what was recognised in it."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     output: Path = options.output
     existing = [path for path in (output, side_file(output)) if path.exists()]
     if existing and not options.force:
@@ -36,22 +37,23 @@ def main(arguments: list[str]) -> None:
     print(f"written     {output} and {side_file(output)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ceit convert",
-        description="Converts released weights, or a plain state dict of this network or of timm's DeiT, to "
-        "safetensors. Nothing in the file is executed.",
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        "convert",
+        "RELEASED.pth OUT.safetensors [options]",
+        "Turn weights of the authors' release, or a plain state dict of this network or of timm's DeiT, into a file "
+        "that every verb takes. Nothing in the file is executed.",
+        examples=[
+            "ceit convert ceit_tiny.pth ceit_tiny.safetensors",
+            "ceit convert checkpoint.pth averaged.safetensors --entry model_ema",
+        ],
     )
-    parser.add_argument("released", metavar="RELEASED.pth", type=expanded, help="the file to read")
-    parser.add_argument(
-        "output", metavar="OUT.safetensors", type=expanded, help="the file to write, with OUT.json beside it"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    parser.add_argument(
-        "--entry", help="which state dict of a training script's file (default: model or state_dict; say model_ema)"
-    )
-    parser.add_argument("--model", metavar="NAME", help="the model it is, where the tensors' shapes do not tell")
-    parser.add_argument(
-        "--num-heads", type=int, metavar="K", help="attention heads, where the tensors' shapes do not tell"
-    )
-    return parser
+    add = parser.add_argument
+    add("released", metavar="RELEASED.pth", type=expanded, help="the file to read")
+    add("output", metavar="OUT.safetensors", type=expanded, help="the file to write, with OUT.json beside it")
+    add("--force", action="store_true", help="replace OUT if it exists")
+    text = "which state dict of a training script's file, such as model_ema (default: model or state_dict)"
+    add("--entry", metavar="NAME", help=text)
+    add("--model", metavar="NAME", help="which model it is, if the tensors' shapes do not tell")
+    add("--num-heads", type=int, metavar="K", help="attention heads, if the tensors' shapes do not tell")
+    return parser.parse_args(arguments)

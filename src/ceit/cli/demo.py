@@ -1,12 +1,12 @@
 """``ceit demo``: from nothing to a trained, evaluated and pictured model."""
 
-import argparse
 import importlib
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from ceit.cli._parser import Parser
 from ceit.cli.train import LiveProgress, print_report
 from ceit.data.batches.loader import make_loader
 from ceit.data.sources.choose import fetch
@@ -25,12 +25,23 @@ SHEET_IMAGES = 32
 
 def main(arguments: list[str]) -> None:
     """Fetch, train by the recipe ``demo``, evaluate, draw. Interrupted, the same command goes on."""
-    parser = argparse.ArgumentParser(prog="ceit demo", description="Train, evaluate and picture a small model.")
-    parser.add_argument(
-        "--output", metavar="DIR", type=expanded, default=Path("runs/demo"), help="default: %(default)s"
+    parser = Parser(
+        "demo",
+        "[options]",
+        "Train a small model in minutes, measure it and draw pictures of its results, to see everything work.\n"
+        "If it is interrupted, the same command goes on where it stopped.",
+        examples=["ceit demo", "ceit demo --data digits --output runs/digits"],
     )
-    parser.add_argument("--data", choices=sorted(SETS), default="cifar10", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--data", choices=sorted(SETS), default="cifar10", help="data set; downloaded once, except digits")
+    add(
+        "--output",
+        metavar="DIR",
+        type=expanded,
+        default=Path("runs/demo"),
+        help="folder for the model and the pictures",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="another seed gives another model")
     asked = parser.parse_args(arguments)
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()

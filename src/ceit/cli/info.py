@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.cli._parser import Parser, add_json
+from ceit.cli._terminal import figures, print_whole
 from ceit.model import MODELS, CeiTConfig, config_of
 from ceit.model.complexity import Complexity, analysis, complexity, deit_twin, letters, resnet50_stages
 from ceit.paths import expanded
@@ -36,34 +37,33 @@ def main(arguments: list[str]) -> None:
 
     Raises ValueError for an unknown model, a geometry that no model has, or a checkpoint that cannot be read.
     """
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     config = _config(options.model, _geometry(options))
     if options.json:
         print(json.dumps(_document(options.model, config), indent=2))
         return
     console = Console(highlight=False)
     for renderable in _report(options.model, config):
-        if isinstance(renderable, Table):  # a number is never cut, however narrow the terminal
-            renderable.width = console.measure(renderable, options=console.options.update(width=1000)).maximum
-        console.print(renderable, crop=False)
+        print_whole(console, renderable)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ceit info",
-        description="Print a model's parameters and multiply-accumulates, module by module, beside its DeiT twin.",
-        epilog=f"models: {', '.join(MODELS)}",
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        "info",
+        "MODEL|CHECKPOINT [options]",
+        "Print how large a model is and what one image costs it: parameters and multiply-accumulates, module by "
+        "module, beside a DeiT of the same size.",
+        examples=["ceit info ceit_tiny_patch16_224", "ceit info runs/photos --img-size 128"],
+        notes="\n\nmodels:\n  " + "\n  ".join(MODELS),
     )
-    parser.add_argument(
-        "model", metavar="MODEL|CHECKPOINT", help="a model's name, a run directory or a file of weights"
-    )
-    parser.add_argument(
-        "--img-size", type=int, nargs="+", metavar=("H", "W"), help="image size in pixels: a side, or two"
-    )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the head")
-    parser.add_argument("--in-chans", type=int, metavar="C", help="channels of the images")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser
+    text = "model's name (see below), run directory of ceit train, or file of weights"
+    parser.add_argument("model", metavar="MODEL|CHECKPOINT", help=text)
+    add_json(parser)
+    add = parser.add_argument_group("to see what another geometry costs").add_argument
+    add("--img-size", type=int, nargs="+", metavar="PX", help="side of the images, or height and width")
+    add("--num-classes", type=int, metavar="N", help="classes that the head tells apart")
+    add("--in-chans", type=int, metavar="C", help="channels of the images")
+    return parser.parse_args(arguments)
 
 
 def _geometry(options: argparse.Namespace) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _totals(cost: Complexity) -> dict[str, int]:
     return {name: getattr(cost, name) for name in (*TOTALS, "dead_macs")}
 
 
-def _report(model: str, config: CeiTConfig) -> Iterator[RenderableType]:
+def _report(model: str, config: CeiTConfig) -> Iterator[Table | Text]:
     own, twin = complexity(config), complexity(deit_twin(config))
     image = f"image {config.in_chans}x{config.image_hw[0]}x{config.image_hw[1]}"
     patches = f"{config.grid[0]}x{config.grid[1]} patches"
@@ -124,13 +124,8 @@ def _report(model: str, config: CeiTConfig) -> Iterator[RenderableType]:
 
 
 def _module_table(config: CeiTConfig, own: Complexity) -> Table:
-    table = _table(
-        "Modules (MACs full, with attention products)",
-        "module",
-        "shape in",
-        "shape out",
-        numbers=["parameters", "MACs", "share"],
-    )
+    title = "Modules (MACs full, with attention products)"
+    table = figures(["module", "shape in", "shape out"], ["parameters", "MACs", "share"], title)
 
     def add(name: str, part: Complexity, style: str | None = None, *, keeps_shape: bool = False) -> None:
         shape_in = part.modules[0].shape_in
@@ -162,9 +157,8 @@ def _module_table(config: CeiTConfig, own: Complexity) -> Table:
 
 
 def _total_table(own: Complexity, twin: Complexity) -> Table:
-    table = _table(
-        "Beside the DeiT twin (patch embedding, MLP, no LCA)", "", numbers=["this model", "DeiT twin", "ratio"]
-    )
+    title = "Beside the DeiT twin (patch embedding, MLP, no LCA)"
+    table = figures([""], ["this model", "DeiT twin", "ratio"], title)
     for field, name in TOTALS.items():
         mine, other = getattr(own, field), getattr(twin, field)
         table.add_row(name, _count(mine), _count(other), f"{mine / other:.3f}")
@@ -183,7 +177,7 @@ def _part_table(config: CeiTConfig, own: Complexity, twin: Complexity) -> Table:
         "head": ["head"],
     }
     numbers = ["parameters", "DeiT twin", "MACs", "DeiT twin"]
-    table = _table("Part by part (MACs full, with attention products)", "", numbers=numbers)
+    table = figures([""], numbers, "Part by part (MACs full, with attention products)")
     for name, prefixes in parts.items():
         mine, other = own.part(*prefixes), twin.part(*prefixes)
         if mine.modules:
@@ -195,18 +189,14 @@ def _part_table(config: CeiTConfig, own: Complexity, twin: Complexity) -> Table:
 
 def _analysis_table(config: CeiTConfig) -> Table:
     title = "Complexity analysis (MACs full, with attention products)"
-    table = _table(title, "", "closed form", numbers=["MACs", "ratio"])
+    table = figures(["", "closed form"], ["MACs", "ratio"], title)
     part = ""
     for cost in analysis(config):
         if cost.part != part:
             part = cost.part
             table.add_row(part, style="bold")
-        table.add_row(
-            f" {cost.name}",
-            cost.formula,
-            _count(cost.macs),
-            f"{cost.ratio:,.0f}" if cost.ratio >= 1000 else f"{cost.ratio:.4g}",
-        )
+        ratio = f"{cost.ratio:,.0f}" if cost.ratio >= 1000 else f"{cost.ratio:.4g}"
+        table.add_row(f" {cost.name}", cost.formula, _count(cost.macs), ratio)
     return table
 
 
@@ -224,19 +214,6 @@ def _analysis_notes(config: CeiTConfig) -> str:
             f"convolution of their {channels} channels to D; no later stage, no classifier"
         )
     return "\n".join(notes)
-
-
-def _table(title: str, *words: str, numbers: list[str]) -> Table:
-    """With the numbers of the largest model, 80 columns wide."""
-    table = Table(
-        title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.show_edge = table.pad_edge = False
-    for word in words:
-        table.add_column(word, no_wrap=True)
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
-    return table
 
 
 def _count(number: int) -> str:
