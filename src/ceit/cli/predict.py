@@ -6,14 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import current_thread, main_thread
-from types import FrameType
-from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -38,6 +35,7 @@ from ceit.inference.prediction_file import (
 from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
 from ceit.model import list_models
 from ceit.paths import expanded
+from ceit.train.interruption import stop_signals
 from ceit.weights import create_model
 
 STDIN = "-"
@@ -68,9 +66,9 @@ def main(arguments: list[str]) -> None:
                 ranks = min(options.top_k, len(predictor.class_names))
                 left = unanswered(options.output, paths, ranks, predictor.class_names, origin, say=tell)
         files = _without_stdin(left, stack)
-        answers = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
-        known = stack.enter_context(closing(_between_signals(answers)))
-        predictions = _counted(left, known, len(paths), options.output, broken)
+        stream = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
+        answers = stack.enter_context(closing(_between_signals(stream)))
+        predictions = _counted(left, answers, len(paths), options.output, broken)
         if origin is not None:
             write_answers(options.output, predictions, origin, resume=options.resume)
         elif options.json:
@@ -185,39 +183,11 @@ def _between_signals(predictions: Iterable[Prediction]) -> Generator[Prediction,
 
     A second one acts at once.
     """
-    waiting, received = True, list[Any]()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        handler = before[number]
-        if waiting or received:
-            handler(number, frame)
-        received.append(lambda: handler(number, frame))
-
-    with _handled_by(note) as before:
-        rest = iter(predictions)
-        while True:
-            waiting = True
-            for act in received:
-                act()
-            prediction = next(rest, None)
-            waiting = False
-            if prediction is None:
-                return
+    for prediction in predictions:
+        with stop_signals() as received:
             yield prediction
-
-
-@contextmanager
-def _handled_by(handler: Any) -> Iterator[dict[int, Any]]:
-    """SIGINT and SIGTERM, where they do anything, go to the handler; given are the ones that they went to before."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()  # as Python has it
-    before: dict[int, Any] = {number: usual for number in numbers if callable(usual := signal.getsignal(number))}
-    try:
-        for number in before:
-            signal.signal(number, handler)
-        yield before
-    finally:
-        for number, usual in before.items():
-            signal.signal(number, usual)
+        for number in received:
+            signal.raise_signal(number)
 
 
 def _counted(
