@@ -1,4 +1,14 @@
-"""``ceit benchmark``: models side by side on this machine, in one interleaved run."""
+"""Measure how fast models are on this machine, side by side: latency, throughput, training, memory.
+
+Every model takes its turn in every round, in a process of its own. The tables have medians, and percent of the peak of
+matrix products that was measured in between.
+
+usage: ceit benchmark --models NAME ... --output FILE.json [options]
+
+examples:
+  ceit benchmark --models ceit_tiny_patch16_224 --output speed.json
+  ceit benchmark --checkpoint runs/photos --opponents --output speed.json
+"""
 
 import argparse
 import importlib
@@ -17,14 +27,13 @@ from ceit.bench.chart import draw_bars
 from ceit.bench.networks import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.processes import Memory
 from ceit.bench.speed import MEASURES, Settings, measure
-from ceit.cli._parser import Parser
+from ceit.cli._parser import Parser, adding_to, positive
 from ceit.cli._terminal import figures, print_whole
 from ceit.data.threads import usable_cores
 from ceit.paths import expanded
 
 Cell = Callable[[dict[str, Any]], str]
 """What a row of the result says in one column; empty if nothing."""
-
 
 _PACKAGES = ("onnxruntime", "openvino")  # backends that are packages of the same name
 
@@ -62,62 +71,38 @@ def main(arguments: list[str]) -> None:
 def make_parser() -> Parser:
     """The options of the command."""
     precisions = "".join(f"\n  {name:<13}{_words(PRECISIONS_OF[name])}" for name in BACKENDS)
-    parser = Parser(
-        "benchmark",
-        "--models NAME ... --output FILE.json [options]",
-        "Measure how fast models are on this machine, side by side: latency, throughput, training, memory.\n"
-        "Every model takes its turn in every round, in a process of its own. The tables have medians, and percent of "
-        "the peak of matrix products that was measured in between.",
-        examples=[
-            "ceit benchmark --models ceit_tiny_patch16_224 --output speed.json",
-            "ceit benchmark --checkpoint runs/photos --opponents --output speed.json",
-        ],
-        notes=f"\n\nbackends, and the precisions that each has:{precisions}",
-    )
-    add = parser.add_argument_group("what is measured").add_argument
-    text = "models of ceit and timm; NAME,FIELD=VALUE sets a field"
-    add("--models", nargs="+", default=[], metavar="NAME", help=text)
-    add("--checkpoint", metavar="RUN|FILE", help="a trained model: a run directory or a file of weights")
-    text = f"for comparison, models of timm: {', '.join(OPPONENTS)}"
-    add("--opponents", action="store_true", help=text)
-    text = "any module: what a function makes that stands in a file"
-    add("--against", nargs="+", action="extend", default=[], metavar="FILE.py:function", help=text)
+    parser = Parser(__doc__, notes=f"backends, and the precisions that each has:{precisions}")
+    add = adding_to(parser.add_argument_group("what is measured"))
+    add("--models", "models of ceit and timm; NAME,FIELD=VALUE sets a field", nargs="+", default=[], metavar="NAME")
+    add("--checkpoint", "a trained model: a run directory or a file of weights", metavar="RUN|FILE")
+    add("--opponents", f"for comparison, models of timm: {', '.join(OPPONENTS)}", action="store_true")
+    text = "any module: what a function in a file makes"
+    add("--against", text, nargs="+", action="extend", default=[], metavar="FILE.py:function")
     text = f"which kinds of figures: {', '.join(MEASURES)} (start-up, memory, size)"
-    add("--measures", nargs="+", choices=MEASURES, default=["inference"], metavar="KIND", help=text)
+    add("--measures", text, nargs="+", choices=MEASURES, default=["inference"], metavar="KIND")
     text = f"what computes the models; see below (default: all that are installed, but {PLAIN})"
-    add("--backends", nargs="+", choices=BACKENDS, metavar="NAME", help=text)
+    add("--backends", text, nargs="+", choices=BACKENDS, metavar="NAME")
     text = "what computes the modules of --against"
-    add("--against-backends", nargs="+", choices=BACKENDS, default=[PLAIN], metavar="NAME", help=text)
-    add("--precisions", nargs="+", metavar="NAME", help="number formats; see below (default: float32 bf16)")
-    add("--img-size", type=int, nargs="+", metavar="PX", help="a side of the images, or height and width")
-    add = parser.add_argument_group("how it is measured").add_argument
-    add("--batch-sizes", nargs="+", type=_positive, default=[1, 8, 16, 64], metavar="N", help="images per batch")
+    add("--against-backends", text, nargs="+", choices=BACKENDS, default=[PLAIN], metavar="NAME")
+    add("--precisions", "number formats; see below (default: float32 bf16)", nargs="+", metavar="NAME")
+    add("--img-size", "a side of the images, or height and width", type=int, nargs="+", metavar="PX")
+    add = adding_to(parser.add_argument_group("how it is measured"))
+    add("--batch-sizes", "images per batch", nargs="+", type=positive, default=[1, 8, 16, 64], metavar="N")
     text = "images per training step (default: 16, of small images 128)"
-    add("--train-batch-size", type=_positive, metavar="N", help=text)
-    add("--rounds", type=_positive, default=5, metavar="N", help="turns of every model; more tell more apart")
-    add("--seconds", type=float, default=1.0, metavar="S", help="how long a turn lasts, at least")
-    add("--threads", type=_positive, default=usable_cores(), metavar="N", help="cores that compute one model")
-    text = (
-        f"memory that is freed, in all processes: {', '.join(get_args(Memory))} (default: the package's backends keep"
-    )
+    add("--train-batch-size", text, type=positive, metavar="N")
     add(
-        "--freed-memory",
-        choices=get_args(Memory),
-        metavar="HOW",
-        help=f"{text} it, {PLAIN} leaves it to the allocator)",
+        "--rounds", "turns of every model; more of them tell smaller differences", type=positive, default=5, metavar="N"
     )
-    add = parser.add_argument_group("results").add_argument
+    add("--seconds", "how long a turn lasts, at least", type=float, default=1.0, metavar="S")
+    add("--threads", "cores that compute one model", type=positive, default=usable_cores(), metavar="N")
+    kinds = get_args(Memory)
+    text = f"(default: the package's backends keep it, {PLAIN} leaves it to the allocator)"
+    add("--freed-memory", f"of freed memory: {', '.join(kinds)} {text}", choices=kinds, metavar="HOW")
+    add = adding_to(parser.add_argument_group("results"))
     text = "everything that was measured; written after every round"
-    add("--output", type=expanded, required=True, metavar="FILE.json", help=text)
-    add("--chart", type=expanded, metavar="FILE.png", help="draw images per second as bars")
+    add("--output", text, type=expanded, required=True, metavar="FILE.json")
+    add("--chart", "draw images per second as bars", type=expanded, metavar="FILE.png")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
 
 
 def _subjects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Subject]:

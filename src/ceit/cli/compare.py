@@ -1,4 +1,11 @@
-"""``ceit compare``: training runs side by side."""
+"""Show training runs side by side: their accuracy, and the options in which they differ.
+
+usage: ceit compare RUN ... [options]
+
+examples:
+  ceit compare runs/*
+  ceit compare runs/photos runs/photos2 --plot accuracy.png
+"""
 
 import argparse
 import json
@@ -8,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ceit.cli._parser import Parser, add_json
+from ceit.cli._parser import JSON, Parser, adding_to
 from ceit.cli._terminal import figures
 from ceit.paths import expanded
 from ceit.train.run_directory import lines_of, saved_config
@@ -34,16 +41,11 @@ def main(arguments: list[str]) -> None:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "compare",
-        "RUN ... [options]",
-        "Show training runs side by side: their accuracy, and the options in which they differ.",
-        examples=["ceit compare runs/*", "ceit compare runs/photos runs/photos2 --plot accuracy.png"],
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=expanded, help="run directory of ceit train")
-    text = "draw validation accuracy over epochs, as .png or .svg"
-    parser.add_argument("--plot", type=expanded, metavar="FILE.png", help=text)
-    add_json(parser)
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("runs", "run directory of ceit train", nargs="+", type=expanded, metavar="RUN")
+    add("--plot", "draw validation accuracy over epochs, as .png or .svg", type=expanded, metavar="FILE.png")
+    add("--json", JSON, action="store_true")
     options = parser.parse_args(arguments)
     if options.plot and options.plot.suffix not in (".png", ".svg"):
         parser.error(f"--plot {options.plot} must end in .png or .svg")

@@ -1,9 +1,18 @@
-"""``ceit convert``: foreign weights to safetensors, executing nothing in them."""
+"""Turn weights of the authors' release, or a plain state dict of this network or of timm's DeiT, into safetensors.
+
+Every verb takes the new file. Nothing in the old one is executed.
+
+usage: ceit convert RELEASED.pth OUT.safetensors [options]
+
+examples:
+  ceit convert ceit_tiny.pth ceit_tiny.safetensors
+  ceit convert checkpoint.pth averaged.safetensors --entry model_ema
+"""
 
 import argparse
 from pathlib import Path
 
-from ceit.cli._parser import Parser
+from ceit.cli._parser import Parser, adding_to
 from ceit.paths import expanded
 from ceit.weights.checkpoint import network_of, save_checkpoint
 from ceit.weights.geometry import name_of
@@ -38,22 +47,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "convert",
-        "RELEASED.pth OUT.safetensors [options]",
-        "Turn weights of the authors' release, or a plain state dict of this network or of timm's DeiT, into a file "
-        "that every verb takes. Nothing in the file is executed.",
-        examples=[
-            "ceit convert ceit_tiny.pth ceit_tiny.safetensors",
-            "ceit convert checkpoint.pth averaged.safetensors --entry model_ema",
-        ],
-    )
-    add = parser.add_argument
-    add("released", metavar="RELEASED.pth", type=expanded, help="the file to read")
-    add("output", metavar="OUT.safetensors", type=expanded, help="the file to write, with OUT.json beside it")
-    add("--force", action="store_true", help="replace OUT if it exists")
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("released", "the file to read", type=expanded, metavar="RELEASED.pth")
+    add("output", "the file to write, with OUT.json beside it", type=expanded, metavar="OUT.safetensors")
+    add("--force", "replace OUT if it exists", action="store_true")
     text = "which state dict of a training script's file, such as model_ema (default: model or state_dict)"
-    add("--entry", metavar="NAME", help=text)
-    add("--model", metavar="NAME", help="which model it is, if the tensors' shapes do not tell")
-    add("--num-heads", type=int, metavar="K", help="attention heads, if the tensors' shapes do not tell")
+    add("--entry", text, metavar="NAME")
+    add("--model", "which model it is, if the tensors' shapes do not tell", metavar="NAME")
+    add("--num-heads", "attention heads, if the tensors' shapes do not tell", type=int, metavar="K")
     return parser.parse_args(arguments)

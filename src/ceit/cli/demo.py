@@ -1,4 +1,13 @@
-"""``ceit demo``: from nothing to a trained, evaluated and pictured model."""
+"""Train a small model, measure it and draw pictures of its results, to see everything work.
+
+If it is interrupted, the same command goes on where it stopped.
+
+usage: ceit demo [options]
+
+examples:
+  ceit demo
+  ceit demo --data digits --output runs/digits
+"""
 
 import importlib
 from pathlib import Path
@@ -6,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ceit.cli._parser import Parser
+from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress, print_report
 from ceit.data.batches.loader import make_loader
 from ceit.data.sources.choose import fetch
@@ -25,23 +34,11 @@ SHEET_IMAGES = 32
 
 def main(arguments: list[str]) -> None:
     """Fetch, train by the recipe ``demo``, evaluate, draw. Interrupted, the same command goes on."""
-    parser = Parser(
-        "demo",
-        "[options]",
-        "Train a small model in minutes, measure it and draw pictures of its results, to see everything work.\n"
-        "If it is interrupted, the same command goes on where it stopped.",
-        examples=["ceit demo", "ceit demo --data digits --output runs/digits"],
-    )
-    add = parser.add_argument
-    add("--data", choices=sorted(SETS), default="cifar10", help="data set; downloaded once, except digits")
-    add(
-        "--output",
-        metavar="DIR",
-        type=expanded,
-        default=Path("runs/demo"),
-        help="folder for the model and the pictures",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="another seed gives another model")
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("--data", "data set; downloaded once, except digits", choices=sorted(SETS), default="cifar10")
+    add("--output", "folder for the model and the pictures", type=expanded, default=Path("runs/demo"), metavar="DIR")
+    add("--seed", "another seed gives another model", type=int, default=0, metavar="N")
     asked = parser.parse_args(arguments)
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()

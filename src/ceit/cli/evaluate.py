@@ -1,4 +1,13 @@
-"""``ceit evaluate``: how good a trained model is on a split of a data set."""
+"""Measure a trained model on labelled images: loss, top-1, top-5, and the accuracy of every class.
+
+By default images that the model was trained on, or chosen by, are left out.
+
+usage: ceit evaluate --checkpoint RUN|FILE --data NAME|DIR [options]
+
+examples:
+  ceit evaluate --checkpoint runs/photos --data photos/
+  ceit evaluate --checkpoint runs/demo --data cifar10 --split validation --json
+"""
 
 import argparse
 import json
@@ -12,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import nn
 
-from ceit.cli._parser import MODEL_FILES, Parser, add_json, add_precision
+from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
 from ceit.cli._terminal import bar, facts, figures, tell
 from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
@@ -128,31 +137,20 @@ def _load(checkpoint: str, precision: Precision) -> _LoadedModel:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "evaluate",
-        "--checkpoint RUN|FILE --data NAME|DIR [options]",
-        "Measure a trained model on labelled images: loss, top-1, top-5, and the accuracy of every class.\n"
-        "By default images that the model was trained on, or chosen by, are left out.",
-        examples=[
-            "ceit evaluate --checkpoint runs/photos --data photos/",
-            "ceit evaluate --checkpoint runs/demo --data cifar10 --split validation --json",
-        ],
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("--checkpoint", MODEL, required=True, metavar="RUN|FILE")
+    add("--data", "data set's name, folder of class folders, or labels file", required=True, metavar="NAME|DIR")
+    text = (
+        "which images: test, validation or train as the run had them; new, which came after it; or all "
+        "(default: all that the run was not trained on or chosen by)"
     )
-    parser.add_argument("--checkpoint", metavar="RUN|FILE", required=True, help=f"the model: {MODEL_FILES}")
-    parser.add_argument(
-        "--data", metavar="NAME|DIR", required=True, help="data set's name, folder of class folders, or labels file"
-    )
-    parser.add_argument(
-        "--split",
-        choices=ASKABLE,
-        help="which images: test, validation or train as the run had them; new, which came after it; or all "
-        "(default: all that the run was not trained on or chosen by)",
-    )
-    add_json(parser)
-    parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; name them")
-    computing = parser.add_argument_group("computing")
-    add_precision(computing, PRECISIONS)
-    computing.add_argument("--batch-size", type=int, default=250, metavar="N", help="images per batch")
+    add("--split", text, choices=ASKABLE)
+    add("--json", JSON, action="store_true")
+    add("--skip-broken", "leave out images that cannot be read, and name them", action="store_true")
+    add = adding_to(parser.add_argument_group("computing"))
+    add("--precision", PRECISION, choices=PRECISIONS, default="auto")
+    add("--batch-size", "images per batch", type=int, default=250, metavar="N")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,14 @@
-"""``ceit export``: a trained model as one file for ONNX Runtime, OpenVINO or torch, in float32 or int8."""
+r"""Write a trained model as one file for ONNX Runtime, OpenVINO or torch.
+
+The file is compared with the model on real images, and refused if its answers differ.
+
+usage: ceit export --checkpoint RUN|FILE --format FORMAT --output FILE [options]
+
+examples:
+  ceit export --checkpoint runs/photos --format onnx --output photos.onnx
+  ceit export --checkpoint runs/photos --format openvino --precision int8 \
+      --output photos.xml
+"""
 
 import argparse
 import json
@@ -8,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ceit.atomic import require_place
-from ceit.cli._parser import Parser, add_json
+from ceit.cli._parser import JSON, Parser, adding_to
 from ceit.cli._terminal import facts, tell
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.reduced import IN_MEMORY_SIDE
@@ -73,33 +83,24 @@ def main(arguments: list[str]) -> None:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "export",
-        "--checkpoint RUN|FILE --format FORMAT --output FILE [options]",
-        "Write a trained model as one file for ONNX Runtime, OpenVINO or torch.\n"
-        "The file is compared with the model on real images, and refused if its answers differ.",
-        examples=[
-            "ceit export --checkpoint runs/photos --format onnx --output photos.onnx",
-            "ceit export --checkpoint runs/photos --format openvino --precision int8 \\",
-            "    --output photos.xml",
-        ],
-    )
+    parser = Parser(__doc__)
+    add = adding_to(parser)
     text = "the model: a run directory of ceit train, or a file of weights"
-    parser.add_argument("--checkpoint", metavar="RUN|FILE", required=True, help=text)
+    add("--checkpoint", text, required=True, metavar="RUN|FILE")
     text = "what runs it: ONNX Runtime, torch (a program of torch.export) or OpenVINO"
-    parser.add_argument("--format", choices=FORMATS, required=True, help=text)
+    add("--format", text, required=True, choices=FORMATS)
     text = f"file to write; its name ends in {', '.join(f'{end} ({name})' for end, name in SUFFIXES.items())}"
-    parser.add_argument("--output", metavar="FILE", required=True, type=expanded, help=text)
+    add("--output", text, required=True, type=expanded, metavar="FILE")
     text = "number format; int8 is smaller and faster, needs images to calibrate with, and is not for torch"
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    add("--precision", text, choices=PRECISIONS, default="float32")
+    add("--overwrite", "replace the output if it exists", action="store_true")
     text = "take images of any sides that are multiples of the patch size (float32, not for torch)"
-    parser.add_argument("--dynamic-size", action="store_true", help=text)
-    add_json(parser)
-    images = parser.add_argument_group("images to compare and to calibrate with").add_mutually_exclusive_group()
-    images.add_argument("--data", metavar="NAME|DIR", help="a data set (default: that of the run)")
-    text = "pictures, or folders of them, instead of a data set"
-    images.add_argument("--images", metavar="PATH", nargs="+", type=expanded, help=text)
+    add("--dynamic-size", text, action="store_true")
+    add("--json", JSON, action="store_true")
+    images = parser.add_argument_group("images to compare and to calibrate with")
+    add = adding_to(images.add_mutually_exclusive_group())
+    add("--data", "a data set (default: that of the run)", metavar="NAME|DIR")
+    add("--images", "pictures, or folders of them, instead of a data set", nargs="+", type=expanded, metavar="PATH")
     options = parser.parse_args(arguments)
     try:
         refuse_combination(options.format, options.precision, options.dynamic_size)

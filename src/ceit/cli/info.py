@@ -1,4 +1,12 @@
-"""``ceit info``: parameters and multiply-accumulates of a model, module by module, beside its DeiT twin."""
+"""Print how large a model is and what one image costs it: parameters and multiply-accumulates, module by module,
+beside a DeiT of the same size.
+
+usage: ceit info MODEL|CHECKPOINT [options]
+
+examples:
+  ceit info ceit_tiny_patch16_224
+  ceit info runs/photos --img-size 128
+"""
 
 import argparse
 import json
@@ -11,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.cli._parser import Parser, add_json
+from ceit.cli._parser import JSON, Parser, adding_to
 from ceit.cli._terminal import figures, print_whole
 from ceit.model import MODELS, CeiTConfig, config_of
 from ceit.model.complexity import Complexity, analysis, complexity, deit_twin, letters, resnet50_stages
@@ -48,21 +56,15 @@ def main(arguments: list[str]) -> None:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "info",
-        "MODEL|CHECKPOINT [options]",
-        "Print how large a model is and what one image costs it: parameters and multiply-accumulates, module by "
-        "module, beside a DeiT of the same size.",
-        examples=["ceit info ceit_tiny_patch16_224", "ceit info runs/photos --img-size 128"],
-        notes="\n\nmodels:\n  " + "\n  ".join(MODELS),
-    )
+    parser = Parser(__doc__, notes="\n  ".join(["models:", *MODELS]))
+    add = adding_to(parser)
     text = "model's name (see below), run directory of ceit train, or file of weights"
-    parser.add_argument("model", metavar="MODEL|CHECKPOINT", help=text)
-    add_json(parser)
-    add = parser.add_argument_group("to see what another geometry costs").add_argument
-    add("--img-size", type=int, nargs="+", metavar="PX", help="side of the images, or height and width")
-    add("--num-classes", type=int, metavar="N", help="classes that the head tells apart")
-    add("--in-chans", type=int, metavar="C", help="channels of the images")
+    add("model", text, metavar="MODEL|CHECKPOINT")
+    add("--json", JSON, action="store_true")
+    add = adding_to(parser.add_argument_group("to see what another geometry costs"))
+    add("--img-size", "side of the images, or height and width", type=int, nargs="+", metavar="PX")
+    add("--num-classes", "classes that the head tells apart", type=int, metavar="N")
+    add("--in-chans", "channels of the images", type=int, metavar="C")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,11 @@
-"""``ceit predict``: classify images."""
+"""Classify images with a trained model and print the most probable classes of each.
+
+usage: ceit predict [options] PATH ...
+
+examples:
+  ceit predict --checkpoint runs/photos holiday.jpg
+  ceit predict --checkpoint runs/photos --output answers.csv photos/
+"""
 
 import argparse
 import json
@@ -17,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from ceit.cli._parser import MODEL_FILES, Parser, add_json, add_precision
+from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
 from ceit.cli._terminal import bar, tell
 from ceit.data.sources.walk import EmptyFolderError, image_files
 from ceit.inference.memory import keep_freed_memory
@@ -86,42 +93,27 @@ def main(arguments: list[str]) -> None:
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     shipped = list_models(pretrained=True)
-    parser = Parser(
-        "predict",
-        "[options] PATH ...",
-        "Classify images with a trained model and print the most probable classes of each.",
-        examples=[
-            "ceit predict --checkpoint runs/photos holiday.jpg",
-            "ceit predict --checkpoint runs/photos --output answers.csv photos/",
-        ],
-    )
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="image, folder of images, or - for standard input")
-    default = f" (default: {shipped[0]})" if shipped else ""
-    parser.add_argument("--checkpoint", metavar="RUN|FILE", help=f"the model: {MODEL_FILES}{default}")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="print the K most probable classes")
-    parser.add_argument(
-        "--skip-broken", action="store_true", help="exit with 0 even if some images cannot be read; they are named"
-    )
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("paths", "image, folder of images, or - for standard input", metavar="PATH", nargs="+")
+    add("--checkpoint", MODEL + (f" (default: {shipped[0]})" if shipped else ""), metavar="RUN|FILE")
+    add("--top-k", "print the K most probable classes", type=int, default=5, metavar="K")
+    add("--skip-broken", "exit with 0 even if some images cannot be read; they are named", action="store_true")
     results = parser.add_argument_group("results, instead of a table")
-    form = results.add_mutually_exclusive_group()
-    add_json(form)
-    form.add_argument("--csv", action="store_true", help="print CSV: a line for every image and rank")
-    form.add_argument(
-        "--output",
-        type=expanded,
-        metavar="FILE",
-        help="write answers as they come: to FILE.csv, or to FILE.jsonl, one JSON object per image and line",
+    add = adding_to(results.add_mutually_exclusive_group())
+    add("--json", JSON, action="store_true")
+    add("--csv", "print CSV: a line for every image and rank", action="store_true")
+    text = "write answers as they come: to FILE.csv, or to FILE.jsonl, one JSON object per image and line"
+    add("--output", text, type=expanded, metavar="FILE")
+    text = (
+        "continue an interrupted --output (same model, paths written as before): answers are kept, images that could "
+        "not be read are tried again and come last"
     )
-    results.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted --output (same model, paths written as before): answers are kept, images that "
-        "could not be read are tried again and come last",
-    )
-    computing = parser.add_argument_group("computing")
-    add_precision(computing, PRECISIONS)
-    batches = f"default: {CPU_BATCH} on the CPU, {ACCELERATOR_BATCH} on an accelerator"
-    computing.add_argument("--batch-size", type=int, metavar="N", help=f"images per batch, on each core ({batches})")
+    adding_to(results)("--resume", text, action="store_true")
+    add = adding_to(parser.add_argument_group("computing"))
+    add("--precision", PRECISION, choices=PRECISIONS, default="auto")
+    text = f"images per batch, on each core (default: {CPU_BATCH} on the CPU, {ACCELERATOR_BATCH} on an accelerator)"
+    add("--batch-size", text, type=int, metavar="N")
     options = parser.parse_args(arguments)
     if options.resume and not options.output:
         parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
