@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import ceit_cli
+from ceit.data.held_out import to_calibrate_and_check
 from ceit.data.record import FILE, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
 from ceit.inference.example_images import ExampleImages
-from ceit.train.example_sets import held_out
 from ceit.train.images import load_run_images
 from ceit.train.interruption import Interrupted
 from ceit.train.run import train
@@ -355,7 +355,7 @@ def test_p1_export_checks_and_calibrates_with_the_images_of_the_record(run: Path
         Image.fromarray(pixels).save(path)
     found = load_images(str(photos), img_size=(16, 16), in_chans=1)
     training = json.loads((run / "model.json").read_text())["training"]
-    rest, kept, name = held_out(found, training, ImageRecord.of_run(str(run), training))
+    rest, kept, name = to_calibrate_and_check(found, ImageRecord.of_run(str(run), training), training)
     assert name == "validation split"
     assert keys(kept) == parts["validation"]
     assert keys(rest) == parts["train"]
@@ -366,7 +366,7 @@ def test_p1_export_cuts_other_data_by_the_seed(run: Path, tmp_path: Path) -> Non
     add(tmp_path / "others/b", range(300, 330))
     found = load_images(str(tmp_path / "others"), img_size=(16, 16), in_chans=1)
     training = json.loads((run / "model.json").read_text())["training"]
-    rest, kept, _ = held_out(found, training, ImageRecord.of_run(str(run), training))
+    rest, kept, _ = to_calibrate_and_check(found, ImageRecord.of_run(str(run), training), training)
     assert keys(kept)
     assert not keys(kept) & keys(rest)
 

@@ -198,13 +198,8 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
     rows = result["arms"]
     batches = sorted({batch for row in rows for batch, found in row["inference"].items() if _rate(found)}, key=int)
     if batches:
-        heads = [f"{'batch ' if batch == batches[0] else ''}{batch}" for batch in batches]
-        columns = [(head, _cell(_rate, "inference", batch)) for head, batch in zip(heads, batches, strict=True)]
-        yield _table("Throughput, images/s", rows, columns)
-        columns = [
-            (head, _cell("{:.0f}%".format, "inference", batch, "percent_of_peak"))
-            for head, batch in zip(heads, batches, strict=True)
-        ]
+        yield _table("Throughput, images/s", rows, _by_batch("batch ", batches, _rate, "inference", "*"))
+        columns = _by_batch("batch ", batches, _percent, "inference", "*", "percent_of_peak")
         yield _table("Of peak, for the multiply-accumulates executed", rows, columns)
         names = ("median", "p25", "p75", "p90", "p99")
         columns = [(name, _cell(_short, "inference", batches[0], "milliseconds", name)) for name in names]
@@ -214,7 +209,7 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
         columns = [
             ("batch", _cell(str, "step", "batch")),
             ("images/s", _cell(_rate, "step")),
-            ("of peak", _cell("{:.0f}%".format, "step", "percent_of_peak")),
+            ("of peak", _cell(_percent, "step", "percent_of_peak")),
             ("MiB", _cell(_mebibytes, "step", "peak_bytes")),
         ]
         yield _table("Training step", trained, columns)
@@ -223,10 +218,8 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
         columns = [
             ("start, s", _cell("{:.2f}".format, "deployment", "median_start_seconds")),
             ("files, MB", _cell(lambda size: f"{size / 1e6:.1f}", "deployment", "bytes")),
+            *_by_batch("MiB, batch ", memory, _mebibytes, "deployment", "memory", "*", "peak_bytes"),
         ]
-        for batch in memory:
-            head = f"{'MiB, batch ' if batch == memory[0] else ''}{batch}"
-            columns.append((head, _cell(_mebibytes, "deployment", "memory", batch, "peak_bytes")))
         yield _table("A fresh process: seconds to the first logits, files, memory at its highest", rows, columns)
 
 
@@ -261,6 +254,17 @@ def _cell(form: Callable[[Any], str], *keys: str) -> Cell:
     return cell
 
 
+def _by_batch(first: str, batches: list[str], form: Callable[[Any], str], *keys: str) -> list[tuple[str, Cell]]:
+    """A column for every batch size, which stands in the keys at ``*``; the ``first`` says what the numbers are."""
+    return [
+        (
+            f"{first}{batch}" if batch == batches[0] else batch,
+            _cell(form, *(batch if key == "*" else key for key in keys)),
+        )
+        for batch in batches
+    ]
+
+
 def _training_step(row: dict[str, Any]) -> dict[str, Any]:
     """What was measured of the first batch size that could be trained with, if any could."""
     return next(({"batch": batch} | found for batch, found in row["train"].items() if _rate(found)), {})
@@ -272,6 +276,10 @@ def _rate(found: dict[str, Any]) -> str:
         return ""
     times = found["times_baseline"]
     return f"{_short(found['images_per_second'])}" + (f" {times['median']:.2f}x" if times else "")
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0f}%"
 
 
 def _mebibytes(size: float) -> str:

@@ -70,18 +70,14 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
 def _geometry(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of the configuration that the command line asks for."""
-    geometry: dict[str, Any] = {}
-    if options.img_size is not None:
-        if len(options.img_size) > 2:
-            raise ValueError(f"--img-size takes one side, or height and width, not {len(options.img_size)} numbers")
-        geometry["img_size"] = tuple(options.img_size) if len(options.img_size) == 2 else options.img_size[0]
-    if options.num_classes is not None:
-        if options.num_classes < 1:
-            raise ValueError(f"--num-classes {options.num_classes} must be at least 1: a classifier needs a class")
-        geometry["num_classes"] = options.num_classes
-    if options.in_chans is not None:
-        geometry["in_chans"] = options.in_chans
-    return geometry
+    size, classes = options.img_size, options.num_classes
+    if size is not None and len(size) > 2:
+        raise ValueError(f"--img-size takes one side, or height and width, not {len(size)} numbers")
+    if classes is not None and classes < 1:
+        raise ValueError(f"--num-classes {classes} must be at least 1: a classifier needs a class")
+    img_size = size and (tuple(size) if len(size) == 2 else size[0])
+    asked = {"img_size": img_size, "num_classes": classes, "in_chans": options.in_chans}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _config(model: str, geometry: dict[str, Any]) -> CeiTConfig:

@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
         else:
             _print_table(predictions, paths, predictor.class_names, options.top_k)
     if broken:
-        sentence = _broken_sentence(broken, len(paths))
+        sentence = f"{len(broken)} of {len(paths)} images cannot be read: {_first(list(map(printable, broken)))}"
         if not options.skip_broken:
             raise ValueError(f"{sentence}; --skip-broken accepts that")
         tell(sentence)
@@ -279,11 +279,6 @@ def _end_of(path: str, cells: int) -> str:
     while cell_len(end) > cells - (end != path):
         end = end[1:]
     return _fit(path if end == path else f"…{end}", cells)
-
-
-def _broken_sentence(broken: list[str], images: int) -> str:
-    named = _first([printable(path) for path in broken[: _NAMED_FILES + 1]])
-    return f"{len(broken)} of {images} images cannot be read: {named}"
 
 
 def _first(words: Sequence[str]) -> str:

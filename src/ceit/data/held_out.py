@@ -1,4 +1,6 @@
-"""Which labelled images a trained model is measured on: never one that it was trained on or chosen by."""
+"""Which labelled images a trained model is measured on: never one that it was trained on or chosen by.
+
+And which ones an export of it is calibrated and checked with: none of a test split."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -120,9 +122,7 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
         return Measured(dataset.test, TEST)
     if asked == NEW:
         raise ValueError(f"which images of {dataset.name} are new cannot be known: there is no record of the training")
-    train, validation = dataset.train, dataset.validation
-    if validation is None and "seed" in training and (percent := training.get("validation_percent")):
-        train, validation = cut_validation(train, float(percent), training["seed"])
+    train, validation = _as_trained(dataset, training)
     if asked == TRAIN:
         return Measured(train, TRAIN)
     if validation is None:
@@ -130,6 +130,31 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
             f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train"
         )
     return Measured(validation, VALIDATION)
+
+
+def _as_trained(dataset: ImageDataset, training: Mapping[str, Any]) -> tuple[Split, Split | None]:
+    """Training and validation images as a run had them that keeps no record."""
+    if dataset.validation is None and "seed" in training and (percent := training.get("validation_percent")):
+        return cut_validation(dataset.train, float(percent), training["seed"])
+    return dataset.train, dataset.validation
+
+
+def to_calibrate_and_check(
+    found: LabelledSet, record: ImageRecord | None, training: Mapping[str, Any]
+) -> tuple[Split, Split, str]:
+    """Images to calibrate an export with, others to check it with, and what those are: validation images, if any.
+
+    What the run recorded counts. A set without validation images, and a run that is not known, give a tenth of the
+    training images.
+    """
+    train, validation = used_for(TRAIN, found, record), used_for(VALIDATION, found, record)
+    if train is None:  # no record, or other data than the run's
+        old = "images" not in training and "seed" in training  # such runs cut their images by place
+        dataset = as_dataset(cut_by_place(found) if old else found, _seed(training))
+        train, validation = _as_trained(dataset, training)
+    if validation is not None:
+        return train, validation, "validation split"
+    return *cut_validation(train, max(1, len(train) // 10), _seed(training)), "training images"
 
 
 def without_other_classes(found: LabelledSet, kept: Collection[str]) -> LabelledSet:

@@ -29,15 +29,15 @@ NAME_ERRORS = sys.getfilesystemencodeerrors()
 """How names of files that are not text come into a string, and out of it as the bytes that they were."""
 
 Lines = Callable[[Prediction], str]
-_Found = tuple[str, str | None]
-"""The path of an image in a file, and why it could not be read."""
+_Found = tuple[str, bool]
+"""The path of an image in a file, and whether it has an answer there, not an error."""
 
 
-class Stored(NamedTuple):
-    """An image in a file, from the byte ``start`` to ``end``; ``error`` is why it could not be read."""
+class _Stored(NamedTuple):
+    """An image in a file, from the byte ``start`` to ``end``, with an answer or with an error."""
 
     path: str
-    error: str | None
+    is_answer: bool
     start: int
     end: int
 
@@ -130,7 +130,7 @@ def unanswered(
     if these are not answers of this model, or not told whose paths.
     """
     found = _images_in(file, ranks, class_names)
-    answered = Counter(image.path for image in found if image.error is None)
+    answered = Counter(image.path for image in found if image.is_answer)
     # CSV files once had marks in names; one that holds a name as no mark could stand for it is not of them
     marked = {printable(path) for path in paths if printable(path) != path}
     known = set(paths) if any(printable(path) != path for path in answered) else set[str]()
@@ -144,9 +144,10 @@ def unanswered(
     _keep_answers(file, found)
     left: list[str] = []
     for path in paths:
-        if not answered[path]:
+        if answered[path]:
+            answered[path] -= 1
+        else:
             left.append(path)
-        answered[path] -= bool(answered[path])
     return left
 
 
@@ -185,12 +186,12 @@ def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
         )
 
 
-def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Stored]:
+def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Stored]:
     """The images of a file whose answers have ``ranks`` classes each, without what stands after the last whole one.
 
     Raises: ValueError for anything but answers of these classes and ranks.
     """
-    found: list[Stored] = []
+    found: list[_Stored] = []
     read = end = 0
     is_at_end = False
 
@@ -204,12 +205,13 @@ def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Sto
         is_at_end = True
 
     with file.open("rb") as content:
-        images = _CONTENTS[file.suffix](whole_lines(content), ranks, frozenset(class_names))
+        lines, head = whole_lines(content), FORMS[file.suffix][0]
         try:
-            for image in images:
-                if image is not None:
-                    path, reason = image
-                    found.append(Stored(path, reason, end, read))
+            if head and next(lines, head) != head:
+                raise ValueError(f"its first line is not {head}")
+            end = read
+            for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names)):
+                found.append(_Stored(path, is_answer, end, read))
                 end = read
             if not end and content.tell():
                 raise ValueError("not one whole line")
@@ -221,15 +223,15 @@ def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Sto
     return found
 
 
-def _keep_answers(file: Path, found: Sequence[Stored]) -> None:
+def _keep_answers(file: Path, found: Sequence[_Stored]) -> None:
     """Leave nothing in a file but the answers among what was found in it, all at once: images with errors go."""
     head = FORMS[file.suffix][0].encode()
-    answers = [image for image in found if image.error is None]
+    answers = [image for image in found if image.is_answer]
     if file.stat().st_size != len(head) + sum(image.end - image.start for image in answers):
         replace_files({file.resolve(): _pieces(file, head, answers)})
 
 
-def _pieces(file: Path, head: bytes, images: Iterable[Stored]) -> Iterator[bytes]:
+def _pieces(file: Path, head: bytes, images: Iterable[_Stored]) -> Iterator[bytes]:
     yield head
     with file.open("rb") as content:
         for image in images:
@@ -242,17 +244,14 @@ def _side_file(file: Path) -> Path:
     return place.with_name(f"{place.name}.model.json")
 
 
-def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found | None]:
-    if (head := next(lines, CSV_HEAD)) != CSV_HEAD:
-        raise ValueError(head)
-    yield None
+def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found]:
     expected = 1
     for path, rank, label, _probability, error in csv.reader(lines, strict=True):
         if (rank, label in class_names) != (("", False) if error else (str(expected), True)):
             raise ValueError(rank)
         expected = 1 if error or expected == ranks else expected + 1
         if expected == 1:
-            yield path, error or None
+            yield path, not error
 
 
 def _in_json_lines(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found]:
@@ -262,7 +261,7 @@ def _in_json_lines(lines: Iterator[str], ranks: int, class_names: frozenset[str]
             labels = [score["label"] for score in image["predictions"]]
             if len(labels) != ranks or not class_names.issuperset(labels):
                 raise ValueError(line)
-        yield image["path"], image.get("error")
+        yield image["path"], "error" not in image
 
 
 _CONTENTS = {".csv": _in_csv, ".jsonl": _in_json_lines}

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ceit.data.held_out import used_for
-from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, of_classes
-from ceit.data.record import FILE, FIXED, TRAIN, VALIDATION, ImageRecord
+from ceit.data.held_out import to_calibrate_and_check, used_for
+from ceit.data.labelled import LabelledSet, of_classes
+from ceit.data.record import FILE, FIXED, TRAIN, ImageRecord
 from ceit.data.sources.choose import load_images, place_of
-from ceit.data.splits import Split, cut_validation
+from ceit.data.splits import Split
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.run_directory import saved_config
@@ -30,7 +30,7 @@ def calibrating_and_checking(
         if training.get("classes") is not None:
             found = of_classes(found, training["classes"])
         _require_own(found, model, record)
-    return found, *held_out(found, training, record)
+    return found, *to_calibrate_and_check(found, record, training)
 
 
 def _place_of_training(checkpoint: str, training: dict[str, Any], record: ImageRecord | None) -> str:
@@ -65,22 +65,3 @@ def _require_own(found: LabelledSet, model: CeiT, record: ImageRecord | None) ->
         raise ValueError(f"{found.place} has none of the images that the run was trained on")
     if record is None and model.class_names is not None and set(model.class_names) != set(found.class_names):
         raise ValueError(f"{found.place} has other classes than the checkpoint")
-
-
-def held_out(found: LabelledSet, training: dict[str, Any], record: ImageRecord | None) -> tuple[Split, Split, str]:
-    """Images to calibrate with, others to check with, and what those are: the run's validation images where it had any.
-
-    What the run recorded counts. A set without validation images, and a run that is not known, give a tenth of the
-    training images.
-    """
-    train, validation = used_for(TRAIN, found, record), used_for(VALIDATION, found, record)
-    seed = training.get("seed", 0)
-    if train is None:  # no record, or other data than the run's
-        old = "images" not in training and "seed" in training  # such runs cut their images by place
-        dataset = as_dataset(cut_by_place(found) if old else found, seed)
-        train, validation = dataset.train, dataset.validation
-        if validation is None and (percent := training.get("validation_percent")):
-            train, validation = cut_validation(train, float(percent), seed)
-    if validation is not None:
-        return train, validation, "validation split"
-    return *cut_validation(train, max(1, len(train) // 10), seed), "training images"
