@@ -15,7 +15,8 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -32,10 +33,22 @@ from ceit.cli._terminal import figures, print_whole
 from ceit.data.threads import usable_cores
 from ceit.paths import expanded
 
-Cell = Callable[[dict[str, Any]], str]
-"""What a row of the result says in one column; empty if nothing."""
-
 _PACKAGES = ("onnxruntime", "openvino")  # backends that are packages of the same name
+
+
+class Column(NamedTuple):
+    """A figure of every row of the result: its place in the row, keys with dots between them, and how it is written."""
+
+    heading: str
+    form: Callable[[Any], str]
+    place: str
+
+    def cell(self, row: dict[str, Any]) -> str:
+        """The figure of a row; empty if the row has none."""
+        value: Any = row
+        for key in self.place.split("."):
+            value = (value or {}).get(key)
+        return "" if value is None else self.form(value)
 
 
 def main(arguments: list[str]) -> None:
@@ -48,19 +61,26 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     subjects = _subjects(parser, options)
     arms = _arms(parser, options, subjects)
-    settings = _settings(parser, options)
+    if options.seconds <= 0:
+        parser.error(f"--seconds {options.seconds} must be more than 0")
+    settings = Settings(
+        threads=options.threads,
+        measures=tuple(name for name in MEASURES if name in options.measures),
+        batch_sizes=tuple(sorted(set(options.batch_sizes))),
+        train_batch_size=options.train_batch_size,
+        rounds=options.rounds,
+        turn_seconds=options.seconds,
+        freed_memory=options.freed_memory,
+    )
     if options.chart is not None:
         importlib.import_module("matplotlib")  # or it would be missed when all is measured
-    console, messages = Console(), Console(stderr=True, highlight=False)
 
     def save(result: dict[str, Any]) -> None:
         replace_files({options.output: (json.dumps(result, indent=1) + "\n").encode()})
 
-    def say(text: str) -> None:
-        messages.print(text, style="dim", soft_wrap=True)
-
+    say = partial(Console(stderr=True, highlight=False).print, style="dim", soft_wrap=True)
     result = measure(arms, settings, say, save)
-    print_result(result, console)
+    print_result(result, Console())
     if options.chart is not None:
         draw_bars(result, options.chart)
     failed = [row for row in result["arms"] if row["errors"]]
@@ -128,11 +148,8 @@ def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects
     A backend without any of the precisions, or a precision that no backend has, is wrong usage.
     """
     precisions = options.precisions or ["float32", "bf16"]
-    backends = options.backends or [
-        name
-        for name in BACKENDS
-        if name != PLAIN and (name not in _PACKAGES or importlib.util.find_spec(name) is not None)
-    ]
+    installed = [name for name in BACKENDS if name not in _PACKAGES or importlib.util.find_spec(name) is not None]
+    backends = options.backends or [name for name in installed if name != PLAIN]
     allowed = {name: tuple(PRECISIONS_OF[name]) for name in backends}
     known = dict.fromkeys(precision for name in BACKENDS for precision in PRECISIONS_OF[name])
     for precision in precisions:
@@ -156,33 +173,14 @@ def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects
     ]
 
 
-def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
-    if options.seconds <= 0:
-        parser.error(f"--seconds {options.seconds} must be more than 0")
-    return Settings(
-        threads=options.threads,
-        measures=tuple(name for name in MEASURES if name in options.measures),
-        batch_sizes=tuple(sorted(set(options.batch_sizes))),
-        train_batch_size=options.train_batch_size,
-        rounds=options.rounds,
-        turn_seconds=options.seconds,
-        freed_memory=options.freed_memory,
-    )
-
-
 def print_result(result: dict[str, Any], console: Console) -> None:
     """The tables, one for each kind of figure; no number is cut, however narrow the terminal."""
     machine, settings = result["machine"], result["settings"]
     versions = {"torch": machine["torch"], **machine["packages"]}
     peaks = {name: gflops for name, gflops in result["best_peak_gflops"].items() if gflops}
-    console.print(
-        Text.assemble(
-            "\n",
-            (f"{settings['threads']} of {machine['cores']} cores, {machine['processor']}", "bold"),
-            "\n",
-            ", ".join(f"{name} {number}" for name, number in versions.items() if number),
-        )
-    )
+    heading = Text(f"\n{settings['threads']} of {machine['cores']} cores, {machine['processor']}\n", "bold")
+    installed = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+    console.print(Text.assemble(heading, installed))
     if peaks:
         console.print("peak of matrix products: " + ", ".join(f"{k} {v:,.0f} GFLOP/s" for k, v in peaks.items()))
     for table in _tables(result):
@@ -198,37 +196,43 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
     rows = result["arms"]
     batches = sorted({batch for row in rows for batch, found in row["inference"].items() if _rate(found)}, key=int)
     if batches:
-        yield _table("Throughput, images/s", rows, _by_batch("batch ", batches, _rate, "inference", "*"))
-        columns = _by_batch("batch ", batches, _percent, "inference", "*", "percent_of_peak")
+        yield _table("Throughput, images/s", rows, _by_batch("batch", batches, _rate, "inference.*"))
+        columns = _by_batch("batch", batches, _percent, "inference.*.percent_of_peak")
         yield _table("Of peak, for the multiply-accumulates executed", rows, columns)
-        names = ("median", "p25", "p75", "p90", "p99")
-        columns = [(name, _cell(_short, "inference", batches[0], "milliseconds", name)) for name in names]
+        names, place = ("median", "p25", "p75", "p90", "p99"), f"inference.{batches[0]}.milliseconds"
+        columns = [Column(name, _short, f"{place}.{name}") for name in names]
         yield _table(f"Latency at batch {batches[0]}, ms", rows, columns)
     trained = [row | {"step": _training_step(row)} for row in rows]
     if any(row["step"] for row in trained):
         columns = [
-            ("batch", _cell(str, "step", "batch")),
-            ("images/s", _cell(_rate, "step")),
-            ("of peak", _cell(_percent, "step", "percent_of_peak")),
-            ("MiB", _cell(_mebibytes, "step", "peak_bytes")),
+            Column("batch", str, "step.batch"),
+            Column("images/s", _rate, "step"),
+            Column("of peak", _percent, "step.percent_of_peak"),
+            Column("MiB", _mebibytes, "step.peak_bytes"),
         ]
         yield _table("Training step", trained, columns)
     if any(row["deployment"].get("start_seconds") for row in rows):
         memory = sorted({batch for row in rows for batch in row["deployment"].get("memory", {})}, key=int)
         columns = [
-            ("start, s", _cell("{:.2f}".format, "deployment", "median_start_seconds")),
-            ("files, MB", _cell(lambda size: f"{size / 1e6:.1f}", "deployment", "bytes")),
-            *_by_batch("MiB, batch ", memory, _mebibytes, "deployment", "memory", "*", "peak_bytes"),
+            Column("start, s", "{:.2f}".format, "deployment.median_start_seconds"),
+            Column("files, MB", lambda size: f"{size / 1e6:.1f}", "deployment.bytes"),
+            *_by_batch("MiB, batch", memory, _mebibytes, "deployment.memory.*.peak_bytes"),
         ]
         yield _table("A fresh process: seconds to the first logits, files, memory at its highest", rows, columns)
 
 
-def _table(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, Cell]]) -> Table:
+def _by_batch(first: str, batches: list[str], form: Callable[[Any], str], place: str) -> list[Column]:
+    """A column for every batch size, ``*`` in the place; the first one's heading says what the numbers are."""
+    headings = [f"{first} {batches[0]}", *batches[1:]] if batches else []
+    return [Column(name, form, place.replace("*", batch)) for name, batch in zip(headings, batches, strict=True)]
+
+
+def _table(title: str, rows: list[dict[str, Any]], columns: list[Column]) -> Table:
     """A line for every arm that has one of the figures, below its model; failures are shown once, in the first."""
-    table = figures([""], [name for name, _ in columns], title)
+    table = figures([""], [column.heading for column in columns], title)
     model = None
     for row in rows:
-        cells = [cell(row) for _, cell in columns]
+        cells = [column.cell(row) for column in columns]
         if not any(cells):
             if not row["errors"] or not title.startswith("Throughput"):
                 continue
@@ -238,31 +242,6 @@ def _table(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, Cell
             table.add_row(model, style="bold")
         table.add_row(f" {row['backend']} {row['precision']}", *(cell or "-" for cell in cells))
     return table
-
-
-def _cell(form: Callable[[Any], str], *keys: str) -> Cell:
-    """What stands in a row under these keys, as text; empty if nothing does."""
-
-    def cell(row: dict[str, Any]) -> str:
-        value: Any = row
-        for key in keys:
-            value = value.get(key)
-            if value is None:
-                return ""
-        return form(value)
-
-    return cell
-
-
-def _by_batch(first: str, batches: list[str], form: Callable[[Any], str], *keys: str) -> list[tuple[str, Cell]]:
-    """A column for every batch size, which stands in the keys at ``*``; the ``first`` says what the numbers are."""
-    return [
-        (
-            f"{first}{batch}" if batch == batches[0] else batch,
-            _cell(form, *(batch if key == "*" else key for key in keys)),
-        )
-        for batch in batches
-    ]
 
 
 def _training_step(row: dict[str, Any]) -> dict[str, Any]:

@@ -39,14 +39,14 @@ def main(arguments: list[str]) -> None:
     add("--data", "data set; downloaded once, except digits", choices=sorted(SETS), default="cifar10")
     add("--output", "folder for the model and the pictures", type=expanded, default=Path("runs/demo"), metavar="DIR")
     add("--seed", "another seed gives another model", type=int, default=0, metavar="N")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
     console = Console(stderr=True)
     with LiveProgress(console) as live:
-        data = _at_hand(asked.data, live)
-        config = recipe_config("demo", seed=asked.seed)
-        result = train(config, data, asked.output, resume="auto", say=live.say, show=live.show)
+        data = _at_hand(options.data, live)
+        config = recipe_config("demo", seed=options.seed)
+        result = train(config, data, options.output, resume="auto", say=live.say, show=live.show)
     print_report(result, Console())
     for path in draw(result):
         print(f"picture: {path}")

@@ -56,12 +56,8 @@ def main(arguments: list[str]) -> None:
     """
     options = _parsed(arguments)
     model = _load(options.checkpoint, options.precision)
-    found = load_images(
-        options.data,
-        img_size=model.config.image_hw,
-        in_chans=model.config.in_chans,
-        skip_broken=options.skip_broken,
-    )
+    image_hw, in_chans = model.config.image_hw, model.config.in_chans
+    found = load_images(options.data, img_size=image_hw, in_chans=in_chans, skip_broken=options.skip_broken)
     training = model.training
     if "images" not in training and training.get("data") in {*SETS, *PUBLISHED} - {found.name}:
         training = {**training, "images": FIXED}  # of a run by an earlier version
@@ -71,12 +67,7 @@ def main(arguments: list[str]) -> None:
     tell(*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks)
     class_names = model.class_names or found.class_names
     split = with_labels_of(list(map(class_name, class_names)), found, measured.split)
-    loader = make_loader(
-        split,
-        batch_size=options.batch_size,
-        img_size=model.config.image_hw,
-        preprocessing=model.preprocessing,
-    )
+    loader = make_loader(split, batch_size=options.batch_size, img_size=image_hw, preprocessing=model.preprocessing)
     follows = model.device.type == "cpu" and not is_exported(options.checkpoint)  # those have threads of their own
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -93,12 +84,8 @@ def main(arguments: list[str]) -> None:
             progress=lambda done: progress.update(task, completed=done),
             cores=cores,
         )
-    heading = {
-        "checkpoint": options.checkpoint,
-        "data": found.name,
-        "split": measured.name,
-        "precision": model.precision,
-    }
+    heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name}
+    heading["precision"] = model.precision
     if options.json:
         print(json.dumps({**heading, **result.as_dict()}))
     else:

@@ -115,12 +115,12 @@ def _images(
     options: argparse.Namespace, model: CeiT, preprocessing: Preprocessing, training: dict[str, Any]
 ) -> tuple[ExampleImages, ExampleImages | None]:
     """What to check with, and what to calibrate with for int8: never the same, and of a data set never a test split."""
-    shown: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing}
+    seen_as: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing}
     int8, small = options.precision == "int8", max(model.config.image_hw) <= IN_MEMORY_SIDE
     count = (2000 if small else 500) if int8 else (256 if small else 64)
     if options.images:
         files = pictures_in(options.images, tell)
-        pictures = of_files(files, count + (CALIBRATION_IMAGES if int8 else 0), **shown)
+        pictures = of_files(files, count + (CALIBRATION_IMAGES if int8 else 0), **seen_as)
         tell(*(f"skipped {line}" for line in pictures.skipped))
         if skipped := len(pictures.skipped):
             tell(f"{skipped:,} of {skipped + len(pictures):,} pictures cannot be read and are left out")
@@ -132,12 +132,12 @@ def _images(
     except (ValueError, OSError) as error:
         if not options.data and not int8:
             tell(f"no images are at hand to check with: {error}; --data or --images names some")
-            return synthetic(_SYNTHETIC_IMAGES, **shown), None
+            return synthetic(_SYNTHETIC_IMAGES, **seen_as), None
         hint = "" if options.data else "; name another with --data, or give --images PATH..."
         raise ValueError(f"{error}{hint}") from error
-    shown["class_names"] = model.class_names
-    check = of_dataset(found, held_out, name, count, **shown)
-    return check, of_dataset(found, rest, "training images", CALIBRATION_IMAGES, **shown) if int8 else None
+    seen_as["class_names"] = model.class_names
+    check = of_dataset(found, held_out, name, count, **seen_as)
+    return check, of_dataset(found, rest, "training images", CALIBRATION_IMAGES, **seen_as) if int8 else None
 
 
 def _print_report(report: Report, sizes: dict[str, int], calibration: ExampleImages | None) -> None:
