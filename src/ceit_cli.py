@@ -30,15 +30,14 @@ VERBS = {
     "sweep": "try out options of a recipe on your data and keep the best",
     "reproduce": "run the paper's experiments, at any scale",
     "compare": "show training runs side by side",
-    "convert": "turn released weights into a file that every verb takes",
+    "convert": "turn released weights into safetensors, for the other verbs",
     "data": "fetch data sets, check them, pack them into shards",
     "demo": "see everything work: train a small model and draw its results",
 }
 
 EXAMPLES = {
     "ceit demo": "trains a small model on a known data set, and shows its results",
-    "ceit train --recipe demo --data photos/ --output runs/photos": "trains one on your images: a folder of "
-    "class folders",
+    "ceit train --recipe demo --data photos/ --output runs/photos": "trains one on your images, a folder per class",
     "ceit evaluate --checkpoint runs/photos --data photos/": "measures it on images that were kept out of training",
     "ceit predict --checkpoint runs/photos holiday.jpg": "classifies new images",
 }

@@ -58,7 +58,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         return "\n\n".join(part if "\n  " in part else fill(part, width, indent) for part in text.split("\n\n"))
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return f"{action.metavar} ..." if action.nargs == "+" else super()._format_args(action, default_metavar)
+        several = f"{action.metavar or default_metavar} ..."
+        return several if action.nargs == "+" else super()._format_args(action, default_metavar)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, value = action.help or "", action.default

@@ -1,6 +1,6 @@
 """Turn weights of the authors' release, or a plain state dict of this network or of timm's DeiT, into safetensors.
 
-Every verb takes the new file. Nothing in the old one is executed.
+The other verbs take the new file. Nothing in the old one is executed.
 
 usage: ceit convert RELEASED.pth OUT.safetensors [options]
 

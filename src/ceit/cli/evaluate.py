@@ -35,15 +35,7 @@ from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import sharing_cores
 from ceit.inference.device import default_device
 from ceit.inference.exported import is_exported, load_exported
-from ceit.inference.predictor import (
-    PRECISIONS,
-    Precision,
-    chosen,
-    default_preprocessing,
-    exported_precision,
-    geometry_of,
-    stored_preprocessing,
-)
+from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, geometry_of, preprocessing_of
 from ceit.model import CeiTConfig
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
@@ -118,9 +110,8 @@ def _load(checkpoint: str, precision: Precision) -> _LoadedModel:
         name = chosen(precision, device)
         network = prepare(model.to(device), "eager", name, image_shape=shape)  # which is what predicts
         training = description and description.training
-    preprocessing = stored_preprocessing(model) or default_preprocessing(model)
-    config, class_names = geometry_of(model), model.class_names
-    return _LoadedModel(AsModule(network), config, class_names, preprocessing, training or {}, device, name)
+    config, preprocessing = geometry_of(model), preprocessing_of(model)
+    return _LoadedModel(AsModule(network), config, model.class_names, preprocessing, training or {}, device, name)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:

@@ -34,7 +34,7 @@ from ceit.inference.export import (
     suffix_of,
 )
 from ceit.inference.exported import FORMATS, SUFFIXES
-from ceit.inference.predictor import default_preprocessing, stored_preprocessing
+from ceit.inference.predictor import preprocessing_of
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.model import CeiT
 from ceit.paths import expanded
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     model = load_checkpoint(options.checkpoint)
     description = read_description(options.checkpoint)
     training = (description and description.training) or {}
-    preprocessing = stored_preprocessing(model) or default_preprocessing(model)
+    preprocessing = preprocessing_of(model)
     model.preprocessing = preprocessing.as_dict()
     check, calibration = _images(options, model, preprocessing, training)
     report = export(

@@ -27,18 +27,8 @@ from rich.text import Text
 from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
 from ceit.cli._terminal import bar, tell
 from ceit.data.sources.walk import EmptyFolderError, image_files
+from ceit.inference import prediction_file
 from ceit.inference.memory import keep_freed_memory
-from ceit.inference.prediction_file import (
-    CSV_HEAD,
-    FORMS,
-    NAME_ERRORS,
-    Origin,
-    csv_lines,
-    for_one_process,
-    printable,
-    unanswered,
-    write_answers,
-)
 from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
 from ceit.model import list_models
 from ceit.paths import expanded
@@ -63,21 +53,21 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     paths = _images_of(options.paths)
     predictor = _predictor(options.checkpoint, options.precision)
-    origin = Origin.of(predictor, options.checkpoint) if options.output else None
+    origin = prediction_file.Origin.of(predictor, options.checkpoint) if options.output else None
     broken: list[str] = []
     with ExitStack() as stack:
         left = paths
         if origin is not None:
-            stack.enter_context(for_one_process(options.output))
+            stack.enter_context(prediction_file.for_one_process(options.output))
             if options.resume and options.output.exists():
                 ranks = min(options.top_k, len(predictor.class_names))
-                left = unanswered(options.output, paths, ranks, predictor.class_names, origin, say=tell)
+                left = prediction_file.unanswered(options.output, paths, ranks, predictor.class_names, origin, say=tell)
         files = _without_stdin(left, stack)
         stream = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
         answers = stack.enter_context(closing(_between_signals(stream)))
         predictions = _counted(left, answers, len(paths), options.output, broken)
         if origin is not None:
-            write_answers(options.output, predictions, origin, resume=options.resume)
+            prediction_file.write_answers(options.output, predictions, origin, resume=options.resume)
         elif options.json:
             _print_json(predictions)
         elif options.csv:
@@ -85,7 +75,8 @@ def main(arguments: list[str]) -> None:
         else:
             _print_table(predictions, paths, predictor.class_names, options.top_k)
     if broken:
-        sentence = f"{len(broken)} of {len(paths)} images cannot be read: {_first(list(map(printable, broken)))}"
+        names = _first(list(map(prediction_file.printable, broken)))
+        sentence = f"{len(broken)} of {len(paths)} images cannot be read: {names}"
         if not options.skip_broken:
             raise ValueError(f"{sentence}; --skip-broken accepts that")
         tell(sentence)
@@ -117,8 +108,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.resume and not options.output:
         parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
-    if options.output and options.output.suffix not in FORMS:
-        parser.error(f"--output {options.output} must end in {' or '.join(FORMS)}")
+    if options.output and options.output.suffix not in prediction_file.FORMS:
+        parser.error(f"--output {options.output} must end in {' or '.join(prediction_file.FORMS)}")
     return options
 
 
@@ -218,10 +209,9 @@ def _print_json(predictions: Iterable[Prediction]) -> None:
 def _print_csv(predictions: Iterable[Prediction]) -> None:
     """The bytes that ``--output`` would write: UTF-8, whatever else is printed in, so that names stay as they are."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors=NAME_ERRORS, newline="\n")
-    print(CSV_HEAD, end="")
-    for prediction in predictions:
-        print(csv_lines(prediction), end="", flush=True)
+        sys.stdout.reconfigure(encoding="utf-8", errors=prediction_file.NAME_ERRORS, newline="\n")
+    for text in prediction_file.as_text(predictions, ".csv"):
+        print(text, end="", flush=True)
 
 
 def _print_table(
@@ -229,7 +219,7 @@ def _print_table(
 ) -> None:
     """A line for every image as soon as it is known, so all widths are chosen before."""
     console = Console(highlight=False)
-    path_cells = min(max(map(cell_len, map(printable, paths))), max(16, console.width * 2 // 5))
+    path_cells = min(max(map(cell_len, map(prediction_file.printable, paths))), max(16, console.width * 2 // 5))
     label_cells = min(max(map(cell_len, [*class_names, _LABEL])), 20)
     others_cells = console.width - path_cells - label_cells - _BAR_CELLS - 7 - 3 * len(_GAP)
     others_heading = "runners-up" if top_k > 1 and others_cells >= len("runners-up") else ""
@@ -243,7 +233,7 @@ def _print_table(
     print_line("image", Text(heading), "bold")
     console.print("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * console.width, style="dim")
     for prediction in predictions:
-        path = printable(prediction.path or "")
+        path = prediction_file.printable(prediction.path or "")
         if prediction.error is not None:
             print_line(path, Text(f"cannot be read: {prediction.error}", "red"))
             continue

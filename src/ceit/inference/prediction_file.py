@@ -156,17 +156,23 @@ def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin,
 
     Raises: ValueError if the file exists and is not to be gone on with.
     """
-    head, lines = FORMS[file.suffix]
     try:
         output = file.open("a" if resume else "x", encoding="utf-8", errors=NAME_ERRORS, newline="")
     except FileExistsError:
         raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
     with output:
         replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
-        output.write("" if output.tell() else head)
-        for prediction in predictions:
-            output.write(lines(prediction))
+        for text in as_text(predictions, file.suffix, with_head=not output.tell()):
+            output.write(text)
             output.flush()
+
+
+def as_text(predictions: Iterable[Prediction], form: str, *, with_head: bool = True) -> Iterator[str]:
+    """What a file of this ending holds: its first line, and the lines of each image as soon as they are known."""
+    head, lines = FORMS[form]
+    if with_head:
+        yield head
+    yield from map(lines, predictions)
 
 
 def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
