@@ -117,6 +117,15 @@ def test_help_fits_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch, capsys
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("verb", ceit_cli.VERBS)
+def test_examples_of_a_verb_take_the_options_that_it_explains(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ceit_cli.main([verb, "--help"]) == 0
+    explained, _, examples = capsys.readouterr().out.partition("examples:\n")
+    for example in filter(None, examples.partition("\n\n")[0].replace("\\\n", "").splitlines()):
+        assert example.split()[:2] == ["ceit", verb]
+        assert [word for word in example.split() if word.startswith("--") and word not in explained] == []
+
+
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [
