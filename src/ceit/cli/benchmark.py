@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
 
 def make_parser() -> Parser:
     """The options of the command."""
-    precisions = "".join(f"\n  {name:<13}{_words(PRECISIONS_OF[name])}" for name in BACKENDS)
+    precisions = "".join(f"\n  {name:<13}{' '.join(PRECISIONS_OF[name])}" for name in BACKENDS)
     parser = Parser(__doc__, notes=f"backends, and the precisions that each has:{precisions}")
     add = adding_to(parser.add_argument_group("what is measured"))
     add("--models", "models of ceit and timm; NAME,FIELD=VALUE sets a field", nargs="+", default=[], metavar="NAME")
@@ -117,7 +117,7 @@ def make_parser() -> Parser:
     add("--threads", "cores that compute one model", type=positive, default=usable_cores(), metavar="N")
     kinds = get_args(Memory)
     text = f"(default: the package's backends keep it, {PLAIN} leaves it to the allocator)"
-    add("--freed-memory", f"of freed memory: {', '.join(kinds)} {text}", choices=kinds, metavar="HOW")
+    add("--freed-memory", f"what becomes of freed memory: {', '.join(kinds)} {text}", choices=kinds, metavar="HOW")
     add = adding_to(parser.add_argument_group("results"))
     text = "everything that was measured; written after every round"
     add("--output", text, type=expanded, required=True, metavar="FILE.json")
@@ -130,10 +130,9 @@ def _subjects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> l
     if size is not None and (len(size) > 2 or min(size) < 1):
         parser.error(f"--img-size {' '.join(map(str, size))} must be one side or height and width, in pixels")
     img_size = None if size is None else size[0] if len(size) == 1 else tuple(size)
-    checkpoints = [options.checkpoint] if options.checkpoint else []
     names = [*options.models, *(name for name in OPPONENTS if options.opponents and name not in options.models)]
     subjects = [Subject(text, "factory", img_size) for text in options.against]
-    subjects += [Subject(text, "checkpoint", img_size) for text in checkpoints]
+    subjects += [Subject(options.checkpoint, "checkpoint", img_size)] if options.checkpoint else []
     subjects += [Subject(text, "name", img_size) for text in names]
     if not subjects:
         parser.error("nothing to measure: give --models, --checkpoint, --against or --opponents")
@@ -150,20 +149,20 @@ def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects
     precisions = options.precisions or ["float32", "bf16"]
     installed = [name for name in BACKENDS if name not in _PACKAGES or importlib.util.find_spec(name) is not None]
     backends = options.backends or [name for name in installed if name != PLAIN]
-    allowed = {name: tuple(PRECISIONS_OF[name]) for name in backends}
-    known = dict.fromkeys(precision for name in BACKENDS for precision in PRECISIONS_OF[name])
     for precision in precisions:
-        if precision not in known:
-            parser.error(f"--precisions {precision}: choose from {_words(known)}")
-        if not any(precision in of_backend for of_backend in allowed.values()):
-            able = [name for name in BACKENDS if precision in PRECISIONS_OF[name]]
-            parser.error(f"--precisions {precision} is not to be had with {_words(backends)}: add {_words(able)}")
-    if options.backends:
-        for name, of_backend in allowed.items():
-            if not set(precisions) & set(of_backend):
-                parser.error(f"--backends {name} has none of {_words(precisions)}: it has {_words(of_backend)}")
+        able = [name for name in BACKENDS if precision in PRECISIONS_OF[name]]
+        if not able:
+            known = dict.fromkeys(precision for name in BACKENDS for precision in PRECISIONS_OF[name])
+            parser.error(f"--precisions {precision}: choose from {' '.join(known)}")
+        if not set(able) & set(backends):
+            parser.error(f"--precisions {precision} is not to be had with {' '.join(backends)}: add {' '.join(able)}")
+    for name in options.backends or ():
+        if not set(precisions) & set(PRECISIONS_OF[name]):
+            parser.error(
+                f"--backends {name} has none of {' '.join(precisions)}: it has {' '.join(PRECISIONS_OF[name])}"
+            )
     if set(options.measures) == {"train"} and not any(set(precisions) & set(TRAINABLE.get(b, ())) for b in backends):
-        parser.error(f"--measures train needs a backend of {_words(TRAINABLE)} in float32 or bf16")
+        parser.error(f"--measures train needs a backend of {' '.join(TRAINABLE)} in float32 or bf16")
     return [
         Arm(subject, name, precision)
         for subject in subjects
@@ -267,7 +266,3 @@ def _mebibytes(size: float) -> str:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _words(names: Any) -> str:
-    return " ".join(names)
