@@ -21,27 +21,26 @@ from types import FrameType
 __version__ = "0.1.0"
 
 VERBS = {
-    "train": "train a model from scratch on a data set or on a folder of images",
-    "evaluate": "measure a trained model on a split of a data set",
+    "train": "train a model on a data set or on your own images",
+    "evaluate": "measure a trained model on labelled images",
     "predict": "classify images with a trained model",
-    "info": "print the parameters and multiply-accumulates of a model, module by module",
-    "export": "write a trained model as one file for ONNX Runtime, OpenVINO or torch, in float32 or int8",
-    "benchmark": "measure models side by side: latency, throughput, training step, memory, percent of peak",
+    "info": "print the size of a model and what one image costs it",
+    "export": "write a trained model for ONNX Runtime, OpenVINO or torch",
+    "benchmark": "measure how fast models are, side by side",
     "sweep": "try out options of a recipe on your data and keep the best",
-    "reproduce": "run the paper's experiments, at any scale, cell by cell",
-    "compare": "lay training runs side by side",
-    "convert": "convert released weights to safetensors, executing nothing in them",
-    "data": "fetch data sets, check them, and write them as shards",
-    "demo": "train, evaluate and picture a small model, from nothing to results",
+    "reproduce": "run the paper's experiments, at any scale",
+    "compare": "show training runs side by side",
+    "convert": "turn released weights into safetensors, for the other verbs",
+    "data": "fetch data sets, check them, pack them into shards",
+    "demo": "see everything work: train a small model and draw its results",
 }
 
-EXAMPLES = (
-    "ceit demo --output runs/demo",
-    "ceit train --recipe demo --data photos/ --output runs/photos",
-    "ceit evaluate --checkpoint runs/photos --data photos/",
-    "ceit predict --checkpoint runs/photos holiday.jpg",
-    "ceit info ceit_tiny_patch16_224",
-)
+EXAMPLES = {
+    "ceit demo": "trains a small model on a known data set, and shows its results",
+    "ceit train --recipe demo --data photos/ --output runs/photos": "trains one on your images, a folder per class",
+    "ceit evaluate --checkpoint runs/photos --data photos/": "measures it on images that were kept out of training",
+    "ceit predict --checkpoint runs/photos holiday.jpg": "classifies new images",
+}
 
 # Import names of what only some verbs need, and the extra of the distribution that brings it.
 EXTRAS = {
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed (one sentence on stderr says why), 2 for wrong usage, 130 when interrupted, 143 when terminated. There is a
     traceback only with ``--debug``.
     """
-    debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
+    debug, arguments = _for_the_verb(sys.argv[1:] if arguments is None else arguments)
     _print_anything()
     try:
         with _sigterm_raises():
@@ -127,29 +126,36 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
-    examples = "\n".join(f"  {example}" for example in EXAMPLES)
+    verbs = "\n".join(f"  {verb:<11}{text}" for verb, text in VERBS.items())
+    steps = "\n".join(f"  {example}\n      {text}" for example, text in EXAMPLES.items())
     return f"""usage: ceit VERB [options]
 
-Trains image classifiers from scratch with CeiT, the Convolution-enhanced image Transformer.
+Train image classifiers from scratch with CeiT, the Convolution-enhanced image
+Transformer, and use them.
+
+first steps:
+{steps}
 
 verbs:
 {verbs}
 
 options:
-  --help    with a verb: its options; alone: this text
-  --version
-  --debug   show the traceback of an error
-
-examples:
-{examples}"""
+  --help     after a verb: its options and examples; alone: this text
+  --version  print the version
+  --debug    show where an error comes from"""
 
 
-def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """``--debug`` may stand anywhere, and is the shell's: no verb sees it. What follows ``--`` is the verb's own."""
+def _for_the_verb(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether ``--debug`` is among the arguments, and all others, with dashes in the names of options: ``--top_k`` is
+    ``--top-k``. What follows ``--`` is the verb's own."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    before, after = list(arguments[:end]), list(arguments[end:])
-    return "--debug" in before, [word for word in before if word != "--debug"] + after
+    words = [_with_dashes(word) if word.startswith("--") else word for word in arguments[:end]]
+    return "--debug" in words, [word for word in words if word != "--debug"] + list(arguments[end:])
+
+
+def _with_dashes(option: str) -> str:
+    name, equals, value = option.partition("=")
+    return name.replace("_", "-") + equals + value
 
 
 @contextlib.contextmanager

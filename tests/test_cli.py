@@ -103,6 +103,29 @@ def test_arguments_reach_the_verb_without_debug(install_verb: Callable[[Verb], N
     assert seen == [["model", "--json"], ["model"], ["--", "--debug"]]
 
 
+def test_options_may_be_written_with_underscores(install_verb: Callable[[Verb], None]) -> None:
+    seen: list[list[str]] = []
+    install_verb(seen.append)
+    assert ceit_cli.main(["info", "a_b", "--img_size=a_b", "--in_chans", "a_b", "--", "--a_b"]) == 0
+    assert seen == [["a_b", "--img-size=a_b", "--in-chans", "a_b", "--", "--a_b"]]
+
+
+@pytest.mark.parametrize("verb", ["", *(verb for verb in ceit_cli.VERBS if verb != "train")])
+def test_help_fits_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ceit_cli.main([*filter(None, [verb]), "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", ceit_cli.VERBS)
+def test_examples_of_a_verb_take_the_options_that_it_explains(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ceit_cli.main([verb, "--help"]) == 0
+    explained, _, examples = capsys.readouterr().out.partition("examples:\n")
+    for example in filter(None, examples.partition("\n\n")[0].replace("\\\n", "").splitlines()):
+        assert example.split()[:2] == ["ceit", verb]
+        assert [word for word in example.split() if word.startswith("--") and word not in explained] == []
+
+
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [

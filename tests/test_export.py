@@ -16,6 +16,7 @@ from torch import Tensor
 import ceit
 import ceit_cli
 from ceit.cli import export as verb
+from ceit.data import held_out
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
 from ceit.inference.example_images import ExampleImages, of_files
@@ -81,7 +82,7 @@ def test_m12_no_image_of_a_test_split_is_looked_at_and_none_calibrates_and_check
 ) -> None:
     digits = load_dataset("digits", img_size=(16, 16))
     nothing, taken = digits.test.subset(torch.tensor([], dtype=torch.int64)), list[ExampleImages]()
-    monkeypatch.setattr(verb, "as_dataset", lambda found, seed: replace(digits, test=nothing))
+    monkeypatch.setattr(held_out, "as_dataset", lambda found, seed: replace(digits, test=nothing))
 
     def noted(*arguments: Any, check: ExampleImages, calibration: Tensor, **options: Any) -> Report:
         taken.extend([check, ExampleImages(calibration, "")])

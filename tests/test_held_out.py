@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import ceit_cli
-from ceit.cli import export
+from ceit.data.held_out import to_calibrate_and_check
 from ceit.data.record import FILE, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
@@ -355,9 +355,9 @@ def test_p1_export_checks_and_calibrates_with_the_images_of_the_record(run: Path
         Image.fromarray(pixels).save(path)
     found = load_images(str(photos), img_size=(16, 16), in_chans=1)
     training = json.loads((run / "model.json").read_text())["training"]
-    rest, held_out, name = export._held_out(found, training, ImageRecord.of_run(str(run), training))
+    rest, kept, name = to_calibrate_and_check(found, ImageRecord.of_run(str(run), training), training)
     assert name == "validation split"
-    assert keys(held_out) == parts["validation"]
+    assert keys(kept) == parts["validation"]
     assert keys(rest) == parts["train"]
 
 
@@ -366,9 +366,9 @@ def test_p1_export_cuts_other_data_by_the_seed(run: Path, tmp_path: Path) -> Non
     add(tmp_path / "others/b", range(300, 330))
     found = load_images(str(tmp_path / "others"), img_size=(16, 16), in_chans=1)
     training = json.loads((run / "model.json").read_text())["training"]
-    rest, held_out, _ = export._held_out(found, training, ImageRecord.of_run(str(run), training))
-    assert keys(held_out)
-    assert not keys(held_out) & keys(rest)
+    rest, kept, _ = to_calibrate_and_check(found, ImageRecord.of_run(str(run), training), training)
+    assert keys(kept)
+    assert not keys(kept) & keys(rest)
 
 
 def keys(split: Split) -> set[str]:
@@ -384,7 +384,7 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., E
         checked.append(check)
         raise ValueError("enough")
 
-    monkeypatch.setattr(export, "export", noted)
+    monkeypatch.setattr("ceit.cli.export.export", noted)
 
     def call(checkpoint: Path, *options: str) -> ExampleImages:
         arguments = ["--checkpoint", str(checkpoint), "--format", "onnx", "--output", str(tmp_path / "out.onnx")]

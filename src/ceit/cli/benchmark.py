@@ -1,13 +1,23 @@
-"""``ceit benchmark``: models side by side on this machine, in one interleaved run."""
+"""Measure how fast models are on this machine, side by side: latency, throughput, training, memory.
+
+Every model takes its turn in every round, in a process of its own. The tables have medians, and percent of the peak of
+matrix products that was measured in between.
+
+usage: ceit benchmark --models NAME ... --output FILE.json [options]
+
+examples:
+  ceit benchmark --models ceit_tiny_patch16_224 --output speed.json
+  ceit benchmark --checkpoint runs/photos --opponents --output speed.json
+"""
 
 import argparse
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,10 +28,27 @@ from ceit.bench.chart import draw_bars
 from ceit.bench.networks import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.processes import Memory
 from ceit.bench.speed import MEASURES, Settings, measure
+from ceit.cli._parser import Parser, adding_to, positive
+from ceit.cli._terminal import figures, print_whole
 from ceit.data.threads import usable_cores
 from ceit.paths import expanded
 
-PACKAGE_OF = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+_PACKAGES = ("onnxruntime", "openvino")  # backends that are packages of the same name
+
+
+class Column(NamedTuple):
+    """A figure of every row of the result: its place in the row, keys with dots between them, and how it is written."""
+
+    heading: str
+    form: Callable[[Any], str]
+    place: str
+
+    def cell(self, row: dict[str, Any]) -> str:
+        """The figure of a row; empty if the row has none."""
+        value: Any = row
+        for key in self.place.split("."):
+            value = (value or {}).get(key)
+        return "" if value is None else self.form(value)
 
 
 def main(arguments: list[str]) -> None:
@@ -34,19 +61,26 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     subjects = _subjects(parser, options)
     arms = _arms(parser, options, subjects)
-    settings = _settings(parser, options)
+    if options.seconds <= 0:
+        parser.error(f"--seconds {options.seconds} must be more than 0")
+    settings = Settings(
+        threads=options.threads,
+        measures=tuple(name for name in MEASURES if name in options.measures),
+        batch_sizes=tuple(sorted(set(options.batch_sizes))),
+        train_batch_size=options.train_batch_size,
+        rounds=options.rounds,
+        turn_seconds=options.seconds,
+        freed_memory=options.freed_memory,
+    )
     if options.chart is not None:
         importlib.import_module("matplotlib")  # or it would be missed when all is measured
-    console, messages = Console(), Console(stderr=True, highlight=False)
 
     def save(result: dict[str, Any]) -> None:
         replace_files({options.output: (json.dumps(result, indent=1) + "\n").encode()})
 
-    def say(text: str) -> None:
-        messages.print(text, style="dim", soft_wrap=True)
-
+    say = partial(Console(stderr=True, highlight=False).print, style="dim", soft_wrap=True)
     result = measure(arms, settings, say, save)
-    print_result(result, console)
+    print_result(result, Console())
     if options.chart is not None:
         draw_bars(result, options.chart)
     failed = [row for row in result["arms"] if row["errors"]]
@@ -54,70 +88,41 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"error: {len(failed)} of {len(arms)} arms could not be measured, see the table")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="ceit benchmark",
-        description="Measure models side by side on this machine: interleaved rounds, each arm in its own process, "
-        "medians with quartiles, and percent of the matrix products' peak measured in the same run.",
-        epilog=f"precisions: {'; '.join(f'{name}: {_words(PRECISIONS_OF[name])}' for name in BACKENDS)}",
+    precisions = "".join(f"\n  {name:<13}{' '.join(PRECISIONS_OF[name])}" for name in BACKENDS)
+    parser = Parser(__doc__, notes=f"backends, and the precisions that each has:{precisions}")
+    add = adding_to(parser.add_argument_group("what is measured"))
+    add("--models", "models of ceit and timm; NAME,FIELD=VALUE sets a field", nargs="+", default=[], metavar="NAME")
+    add("--checkpoint", "a trained model: a run directory or a file of weights", metavar="RUN|FILE")
+    add("--opponents", f"for comparison, models of timm: {', '.join(OPPONENTS)}", action="store_true")
+    text = "any module: what a function in a file makes"
+    add("--against", text, nargs="+", action="extend", default=[], metavar="FILE.py:function")
+    text = f"which kinds of figures: {', '.join(MEASURES)} (start-up, memory, size)"
+    add("--measures", text, nargs="+", choices=MEASURES, default=["inference"], metavar="KIND")
+    text = f"what computes the models; see below (default: all that are installed, but {PLAIN})"
+    add("--backends", text, nargs="+", choices=BACKENDS, metavar="NAME")
+    text = "what computes the modules of --against"
+    add("--against-backends", text, nargs="+", choices=BACKENDS, default=[PLAIN], metavar="NAME")
+    add("--precisions", "number formats; see below (default: float32 bf16)", nargs="+", metavar="NAME")
+    add("--img-size", "a side of the images, or height and width", type=int, nargs="+", metavar="PX")
+    add = adding_to(parser.add_argument_group("how it is measured"))
+    add("--batch-sizes", "images per batch", nargs="+", type=positive, default=[1, 8, 16, 64], metavar="N")
+    text = "images per training step (default: 16, of small images 128)"
+    add("--train-batch-size", text, type=positive, metavar="N")
+    add(
+        "--rounds", "turns of every model; more of them tell smaller differences", type=positive, default=5, metavar="N"
     )
-    models = parser.add_argument_group("what to measure")
-    models.add_argument(
-        "--models", nargs="+", default=[], metavar="M", help="names of ceit and timm; NAME,FIELD=VALUE sets a field"
-    )
-    models.add_argument("--checkpoint", metavar="RUN|FILE", help="a trained model, measured too")
-    models.add_argument(
-        "--against", nargs="+", action="extend", default=[], metavar="FILE.py:factory", help="any module that it makes"
-    )
-    models.add_argument(
-        "--against-backends",
-        nargs="+",
-        choices=BACKENDS,
-        default=[PLAIN],
-        metavar="B",
-        help=f"of the modules from files; default: {PLAIN}, as they are",
-    )
-    models.add_argument("--opponents", action="store_true", help=f"adds {_words(OPPONENTS)}")
-    models.add_argument(
-        "--backends", nargs="+", choices=BACKENDS, metavar="B", help=f"of {_words(BACKENDS)}; default: all but {PLAIN}"
-    )
-    models.add_argument("--precisions", nargs="+", metavar="P", help="default: float32 bf16")
-    models.add_argument("--img-size", type=int, nargs="+", metavar=("H", "W"), help="in pixels: a side, or two")
-    models.add_argument(
-        "--measures",
-        nargs="+",
-        choices=MEASURES,
-        default=["inference"],
-        metavar="M",
-        help="inference (latency, throughput), train (a step), deployment (start-up, memory, size); default: inference",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--batch-sizes", nargs="+", type=_positive, default=[1, 8, 16, 64], metavar="N")
-    how.add_argument("--train-batch-size", type=_positive, metavar="N", help="default: 16, of small images 128")
-    how.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
-    how.add_argument("--seconds", type=float, default=1.0, metavar="S", help="least of a turn; default: %(default)s")
-    how.add_argument("--threads", type=_positive, default=usable_cores(), metavar="N", help="default: all, %(default)s")
-    how.add_argument(
-        "--freed-memory",
-        choices=get_args(Memory),
-        metavar="M",
-        help=f"in all processes: {', '.join(get_args(Memory))}; without it the package's backends keep it, and {PLAIN} "
-        "leaves it to the allocator (default)",
-    )
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--output", type=expanded, required=True, metavar="FILE.json", help="everything, written each round"
-    )
-    results.add_argument("--chart", type=expanded, metavar="FILE.png", help="bars of images a second")
+    add("--seconds", "how long a turn lasts, at least", type=float, default=1.0, metavar="S")
+    add("--threads", "cores that compute one model", type=positive, default=usable_cores(), metavar="N")
+    kinds = get_args(Memory)
+    text = f"(default: the package's backends keep it, {PLAIN} leaves it to the allocator)"
+    add("--freed-memory", f"what becomes of freed memory: {', '.join(kinds)} {text}", choices=kinds, metavar="HOW")
+    add = adding_to(parser.add_argument_group("results"))
+    text = "everything that was measured; written after every round"
+    add("--output", text, type=expanded, required=True, metavar="FILE.json")
+    add("--chart", "draw images per second as bars", type=expanded, metavar="FILE.png")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
 
 
 def _subjects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Subject]:
@@ -125,10 +130,9 @@ def _subjects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> l
     if size is not None and (len(size) > 2 or min(size) < 1):
         parser.error(f"--img-size {' '.join(map(str, size))} must be one side or height and width, in pixels")
     img_size = None if size is None else size[0] if len(size) == 1 else tuple(size)
-    checkpoints = [options.checkpoint] if options.checkpoint else []
     names = [*options.models, *(name for name in OPPONENTS if options.opponents and name not in options.models)]
     subjects = [Subject(text, "factory", img_size) for text in options.against]
-    subjects += [Subject(text, "checkpoint", img_size) for text in checkpoints]
+    subjects += [Subject(options.checkpoint, "checkpoint", img_size)] if options.checkpoint else []
     subjects += [Subject(text, "name", img_size) for text in names]
     if not subjects:
         parser.error("nothing to measure: give --models, --checkpoint, --against or --opponents")
@@ -143,25 +147,22 @@ def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects
     A backend without any of the precisions, or a precision that no backend has, is wrong usage.
     """
     precisions = options.precisions or ["float32", "bf16"]
-    backends = options.backends or [
-        name
-        for name in BACKENDS
-        if name != PLAIN and (name not in PACKAGE_OF or importlib.util.find_spec(PACKAGE_OF[name]) is not None)
-    ]
-    allowed = {name: tuple(PRECISIONS_OF[name]) for name in backends}
-    known = dict.fromkeys(precision for name in BACKENDS for precision in PRECISIONS_OF[name])
+    installed = [name for name in BACKENDS if name not in _PACKAGES or importlib.util.find_spec(name) is not None]
+    backends = options.backends or [name for name in installed if name != PLAIN]
     for precision in precisions:
-        if precision not in known:
-            parser.error(f"--precisions {precision}: choose from {_words(known)}")
-        if not any(precision in of_backend for of_backend in allowed.values()):
-            able = [name for name in BACKENDS if precision in PRECISIONS_OF[name]]
-            parser.error(f"--precisions {precision} is not to be had with {_words(backends)}: add {_words(able)}")
-    if options.backends:
-        for name, of_backend in allowed.items():
-            if not set(precisions) & set(of_backend):
-                parser.error(f"--backends {name} has none of {_words(precisions)}: it has {_words(of_backend)}")
+        able = [name for name in BACKENDS if precision in PRECISIONS_OF[name]]
+        if not able:
+            known = dict.fromkeys(precision for name in BACKENDS for precision in PRECISIONS_OF[name])
+            parser.error(f"--precisions {precision}: choose from {' '.join(known)}")
+        if not set(able) & set(backends):
+            parser.error(f"--precisions {precision} is not to be had with {' '.join(backends)}: add {' '.join(able)}")
+    for name in options.backends or ():
+        if not set(precisions) & set(PRECISIONS_OF[name]):
+            parser.error(
+                f"--backends {name} has none of {' '.join(precisions)}: it has {' '.join(PRECISIONS_OF[name])}"
+            )
     if set(options.measures) == {"train"} and not any(set(precisions) & set(TRAINABLE.get(b, ())) for b in backends):
-        parser.error(f"--measures train needs a backend of {_words(TRAINABLE)} in float32 or bf16")
+        parser.error(f"--measures train needs a backend of {' '.join(TRAINABLE)} in float32 or bf16")
     return [
         Arm(subject, name, precision)
         for subject in subjects
@@ -171,38 +172,18 @@ def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects
     ]
 
 
-def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
-    if options.seconds <= 0:
-        parser.error(f"--seconds {options.seconds} must be more than 0")
-    return Settings(
-        threads=options.threads,
-        measures=tuple(name for name in MEASURES if name in options.measures),
-        batch_sizes=tuple(sorted(set(options.batch_sizes))),
-        train_batch_size=options.train_batch_size,
-        rounds=options.rounds,
-        turn_seconds=options.seconds,
-        freed_memory=options.freed_memory,
-    )
-
-
 def print_result(result: dict[str, Any], console: Console) -> None:
     """The tables, one for each kind of figure; no number is cut, however narrow the terminal."""
     machine, settings = result["machine"], result["settings"]
     versions = {"torch": machine["torch"], **machine["packages"]}
     peaks = {name: gflops for name, gflops in result["best_peak_gflops"].items() if gflops}
-    console.print(
-        Text.assemble(
-            "\n",
-            (f"{settings['threads']} of {machine['cores']} cores, {machine['processor']}", "bold"),
-            "\n",
-            ", ".join(f"{name} {number}" for name, number in versions.items() if number),
-        )
-    )
+    heading = Text(f"\n{settings['threads']} of {machine['cores']} cores, {machine['processor']}\n", "bold")
+    installed = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+    console.print(Text.assemble(heading, installed))
     if peaks:
         console.print("peak of matrix products: " + ", ".join(f"{k} {v:,.0f} GFLOP/s" for k, v in peaks.items()))
     for table in _tables(result):
-        table.width = console.measure(table, options=console.options.update(width=1000)).maximum
-        console.print(table, crop=False)
+        print_whole(console, table)
     notes = f"x: times as fast as {result['baseline']}; medians of {settings['rounds']} interleaved rounds"
     console.print(Text(f"{notes}; of peak: of the products' in the arm's precision, int8 for int8", style="dim"))
     for row in result["arms"]:
@@ -212,38 +193,45 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 def _tables(result: dict[str, Any]) -> Iterator[Table]:
     rows = result["arms"]
-    batches = sorted({batch for row in rows for batch, found in row["inference"].items() if _done(found)}, key=int)
+    batches = sorted({batch for row in rows for batch, found in row["inference"].items() if _rate(found)}, key=int)
     if batches:
-        head = [f"{'batch ' if i == 0 else ''}{batch}" for i, batch in enumerate(batches)]
-        yield _table(
-            "Throughput, images/s", rows, [(h, _rate("inference", b)) for h, b in zip(head, batches, strict=True)]
-        )
-        columns = [
-            (h, _field("inference", b, "percent_of_peak", "{:.0f}%")) for h, b in zip(head, batches, strict=True)
-        ]
+        yield _table("Throughput, images/s", rows, _by_batch("batch", batches, _rate, "inference.*"))
+        columns = _by_batch("batch", batches, _percent, "inference.*.percent_of_peak")
         yield _table("Of peak, for the multiply-accumulates executed", rows, columns)
-        names = ("median", "p25", "p75", "p90", "p99")
-        yield _table(f"Latency at batch {batches[0]}, ms", rows, [(name, _latency(batches[0], name)) for name in names])
-    if any(_done(found) for row in rows for found in row["train"].values()):
-        yield _table("Training step", rows, _TRAINING)
+        names, place = ("median", "p25", "p75", "p90", "p99"), f"inference.{batches[0]}.milliseconds"
+        columns = [Column(name, _short, f"{place}.{name}") for name in names]
+        yield _table(f"Latency at batch {batches[0]}, ms", rows, columns)
+    trained = [row | {"step": _training_step(row)} for row in rows]
+    if any(row["step"] for row in trained):
+        columns = [
+            Column("batch", str, "step.batch"),
+            Column("images/s", _rate, "step"),
+            Column("of peak", _percent, "step.percent_of_peak"),
+            Column("MiB", _mebibytes, "step.peak_bytes"),
+        ]
+        yield _table("Training step", trained, columns)
     if any(row["deployment"].get("start_seconds") for row in rows):
         memory = sorted({batch for row in rows for batch in row["deployment"].get("memory", {})}, key=int)
-        columns = [("start, s", _start), ("files, MB", _size)]
-        columns += [(f"{'MiB, batch ' if i == 0 else ''}{batch}", _memory(batch)) for i, batch in enumerate(memory)]
+        columns = [
+            Column("start, s", "{:.2f}".format, "deployment.median_start_seconds"),
+            Column("files, MB", lambda size: f"{size / 1e6:.1f}", "deployment.bytes"),
+            *_by_batch("MiB, batch", memory, _mebibytes, "deployment.memory.*.peak_bytes"),
+        ]
         yield _table("A fresh process: seconds to the first logits, files, memory at its highest", rows, columns)
 
 
-def _table(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, Any]]) -> Table:
-    table = Table(
-        title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.show_edge = table.pad_edge = False
-    table.add_column("", no_wrap=True)
-    for name, _ in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+def _by_batch(first: str, batches: list[str], form: Callable[[Any], str], place: str) -> list[Column]:
+    """A column for every batch size, ``*`` in the place; the first one's heading says what the numbers are."""
+    headings = [f"{first} {batches[0]}", *batches[1:]] if batches else []
+    return [Column(name, form, place.replace("*", batch)) for name, batch in zip(headings, batches, strict=True)]
+
+
+def _table(title: str, rows: list[dict[str, Any]], columns: list[Column]) -> Table:
+    """A line for every arm that has one of the figures, below its model; failures are shown once, in the first."""
+    table = figures([""], [column.heading for column in columns], title)
     model = None
     for row in rows:
-        cells = [cell(row) for _, cell in columns]
+        cells = [column.cell(row) for column in columns]
         if not any(cells):
             if not row["errors"] or not title.startswith("Throughput"):
                 continue
@@ -255,85 +243,26 @@ def _table(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, Any]
     return table
 
 
-def _done(found: dict[str, Any]) -> bool:
-    return "images_per_second" in found
+def _training_step(row: dict[str, Any]) -> dict[str, Any]:
+    """What was measured of the first batch size that could be trained with, if any could."""
+    return next(({"batch": batch} | found for batch, found in row["train"].items() if _rate(found)), {})
 
 
-def _rate(kind: str, batch: str) -> Any:
-    def cell(row: dict[str, Any]) -> str:
-        found = row[kind].get(batch, {})
-        if not _done(found):
-            return ""
-        times = found["times_baseline"]
-        return f"{_short(found['images_per_second'])}" + (f" {times['median']:.2f}x" if times else "")
-
-    return cell
+def _rate(found: dict[str, Any]) -> str:
+    """Images per second, and how many times as fast as the baseline; empty if it was not measured."""
+    if "images_per_second" not in found:
+        return ""
+    times = found["times_baseline"]
+    return f"{_short(found['images_per_second'])}" + (f" {times['median']:.2f}x" if times else "")
 
 
-def _field(kind: str, batch: str, name: str, form: str) -> Any:
-    def cell(row: dict[str, Any]) -> str:
-        value = row[kind].get(batch, {}).get(name)
-        return "" if value is None else form.format(value)
-
-    return cell
+def _percent(value: float) -> str:
+    return f"{value:.0f}%"
 
 
-def _latency(batch: str, name: str) -> Any:
-    def cell(row: dict[str, Any]) -> str:
-        value = row["inference"].get(batch, {}).get("milliseconds", {}).get(name)
-        return "" if value is None else _short(value)
-
-    return cell
-
-
-def _of_step(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    return next(((batch, found) for batch, found in row["train"].items() if _done(found)), ("", {}))
-
-
-def _training_rate(row: dict[str, Any]) -> str:
-    batch, _ = _of_step(row)
-    return _rate("train", batch)(row)
-
-
-def _training_peak(row: dict[str, Any]) -> str:
-    value = _of_step(row)[1].get("percent_of_peak")
-    return "" if value is None else f"{value:.0f}%"
-
-
-def _training_memory(row: dict[str, Any]) -> str:
-    value = _of_step(row)[1].get("peak_bytes")
-    return "" if value is None else f"{value / 2**20:,.0f}"
-
-
-_TRAINING = [
-    ("batch", lambda row: _of_step(row)[0]),
-    ("images/s", _training_rate),
-    ("of peak", _training_peak),
-    ("MiB", _training_memory),
-]
-
-
-def _start(row: dict[str, Any]) -> str:
-    value = row["deployment"].get("median_start_seconds")
-    return "" if value is None else f"{value:.2f}"
-
-
-def _size(row: dict[str, Any]) -> str:
-    value = row["deployment"].get("bytes")
-    return "" if value is None else f"{value / 1e6:.1f}"
-
-
-def _memory(batch: str) -> Any:
-    def cell(row: dict[str, Any]) -> str:
-        value = row["deployment"].get("memory", {}).get(batch, {}).get("peak_bytes")
-        return "" if value is None else f"{value / 2**20:,.0f}"
-
-    return cell
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.0f}"
 
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _words(names: Any) -> str:
-    return " ".join(names)

@@ -1,15 +1,22 @@
-"""``ceit compare``: training runs side by side."""
+"""Show training runs side by side: their accuracy, and the options in which they differ.
+
+usage: ceit compare RUN ... [options]
+
+examples:
+  ceit compare runs/*
+  ceit compare runs/photos runs/photos2 --plot accuracy.png
+"""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from ceit.cli._parser import JSON, Parser, adding_to
+from ceit.cli._terminal import figures
 from ceit.paths import expanded
 from ceit.train.run_directory import lines_of, saved_config
 
@@ -21,26 +28,28 @@ def main(arguments: list[str]) -> None:
 
     Raises: ValueError for a directory that is no run, or with --plot for runs of which none has finished an epoch.
     """
-    parser = argparse.ArgumentParser(
-        prog="ceit compare", description="Lay training runs side by side: results, and the options that differ."
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=expanded, help="run directories of ceit train")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument(
-        "--plot", type=expanded, metavar="FILE.png", help="draw validation accuracy over epochs, or .svg"
-    )
-    options = parser.parse_args(arguments)
-    if options.plot and options.plot.suffix not in (".png", ".svg"):
-        parser.error(f"--plot {options.plot} must end in .png or .svg")
-    found = [read_run(run) for run in options.runs]
+    options = _parsed(arguments)
+    runs = [read_run(run) for run in options.runs]
     if options.plot:
         from ceit.plots import draw_validation
 
-        draw_validation({run["run"]: run["curve"] for run in found}, options.plot)
+        draw_validation({run["run"]: run["curve"] for run in runs}, options.plot)
     if options.json:
-        print(json.dumps({"runs": found, "different": different(found)}))
+        print(json.dumps({"runs": runs, "different": differing_options(runs)}))
     else:
-        print_tables(found, Console(highlight=False))
+        print_tables(runs, Console(highlight=False))
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("runs", "run directory of ceit train", nargs="+", type=expanded, metavar="RUN")
+    add("--plot", "draw validation accuracy over epochs, as .png or .svg", type=expanded, metavar="FILE.png")
+    add("--json", JSON, action="store_true")
+    options = parser.parse_args(arguments)
+    if options.plot and options.plot.suffix not in (".png", ".svg"):
+        parser.error(f"--plot {options.plot} must end in .png or .svg")
+    return options
 
 
 def read_run(run: Path) -> dict[str, Any]:
@@ -71,22 +80,20 @@ def read_run(run: Path) -> dict[str, Any]:
     }
 
 
-def different(found: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The options that are not the same in all runs, dotted, with the value of each."""
-    flat = [_flat(run["options"]) for run in found]
-    keys = dict.fromkeys(key for options in flat for key in options if key not in _NO_OPTIONS)
-    values = {key: [options.get(key) for options in flat] for key in keys}
-    return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
+def differing_options(runs: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The options that are not the same in all runs, dotted, with the value in each run."""
+    flat = [_flat(run["options"]) for run in runs]
+    names = dict.fromkeys(name for options in flat for name in options if name not in _NO_OPTIONS)
+    values = {name: [options.get(name) for options in flat] for name in names}
+    return {name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
 
 
-def print_tables(found: list[dict[str, Any]], console: Console) -> None:
+def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
     """A row for every run, then a row for every option that differs."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    names = _short([run["run"] for run in found])
-    table.add_column("run", overflow="fold")
-    for column in ("size", "epochs", "validation", "test top-1", "test loss", "minutes"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, run in zip(names, found, strict=True):
+    names = _short_names([run["run"] for run in runs])
+    table = figures(["run"], ["size", "epochs", "validation", "test top-1", "test loss", "minutes"])
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    for name, run in zip(names, runs, strict=True):
         last = run["curve"][-1]["validation_top1_percent"] if run["curve"] else None
         validation = run["best_validation_top1_percent"] if run["test_loss"] is not None else last
         table.add_row(
@@ -99,34 +106,31 @@ def print_tables(found: list[dict[str, Any]], console: Console) -> None:
             f"{run['train_seconds'] / 60:.1f}",
         )
     console.print(table)
-    options = different(found)
-    if len(found) > 1 and not options:
+    options = differing_options(runs)
+    if len(runs) > 1 and not options:
         console.print("\nno option differs")
     if options:
-        console.print()
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("option", no_wrap=True)
+        table = figures(["option"], [])
         for name in names:
             table.add_column(Text(name), overflow="fold")
-        for key, values in options.items():
-            table.add_row(key, *("-" if value is None else Text(str(value)) for value in values))
-        console.print(table)
+        for option, values in options.items():
+            table.add_row(option, *("-" if value is None else Text(str(value)) for value in values))
+        console.print("", table)
 
 
 def _whole_lines(metrics: Path) -> list[dict[str, Any]]:
     """The lines of a log, but for a last one that a crash has cut in two."""
-    lines = lines_of(metrics)
+    lines, whole = lines_of(metrics), list[dict[str, Any]]()
     for number, line in enumerate(lines, start=1):
         try:
-            json.loads(line)
+            whole.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise ValueError(f"{metrics}, line {number} is not JSON: {error}") from error
-            lines = lines[:-1]
-    return [json.loads(line) for line in lines]
+    return whole
 
 
-def _short(runs: list[str]) -> list[str]:
+def _short_names(runs: list[str]) -> list[str]:
     """The directories' own names, if they tell the runs apart."""
     own = [Path(run).resolve().name for run in runs]
     return own if len(set(own)) == len(set(runs)) else runs

@@ -1,8 +1,18 @@
-"""``ceit convert``: foreign weights to safetensors, executing nothing in them."""
+"""Turn weights of the authors' release, or a plain state dict of this network or of timm's DeiT, into safetensors.
+
+The other verbs take the new file. Nothing in the old one is executed.
+
+usage: ceit convert RELEASED.pth OUT.safetensors [options]
+
+examples:
+  ceit convert ceit_tiny.pth ceit_tiny.safetensors
+  ceit convert checkpoint.pth averaged.safetensors --entry model_ema
+"""
 
 import argparse
 from pathlib import Path
 
+from ceit.cli._parser import Parser, adding_to
 from ceit.paths import expanded
 from ceit.weights.checkpoint import network_of, save_checkpoint
 from ceit.weights.geometry import name_of
@@ -17,7 +27,7 @@ LAYOUTS = {
 
 def main(arguments: list[str]) -> None:
     """Convert one file and print what was recognised in it."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     output: Path = options.output
     existing = [path for path in (output, side_file(output)) if path.exists()]
     if existing and not options.force:
@@ -36,22 +46,14 @@ def main(arguments: list[str]) -> None:
     print(f"written     {output} and {side_file(output)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ceit convert",
-        description="Converts released weights, or a plain state dict of this network or of timm's DeiT, to "
-        "safetensors. Nothing in the file is executed.",
-    )
-    parser.add_argument("released", metavar="RELEASED.pth", type=expanded, help="the file to read")
-    parser.add_argument(
-        "output", metavar="OUT.safetensors", type=expanded, help="the file to write, with OUT.json beside it"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    parser.add_argument(
-        "--entry", help="which state dict of a training script's file (default: model or state_dict; say model_ema)"
-    )
-    parser.add_argument("--model", metavar="NAME", help="the model it is, where the tensors' shapes do not tell")
-    parser.add_argument(
-        "--num-heads", type=int, metavar="K", help="attention heads, where the tensors' shapes do not tell"
-    )
-    return parser
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("released", "the file to read", type=expanded, metavar="RELEASED.pth")
+    add("output", "the file to write, with OUT.json beside it", type=expanded, metavar="OUT.safetensors")
+    add("--force", "replace OUT if it exists", action="store_true")
+    text = "which state dict of a training script's file, such as model_ema (default: model or state_dict)"
+    add("--entry", text, metavar="NAME")
+    add("--model", "which model it is, if the tensors' shapes do not tell", metavar="NAME")
+    add("--num-heads", "attention heads, if the tensors' shapes do not tell", type=int, metavar="K")
+    return parser.parse_args(arguments)

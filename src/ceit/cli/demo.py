@@ -1,12 +1,21 @@
-"""``ceit demo``: from nothing to a trained, evaluated and pictured model."""
+"""Train a small model, measure it and draw pictures of its results, to see everything work.
 
-import argparse
+If it is interrupted, the same command goes on where it stopped.
+
+usage: ceit demo [options]
+
+examples:
+  ceit demo
+  ceit demo --data digits --output runs/digits
+"""
+
 import importlib
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress, print_report
 from ceit.data.batches.loader import make_loader
 from ceit.data.sources.choose import fetch
@@ -25,20 +34,19 @@ SHEET_IMAGES = 32
 
 def main(arguments: list[str]) -> None:
     """Fetch, train by the recipe ``demo``, evaluate, draw. Interrupted, the same command goes on."""
-    parser = argparse.ArgumentParser(prog="ceit demo", description="Train, evaluate and picture a small model.")
-    parser.add_argument(
-        "--output", metavar="DIR", type=expanded, default=Path("runs/demo"), help="default: %(default)s"
-    )
-    parser.add_argument("--data", choices=sorted(SETS), default="cifar10", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(arguments)
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("--data", "data set; downloaded once, except digits", choices=sorted(SETS), default="cifar10")
+    add("--output", "folder for the model and the pictures", type=expanded, default=Path("runs/demo"), metavar="DIR")
+    add("--seed", "another seed gives another model", type=int, default=0, metavar="N")
+    options = parser.parse_args(arguments)
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
     console = Console(stderr=True)
     with LiveProgress(console) as live:
-        data = _at_hand(asked.data, live)
-        config = recipe_config("demo", seed=asked.seed)
-        result = train(config, data, asked.output, resume="auto", say=live.say, show=live.show)
+        data = _at_hand(options.data, live)
+        config = recipe_config("demo", seed=options.seed)
+        result = train(config, data, options.output, resume="auto", say=live.say, show=live.show)
     print_report(result, Console())
     for path in draw(result):
         print(f"picture: {path}")

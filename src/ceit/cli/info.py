@@ -1,4 +1,12 @@
-"""``ceit info``: parameters and multiply-accumulates of a model, module by module, beside its DeiT twin."""
+"""Print how large a model is and what one image costs it: parameters and multiply-accumulates, module by module,
+beside a DeiT of the same size.
+
+usage: ceit info MODEL|CHECKPOINT [options]
+
+examples:
+  ceit info ceit_tiny_patch16_224
+  ceit info runs/photos --img-size 128
+"""
 
 import argparse
 import json
@@ -7,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.cli._parser import JSON, Parser, adding_to
+from ceit.cli._terminal import figures, print_whole
 from ceit.model import MODELS, CeiTConfig, config_of
 from ceit.model.complexity import Complexity, analysis, complexity, deit_twin, letters, resnet50_stages
 from ceit.paths import expanded
@@ -36,50 +45,39 @@ def main(arguments: list[str]) -> None:
 
     Raises ValueError for an unknown model, a geometry that no model has, or a checkpoint that cannot be read.
     """
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     config = _config(options.model, _geometry(options))
     if options.json:
         print(json.dumps(_document(options.model, config), indent=2))
         return
     console = Console(highlight=False)
     for renderable in _report(options.model, config):
-        if isinstance(renderable, Table):  # a number is never cut, however narrow the terminal
-            renderable.width = console.measure(renderable, options=console.options.update(width=1000)).maximum
-        console.print(renderable, crop=False)
+        print_whole(console, renderable)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ceit info",
-        description="Print a model's parameters and multiply-accumulates, module by module, beside its DeiT twin.",
-        epilog=f"models: {', '.join(MODELS)}",
-    )
-    parser.add_argument(
-        "model", metavar="MODEL|CHECKPOINT", help="a model's name, a run directory or a file of weights"
-    )
-    parser.add_argument(
-        "--img-size", type=int, nargs="+", metavar=("H", "W"), help="image size in pixels: a side, or two"
-    )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the head")
-    parser.add_argument("--in-chans", type=int, metavar="C", help="channels of the images")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__, notes="\n  ".join(["models:", *MODELS]))
+    add = adding_to(parser)
+    text = "model's name (see below), run directory of ceit train, or file of weights"
+    add("model", text, metavar="MODEL|CHECKPOINT")
+    add("--json", JSON, action="store_true")
+    add = adding_to(parser.add_argument_group("to see what another geometry costs"))
+    add("--img-size", "side of the images, or height and width", type=int, nargs="+", metavar="PX")
+    add("--num-classes", "classes that the head tells apart", type=int, metavar="N")
+    add("--in-chans", "channels of the images", type=int, metavar="C")
+    return parser.parse_args(arguments)
 
 
 def _geometry(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of the configuration that the command line asks for."""
-    geometry: dict[str, Any] = {}
-    if options.img_size is not None:
-        if len(options.img_size) > 2:
-            raise ValueError(f"--img-size takes one side, or height and width, not {len(options.img_size)} numbers")
-        geometry["img_size"] = tuple(options.img_size) if len(options.img_size) == 2 else options.img_size[0]
-    if options.num_classes is not None:
-        if options.num_classes < 1:
-            raise ValueError(f"--num-classes {options.num_classes} must be at least 1: a classifier needs a class")
-        geometry["num_classes"] = options.num_classes
-    if options.in_chans is not None:
-        geometry["in_chans"] = options.in_chans
-    return geometry
+    size, classes = options.img_size, options.num_classes
+    if size is not None and len(size) > 2:
+        raise ValueError(f"--img-size takes one side, or height and width, not {len(size)} numbers")
+    if classes is not None and classes < 1:
+        raise ValueError(f"--num-classes {classes} must be at least 1: a classifier needs a class")
+    img_size = size and (tuple(size) if len(size) == 2 else size[0])
+    asked = {"img_size": img_size, "num_classes": classes, "in_chans": options.in_chans}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _config(model: str, geometry: dict[str, Any]) -> CeiTConfig:
@@ -109,7 +107,7 @@ def _totals(cost: Complexity) -> dict[str, int]:
     return {name: getattr(cost, name) for name in (*TOTALS, "dead_macs")}
 
 
-def _report(model: str, config: CeiTConfig) -> Iterator[RenderableType]:
+def _report(model: str, config: CeiTConfig) -> Iterator[Table | Text]:
     own, twin = complexity(config), complexity(deit_twin(config))
     image = f"image {config.in_chans}x{config.image_hw[0]}x{config.image_hw[1]}"
     patches = f"{config.grid[0]}x{config.grid[1]} patches"
@@ -124,13 +122,8 @@ def _report(model: str, config: CeiTConfig) -> Iterator[RenderableType]:
 
 
 def _module_table(config: CeiTConfig, own: Complexity) -> Table:
-    table = _table(
-        "Modules (MACs full, with attention products)",
-        "module",
-        "shape in",
-        "shape out",
-        numbers=["parameters", "MACs", "share"],
-    )
+    title = "Modules (MACs full, with attention products)"
+    table = figures(["module", "shape in", "shape out"], ["parameters", "MACs", "share"], title)
 
     def add(name: str, part: Complexity, style: str | None = None, *, keeps_shape: bool = False) -> None:
         shape_in = part.modules[0].shape_in
@@ -162,9 +155,8 @@ def _module_table(config: CeiTConfig, own: Complexity) -> Table:
 
 
 def _total_table(own: Complexity, twin: Complexity) -> Table:
-    table = _table(
-        "Beside the DeiT twin (patch embedding, MLP, no LCA)", "", numbers=["this model", "DeiT twin", "ratio"]
-    )
+    title = "Beside the DeiT twin (patch embedding, MLP, no LCA)"
+    table = figures([""], ["this model", "DeiT twin", "ratio"], title)
     for field, name in TOTALS.items():
         mine, other = getattr(own, field), getattr(twin, field)
         table.add_row(name, _count(mine), _count(other), f"{mine / other:.3f}")
@@ -183,7 +175,7 @@ def _part_table(config: CeiTConfig, own: Complexity, twin: Complexity) -> Table:
         "head": ["head"],
     }
     numbers = ["parameters", "DeiT twin", "MACs", "DeiT twin"]
-    table = _table("Part by part (MACs full, with attention products)", "", numbers=numbers)
+    table = figures([""], numbers, "Part by part (MACs full, with attention products)")
     for name, prefixes in parts.items():
         mine, other = own.part(*prefixes), twin.part(*prefixes)
         if mine.modules:
@@ -195,18 +187,14 @@ def _part_table(config: CeiTConfig, own: Complexity, twin: Complexity) -> Table:
 
 def _analysis_table(config: CeiTConfig) -> Table:
     title = "Complexity analysis (MACs full, with attention products)"
-    table = _table(title, "", "closed form", numbers=["MACs", "ratio"])
+    table = figures(["", "closed form"], ["MACs", "ratio"], title)
     part = ""
     for cost in analysis(config):
         if cost.part != part:
             part = cost.part
             table.add_row(part, style="bold")
-        table.add_row(
-            f" {cost.name}",
-            cost.formula,
-            _count(cost.macs),
-            f"{cost.ratio:,.0f}" if cost.ratio >= 1000 else f"{cost.ratio:.4g}",
-        )
+        ratio = f"{cost.ratio:,.0f}" if cost.ratio >= 1000 else f"{cost.ratio:.4g}"
+        table.add_row(f" {cost.name}", cost.formula, _count(cost.macs), ratio)
     return table
 
 
@@ -224,19 +212,6 @@ def _analysis_notes(config: CeiTConfig) -> str:
             f"convolution of their {channels} channels to D; no later stage, no classifier"
         )
     return "\n".join(notes)
-
-
-def _table(title: str, *words: str, numbers: list[str]) -> Table:
-    """With the numbers of the largest model, 80 columns wide."""
-    table = Table(
-        title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.show_edge = table.pad_edge = False
-    for word in words:
-        table.add_column(word, no_wrap=True)
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
-    return table
 
 
 def _count(number: int) -> str:

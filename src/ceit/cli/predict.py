@@ -1,44 +1,38 @@
-"""``ceit predict``: classify images."""
+"""Classify images with a trained model and print the most probable classes of each.
+
+usage: ceit predict [options] PATH ...
+
+examples:
+  ceit predict --checkpoint runs/photos holiday.jpg
+  ceit predict --checkpoint runs/photos --output answers.csv photos/
+"""
 
 import argparse
 import json
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import current_thread, main_thread
-from types import FrameType
-from typing import Any, Literal
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
+from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
+from ceit.cli._terminal import bar, tell
 from ceit.data.sources.walk import EmptyFolderError, image_files
+from ceit.inference import prediction_file
 from ceit.inference.memory import keep_freed_memory
-from ceit.inference.prediction_file import (
-    CSV_HEAD,
-    FORMS,
-    NAME_ERRORS,
-    Origin,
-    csv_lines,
-    held,
-    images_in,
-    keep_answers,
-    printable,
-    read_origin,
-    write_origin,
-)
 from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
 from ceit.model import list_models
 from ceit.paths import expanded
+from ceit.train.interruption import stop_signals
 from ceit.weights import create_model
 
 STDIN = "-"
@@ -59,22 +53,21 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     paths = _images_of(options.paths)
     predictor = _predictor(options.checkpoint, options.precision)
-    origin = Origin.of(predictor, options.checkpoint) if options.output else None
+    origin = prediction_file.Origin.of(predictor, options.checkpoint) if options.output else None
     broken: list[str] = []
     with ExitStack() as stack:
         left = paths
         if origin is not None:
-            stack.enter_context(held(options.output))
+            stack.enter_context(prediction_file.for_one_process(options.output))
             if options.resume and options.output.exists():
-                left = _left_of(
-                    paths, options.output, min(options.top_k, len(predictor.class_names)), predictor, origin
-                )
+                ranks = min(options.top_k, len(predictor.class_names))
+                left = prediction_file.unanswered(options.output, paths, ranks, predictor.class_names, origin, say=tell)
         files = _without_stdin(left, stack)
-        answers = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
-        known = stack.enter_context(closing(_between_signals(_named(left, answers, broken))))
-        predictions = _counted(known, len(paths) - len(left), len(paths), options.output)
+        stream = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
+        answers = stack.enter_context(closing(_between_signals(stream)))
+        predictions = _counted(left, answers, len(paths), options.output, broken)
         if origin is not None:
-            _write_file(predictions, options.output, "a" if options.resume else "x", origin)
+            prediction_file.write_answers(options.output, predictions, origin, resume=options.resume)
         elif options.json:
             _print_json(predictions)
         elif options.csv:
@@ -82,58 +75,41 @@ def main(arguments: list[str]) -> None:
         else:
             _print_table(predictions, paths, predictor.class_names, options.top_k)
     if broken:
-        sentence = _broken_sentence(broken, len(paths))
+        names = _first(list(map(prediction_file.printable, broken)))
+        sentence = f"{len(broken)} of {len(paths)} images cannot be read: {names}"
         if not options.skip_broken:
             raise ValueError(f"{sentence}; --skip-broken accepts that")
-        print(sentence, file=sys.stderr)
+        tell(sentence)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="ceit predict", description="Classify images: files, folders with all below them, or - for standard input."
+    shipped = list_models(pretrained=True)
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("paths", "image, folder of images, or - for standard input", metavar="PATH", nargs="+")
+    add("--checkpoint", MODEL + (f" (default: {shipped[0]})" if shipped else ""), metavar="RUN|FILE")
+    add("--top-k", "print the K most probable classes", type=int, default=5, metavar="K")
+    add("--skip-broken", "exit with 0 even if some images cannot be read; they are named", action="store_true")
+    results = parser.add_argument_group("results, instead of a table")
+    add = adding_to(results.add_mutually_exclusive_group())
+    add("--json", JSON, action="store_true")
+    add("--csv", "print CSV: a line for every image and rank", action="store_true")
+    text = "write answers as they come: to FILE.csv, or to FILE.jsonl, one JSON object per image and line"
+    add("--output", text, type=expanded, metavar="FILE")
+    text = (
+        "continue an interrupted --output (same model, paths written as before): answers are kept, images that could "
+        "not be read are tried again and come last"
     )
-    parser.add_argument(
-        "paths", metavar="PATH", nargs="+", help="an image, a folder of images, or - for standard input"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="RUN|FILE",
-        help="a run directory, a file of weights or an exported file (default: the model that ships)",
-    )
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="most probable classes to print (default: 5)")
-    batches = f"{CPU_BATCH} on the CPU, {ACCELERATOR_BATCH} on an accelerator"
-    parser.add_argument("--batch-size", type=int, metavar="N", help=f"images at a time on a core (default: {batches})")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="auto: bf16 where the machine has it natively (default)",
-    )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON document")
-    form.add_argument(
-        "--csv", action="store_true", help="print comma-separated values, a line for every image and rank"
-    )
-    form.add_argument(
-        "--output",
-        type=expanded,
-        metavar="FILE",
-        help="write to FILE.csv or, a JSON object an image and line, to FILE.jsonl as the answers come",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with --output, same model, paths written as before: answers are kept; errors are done again, and "
-        "come last",
-    )
-    parser.add_argument(
-        "--skip-broken", action="store_true", help="files that cannot be read or are not there are no failure"
-    )
+    adding_to(results)("--resume", text, action="store_true")
+    add = adding_to(parser.add_argument_group("computing"))
+    add("--precision", PRECISION, choices=PRECISIONS, default="auto")
+    text = f"images per batch, on each core (default: {CPU_BATCH} on the CPU, {ACCELERATOR_BATCH} on an accelerator)"
+    add("--batch-size", text, type=int, metavar="N")
     options = parser.parse_args(arguments)
     if options.resume and not options.output:
         parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
-    if options.output and options.output.suffix not in FORMS:
-        parser.error(f"--output {options.output} must end in {' or '.join(FORMS)}")
+    if options.output and options.output.suffix not in prediction_file.FORMS:
+        parser.error(f"--output {options.output} must end in {' or '.join(prediction_file.FORMS)}")
     return options
 
 
@@ -157,13 +133,13 @@ def _images_of(names: Sequence[str]) -> list[str]:
             empty.append(str(error))
             continue
         if passed_over:
-            print(f"{name}: {passed_over}", file=sys.stderr)
+            tell(f"{name}: {passed_over}")
         images += map(str, files)
     if len(lost) == len(images):
         reasons = _first(lost + empty)
         raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
     for sentence in empty:
-        print(sentence, file=sys.stderr)
+        tell(sentence)
     return images
 
 
@@ -176,42 +152,6 @@ def _predictor(checkpoint: str | None, precision: Precision) -> Predictor:
     return Predictor.from_model(create_model(shipped[0], pretrained=True), precision=precision)
 
 
-def _left_of(paths: list[str], output: Path, ranks: int, predictor: Predictor, origin: Origin) -> list[str]:
-    """The paths without an answer in the file. Its errors are taken out: why a file could not be read may have gone.
-
-    Raises: ValueError, with the file as it was, if these are not answers of this model, or not told whose paths.
-    """
-    found = images_in(output, ranks, predictor.class_names)
-    answered = Counter(image.path for image in found if image.error is None)
-    # CSV files once had marks in names; one that holds a name as no mark could stand for it is not of them
-    marked = {printable(path) for path in paths if printable(path) != path}
-    known = set(paths) if any(printable(path) != path for path in answered) else set[str]()
-    if output.suffix == ".csv" and (unsure := (marked - known) & answered.keys()):
-        raise ValueError(
-            f"{output} has marks in place of some characters of names, as in {min(unsure)}, and does not tell which "
-            "files these are: name another --output"
-        )
-    if answered:
-        _require_same(read_origin(output), origin, output)
-    keep_answers(output, found)
-    left: list[str] = []
-    for path in paths:
-        if not answered[path]:
-            left.append(path)
-        answered[path] -= bool(answered[path])
-    return left
-
-
-def _require_same(before: Origin | None, now: Origin, output: Path) -> None:
-    if before is None:
-        print(f"{output} does not say whose answers it holds: they are taken to be this model's", file=sys.stderr)
-    elif before.sha256 != now.sha256:
-        raise ValueError(
-            f"{output} holds answers of another model, {before.checkpoint} as it was then: go on with that, or name "
-            "another --output"
-        )
-
-
 def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:
     """The paths in full, with a file in the place of standard input: an image is read more than once over."""
     file = Path()
@@ -221,82 +161,38 @@ def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:
     return [str(file if path == STDIN else Path(path).absolute()) for path in paths]
 
 
-def _named(paths: list[str], answers: Iterable[Prediction], broken: list[str]) -> Iterator[Prediction]:
-    """The answers under the paths that the user gave; those of broken files are noted down."""
-    for path, answer in zip(paths, answers, strict=True):
-        if answer.error is not None:
-            broken.append(path)
-        yield replace(answer, path=path)
-
-
 def _between_signals(predictions: Iterable[Prediction]) -> Generator[Prediction, None, None]:
     """The predictions; Ctrl-C and SIGTERM end them when the next is awaited, and never cut what is done with one.
 
     A second one acts at once.
     """
-    waiting, received = True, list[Any]()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        handler = before[number]
-        if waiting or received:
-            handler(number, frame)
-        received.append(lambda: handler(number, frame))
-
-    with _handled_by(note) as before:
-        rest = iter(predictions)
-        while True:
-            waiting = True
-            for act in received:
-                act()
-            prediction = next(rest, None)
-            waiting = False
-            if prediction is None:
-                return
+    for prediction in predictions:
+        with stop_signals() as received:
             yield prediction
+        for number in received:
+            signal.raise_signal(number)
 
 
-@contextmanager
-def _handled_by(handler: Any) -> Iterator[dict[int, Any]]:
-    """SIGINT and SIGTERM, where they do anything, go to the handler; given are the ones that they went to before."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()  # as Python has it
-    before: dict[int, Any] = {number: usual for number in numbers if callable(usual := signal.getsignal(number))}
-    try:
-        for number in before:
-            signal.signal(number, handler)
-        yield before
-    finally:
-        for number, usual in before.items():
-            signal.signal(number, usual)
+def _counted(
+    paths: Sequence[str], answers: Iterable[Prediction], total: int, output: Path | None, broken: list[str]
+) -> Iterator[Prediction]:
+    """The answers under the paths that the user gave, the last of ``total``; those of ``broken`` images are noted down.
 
-
-def _counted(predictions: Iterable[Prediction], done: int, total: int, output: Path | None) -> Iterator[Prediction]:
-    """With a bar on the terminal where the answers go elsewhere; when stopped, it is said how many there are."""
+    With a bar on the terminal where the answers go elsewhere; when stopped, it is said how many there are.
+    """
+    done = total - len(paths)
     console = Console(stderr=True)
     hidden = (sys.stdout.isatty() and output is None) or not console.is_terminal
+    tracked = track(answers, "predicting", total=total, completed=done, console=console, transient=True, disable=hidden)
     try:
-        for prediction in track(
-            predictions, "predicting", total=total, completed=done, console=console, transient=True, disable=hidden
-        ):
-            yield prediction
+        for path, answer in zip(paths, tracked, strict=True):
+            if answer.error is not None:
+                broken.append(path)
+            yield replace(answer, path=path)
             done += 1
     except (KeyboardInterrupt, SystemExit):
-        way_on = "; --resume goes on" if output else ""
-        print(f"{done} of {total} images are predicted{way_on}", file=sys.stderr)
+        tell(f"{done} of {total} images are predicted{'; --resume goes on' if output else ''}")
         raise
-
-
-def _write_file(predictions: Iterable[Prediction], output: Path, mode: Literal["a", "x"], origin: Origin) -> None:
-    head, lines = FORMS[output.suffix]
-    try:
-        file = output.open(mode, encoding="utf-8", errors=NAME_ERRORS, newline="")
-    except FileExistsError:
-        raise ValueError(f"{output} exists: --resume goes on with it, or name another --output") from None
-    with file:
-        write_origin(output, origin)
-        file.write("" if file.tell() else head)
-        for prediction in predictions:
-            file.write(lines(prediction))
-            file.flush()
 
 
 def _print_json(predictions: Iterable[Prediction]) -> None:
@@ -313,10 +209,9 @@ def _print_json(predictions: Iterable[Prediction]) -> None:
 def _print_csv(predictions: Iterable[Prediction]) -> None:
     """The bytes that ``--output`` would write: UTF-8, whatever else is printed in, so that names stay as they are."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors=NAME_ERRORS, newline="\n")
-    print(CSV_HEAD, end="")
-    for prediction in predictions:
-        print(csv_lines(prediction), end="", flush=True)
+        sys.stdout.reconfigure(encoding="utf-8", errors=prediction_file.NAME_ERRORS, newline="\n")
+    for text in prediction_file.as_text(predictions, ".csv"):
+        print(text, end="", flush=True)
 
 
 def _print_table(
@@ -324,7 +219,7 @@ def _print_table(
 ) -> None:
     """A line for every image as soon as it is known, so all widths are chosen before."""
     console = Console(highlight=False)
-    path_cells = min(max(map(cell_len, map(printable, paths))), max(16, console.width * 2 // 5))
+    path_cells = min(max(map(cell_len, map(prediction_file.printable, paths))), max(16, console.width * 2 // 5))
     label_cells = min(max(map(cell_len, [*class_names, _LABEL])), 20)
     others_cells = console.width - path_cells - label_cells - _BAR_CELLS - 7 - 3 * len(_GAP)
     others_heading = "runners-up" if top_k > 1 and others_cells >= len("runners-up") else ""
@@ -338,18 +233,14 @@ def _print_table(
     print_line("image", Text(heading), "bold")
     console.print("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * console.width, style="dim")
     for prediction in predictions:
-        path = printable(prediction.path or "")
+        path = prediction_file.printable(prediction.path or "")
         if prediction.error is not None:
             print_line(path, Text(f"cannot be read: {prediction.error}", "red"))
             continue
         best, *others = prediction.predictions
         label = Text(_fit(best.label, label_cells), "bold")
-        print_line(path, Text.assemble(label, _GAP, _bar(best), _GAP, (_runners_up(others, others_cells), "dim")))
-
-
-def _bar(score: Score) -> Text:
-    filled = round(_BAR_CELLS * score.probability)
-    return Text.assemble(("█" * filled, "green"), ("░" * (_BAR_CELLS - filled), "dim"), f" {_percent(score):>6}")
+        share = Text.assemble(bar(best.probability, _BAR_CELLS), f" {_percent(best):>6}")
+        print_line(path, Text.assemble(label, _GAP, share, _GAP, (_runners_up(others, others_cells), "dim")))
 
 
 def _percent(score: Score) -> str:
@@ -378,11 +269,6 @@ def _end_of(path: str, cells: int) -> str:
     while cell_len(end) > cells - (end != path):
         end = end[1:]
     return _fit(path if end == path else f"…{end}", cells)
-
-
-def _broken_sentence(broken: list[str], images: int) -> str:
-    named = _first([printable(path) for path in broken[: _NAMED_FILES + 1]])
-    return f"{len(broken)} of {images} images cannot be read: {named}"
 
 
 def _first(words: Sequence[str]) -> str:

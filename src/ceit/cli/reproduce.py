@@ -1,4 +1,17 @@
-"""``ceit reproduce``: the paper's experiments, at any scale, cell by cell."""
+"""Run the paper's experiments again.
+
+A study trains several variants with several seeds, each pair once, and writes a table and a figure. Stopped or killed,
+the same command goes on where it was; when all is done, it trains nothing. To tune a recipe on your own data, see
+ceit sweep.
+
+usage: ceit reproduce STUDY ... [options]
+
+examples:
+  ceit reproduce --list
+  ceit reproduce modules --scale digits     # minutes: shows that the study runs
+  ceit reproduce modules --scale cifar10 --dry-run     # what it would take
+  ceit reproduce modules --scale cifar10
+"""
 
 import argparse
 import importlib
@@ -11,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
@@ -107,37 +121,18 @@ def _command(names: list[str], scale: str | None, options: argparse.Namespace) -
     return shlex.join(words)
 
 
-EXAMPLES = """examples:
-  ceit reproduce --list
-  ceit reproduce modules --scale digits               # minutes: shows that the study runs
-  ceit reproduce modules --scale cifar10 --dry-run    # what it would take
-  ceit reproduce modules --scale cifar10"""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ceit reproduce",
-        description="Run the paper's experiments again. A study trains several variants with several seeds, each pair "
-        "once, and writes a table and a figure. Stopped or killed, the same command goes on where it was; when all is "
-        "done, it trains nothing. To tune a recipe on your own data, see ceit sweep.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    words = f"{', '.join(study_names())}; a YAML file of your own; {ALL} for every study of the scale"
-    parser.add_argument("studies", metavar="STUDY", nargs="*", help=words)
-    parser.add_argument(
-        "--scale",
-        metavar="NAME",
-        help=f"data and size of the networks: {', '.join(scales())} (default: cifar10 if the study runs there)",
-    )
-    parser.add_argument("--seeds", type=int, metavar="N", help="train N seeds (default: as many as the study has)")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs and the hours they need, train nothing")
-    parser.add_argument("--list", action="store_true", help="print the studies and what they ask")
-    for name, usual, what in (
-        ("results", Places.results, "tables, figures and the measured numbers"),
-        ("runs", Places.runs, "run directories"),
-    ):
-        parser.add_argument(f"--{name}", type=expanded, default=usual, metavar="DIR", help=f"{what} ({usual})")
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    text = f"{', '.join(study_names())}; a YAML file of your own; {ALL} for every study of the scale"
+    add("studies", text, metavar="STUDY", nargs="*")
+    text = f"data and size of the networks: {', '.join(scales())} (default: cifar10 if the study runs there)"
+    add("--scale", text, metavar="NAME")
+    add("--seeds", "train N seeds (default: as many as the study has)", type=int, metavar="N")
+    add("--dry-run", "print the runs and the hours they need, train nothing", action="store_true")
+    add("--list", "print the studies and what they ask", action="store_true")
+    add("--results", "tables, figures and the measured numbers", type=expanded, default=Places.results, metavar="DIR")
+    add("--runs", "run directories", type=expanded, default=Places.runs, metavar="DIR")
     return parser
 
 

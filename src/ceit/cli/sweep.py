@@ -1,6 +1,10 @@
-"""``ceit sweep``: which options of a recipe suit your own data best."""
+"""Try out options of a recipe on your data: train every trial, rank them, and write the best as a recipe.
 
-import argparse
+Trials are ranked by validation accuracy. Stopped or killed, the same command goes on where it was.
+
+usage: ceit sweep FILE.yaml [options]
+"""
+
 import importlib
 import os
 import shlex
@@ -10,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress
 from ceit.inference.memory import keep_freed_memory
 from ceit.study.cells import Cell, read_cell
@@ -25,7 +30,7 @@ EXAMPLE = """example, a file my_sweep.yaml:
   search: random         # or grid
   trials: 12
   seeds: [0, 1]
-  budget: {epochs: 5}    # of each run; or {samples: 50000}, or {time_budget: 10m}
+  budget: {epochs: 5}    # of each run; or {samples: 50000}, {time_budget: 10m}
   total_time: 2h         # of all runs together
   options:
     peak_lr: {log_uniform: [1e-4, 1e-2]}
@@ -67,22 +72,18 @@ def main(arguments: list[str]) -> None:
     print_report(sweep, Console())
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="ceit sweep",
-        description="Try out options of a recipe on your data: train every trial, rank them by validation accuracy, "
-        "write the best as a recipe. Stopped or killed, the same command goes on where it was.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("file", metavar="FILE.yaml", help="recipe, data and the options to try, as below")
-    made.add_argument("--data", help="instead of the file's: a set by name or a folder, as for ceit train")
-    made.add_argument("--output", metavar="DIR", help="instead of the file's: table, figure, best.yaml and all runs")
-    made.add_argument("--trials", type=int, metavar="N", help="instead of the file's; more go on from those tried")
-    made.add_argument("--total-time", metavar="TIME", help="instead of the file's, such as 2h")
-    made.add_argument("--dry-run", action="store_true", help="print the runs and the time they need, train nothing")
-    made.add_argument("--report", action="store_true", help="rank the trials that are finished, train nothing")
+    made = Parser(__doc__, notes=EXAMPLE)
+    add = adding_to(made)
+    add("file", "recipe, data and the options to try, as below", metavar="FILE.yaml")
+    add("--dry-run", "print the runs and the time they need, train nothing", action="store_true")
+    add("--report", "rank the trials that are finished, train nothing", action="store_true")
+    add = adding_to(made.add_argument_group("instead of what the file says"))
+    add("--data", "a set by name or a folder, as for ceit train", metavar="DATA")
+    add("--output", "folder for the table, the figure, best.yaml and all runs", metavar="DIR")
+    add("--trials", "how many to train; more go on from those tried", type=int, metavar="N")
+    add("--total-time", "for all runs together, such as 2h", metavar="TIME")
     return made
 
 

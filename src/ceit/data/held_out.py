@@ -1,6 +1,8 @@
-"""Which labelled images a trained model is measured on: never one that it was trained on or chosen by."""
+"""Which labelled images a trained model is measured on: never one that it was trained on or chosen by.
 
-from collections.abc import Mapping, Sequence
+And which ones an export of it is calibrated and checked with: none of a test split."""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,9 +122,7 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
         return Measured(dataset.test, TEST)
     if asked == NEW:
         raise ValueError(f"which images of {dataset.name} are new cannot be known: there is no record of the training")
-    train, validation = dataset.train, dataset.validation
-    if validation is None and "seed" in training and (percent := training.get("validation_percent")):
-        train, validation = cut_validation(train, float(percent), training["seed"])
+    train, validation = _as_trained(dataset, training)
     if asked == TRAIN:
         return Measured(train, TRAIN)
     if validation is None:
@@ -130,6 +130,57 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
             f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train"
         )
     return Measured(validation, VALIDATION)
+
+
+def _as_trained(dataset: ImageDataset, training: Mapping[str, Any]) -> tuple[Split, Split | None]:
+    """Training and validation images as a run had them that keeps no record."""
+    if dataset.validation is None and "seed" in training and (percent := training.get("validation_percent")):
+        return cut_validation(dataset.train, float(percent), training["seed"])
+    return dataset.train, dataset.validation
+
+
+def to_calibrate_and_check(
+    found: LabelledSet, record: ImageRecord | None, training: Mapping[str, Any]
+) -> tuple[Split, Split, str]:
+    """Images to calibrate an export with, others to check it with, and what those are: validation images, if any.
+
+    What the run recorded counts. A set without validation images, and a run that is not known, give a tenth of the
+    training images.
+    """
+    train, validation = used_for(TRAIN, found, record), used_for(VALIDATION, found, record)
+    if train is None:  # no record, or other data than the run's
+        old = "images" not in training and "seed" in training  # such runs cut their images by place
+        dataset = as_dataset(cut_by_place(found) if old else found, _seed(training))
+        train, validation = _as_trained(dataset, training)
+    if validation is not None:
+        return train, validation, "validation split"
+    return *cut_validation(train, max(1, len(train) // 10), _seed(training)), "training images"
+
+
+def without_other_classes(found: LabelledSet, kept: Collection[str]) -> LabelledSet:
+    """The images of the classes that the run was told to keep; how many others there are is said."""
+    is_kept = torch.tensor([name in kept for name in found.class_names])
+    parts = {name: split.subset(torch.nonzero(is_kept[split.labels]).flatten()) for name, split in found.parts.items()}
+    if left_out := sum(len(found.parts[name]) - len(split) for name, split in parts.items()):
+        others = ", ".join(name for name in found.class_names if name not in kept)
+        line = f"left out: {left_out:,} images of classes that the run was told to leave out ({others})"
+        found = replace(found, remarks=(*found.remarks, line))
+    return replace(found, parts={name: split for name, split in parts.items() if len(split)})
+
+
+def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split) -> Split:
+    """The split with every label as its class is numbered in ``class_names``; classes without images are no matter.
+
+    Raises: ValueError naming the classes that the checkpoint does not know.
+    """
+    number = {name: i for i, name in enumerate(class_names)}
+    given = [found.class_names[label] for label in split.labels.unique().tolist()]
+    if strange := [name for name in given if name not in number]:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise ValueError(
+            f"class {strange[0]!r}{more} of {found.name} is not among the {len(class_names)} of the checkpoint"
+        )
+    return replace(split, labels=torch.tensor([number.get(name, -1) for name in found.class_names])[split.labels])
 
 
 def used_for(part: str, found: LabelledSet, record: ImageRecord | None) -> Split | None:

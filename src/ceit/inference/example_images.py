@@ -3,8 +3,8 @@
 Letters: n images, C channels, H height, W width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,13 @@ from ceit.data.batches.loader import make_loader
 from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import Preprocessing, to_array
 from ceit.data.reduced import Form, evaluation_cover
-from ceit.data.sources.walk import printable
+from ceit.data.sources.walk import image_files, printable
 from ceit.data.splits import Split
 from ceit.data.threads import each
+from ceit.inference.quantize import CALIBRATION_IMAGES
 
 _SEED = 0
+_FEWEST_FOR_INT8 = 20  # pictures: half to calibrate, half to check
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,33 @@ def of_files(
             read += 1
     origin = "pictures given" if len(drawn) == len(paths) else f"drawn from the {len(paths):,} pictures given"
     return ExampleImages(images[:read], origin, skipped=tuple(skipped))
+
+
+def pictures_in(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]:
+    """Files as given, and those in folders, each once. Raises: ValueError for no such path, and for an empty folder."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+        files, passed_over = image_files(path) if path.is_dir() else ([path], "")
+        if passed_over:
+            say(f"{path}: {passed_over}")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def shared_out(pictures: ExampleImages) -> tuple[ExampleImages, ExampleImages]:
+    """Those to check with, and those to calibrate int8 with: half of them, and no more than it needs.
+
+    Raises: ValueError if there are too few.
+    """
+    if len(pictures) < _FEWEST_FOR_INT8:
+        raise ValueError(
+            f"{len(pictures)} pictures are too few for int8: give at least {_FEWEST_FOR_INT8}, of which half "
+            "calibrate and half check"
+        )
+    end = min(CALIBRATION_IMAGES, len(pictures) // 2)
+    return replace(pictures, images=pictures.images[end:]), replace(pictures, images=pictures.images[:end])
 
 
 def synthetic(count: int, *, image_hw: tuple[int, int], preprocessing: Preprocessing) -> ExampleImages:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -28,15 +29,15 @@ NAME_ERRORS = sys.getfilesystemencodeerrors()
 """How names of files that are not text come into a string, and out of it as the bytes that they were."""
 
 Lines = Callable[[Prediction], str]
-_Found = tuple[str, str | None]
-"""The path of an image in a file, and why it could not be read."""
+_Found = tuple[str, bool]
+"""The path of an image in a file, and whether it has an answer there, not an error."""
 
 
-class Stored(NamedTuple):
-    """An image in a file, from the byte ``start`` to ``end``; ``error`` is why it could not be read."""
+class _Stored(NamedTuple):
+    """An image in a file, from the byte ``start`` to ``end``, with an answer or with an error."""
 
     path: str
-    error: str | None
+    is_answer: bool
     start: int
     end: int
 
@@ -94,60 +95,8 @@ FORMS: dict[str, tuple[str, Lines]] = {".csv": (CSV_HEAD, csv_lines), ".jsonl": 
 """What the endings of a file's name stand for: its first line, and the lines of an image."""
 
 
-def images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[Stored]:
-    """The images of a file whose answers have ``ranks`` classes each, without what stands after the last whole one.
-
-    Raises: ValueError for anything but answers of these classes and ranks.
-    """
-    found: list[Stored] = []
-    read = end = 0
-    is_at_end = False
-
-    def whole_lines(content: Iterable[bytes]) -> Iterator[str]:
-        nonlocal read, is_at_end
-        for line in content:
-            if not line.endswith(b"\n"):
-                break
-            read += len(line)
-            yield line.decode(errors=NAME_ERRORS)
-        is_at_end = True
-
-    with file.open("rb") as content:
-        images = _CONTENTS[file.suffix](whole_lines(content), ranks, frozenset(class_names))
-        try:
-            for image in images:
-                if image is not None:
-                    path, reason = image
-                    found.append(Stored(path, reason, end, read))
-                end = read
-            if not end and content.tell():
-                raise ValueError("not one whole line")
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
-            if not (is_at_end and isinstance(error, csv.Error)):  # else it was cut within a name of several lines
-                raise ValueError(
-                    f"{file} holds other things than answers of this model with --top-k {ranks}: name another --output"
-                ) from error
-    return found
-
-
-def keep_answers(file: Path, found: Sequence[Stored]) -> None:
-    """Leave nothing in a file but the answers among what was found in it, all at once: images with errors go."""
-    head = FORMS[file.suffix][0].encode()
-    answers = [image for image in found if image.error is None]
-    if file.stat().st_size != len(head) + sum(image.end - image.start for image in answers):
-        replace_files({file.resolve(): _pieces(file, head, answers)})
-
-
-def _pieces(file: Path, head: bytes, images: Iterable[Stored]) -> Iterator[bytes]:
-    yield head
-    with file.open("rb") as content:
-        for image in images:
-            content.seek(image.start)
-            yield content.read(image.end - image.start)
-
-
 @contextmanager
-def held(file: Path) -> Iterator[None]:
+def for_one_process(file: Path) -> Iterator[None]:
     """A file of predictions, for this process alone; not where the file system has no locks, nor on Windows.
 
     Raises: InUseError if another process holds it.
@@ -167,20 +116,133 @@ def held(file: Path) -> Iterator[None]:
         yield
 
 
-def read_origin(file: Path) -> Origin | None:
-    """Whose answers a file holds, None if that was not written down. Raises: ValueError if it cannot be understood."""
+def unanswered(
+    file: Path,
+    paths: Sequence[str],
+    ranks: int,
+    class_names: Collection[str],
+    origin: Origin,
+    say: Callable[[str], None],
+) -> list[str]:
+    """The paths without an answer in the file, which keeps its answers of ``ranks`` classes each, and nothing else.
+
+    Its errors are taken out: why a file could not be read may have gone. Raises: ValueError, with the file as it was,
+    if these are not answers of this model, or not told whose paths.
+    """
+    found = _images_in(file, ranks, class_names)
+    answered = Counter(image.path for image in found if image.is_answer)
+    # CSV files once had marks in names; one that holds a name as no mark could stand for it is not of them
+    marked = {printable(path) for path in paths if printable(path) != path}
+    known = set(paths) if any(printable(path) != path for path in answered) else set[str]()
+    if file.suffix == ".csv" and (unsure := (marked - known) & answered.keys()):
+        raise ValueError(
+            f"{file} has marks in place of some characters of names, as in {min(unsure)}, and does not tell which "
+            "files these are: name another --output"
+        )
+    if answered:
+        _require_same(file, origin, say)
+    _keep_answers(file, found)
+    left: list[str] = []
+    for path in paths:
+        if answered[path]:
+            answered[path] -= 1
+        else:
+            left.append(path)
+    return left
+
+
+def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin, *, resume: bool) -> None:
+    """Write every answer as soon as it is known, to a new file or behind those of one that is gone on with.
+
+    Raises: ValueError if the file exists and is not to be gone on with.
+    """
+    try:
+        output = file.open("a" if resume else "x", encoding="utf-8", errors=NAME_ERRORS, newline="")
+    except FileExistsError:
+        raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
+    with output:
+        replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
+        for text in as_text(predictions, file.suffix, with_head=not output.tell()):
+            output.write(text)
+            output.flush()
+
+
+def as_text(predictions: Iterable[Prediction], form: str, *, with_head: bool = True) -> Iterator[str]:
+    """What a file of this ending holds: its first line, and the lines of each image as soon as they are known."""
+    head, lines = FORMS[form]
+    if with_head:
+        yield head
+    yield from map(lines, predictions)
+
+
+def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
+    """Raises: ValueError if the file holds answers of another model, or if whose they are cannot be understood."""
     side_file = _side_file(file)
     try:
-        return Origin(**json.loads(side_file.read_bytes()))
+        before = Origin(**json.loads(side_file.read_bytes()))
     except FileNotFoundError:
-        return None
+        say(f"{file} does not say whose answers it holds: they are taken to be this model's")
+        return
     except (ValueError, TypeError) as error:
         raise ValueError(f"{side_file} is damaged: remove it if the answers in {file} are of this model") from error
+    if before.sha256 != now.sha256:
+        raise ValueError(
+            f"{file} holds answers of another model, {before.checkpoint} as it was then: go on with that, or name "
+            "another --output"
+        )
 
 
-def write_origin(file: Path, origin: Origin) -> None:
-    """Write down whose answers a file holds."""
-    replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
+def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Stored]:
+    """The images of a file whose answers have ``ranks`` classes each, without what stands after the last whole one.
+
+    Raises: ValueError for anything but answers of these classes and ranks.
+    """
+    found: list[_Stored] = []
+    read = end = 0
+    is_at_end = False
+
+    def whole_lines(content: Iterable[bytes]) -> Iterator[str]:
+        nonlocal read, is_at_end
+        for line in content:
+            if not line.endswith(b"\n"):
+                break
+            read += len(line)
+            yield line.decode(errors=NAME_ERRORS)
+        is_at_end = True
+
+    with file.open("rb") as content:
+        lines, head = whole_lines(content), FORMS[file.suffix][0]
+        try:
+            if head and next(lines, head) != head:
+                raise ValueError(f"its first line is not {head}")
+            end = read
+            for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names)):
+                found.append(_Stored(path, is_answer, end, read))
+                end = read
+            if not end and content.tell():
+                raise ValueError("not one whole line")
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            if not (is_at_end and isinstance(error, csv.Error)):  # else it was cut within a name of several lines
+                raise ValueError(
+                    f"{file} holds other things than answers of this model with --top-k {ranks}: name another --output"
+                ) from error
+    return found
+
+
+def _keep_answers(file: Path, found: Sequence[_Stored]) -> None:
+    """Leave nothing in a file but the answers among what was found in it, all at once: images with errors go."""
+    head = FORMS[file.suffix][0].encode()
+    answers = [image for image in found if image.is_answer]
+    if file.stat().st_size != len(head) + sum(image.end - image.start for image in answers):
+        replace_files({file.resolve(): _pieces(file, head, answers)})
+
+
+def _pieces(file: Path, head: bytes, images: Iterable[_Stored]) -> Iterator[bytes]:
+    yield head
+    with file.open("rb") as content:
+        for image in images:
+            content.seek(image.start)
+            yield content.read(image.end - image.start)
 
 
 def _side_file(file: Path) -> Path:
@@ -188,17 +250,14 @@ def _side_file(file: Path) -> Path:
     return place.with_name(f"{place.name}.model.json")
 
 
-def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found | None]:
-    if (head := next(lines, CSV_HEAD)) != CSV_HEAD:
-        raise ValueError(head)
-    yield None
+def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found]:
     expected = 1
     for path, rank, label, _probability, error in csv.reader(lines, strict=True):
         if (rank, label in class_names) != (("", False) if error else (str(expected), True)):
             raise ValueError(rank)
         expected = 1 if error or expected == ranks else expected + 1
         if expected == 1:
-            yield path, error or None
+            yield path, not error
 
 
 def _in_json_lines(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found]:
@@ -208,7 +267,7 @@ def _in_json_lines(lines: Iterator[str], ranks: int, class_names: frozenset[str]
             labels = [score["label"] for score in image["predictions"]]
             if len(labels) != ranks or not class_names.issuperset(labels):
                 raise ValueError(line)
-        yield image["path"], image.get("error")
+        yield image["path"], "error" not in image
 
 
 _CONTENTS = {".csv": _in_csv, ".jsonl": _in_json_lines}

@@ -255,6 +255,11 @@ def geometry_of(model: CeiT | ExportedNetwork) -> CeiTConfig:
     return model.config if isinstance(model, CeiT) else model.description.network.config
 
 
+def preprocessing_of(model: CeiT | ExportedNetwork) -> Preprocessing:
+    """What the model's checkpoint says, else ImageNet's. Raises: ValueError as both."""
+    return stored_preprocessing(model) or default_preprocessing(model)
+
+
 def stored_preprocessing(model: CeiT | ExportedNetwork) -> Preprocessing | None:
     """What the model's checkpoint says of preprocessing, None if nothing. Raises: ValueError if it is incomplete."""
     return None if model.preprocessing is None else Preprocessing.from_dict(model.preprocessing)

@@ -1,0 +1,67 @@
+"""Images of a data set that an exported network is calibrated with, and others that it is checked with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ceit.data.held_out import to_calibrate_and_check, used_for
+from ceit.data.labelled import LabelledSet, of_classes
+from ceit.data.record import FILE, FIXED, TRAIN, ImageRecord
+from ceit.data.sources.choose import load_images, place_of
+from ceit.data.splits import Split
+from ceit.model import CeiT
+from ceit.paths import expanded
+from ceit.train.run_directory import saved_config
+
+
+def calibrating_and_checking(
+    checkpoint: str, data: str | None, model: CeiT, training: dict[str, Any], say: Callable[[str], None]
+) -> tuple[LabelledSet, Split, Split, str]:
+    """A set, by default that of the training; of it images to calibrate with, others to check with, and their name.
+
+    Raises: ValueError or OSError if there are none.
+    """
+    record = ImageRecord.of_run(checkpoint, training)
+    source = data or _place_of_training(checkpoint, training, record)
+    found = load_images(source, img_size=model.config.image_hw, in_chans=model.config.in_chans, skip_broken=True)
+    for line in (*(f"skipped {file}" for file in found.skipped), *found.remarks):
+        say(line)
+    if not data:
+        if training.get("classes") is not None:
+            found = of_classes(found, training["classes"])
+        _require_own(found, model, record)
+    return found, *to_calibrate_and_check(found, record, training)
+
+
+def _place_of_training(checkpoint: str, training: dict[str, Any], record: ImageRecord | None) -> str:
+    """Where the data of the training lie: as the run's directory tells, or known by their name.
+
+    A folder here that is called as they were may be any other. Raises: ValueError if it is not known.
+    """
+    if "data" not in training:
+        raise ValueError("this checkpoint does not tell what it was trained on")
+    name, path = training["data"], expanded(checkpoint)
+    folder = path if path.is_dir() else path.parent
+    saved = saved_config(folder) if (folder / "config.yaml").is_file() else {}
+    if saved and (record is not None or _is_of(saved, training)):
+        return saved["data"]
+    if training.get("images", FIXED) == FIXED and place_of(name) is not None:
+        return name
+    raise ValueError(f"this checkpoint was trained on {name}, and only the directory of its run tells where that lies")
+
+
+def _is_of(saved: dict[str, Any], training: dict[str, Any]) -> bool:
+    """Whether a model is of the run so configured, which has no record: on a fixed set, or of an earlier version."""
+    if FILE in (training.get("images"), saved.get("images")):
+        return False
+    known = place_of(saved["data"])
+    name = Path(saved["data"]).name if known is None else known[0]
+    return (name, saved.get("seed")) == (training["data"], training.get("seed"))
+
+
+def _require_own(found: LabelledSet, model: CeiT, record: ImageRecord | None) -> None:
+    """Raises: ValueError for data that lie where those of the training did, and are others."""
+    if record is not None and used_for(TRAIN, found, record) is None:
+        raise ValueError(f"{found.place} has none of the images that the run was trained on")
+    if record is None and model.class_names is not None and set(model.class_names) != set(found.class_names):
+        raise ValueError(f"{found.place} has other classes than the checkpoint")
