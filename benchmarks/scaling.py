@@ -21,7 +21,7 @@ from ceit.bench.networks import BACKENDS, PRECISIONS_OF
 from ceit.bench.speed import Settings, measure
 from ceit.bench.summary import exponent
 from ceit.data.threads import usable_cores
-from ceit.plots import save_figure
+from ceit.plots import new_figure
 
 MODELS = ("ceit_tiny_patch16_224", "deit_tiny_patch16_224")
 SIDES = (112, 160, 224, 288, 352, 416, 512)  # 49 to 1024 tokens of 16 px
@@ -128,14 +128,11 @@ def _fits(variable: str, points: list[dict[str, Any]]) -> dict[str, dict[str, fl
 
 def draw(result: dict[str, Any], path: Path) -> Path:
     """Time and memory against tokens and batch, axes logarithmic, with the fitted lines. Needs the extra ``viz``."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     units = {"seconds": ("milliseconds", 1e3), "bytes": ("MiB that a batch takes", 2.0**-20)}
     titles = {"tokens": "patch tokens of an image", "batch": "images in a batch"}
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 6.4), layout="constrained")
+    with new_figure(path, 6.4, STYLE) as figure:
         axes = figure.subplots(2, 2)
         for column, (variable, points) in enumerate(result["points"].items()):
             for row, (name, (unit, factor)) in enumerate(units.items()):
@@ -163,7 +160,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
                 axis.set_xlabel(titles[variable])
                 axis.set_ylabel(unit)
                 axis.legend(loc="upper left", fontsize=8)
-        return save_figure(figure, path)
+    return path
 
 
 if __name__ == "__main__":
