@@ -7,19 +7,21 @@ beyond what the process holds between batches.
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from statistics import correlation, linear_regression
 from typing import Any
 
 from rich.console import Console
 
 from ceit.atomic import replace_files
-from ceit.bench.arms import Arm, Subject, require_known
+from ceit.bench.arms import Arm, ModelSpec, require_known
+from ceit.bench.backends import BACKENDS, PRECISIONS_OF
 from ceit.bench.chart import STYLE
-from ceit.bench.networks import BACKENDS, PRECISIONS_OF
-from ceit.bench.speed import Settings, measure
-from ceit.bench.summary import exponent
+from ceit.bench.measure import Settings, measure
+from ceit.bench.summary import rounded
 from ceit.data.threads import usable_cores
 from ceit.plots import new_figure
 
@@ -55,7 +57,7 @@ def main() -> None:
     if len(set(asked.sides)) < 2 or len(set(asked.batch_sizes)) < 2:
         parser.error("a line needs two points: give two --sides and two --batch-sizes at least")
     for model in asked.models:
-        require_known(Subject(model))
+        require_known(ModelSpec(model))
     messages = Console(stderr=True, highlight=False)
     result = study(asked, lambda text: messages.print(text, style="dim", soft_wrap=True))
     replace_files({asked.output: (json.dumps(result, indent=1) + "\n").encode()})
@@ -76,7 +78,9 @@ def study(asked: argparse.Namespace, say: Any) -> dict[str, Any]:
     points: dict[str, list[dict[str, Any]]] = {}
     runs: dict[str, Any] = {}
     for variable, (sides, batches) in sweeps.items():
-        arms = [Arm(Subject(m, img_size=side), asked.backend, asked.precision) for side in sides for m in asked.models]
+        arms = [
+            Arm(ModelSpec(m, img_size=side), asked.backend, asked.precision) for side in sides for m in asked.models
+        ]
         time = Settings(
             threads=asked.threads,
             measures=("inference",),
@@ -124,6 +128,14 @@ def _fits(variable: str, points: list[dict[str, Any]]) -> dict[str, dict[str, fl
         if len({point[variable] for point in usable}) > 1:
             fits[name] = exponent([point[variable] for point in usable], [point[name] for point in usable])
     return fits
+
+
+def exponent(x: list[float], y: list[float]) -> dict[str, float]:
+    """``y = factor * x ** exponent`` by least squares of the logarithms, with ``r2``."""
+    logs_x, logs_y = [math.log(value) for value in x], [math.log(value) for value in y]
+    slope, intercept = linear_regression(logs_x, logs_y)
+    r2 = correlation(logs_x, logs_y) ** 2 if len(set(y)) > 1 else 1.0
+    return {"exponent": rounded(slope), "factor": rounded(math.exp(intercept)), "r2": rounded(r2)}
 
 
 def draw(result: dict[str, Any], path: Path) -> Path:

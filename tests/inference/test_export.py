@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import ceit
 from ceit.inference import export as exporting
 from ceit.inference.example_images import ExampleImages
-from ceit.inference.export import Report, export
 from ceit.inference.exported import FORMATS, Format, is_exported, load_exported
+from ceit.inference.exporter import Report, export
 from ceit.inference.folding import fuse
 from ceit.model import CeiT
 

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.atomic import replace_files
-from ceit.bench.arms import OPPONENTS, Arm, Subject, require_known
+from ceit.bench.arms import OPPONENTS, Arm, ModelSpec, require_known
+from ceit.bench.backends import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.chart import draw_bars
-from ceit.bench.networks import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
+from ceit.bench.measure import MEASURES, Settings, measure
 from ceit.bench.processes import Memory
-from ceit.bench.speed import MEASURES, Settings, measure
 from ceit.data.threads import usable_cores
 from ceit.paths import expanded
 
@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> None:
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
-    subjects = _subjects(parser, options)
-    arms = _arms(parser, options, subjects)
+    models = _models(parser, options)
+    arms = _arms(parser, options, models)
     settings = _settings(parser, options)
     if options.chart is not None:
         importlib.import_module("matplotlib")  # or it would be missed when all is measured
@@ -120,25 +120,25 @@ def _positive(text: str) -> int:
     return number
 
 
-def _subjects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Subject]:
+def _models(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[ModelSpec]:
     size = options.img_size
     if size is not None and (len(size) > 2 or min(size) < 1):
         parser.error(f"--img-size {' '.join(map(str, size))} must be one side or height and width, in pixels")
     img_size = None if size is None else size[0] if len(size) == 1 else tuple(size)
     checkpoints = [options.checkpoint] if options.checkpoint else []
     names = [*options.models, *(name for name in OPPONENTS if options.opponents and name not in options.models)]
-    subjects = [Subject(text, "factory", img_size) for text in options.against]
-    subjects += [Subject(text, "checkpoint", img_size) for text in checkpoints]
-    subjects += [Subject(text, "name", img_size) for text in names]
-    if not subjects:
+    models = [ModelSpec(text, "factory", img_size) for text in options.against]
+    models += [ModelSpec(text, "checkpoint", img_size) for text in checkpoints]
+    models += [ModelSpec(text, "name", img_size) for text in names]
+    if not models:
         parser.error("nothing to measure: give --models, --checkpoint, --against or --opponents")
-    for subject in subjects:
-        require_known(subject)
-    return subjects
+    for model in models:
+        require_known(model)
+    return models
 
 
-def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects: list[Subject]) -> list[Arm]:
-    """Every subject on every backend in every precision that the backend has, as far as they were asked for.
+def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, models: list[ModelSpec]) -> list[Arm]:
+    """Every model on every backend in every precision that the backend has, as far as they were asked for.
 
     A backend without any of the precisions, or a precision that no backend has, is wrong usage.
     """
@@ -163,9 +163,9 @@ def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects
     if set(options.measures) == {"train"} and not any(set(precisions) & set(TRAINABLE.get(b, ())) for b in backends):
         parser.error(f"--measures train needs a backend of {_words(TRAINABLE)} in float32 or bf16")
     return [
-        Arm(subject, name, precision)
-        for subject in subjects
-        for name in (options.against_backends if subject.kind == "factory" else backends)
+        Arm(model, name, precision)
+        for model in models
+        for name in (options.against_backends if model.kind == "factory" else backends)
         for precision in precisions
         if precision in PRECISIONS_OF[name]
     ]

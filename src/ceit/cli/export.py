@@ -22,7 +22,8 @@ from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.walk import image_files
 from ceit.data.splits import Split, cut_validation
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, synthetic
-from ceit.inference.export import (
+from ceit.inference.exported import FORMATS, SUFFIXES
+from ceit.inference.exporter import (
     MAX_ERROR,
     MIN_AGREEMENT_PERCENT,
     PRECISIONS,
@@ -32,7 +33,6 @@ from ceit.inference.export import (
     refuse_existing,
     suffix_of,
 )
-from ceit.inference.exported import FORMATS, SUFFIXES
 from ceit.inference.predictor import default_preprocessing, stored_preprocessing
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.model import CeiT
