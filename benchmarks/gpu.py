@@ -139,9 +139,9 @@ def _wanted(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def _arm(kind: str, name: str, batch: int, device: torch.device) -> Turns:
     """A model in bf16: autocast in training, weights too in inference, as the package's commands compute."""
-    subject = ModelSpec(name)
-    model = arms.build(subject)
-    shape = arms.image_shape(subject, model)
+    spec = ModelSpec(name)
+    model = arms.build(spec)
+    shape = arms.image_shape(spec, model)
     images = torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
     row = {"model": name, "kind": kind, "precision": "bf16"}
     if kind == "inference":

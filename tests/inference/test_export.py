@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ceit
-from ceit.inference import export as exporting
+from ceit.inference import exporter as exporting
 from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import FORMATS, Format, is_exported, load_exported
 from ceit.inference.exporter import Report, export

@@ -7,7 +7,7 @@ import copy
 import importlib.util
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,10 @@ class Arm:
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> "Arm":
         """The arm of ``as_dict``."""
-        subject = dict(document["subject"])
-        if isinstance(subject["img_size"], list):
-            subject["img_size"] = tuple(subject["img_size"])
-        return cls(ModelSpec(**subject), document["backend"], document["precision"])
+        model = ModelSpec(**document["subject"])
+        if isinstance(model.img_size, list):  # JSON has no tuples
+            model = replace(model, img_size=tuple(model.img_size))
+        return cls(model, document["backend"], document["precision"])
 
 
 def require_known(spec: ModelSpec) -> None:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
-from tempfile import TemporaryFile
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import psutil
@@ -36,19 +37,20 @@ class Process:
         free = psutil.virtual_memory().available
         if free < SPARE_BYTES:
             raise ArmError(f"{free >> 20} MiB of memory are free, too few for one more process: measure fewer at once")
-        self.files = ExitStack()
-        self.messages = self.files.enter_context(TemporaryFile())
+        self.folder = TemporaryDirectory(prefix="ceit-")
+        self.messages = Path(self.folder.name, "messages.txt")
         self.started, returned = time.time(), memory == "returned"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ceit.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.messages,
-            env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **(RETURN_MEMORY if returned else {})},
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # Ctrl-C is the parent's to answer
-        )
+        with self.messages.open("wb") as messages:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ceit.bench.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | (RETURN_MEMORY if returned else {}),
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # Ctrl-C is the parent's to answer
+            )
         self.answers: queue.Queue[str] = queue.Queue()
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
@@ -78,11 +80,11 @@ class Process:
         self.process.kill()
         self.process.wait()
         self.listener.join(timeout=5)
-        self.files.close()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):  # what was not yet sent has nobody to read it
                 pipe.close()
+        self.folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +100,5 @@ class Process:
 
     def _last_words(self) -> str:
         code = self.process.wait()
-        self.messages.seek(0)
-        lines = [line.strip() for line in self.messages.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        return f"the process ended with code {code}" + (f": {lines[-1]}" if lines else "")
+        lines = self.messages.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"the process ended with code {code}" + (f": {lines[-1].strip()}" if lines else "")
