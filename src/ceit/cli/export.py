@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,8 @@ def main(arguments: list[str]) -> None:
     sizes = {str(file): file.stat().st_size for file in files}
     if options.json:
         calibrated = None if calibration is None else {"images": len(calibration), "from": calibration.origin}
-        print(
-            json.dumps({"checkpoint": options.checkpoint, "files": sizes, "calibration": calibrated} | report.as_dict())
-        )
+        document = {"checkpoint": options.checkpoint, "files": sizes, "calibration": calibrated}
+        print(json.dumps(document | asdict(report)))
     else:
         _print_report(report, sizes, calibration)
 
