@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ceit.atomic import replace_files
-from ceit.bench.files import save
+from ceit.bench.backends import save
 from ceit.bench.worker import FAILURES, sentence
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.preprocessing import Preprocessing

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from ceit.atomic import replace_files
 from ceit.bench import arms
-from ceit.bench.arms import Subject, require_known
-from ceit.bench.training import training_step
+from ceit.bench.arms import ModelSpec, require_known
+from ceit.bench.backends import training_step
 from ceit.inference.backend import prepare
 from ceit.inference.device import default_device, machine
 
@@ -84,7 +84,7 @@ def main() -> None:
     if asked.seconds <= 0:
         parser.error(f"--seconds {asked.seconds:g} must be positive")
     for model in [*asked.models, *asked.compiled]:
-        require_known(Subject(model))
+        require_known(ModelSpec(model))
     messages = Console(stderr=True, highlight=False)
 
     def save(result: dict[str, Any]) -> None:
@@ -139,9 +139,9 @@ def _wanted(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def _arm(kind: str, name: str, batch: int, device: torch.device) -> Turns:
     """A model in bf16: autocast in training, weights too in inference, as the package's commands compute."""
-    subject = Subject(name)
-    model = arms.build(subject)
-    shape = arms.image_shape(subject, model)
+    spec = ModelSpec(name)
+    model = arms.build(spec)
+    shape = arms.image_shape(spec, model)
     images = torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
     row = {"model": name, "kind": kind, "precision": "bf16"}
     if kind == "inference":

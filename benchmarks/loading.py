@@ -28,7 +28,7 @@ from torch import Tensor
 
 import ceit
 from ceit.atomic import replace_files
-from ceit.bench.training import Step, training_step
+from ceit.bench.backends import Step, training_step
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.batches.workers import usual_workers

@@ -7,21 +7,23 @@ beyond what the process holds between batches.
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from statistics import correlation, linear_regression
 from typing import Any
 
 from rich.console import Console
 
 from ceit.atomic import replace_files
-from ceit.bench.arms import Arm, Subject, require_known
+from ceit.bench.arms import Arm, ModelSpec, require_known
+from ceit.bench.backends import BACKENDS, PRECISIONS_OF
 from ceit.bench.chart import STYLE
-from ceit.bench.networks import BACKENDS, PRECISIONS_OF
-from ceit.bench.speed import Settings, measure
-from ceit.bench.summary import exponent
+from ceit.bench.measure import Settings, measure
+from ceit.bench.summary import rounded
 from ceit.data.threads import usable_cores
-from ceit.plots import save_figure
+from ceit.plots import new_figure
 
 MODELS = ("ceit_tiny_patch16_224", "deit_tiny_patch16_224")
 SIDES = (112, 160, 224, 288, 352, 416, 512)  # 49 to 1024 tokens of 16 px
@@ -55,7 +57,7 @@ def main() -> None:
     if len(set(asked.sides)) < 2 or len(set(asked.batch_sizes)) < 2:
         parser.error("a line needs two points: give two --sides and two --batch-sizes at least")
     for model in asked.models:
-        require_known(Subject(model))
+        require_known(ModelSpec(model))
     messages = Console(stderr=True, highlight=False)
     result = study(asked, lambda text: messages.print(text, style="dim", soft_wrap=True))
     replace_files({asked.output: (json.dumps(result, indent=1) + "\n").encode()})
@@ -76,7 +78,9 @@ def study(asked: argparse.Namespace, say: Any) -> dict[str, Any]:
     points: dict[str, list[dict[str, Any]]] = {}
     runs: dict[str, Any] = {}
     for variable, (sides, batches) in sweeps.items():
-        arms = [Arm(Subject(m, img_size=side), asked.backend, asked.precision) for side in sides for m in asked.models]
+        arms = [
+            Arm(ModelSpec(m, img_size=side), asked.backend, asked.precision) for side in sides for m in asked.models
+        ]
         time = Settings(
             threads=asked.threads,
             measures=("inference",),
@@ -126,16 +130,21 @@ def _fits(variable: str, points: list[dict[str, Any]]) -> dict[str, dict[str, fl
     return fits
 
 
+def exponent(x: list[float], y: list[float]) -> dict[str, float]:
+    """``y = factor * x ** exponent`` by least squares of the logarithms, with ``r2``."""
+    logs_x, logs_y = [math.log(value) for value in x], [math.log(value) for value in y]
+    slope, intercept = linear_regression(logs_x, logs_y)
+    r2 = correlation(logs_x, logs_y) ** 2 if len(set(y)) > 1 else 1.0
+    return {"exponent": rounded(slope), "factor": rounded(math.exp(intercept)), "r2": rounded(r2)}
+
+
 def draw(result: dict[str, Any], path: Path) -> Path:
     """Time and memory against tokens and batch, axes logarithmic, with the fitted lines. Needs the extra ``viz``."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     units = {"seconds": ("milliseconds", 1e3), "bytes": ("MiB that a batch takes", 2.0**-20)}
     titles = {"tokens": "patch tokens of an image", "batch": "images in a batch"}
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 6.4), layout="constrained")
+    with new_figure(path, 6.4, STYLE) as figure:
         axes = figure.subplots(2, 2)
         for column, (variable, points) in enumerate(result["points"].items()):
             for row, (name, (unit, factor)) in enumerate(units.items()):
@@ -163,7 +172,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
                 axis.set_xlabel(titles[variable])
                 axis.set_ylabel(unit)
                 axis.legend(loc="upper left", fontsize=8)
-        return save_figure(figure, path)
+    return path
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def _measured(work: str, least_seconds: float) -> dict[str, Any]:
 def _training(name: str, side: int, channels: int, batch: int) -> Callable[[], object]:
     import torch
 
-    from ceit.bench.training import training_step
+    from ceit.bench.backends import training_step
     from ceit.weights import create_model
 
     model = create_model(name, num_classes=10, img_size=(side, side), in_chans=channels)

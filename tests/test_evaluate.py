@@ -20,8 +20,8 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset, load_images
 from ceit.data.splits import ImageDataset, Split, cut_validation
 from ceit.inference import example_images
-from ceit.inference.export import export
 from ceit.inference.exported import ExportedDescription, ExportedNetwork
+from ceit.inference.exporter import export
 from ceit.weights import Description
 
 DIGITS = tuple("0123456789")

@@ -20,8 +20,8 @@ from ceit.data import held_out
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
 from ceit.inference.example_images import ExampleImages, of_files
-from ceit.inference.export import Report
 from ceit.inference.exported import load_exported
+from ceit.inference.exporter import Report
 from ceit.inference.predictor import Predictor
 
 DIGITS = tuple("0123456789")

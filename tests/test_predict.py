@@ -25,7 +25,7 @@ import ceit_cli
 from ceit.cli import predict
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference import example_images, prediction_file
-from ceit.inference.export import Format, export
+from ceit.inference.exporter import Format, export
 from ceit.inference.predictor import Prediction, Predictor
 
 NAMES = ("ant", "bee", "[b]cow[/b]", "dog", "elk", "fox")

@@ -1,11 +1,14 @@
 """Tables of what the studies under ``studies/`` have measured, for the pages of ``docs``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ceit.plots import draw_averages
+import numpy as np
+
+from ceit.plots import BLUE, ORANGE, label_epochs, new_figure
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
 
@@ -100,6 +103,28 @@ def loading_table() -> str:
 def draw() -> None:
     """The pictures of the studies."""
     draw_averages(sorted((STUDIES / "ema").glob("seed*")), STUDIES / "ema" / "curves.png")
+
+
+def draw_averages(run_dirs: Sequence[Path], path: Path) -> Path:
+    """Draws the validation accuracy by epoch of the weights and of their moving average: pale each run, and the mean.
+
+    Raises: ValueError without a run, or for one that has no moving average.
+    """
+    runs = [_epochs(run) for run in run_dirs]
+    if not runs or any(line["validation"]["ema"] is None for lines in runs for line in lines):
+        raise ValueError(f"{len(runs)} runs are given: it takes one or more, all with a moving average of the weights")
+    epochs = [line["epoch"] for line in runs[0]]
+    with new_figure(path, 3.6) as figure:
+        axes = figure.add_subplot()
+        for kind, name, colour in (("raw", "weights", BLUE), ("ema", "their moving average", ORANGE)):
+            percent = np.array([[line["validation"][kind]["top1_percent"] for line in lines] for lines in runs])
+            axes.plot(epochs, percent.T, color=colour, linewidth=1.0, alpha=0.35)
+            means = percent.mean(0)
+            label = f"{name}, {means[-1]:.2f}% at the end"
+            axes.plot(epochs, means, color=colour, marker="o", markersize=4, label=label)
+        label_epochs(axes, f"Validation accuracy, top-1 in %, {len(runs)} seeds and their mean")
+        axes.legend(loc="lower right", handlelength=1.2)
+    return path
 
 
 def _epochs(run: Path) -> list[dict[str, Any]]:

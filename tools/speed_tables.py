@@ -1,4 +1,4 @@
-"""Tables of what ``ceit benchmark`` and the studies of ``ceit.bench`` have measured, for README and the pages of docs.
+"""Tables of what ``ceit benchmark`` and the programs of ``benchmarks`` have measured, for README and the pages of docs.
 
 Each takes the name of a file under ``studies/bench``; where that is not measured yet, the table is a line that says so.
 """

@@ -6,10 +6,11 @@ people with a colour vision deficiency can tell apart; no meaning hangs on colou
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -51,24 +52,16 @@ _WRITTEN_CELLS = 12  # classes up to which a confusion matrix has its numbers wr
 _NAMED_CLASSES = 50  # and its classes named
 
 
-class ClassEntry(Protocol):
-    """What a confusion matrix needs to know of a class."""
+@contextmanager
+def new_figure(path: str | Path, height: float, style: Mapping[Any, Any] = STYLE) -> Iterator["Figure"]:
+    """An empty figure of ``height`` inches in the style of the package; what the block draws is saved in ``path``."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    @property
-    def label(self) -> str: ...
-
-
-class Confusable(Protocol):
-    """An ``Evaluation`` of ``ceit.train.metrics``, as far as it is drawn."""
-
-    @property
-    def images(self) -> int: ...
-    @property
-    def top1_percent(self) -> float: ...
-    @property
-    def per_class(self) -> Sequence[ClassEntry]: ...
-    @property
-    def confusion(self) -> list[list[int]] | None: ...
+    with rc_context(dict(style)):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        yield figure
+        save_figure(figure, Path(path))
 
 
 def draw_curves(run_dir: str | Path) -> Path:
@@ -78,53 +71,20 @@ def draw_curves(run_dir: str | Path) -> Path:
     validation accuracy by epoch, of the weights and of their moving average.
     Raises: ValueError if there are no steps to draw.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     run = Path(run_dir)
     records = _records(run / "metrics.jsonl")
     steps = [record for record in records if record["event"] == "step"]
     epochs = [record for record in records if record["event"] == "epoch"]
     if not steps:
         raise ValueError(f"{run / 'metrics.jsonl'} has no steps to draw: the run stopped before its first line")
-    with rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+    with new_figure(run / "curves.png", 3.6) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
         loss = figure.add_subplot(grid[0, 0])
         rate = figure.add_subplot(grid[1, 0], sharex=loss)
         accuracy = figure.add_subplot(grid[:, 1])
         _draw_loss(loss, rate, steps)
         _draw_accuracy(accuracy, epochs)
-        return save_figure(figure, run / "curves.png")
-
-
-def draw_averages(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
-    """Draws the validation accuracy by epoch of the weights and of their moving average: pale each run, and the mean.
-
-    Raises: ValueError without a run, or for one that has no moving average.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    runs = [[line for line in _records(Path(run) / "metrics.jsonl") if line["event"] == "epoch"] for run in run_dirs]
-    if not runs or any(line["validation"]["ema"] is None for lines in runs for line in lines):
-        raise ValueError(f"{len(runs)} runs are given: it takes one or more, all with a moving average of the weights")
-    epochs = [line["epoch"] for line in runs[0]]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        for kind, name, colour in (("raw", "weights", BLUE), ("ema", "their moving average", ORANGE)):
-            percent = np.array([[line["validation"][kind]["top1_percent"] for line in lines] for lines in runs])
-            axes.plot(epochs, percent.T, color=colour, linewidth=1.0, alpha=0.35)
-            mean = percent.mean(0)
-            label = f"{name}, {mean[-1]:.2f}% at the end"
-            axes.plot(epochs, mean, color=colour, marker="o", markersize=4, label=label)
-        axes.set_title(f"Validation accuracy, top-1 in %, {len(runs)} seeds and their mean")
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="lower right", handlelength=1.2)
-        return save_figure(figure, Path(path))
+    return run / "curves.png"
 
 
 def draw_validation(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path:
@@ -132,10 +92,6 @@ def draw_validation(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str
 
     Raises: ValueError if no run has finished an epoch with validation.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     found = {
         name: [(line["epoch"], line["validation_top1_percent"]) for line in curve]
         for name, curve in curves.items()
@@ -143,40 +99,32 @@ def draw_validation(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str
     }
     if not found:
         raise ValueError("no run has finished an epoch with validation: there is nothing to draw")
-    with rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+    with new_figure(path, 3.6) as figure:
         axes = figure.add_subplot()
         for number, (name, points) in enumerate(found.items()):
             epochs, percent = zip(*points, strict=True)
             colour = COLOURS[number % len(COLOURS)]
             axes.plot(epochs, percent, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4, label=name)
-        axes.set_title("Validation accuracy, top-1 in %")
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        label_epochs(axes)
         axes.legend(loc="lower right", handlelength=1.6)
-        return save_figure(figure, Path(path))
+    return Path(path)
 
 
-def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
-    """Draws the confusion matrix: a row for each true class, with the percentage of its images taken for each class.
+def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path) -> Path:
+    """Draws ``confusion[true][predicted]``: a row for each true class, in percent of its images.
 
     Up to 12 classes the percentages are written in. Shades follow the square root: confusions show beside the diagonal.
-    Raises: ValueError if the evaluation has no matrix, as of more classes than can be read.
     """
-    from matplotlib import rc_context
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
-    if evaluation.confusion is None:
-        raise ValueError(f"{len(evaluation.per_class)} classes are too many for a confusion matrix: none was counted")
-    counts = np.asarray(evaluation.confusion, dtype=np.float64)
+    counts = np.asarray(confusion, dtype=np.float64)
+    images, right = int(counts.sum()), counts.trace()
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    labels = [_plain(entry.label, 14) for entry in evaluation.per_class]
-    with rc_context(_MATRIX_STYLE):
-        figure = Figure(figsize=(_WIDTH, 7.2), layout="constrained")
+    labels = [_plain(name, 14) for name in class_names]
+    with new_figure(path, 7.2, _MATRIX_STYLE) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
-        axes.set_title(f"{evaluation.top1_percent:.2f}% of {evaluation.images:,} images right; rows add up to 100%")
+        axes.set_title(f"{100 * right / images:.2f}% of {images:,} images right; rows add up to 100%")
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         axes.tick_params(length=0)
@@ -188,7 +136,7 @@ def draw_confusion(evaluation: Confusable, path: str | Path) -> Path:
             _write_cells(axes, percent)
         else:
             figure.colorbar(image, shrink=0.6, ticks=[0, 1, 5, 10, 25, 50, 100], format="%d%%")
-        return save_figure(figure, Path(path))
+    return Path(path)
 
 
 def draw_prediction_sheet(
@@ -199,9 +147,6 @@ def draw_prediction_sheet(
     A wrong answer is framed and crossed, with the true class below it.
     Shape: images uint8 ``(n, C, H, W)``, labels ``(n,)``, probabilities ``(n, classes)``.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     shown = min(len(images), SHEET_ROWS * SHEET_COLUMNS)
     pixels_nhwc = images[:shown].permute(0, 2, 3, 1).cpu().numpy()
     best = probabilities[:shown].max(1)
@@ -209,8 +154,7 @@ def draw_prediction_sheet(
     truths = [class_names[int(i)] for i in labels[:shown]]
     wrong = sum(answer != truth for answer, truth in zip(answers, truths, strict=True))
     rows = -(-shown // SHEET_COLUMNS)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, 0.35 + 1.32 * rows))
+    with new_figure(path, 0.35 + 1.32 * rows) as figure:
         figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         title = f"The first {shown} images: {shown - wrong} right, {wrong} wrong"
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -219,7 +163,7 @@ def draw_prediction_sheet(
             axes.set_axis_off()
         for i, axes in enumerate(grid[:shown]):
             _draw_answer(axes, pixels_nhwc[i], answers[i], truths[i], float(best.values[i]))
-        return save_figure(figure, Path(path))
+    return Path(path)
 
 
 def _draw_answer(axes: "Axes", pixels_hwc: np.ndarray, answer: str, truth: str, probability: float) -> None:
@@ -249,37 +193,34 @@ def _draw_loss(loss: "Axes", rate: "Axes", steps: list[dict[str, Any]]) -> None:
 
 
 def _draw_accuracy(axes: "Axes", epochs: list[dict[str, Any]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     number = [record["epoch"] for record in epochs]
     marker = "o" if len(epochs) <= 40 else ""
     for kind, name, colour in (("raw", "weights", BLUE), ("ema", "their moving average", ORANGE)):
         found = [record["validation"].get(kind) for record in epochs]
         percent = [np.nan if entry is None else entry["top1_percent"] for entry in found]
         if not np.all(np.isnan(percent)):
-            axes.plot(
-                number,
-                percent,
-                color=colour,
-                marker=marker,
-                markersize=4,
-                label=f"{name}, best {np.nanmax(percent):.2f}%",
-            )
-    axes.set_title("Validation accuracy, top-1 in %")
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            label = f"{name}, best {np.nanmax(percent):.2f}%"
+            axes.plot(number, percent, color=colour, marker=marker, markersize=4, label=label)
+    label_epochs(axes)
     if epochs:
         axes.legend(loc="lower right", handlelength=1.2)
+
+
+def label_epochs(axes: "Axes", title: str = "Validation accuracy, top-1 in %") -> None:
+    """Name the axes of an accuracy by whole epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _write_cells(axes: "Axes", percent: np.ndarray) -> None:
     for row, column in product(range(len(percent)), repeat=2):
         value = percent[row, column]
         if value > 0:
-            text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
-            axes.text(
-                column, row, text, ha="center", va="center", fontsize=9, color="white" if value > 30 else "#333333"
-            )
+            text, colour = f"{value:.{0 if value >= 9.95 else 1}f}", "white" if value > 30 else "#333333"
+            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import gpu
 from ceit.bench import arms
-from ceit.bench.arms import Subject
+from ceit.bench.arms import ModelSpec
 from tools import speed_tables as speed
 
 PICO = "ceit_pico_patch4_32"
@@ -26,7 +26,7 @@ def test_rates_are_those_of_the_seconds(tmp_path: Path, monkeypatch: pytest.Monk
     run(monkeypatch, "--output", str(output), "--models", PICO, *small)
     result = json.loads(output.read_text(encoding="utf-8"))
     assert [(row["model"], row["kind"]) for row in result["arms"]] == [(PICO, "train"), (PICO, "inference")]
-    model = arms.build(Subject(PICO))
+    model = arms.build(ModelSpec(PICO))
     macs = {"train": arms.training_macs(model, (3, 32, 32)), "inference": arms.inference_macs(model, (3, 32, 32))}
     peak = 2 * 16**3 / median(result["peak"]["seconds"])
     for row in result["arms"]:

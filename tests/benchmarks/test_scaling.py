@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import scaling
 from ceit.bench.arms import Arm
-from ceit.bench.speed import Settings
+from ceit.bench.measure import Settings
 from ceit.bench.summary import summarise
 
 MODELS = ["ceit_tiny_patch16_224", "deit_tiny_patch16_224"]
@@ -19,13 +19,13 @@ def pretend(arms: list[Arm], settings: Settings, _say: Any, _save: Any) -> dict[
     """Seconds that grow with tokens squared (by 1.5 for the second model) and with the batch; memory with both."""
     rows = []
     for arm in arms:
-        side = arm.subject.img_size
+        side = arm.model.img_size
         assert isinstance(side, int)
         tokens = (side // 16) ** 2
-        power = 2.0 if arm.subject.text == MODELS[0] else 1.5
+        power = 2.0 if arm.model.text == MODELS[0] else 1.5
         rows.append(
             {
-                "model": arm.subject.label,
+                "model": arm.model.label,
                 "backend": arm.backend,
                 "precision": arm.precision,
                 "subject": arm.as_dict()["subject"],

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import ceit
-from ceit.inference import export as exporting
+from ceit.inference import exporter as exporting
 from ceit.inference.example_images import ExampleImages
-from ceit.inference.export import Report, export
 from ceit.inference.exported import FORMATS, Format, is_exported, load_exported
+from ceit.inference.exporter import Report, export
 from ceit.inference.folding import fuse
 from ceit.model import CeiT
 
@@ -53,7 +54,7 @@ def test_a_file_computes_what_the_network_computes_and_says_what_it_is(
     assert description.network.config == model.config
     assert description.network.training == {"seed": 3}
     assert (description.format, description.precision, description.ceit) == (format, "float32", ceit.__version__)
-    assert description.check == json.loads(json.dumps(report.as_dict()))
+    assert description.check == json.loads(json.dumps(asdict(report)))
     with pytest.raises(ValueError, match=r"images of shape \(2, 1, 24, 24\) do not fit: .* 1 channels and 24 x 16 pix"):
         network(torch.zeros(2, 1, 24, 24))
     with pytest.raises(ValueError, match=r"images of shape \(2, 3, 24, 16\) do not fit"):

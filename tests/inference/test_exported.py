@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from ceit.inference.example_images import ExampleImages
-from ceit.inference.export import export
 from ceit.inference.exported import load_exported
+from ceit.inference.exporter import export
 from ceit.inference.graphs import exported_program
 from ceit.inference.program_file import from_bytes, to_bytes
 from ceit.model import CeiT

@@ -1,1 +1,1 @@
-"""Measurements of speed: each is a command that writes a JSON file with the machine it ran on."""
+"""What ``ceit benchmark`` measures: ``arms`` on their ``backends``, by ``measure`` in a ``worker`` process for each."""

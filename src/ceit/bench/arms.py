@@ -7,7 +7,7 @@ import copy
 import importlib.util
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ Size = Sequence[int]
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSpec:
     """A model to measure.
 
     ``text`` is a name that timm knows (after importing ceit), with fields behind commas
@@ -56,67 +56,67 @@ class Subject:
 
 @dataclass(frozen=True)
 class Arm:
-    """A subject on a backend in a precision: one row of the result."""
+    """A model on a backend in a precision: one row of the result."""
 
-    subject: Subject
+    model: ModelSpec
     backend: str
     precision: str
 
     @property
     def label(self) -> str:
         """For messages."""
-        return f"{self.subject.label} {self.backend} {self.precision}"
+        return f"{self.model.label} {self.backend} {self.precision}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; ``from_dict`` reads it."""
-        return {"subject": asdict(self.subject), "backend": self.backend, "precision": self.precision}
+        return {"subject": asdict(self.model), "backend": self.backend, "precision": self.precision}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> "Arm":
         """The arm of ``as_dict``."""
-        subject = dict(document["subject"])
-        if isinstance(subject["img_size"], list):
-            subject["img_size"] = tuple(subject["img_size"])
-        return cls(Subject(**subject), document["backend"], document["precision"])
+        model = ModelSpec(**document["subject"])
+        if isinstance(model.img_size, list):  # JSON has no tuples
+            model = replace(model, img_size=tuple(model.img_size))
+        return cls(model, document["backend"], document["precision"])
 
 
-def require_known(subject: Subject) -> None:
-    """Refuse a subject that cannot be built, before anything is measured.
+def require_known(spec: ModelSpec) -> None:
+    """Refuse a model that cannot be built, before anything is measured.
 
     Raises: ValueError for a name that timm does not know or a file that is not there.
     """
-    if subject.kind == "name":
-        name, _ = _name_and_fields(subject.text)
+    if spec.kind == "name":
+        name, _ = _name_and_fields(spec.text)
         if not timm.is_model(name):
             raise ValueError(unknown("model", name, timm.list_models()))
-    elif subject.kind == "factory":
-        file, _, function = subject.text.rpartition(":")
+    elif spec.kind == "factory":
+        file, _, function = spec.text.rpartition(":")
         if not file or not function:
-            raise ValueError(f"{subject.text!r} must be FILE.py:factory, a file and a function in it")
+            raise ValueError(f"{spec.text!r} must be FILE.py:factory, a file and a function in it")
         if not expanded(file).is_file():
             raise ValueError(f"there is no file {file!r} to take {function!r} from")
-    elif not expanded(subject.text).exists():
-        raise ValueError(f"there is no checkpoint {subject.text!r}")
+    elif not expanded(spec.text).exists():
+        raise ValueError(f"there is no checkpoint {spec.text!r}")
 
 
-def build(subject: Subject) -> nn.Module:
+def build(spec: ModelSpec) -> nn.Module:
     """The module, in training mode and with weights of seed 0 unless they come from a checkpoint.
 
     Raises: ValueError if it is no module, or cannot take the image size.
     """
     torch.manual_seed(0)
-    if subject.kind == "checkpoint":
-        return load_checkpoint(subject.text, img_size=subject.img_size)
-    if subject.kind == "factory":
-        return _from_factory(subject)
-    name, fields = _name_and_fields(subject.text)
+    if spec.kind == "checkpoint":
+        return load_checkpoint(spec.text, img_size=spec.img_size)
+    if spec.kind == "factory":
+        return _from_factory(spec)
+    name, fields = _name_and_fields(spec.text)
     pretrained_cfg = timm.get_pretrained_cfg(name)
-    if subject.img_size is not None and pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        fields["img_size"] = subject.img_size
+    if spec.img_size is not None and pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+        fields["img_size"] = spec.img_size
     return timm.create_model(name, **fields)
 
 
-def image_shape(subject: Subject, model: nn.Module) -> Shape:
+def image_shape(spec: ModelSpec, model: nn.Module) -> Shape:
     """``(C, H, W)`` of what the model takes: its own or the size asked for; 3x224x224 if nothing tells."""
     if isinstance(model, CeiT):
         return (model.config.in_chans, *model.config.image_hw)
@@ -124,8 +124,8 @@ def image_shape(subject: Subject, model: nn.Module) -> Shape:
     if own is None:
         own = getattr(getattr(model, "pretrained_cfg", None), "get", {}.get)("input_size", (3, 224, 224))
     channels, height, width = own
-    if subject.img_size is not None:
-        height, width = (subject.img_size,) * 2 if isinstance(subject.img_size, int) else subject.img_size
+    if spec.img_size is not None:
+        height, width = (spec.img_size,) * 2 if isinstance(spec.img_size, int) else spec.img_size
     return channels, height, width
 
 
@@ -175,22 +175,22 @@ def _name_and_fields(text: str) -> tuple[str, dict[str, Any]]:
     return name, fields
 
 
-def _from_factory(subject: Subject) -> nn.Module:
-    text, _, function = subject.text.rpartition(":")
+def _from_factory(spec: ModelSpec) -> nn.Module:
+    text, _, function = spec.text.rpartition(":")
     file = expanded(text)
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
+    found = importlib.util.spec_from_file_location(file.stem, file)
+    if found is None or found.loader is None:
         raise ValueError(f"{text!r} is not a Python file to take {function!r} from")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
     factory = getattr(module, function, None)
     if not callable(factory):
         functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
         raise ValueError(unknown(f"factory in {file}", function, functions))
     takes_size = "img_size" in inspect.signature(factory).parameters
-    if subject.img_size is not None and not takes_size:
-        raise ValueError(f"{subject.text} cannot be measured at another size: give it a parameter img_size")
-    model = factory(img_size=subject.img_size) if subject.img_size is not None else factory()
+    if spec.img_size is not None and not takes_size:
+        raise ValueError(f"{spec.text} cannot be measured at another size: give it a parameter img_size")
+    model = factory(img_size=spec.img_size) if spec.img_size is not None else factory()
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{subject.text} must return a torch.nn.Module, not {type(model).__name__}")
+        raise ValueError(f"{spec.text} must return a torch.nn.Module, not {type(model).__name__}")
     return model

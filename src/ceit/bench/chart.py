@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ceit.plots import STYLE as PLOT_STYLE
-from ceit.plots import save_figure
+from ceit.plots import new_figure
 
 COLOURS = {"float32": "#6B6B6B", "bf16": "#0072B2", "int8": "#E69F00", "int8+bf16": "#00795A"}
 TITLES = {"inference": "Inference", "train": "Training step"}
-_WIDTH = 8.0  # inches
 _BAR = 0.27  # inches a bar
 STYLE: dict[Any, Any] = {**PLOT_STYLE, "font.size": 9, "axes.grid": False, "ytick.color": "#333333"}
 
@@ -23,16 +22,12 @@ def draw_bars(result: dict[str, Any], path: Path) -> Path:
 
     Raises: ValueError if nothing was measured that could be drawn.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     panels = [(kind, *_bars(result, kind)) for kind in TITLES]
     panels = [panel for panel in panels if panel[2]]
     if not panels:
         raise ValueError("nothing to draw: no arm has an inference or training figure")
     rows = [sum(len(bars) + 1 for _, bars in groups) for _, _, groups in panels]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, _BAR * sum(rows) + 0.9 * len(panels)), layout="constrained")
+    with new_figure(path, _BAR * sum(rows) + 0.9 * len(panels), STYLE) as figure:
         axes = figure.subplots(len(panels), squeeze=False, height_ratios=rows)[:, 0]
         for axis, (kind, title, groups) in zip(axes, panels, strict=True):
             _draw_panel(axis, groups)
@@ -43,7 +38,7 @@ def draw_bars(result: dict[str, Any], path: Path) -> Path:
             f"the third quartile\nx: times as fast as {result['baseline']}",
             fontsize=8,
         )
-        return save_figure(figure, path)
+    return path
 
 
 def _bars(result: dict[str, Any], kind: str) -> tuple[str, list[tuple[str, list[dict[str, Any]]]]]:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
+
+import psutil
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Memory = Literal["kept", "default", "returned"]
@@ -33,28 +34,26 @@ class Process:
     """
 
     def __init__(self, threads: int, *, memory: Memory) -> None:
-        free = free_bytes()
-        if free is not None and free < SPARE_BYTES:
+        free = psutil.virtual_memory().available
+        if free < SPARE_BYTES:
             raise ArmError(f"{free >> 20} MiB of memory are free, too few for one more process: measure fewer at once")
-        self.messages: deque[str] = deque(maxlen=20)
-        self.started = time.time()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ceit.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ
-            | dict.fromkeys(THREAD_VARIABLES, str(threads))
-            | (RETURN_MEMORY if memory == "returned" else {}),
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # Ctrl-C is the parent's to answer
-        )
+        self.folder = TemporaryDirectory(prefix="ceit-")
+        self.messages = Path(self.folder.name, "messages.txt")
+        self.started, returned = time.time(), memory == "returned"
+        with self.messages.open("wb") as messages:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ceit.bench.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | (RETURN_MEMORY if returned else {}),
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # Ctrl-C is the parent's to answer
+            )
         self.answers: queue.Queue[str] = queue.Queue()
-        self.listeners = [threading.Thread(target=listen, daemon=True) for listen in (self._listen, self._overhear)]
-        for listener in self.listeners:
-            listener.start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
         self.ask("begin", threads=threads, keep_memory=memory == "kept")
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
@@ -80,19 +79,17 @@ class Process:
         """End the process, whatever it does."""
         self.process.kill()
         self.process.wait()
-        for listener in self.listeners:
-            listener.join(timeout=5)
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+        self.listener.join(timeout=5)
+        for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):  # what was not yet sent has nobody to read it
                 pipe.close()
+        self.folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _listen(self) -> None:
@@ -101,21 +98,7 @@ class Process:
             self.answers.put(line)
         self.answers.put("")
 
-    def _overhear(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.messages.extend([line.strip()] if line.strip() else [])
-
     def _last_words(self) -> str:
         code = self.process.wait()
-        self.listeners[1].join(timeout=5)
-        return f"the process ended with code {code}" + (f": {self.messages[-1]}" if self.messages else "")
-
-
-def free_bytes() -> int | None:
-    """Memory that a new process can have; None where the system does not tell."""
-    info = Path("/proc/meminfo")
-    if not info.is_file():
-        return None
-    lines = (line.split() for line in info.read_text(encoding="ascii").splitlines())
-    return next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), None)
+        lines = self.messages.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"the process ended with code {code}" + (f": {lines[-1].strip()}" if lines else "")

@@ -13,17 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError)
+FAILURES += (OSError, RuntimeError, TypeError, ValueError)
 """What models and runtimes raise: the sentence of a row. Anything else ends the process, and its last line is it."""
 
 _CALIBRATION_IMAGES = 8  # speed does not depend on what int8 is calibrated with
@@ -51,24 +42,19 @@ class Worker:
         from ceit.bench import arms
 
         self.arm = arms.Arm.from_dict(arm)
-        self.model = arms.build(self.arm.subject)
-        self.shape = arms.image_shape(self.arm.subject, self.model)
+        self.model = arms.build(self.arm.model)
+        self.shape = arms.image_shape(self.arm.model, self.model)
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "image_shape": self.shape,
         }
 
-    def inference_macs(self) -> dict[str, int]:
-        """MACs of a forward pass, for one image."""
+    def macs(self, kind: str) -> dict[str, int]:
+        """MACs for one image: of a forward pass for ``inference``, of forward and backward for ``train``."""
         from ceit.bench import arms
 
-        return {"macs": arms.inference_macs(self.model, self.shape)}
-
-    def train_macs(self) -> dict[str, int]:
-        """MACs of forward and backward, for one image."""
-        from ceit.bench import arms
-
-        return {"macs": arms.training_macs(self.model, self.shape)}
+        count = {"inference": arms.inference_macs, "train": arms.training_macs}[kind]
+        return {"macs": count(self.model, self.shape)}
 
     def inference(self, batch: int, seconds: float, least: int) -> dict[str, Any]:
         """Seconds of each forward pass."""
@@ -97,7 +83,7 @@ class Worker:
 
     def save(self, folder: str) -> dict[str, Any]:
         """Write what the arm needs at run time; the file to load, and the bytes of all that was written."""
-        from ceit.bench.files import save
+        from ceit.bench.backends import save
 
         path = save(self.model, self.arm.backend, self.arm.precision, self.shape, Path(folder), self._calibration())
         return {"file": str(path), "bytes": sum(file.stat().st_size for file in Path(folder).iterdir())}
@@ -107,10 +93,11 @@ class Worker:
         batches, and what a batch takes for itself beyond what the process holds between batches."""
         import torch
 
-        from ceit.bench.files import load
+        from ceit.bench.arms import Arm
+        from ceit.bench.backends import load
 
         channels, height, width = image_shape
-        network = load(Path(file), arm, (channels, height, width), batch, self.threads)
+        network = load(Path(file), Arm.from_dict(arm), (channels, height, width), batch, self.threads)
         images = torch.randn(batch, *image_shape)
         with torch.inference_mode():
             network(images)
@@ -140,7 +127,7 @@ class Worker:
     def _inference(self, batch: int) -> Callable[[], object]:
         import torch
 
-        from ceit.bench.networks import network_of
+        from ceit.bench.backends import network_of
 
         network = network_of(
             self.model,
@@ -162,7 +149,7 @@ class Worker:
     def _training(self, batch: int) -> Callable[[], object]:
         import torch
 
-        from ceit.bench.training import training_step
+        from ceit.bench.backends import training_step
 
         step = training_step(
             self.model,

@@ -23,11 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.atomic import replace_files
-from ceit.bench.arms import OPPONENTS, Arm, Subject, require_known
+from ceit.bench.arms import OPPONENTS, Arm, ModelSpec, require_known
+from ceit.bench.backends import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.chart import draw_bars
-from ceit.bench.networks import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
+from ceit.bench.measure import MEASURES, Settings, measure
 from ceit.bench.processes import Memory
-from ceit.bench.speed import MEASURES, Settings, measure
 from ceit.cli._parser import Parser, adding_to, positive
 from ceit.cli._terminal import figures, print_whole
 from ceit.data.threads import usable_cores
@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> None:
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
-    subjects = _subjects(parser, options)
-    arms = _arms(parser, options, subjects)
+    models = _models(parser, options)
+    arms = _arms(parser, options, models)
     if options.seconds <= 0:
         parser.error(f"--seconds {options.seconds} must be more than 0")
     settings = Settings(
@@ -125,24 +125,24 @@ def make_parser() -> Parser:
     return parser
 
 
-def _subjects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Subject]:
+def _models(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[ModelSpec]:
     size = options.img_size
     if size is not None and (len(size) > 2 or min(size) < 1):
         parser.error(f"--img-size {' '.join(map(str, size))} must be one side or height and width, in pixels")
     img_size = None if size is None else size[0] if len(size) == 1 else tuple(size)
     names = [*options.models, *(name for name in OPPONENTS if options.opponents and name not in options.models)]
-    subjects = [Subject(text, "factory", img_size) for text in options.against]
-    subjects += [Subject(options.checkpoint, "checkpoint", img_size)] if options.checkpoint else []
-    subjects += [Subject(text, "name", img_size) for text in names]
-    if not subjects:
+    models = [ModelSpec(text, "factory", img_size) for text in options.against]
+    models += [ModelSpec(options.checkpoint, "checkpoint", img_size)] if options.checkpoint else []
+    models += [ModelSpec(text, "name", img_size) for text in names]
+    if not models:
         parser.error("nothing to measure: give --models, --checkpoint, --against or --opponents")
-    for subject in subjects:
-        require_known(subject)
-    return subjects
+    for model in models:
+        require_known(model)
+    return models
 
 
-def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects: list[Subject]) -> list[Arm]:
-    """Every subject on every backend in every precision that the backend has, as far as they were asked for.
+def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, models: list[ModelSpec]) -> list[Arm]:
+    """Every model on every backend in every precision that the backend has, as far as they were asked for.
 
     A backend without any of the precisions, or a precision that no backend has, is wrong usage.
     """
@@ -164,9 +164,9 @@ def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, subjects
     if set(options.measures) == {"train"} and not any(set(precisions) & set(TRAINABLE.get(b, ())) for b in backends):
         parser.error(f"--measures train needs a backend of {' '.join(TRAINABLE)} in float32 or bf16")
     return [
-        Arm(subject, name, precision)
-        for subject in subjects
-        for name in (options.against_backends if subject.kind == "factory" else backends)
+        Arm(model, name, precision)
+        for model in models
+        for name in (options.against_backends if model.kind == "factory" else backends)
         for precision in precisions
         if precision in PRECISIONS_OF[name]
     ]

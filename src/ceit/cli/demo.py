@@ -66,9 +66,10 @@ def draw(result: Result) -> list[Path]:
     network = prepare(result.model, "eager", precision, image_shape=(images.shape[1], *result.dataset.img_size))
     probabilities = network(images).softmax(-1).cpu()
     names = result.dataset.class_names
+    assert result.test.confusion is not None  # named sets have few classes
     return [
         draw_curves(folder),
-        draw_confusion(result.test, folder / "confusion.png"),
+        draw_confusion(result.test.confusion, names, folder / "confusion.png"),
         draw_prediction_sheet(first.images, labels, probabilities, names, folder / "predictions.png"),
     ]
 

@@ -12,6 +12,7 @@ examples:
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +24,8 @@ from ceit.cli._terminal import facts, tell
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, pictures_in, shared_out, synthetic
-from ceit.inference.export import (
+from ceit.inference.exported import FORMATS, SUFFIXES
+from ceit.inference.exporter import (
     MAX_ERROR,
     MIN_AGREEMENT_PERCENT,
     PRECISIONS,
@@ -33,7 +35,6 @@ from ceit.inference.export import (
     refuse_existing,
     suffix_of,
 )
-from ceit.inference.exported import FORMATS, SUFFIXES
 from ceit.inference.predictor import preprocessing_of
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.model import CeiT
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> None:
     if options.json:
         calibrated = None if calibration is None else {"images": len(calibration), "from": calibration.origin}
         print(
-            json.dumps({"checkpoint": options.checkpoint, "files": sizes, "calibration": calibrated} | report.as_dict())
+            json.dumps({"checkpoint": options.checkpoint, "files": sizes, "calibration": calibrated} | asdict(report))
         )
     else:
         _print_report(report, sizes, calibration)

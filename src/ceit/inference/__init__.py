@@ -1,6 +1,8 @@
 """From weights to answers: ``predictor`` classifies images, ``device`` chooses where and how precisely to compute.
 
-``fuse`` folds a network's BatchNorm, ``optimize`` finds the fastest way to run it.
+``fuse`` folds a network's BatchNorm, ``optimize`` finds the fastest way to run it. A network becomes a graph in
+``graphs``, int8 in ``quantize``, and is run in ``runtimes``; ``backend`` puts these together. ``exporter`` writes a
+graph to a file, ``exported`` reads it back.
 """
 
 from importlib import import_module

@@ -6,6 +6,7 @@ A network is a callable: images float32 ``(B, C, H, W)`` to logits float32 ``(B,
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch._inductor.config as inductor
@@ -56,22 +57,19 @@ def prepare(
     Raises: ValueError for a combination that does not exist, and for int8 without calibration images.
     """
     require(backend, precision)
-    network = fuse(model) if isinstance(model, CeiT) else copy.deepcopy(model).eval()
+    network = network_for_inference(model)
     if backend in ("eager", "compile"):
         return InTorch(network, precision, compiled=backend == "compile")
-    network.cpu().float()
-    if "int8" not in precision:
-        calibration = None
-    elif calibration is None:
-        raise ValueError(f"{precision} on {backend} needs calibration images: pass some hundred training images")
-    if backend == "onnxruntime":
-        graph = onnx_model(network, image_shape, batch_size=batch_size)
-        return OnnxRuntime(graph if calibration is None else quantized_onnx(graph, calibration), threads=threads)
-    model_ov = openvino_model(network, image_shape)
-    model_ov = (
-        model_ov if calibration is None else quantized_openvino(model_ov, calibration, attention=precision == "int8")
+    graph = graph_of(
+        network.cpu().float(),
+        backend,
+        precision,
+        image_shape=image_shape,
+        batch_size=batch_size,
+        calibration=calibration,
+        attention=precision == "int8",
     )
-    return OpenVino(model_ov, precision="bf16" if "bf16" in precision else "float32", threads=threads)
+    return in_runtime(graph, backend, precision, threads=threads)
 
 
 def require(backend: str, precision: str) -> None:
@@ -80,6 +78,43 @@ def require(backend: str, precision: str) -> None:
         raise ValueError(unknown("backend", backend, BACKENDS))
     if precision not in PRECISIONS_OF[backend]:
         raise ValueError(f"{backend} has no precision {precision!r}: choose {', '.join(PRECISIONS_OF[backend])}")
+
+
+def network_for_inference(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, of a CeiT without BatchNorm."""
+    return fuse(model) if isinstance(model, CeiT) else copy.deepcopy(model).eval()
+
+
+def graph_of(
+    network: nn.Module,
+    backend: str,
+    precision: str,
+    *,
+    image_shape: tuple[int, int, int],
+    batch_size: int | None = None,
+    calibration: Tensor | None = None,
+    attention: bool = False,
+) -> Any:
+    """What ``onnxruntime`` or ``openvino`` computes: an ONNX or an OpenVINO model, in int8 if the precision says so.
+
+    ``attention`` is that of ``quantized_openvino``. Raises: ValueError for int8 without calibration images.
+    """
+    if "int8" not in precision:
+        calibration = None
+    elif calibration is None:
+        raise ValueError(f"{precision} on {backend} needs calibration images: pass some hundred training images")
+    if backend == "onnxruntime":
+        graph = onnx_model(network, image_shape, batch_size=batch_size)
+        return graph if calibration is None else quantized_onnx(graph, calibration)
+    graph = openvino_model(network, image_shape)
+    return graph if calibration is None else quantized_openvino(graph, calibration, attention=attention)
+
+
+def in_runtime(graph: Any, backend: str, precision: str, *, threads: int | None = None) -> OnnxRuntime | OpenVino:
+    """A graph of ``graph_of``, or the file that holds it, ready to run in ``onnxruntime`` or ``openvino``."""
+    if backend == "onnxruntime":
+        return OnnxRuntime(graph, threads=threads)
+    return OpenVino(graph, precision="bf16" if "bf16" in precision else "float32", threads=threads)
 
 
 class InTorch:

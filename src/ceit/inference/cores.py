@@ -71,7 +71,7 @@ class FreeCores:
         self._most = torch.get_num_threads()
         self._say = say
         self._before: Usage | None = None
-        self._told = False
+        self._announced = False
         self._next_look = 0.0
         self.follow()
 
@@ -94,8 +94,8 @@ class FreeCores:
         if threads == torch.get_num_threads():
             return
         torch.set_num_threads(threads)
-        if not self._told:
-            self._told = True
+        if not self._announced:
+            self._announced = True
             self._say(
                 f"other programs take {taken:.1f} of the {cores} cores: computing in {threads} of {self._most} "
                 f"threads while they do (OMP_NUM_THREADS={self._most} keeps them)"

@@ -42,17 +42,8 @@ class ExportedDescription:
 
     def to_json(self) -> str:
         """In one line of ASCII, which every container keeps as it is."""
-        body = {
-            **json.loads(self.network.to_json("")),
-            "export": {
-                "format": self.format,
-                "precision": self.precision,
-                "any_size": self.any_size,
-                "ceit": self.ceit,
-                "check": self.check,
-            },
-        }
-        return json.dumps(body)
+        export = {key: value for key, value in vars(self).items() if key != "network"}
+        return json.dumps({**json.loads(self.network.to_json("")), "export": export})
 
     @classmethod
     def from_json(cls, text: str) -> "ExportedDescription":
@@ -80,9 +71,8 @@ class ExportedNetwork:
         multiples = min(image_hw) > 0 and not any(side % config.patch_size for side in image_hw)
         fits = multiples if self.description.any_size else tuple(image_hw) == config.image_hw
         if channels != config.in_chans or not fits:
-            sides = (
-                f"multiples of {config.patch_size}" if self.description.any_size else "{} x {}".format(*self.image_hw)
-            )
+            one_size = "{} x {}".format(*config.image_hw)
+            sides = f"multiples of {config.patch_size}" if self.description.any_size else one_size
             raise ValueError(
                 f"images of shape {tuple(images.shape)} do not fit: the exported network takes (B, C, H, W) of "
                 f"{config.in_chans} channels and {sides} pixels"

@@ -91,38 +91,39 @@ def optimize(
     check = None if images is None else images[len(images) // 2 :]
     shape = (model.config.in_chans, *model.config.image_hw)
 
-    def made(backend: str, precision: str) -> Network:
+    def prepared(backend: str, precision: str) -> Network:
         return prepare(model, backend, precision, image_shape=shape, calibration=calibration)
 
     if backend != "auto" and precision != "auto":
-        return Optimized(made(backend, precision), backend, precision)
+        return Optimized(prepared(backend, precision), backend, precision)
     candidates = [
-        (one, of_it)
-        for one in (BACKENDS if backend == "auto" else (backend,))
-        for of_it in PRECISIONS_OF[one]
-        if precision in ("auto", of_it) and (images is not None or of_it == "float32" or precision == of_it)
-        if backend == one or all(importlib.util.find_spec(name) for name in _NEEDS[one])
+        (name, number_format)
+        for name in (BACKENDS if backend == "auto" else (backend,))
+        for number_format in PRECISIONS_OF[name]
+        if precision == number_format or (precision == "auto" and (images is not None or number_format == "float32"))
+        if backend == name or all(importlib.util.find_spec(package) for package in _NEEDS[name])
     ]
     if not candidates:
         raise ValueError(f"no backend that is installed has precision {precision!r}: pip install 'ceit-vision[export]'")
     if len(candidates) == 1:
-        return Optimized(made(*candidates[0]), *candidates[0])
-    name = f"optimize/{_key(model, candidates, batch_size, images, least_agreement)}.json"
-    if remember and (kept := recall(name)) is not None:
-        chosen = Candidate(**json.loads(kept))
-        return Optimized(made(chosen.backend, chosen.precision), chosen.backend, chosen.precision, (chosen,))
-    reference = None if check is None else made("eager", "float32")(check).argmax(1)
+        return Optimized(prepared(*candidates[0]), *candidates[0])
+    cache_name = f"optimize/{_key(model, candidates, batch_size, images, least_agreement)}.json"
+    if remember and (remembered := recall(cache_name)) is not None:
+        chosen = Candidate(**json.loads(remembered))
+        return Optimized(prepared(chosen.backend, chosen.precision), chosen.backend, chosen.precision, (chosen,))
+    reference = None if check is None else prepared("eager", "float32")(check).argmax(1)
     networks: dict[Candidate, Network] = {}
     measured: list[Candidate] = []
-    for one, of_it in candidates:
+    for name, number_format in candidates:
         try:
-            network = made(one, of_it)
+            network = prepared(name, number_format)
             agreement = None if check is None else float((network(check).argmax(1) == reference).float().mean())
-            candidate = Candidate(one, of_it, _images_per_second(network, torch.randn(batch_size, *shape)), agreement)
+            rate = _images_per_second(network, torch.randn(batch_size, *shape))
+            candidate = Candidate(name, number_format, rate, agreement)
             if agreement is None or agreement >= least_agreement:
                 networks[candidate] = network
         except (ImportError, RuntimeError, ValueError) as error:
-            candidate = Candidate(one, of_it, error=str(error).splitlines()[0])
+            candidate = Candidate(name, number_format, error=str(error).splitlines()[0])
         measured.append(candidate)
         logger.info("%s", candidate)
     if not networks:
@@ -132,7 +133,7 @@ def optimize(
         )
     chosen = max(networks, key=lambda candidate: candidate.images_per_second or 0)
     if remember:
-        keep(name, json.dumps(asdict(chosen)))
+        keep(cache_name, json.dumps(asdict(chosen)))
     return Optimized(networks[chosen], chosen.backend, chosen.precision, tuple(measured))
 
 

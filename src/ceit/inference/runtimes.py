@@ -103,16 +103,18 @@ class OpenVino:
         """The logits of parts of equal size, ``streams`` of them at a time."""
         requests = self._requests(parts[0].shape, streams)
         results: list[np.ndarray] = []
-        for number, part in enumerate(parts):
-            request = requests[number % streams]
-            if number >= streams:
-                request.wait()
-                results.append(request.get_output_tensor().data.copy())
-            request.start_async([part], share_inputs=True)
-        for number in range(len(results), len(parts)):
+
+        def finish(number: int) -> None:
             request = requests[number % streams]
             request.wait()
             results.append(request.get_output_tensor().data.copy())
+
+        for number, part in enumerate(parts):
+            if number >= streams:
+                finish(number - streams)
+            requests[number % streams].start_async([part], share_inputs=True)
+        for number in range(len(results), len(parts)):
+            finish(number)
         return results
 
     def _requests(self, shape: tuple[int, ...], streams: int) -> list[Any]:

@@ -97,13 +97,9 @@ def load_checkpoint(
     newer format, or one of another geometry than ``model_name``; OSError for one that cannot be read.
     """
     require_fields(geometry)
+    stored = read_stored(Path(path), entry)
     return network_of(
-        read_stored(Path(path), entry),
-        num_classes=num_classes,
-        in_chans=in_chans,
-        img_size=img_size,
-        model_name=model_name,
-        **geometry,
+        stored, num_classes=num_classes, in_chans=in_chans, img_size=img_size, model_name=model_name, **geometry
     )
 
 
@@ -163,7 +159,11 @@ def network_of(
             state[first] = adapt_input_channels(state[first], in_chans)
             network = require_fit(state, adapted)
         network.load_state_dict(state, assign=True)
-        network.class_names, network.preprocessing = _class_names(stored), _preprocessing(stored)
+        if stored.description is not None:
+            network.class_names = list(stored.description.class_names or ()) or None
+            network.preprocessing = stored.description.preprocessing
+        elif stored.layout == "released":
+            network.preprocessing = dict(RELEASED_PREPROCESSING)
         _adapt(network, config, num_classes, img_size, stored.path)
     except ValueError as error:
         raise ValueError(f"{stored.path}: {error}") from error
@@ -221,15 +221,3 @@ def _adapt(network: CeiT, config: CeiTConfig, num_classes: int | None, img_size:
         network.class_names = None
         heads = f"{num_classes} classes replaces the one of {config.num_classes}"
         logger.warning("%s: a fresh head of %s; train it before use", path, heads)
-
-
-def _class_names(stored: StoredNetwork) -> list[str] | None:
-    names = stored.description and stored.description.class_names
-    return list(names) if names else None
-
-
-def _preprocessing(stored: StoredNetwork) -> dict[str, Any] | None:
-    """As saved; for the release its own, whatever the data set; else not known."""
-    if stored.description is not None:
-        return stored.description.preprocessing
-    return dict(RELEASED_PREPROCESSING) if stored.layout == "released" else None

@@ -17,9 +17,9 @@ from ceit.model import MODELS, CeiT, CeiTConfig, config_of
 from ceit.weights.layouts import first_of
 
 # What loading may change or training may choose, the architecture being the same.
-_FREE = {"img_size", "num_classes", "in_chans", "drop_path_rate", "skip_dead"}
+_OUTSIDE_ARCHITECTURE = {"img_size", "num_classes", "in_chans", "drop_path_rate", "skip_dead"}
 # What no shape tells.
-_UNTOLD = ("num_heads", "stem_stride", "stem_pool", "layer_norm_eps", "leff_last_activation", "leff_class_token")
+_NOT_IN_SHAPES = ("num_heads", "stem_stride", "stem_pool", "layer_norm_eps", "leff_last_activation", "leff_class_token")
 
 
 def config_from_shapes(
@@ -40,25 +40,23 @@ def config_from_shapes(
     Raises: ValueError if something cannot be told, with what to pass, or if the shapes contradict ``geometry`` or
     ``expected``.
     """
-    told = _told(state)
+    in_shapes = _fields_in_shapes(state)
     side = _shape(state, "patch_embed.proj.weight", 4)[-1]
     if expected is not None:
-        held = told | {"patch_size": side * _stem_stride(expected)}
-        _refuse_difference("a network", held, name or "the model", _architecture(expected))
+        of_weights = in_shapes | {"patch_size": side * _stem_stride(expected)}
+        _refuse_difference("a network", of_weights, name or "the model", _architecture(expected))
     for key, value in geometry.items():
-        if told.get(key, value) != value:
-            raise ValueError(f"the weights have {key} {told[key]}, not {value}")
-    lender = expected or _registered(told["stem"], told["embed_dim"], side)
-    values = {**({key: getattr(lender, key) for key in _UNTOLD} if lender else {}), **told, **geometry}
+        if in_shapes.get(key, value) != value:
+            raise ValueError(f"the weights have {key} {in_shapes[key]}, not {value}")
+    similar = expected or _registered(in_shapes["stem"], in_shapes["embed_dim"], side)
+    values = {**({key: getattr(similar, key) for key in _NOT_IN_SHAPES} if similar else {}), **in_shapes, **geometry}
     if "num_heads" not in values:
         raise ValueError(
-            f"the number of heads cannot be told from weights of width {told['embed_dim']}; "
+            f"the number of heads cannot be told from weights of width {in_shapes['embed_dim']}; "
             "name their model (model_name, --model) or pass num_heads (--num-heads)"
         )
-    stride = _stem_stride(
-        CeiTConfig(**{key: values[key] for key in ("stem", "stem_stride", "stem_pool") if key in values})
-    )
-    values.setdefault("patch_size", side * stride)
+    stem = {key: values[key] for key in ("stem", "stem_stride", "stem_pool") if key in values}
+    values.setdefault("patch_size", side * _stem_stride(CeiTConfig(**stem)))
     return CeiTConfig(**values, img_size=_image_hw(state, values["patch_size"], img_size))
 
 
@@ -112,7 +110,7 @@ def _architecture(config: CeiTConfig) -> dict[str, Any]:
     off += ("leff_",) if config.feed_forward == "mlp" else ()
     off += () if config.lca else ("lca_",)
     values = asdict(config) | {"mlp_ratio": _ratio(config.expanded_dim, config.embed_dim)}
-    return {key: value for key, value in values.items() if key not in _FREE and not key.startswith(off)}
+    return {key: value for key, value in values.items() if key not in _OUTSIDE_ARCHITECTURE and not key.startswith(off)}
 
 
 def _refuse_difference(holder: str, held: Mapping[str, Any], name: str, wanted: Mapping[str, Any]) -> None:
@@ -128,14 +126,14 @@ def _listed(values: Mapping[str, Any], keys: list[str]) -> str:
     return ", ".join(f"{key} {values[key]}" for key in keys)
 
 
-def _told(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _fields_in_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fields that shapes and keys tell."""
     i2t = "patch_embed.conv.weight" in state
     leff = "blocks.0.mlp.expand.weight" in state
     dim = _shape(state, "pos_embed", 3)[-1]
     first_conv = _shape(state, "patch_embed.conv.weight" if i2t else "patch_embed.proj.weight", 4)
     expanded = _shape(state, "blocks.0.mlp.expand.weight" if leff else "blocks.0.mlp.fc1.weight", 2)[0]
-    told: dict[str, Any] = {
+    in_shapes: dict[str, Any] = {
         "in_chans": first_conv[1],
         "num_classes": _shape(state, "head.weight", 2)[0] if "head.weight" in state else 0,
         "embed_dim": dim,
@@ -147,14 +145,14 @@ def _told(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "lca": "lca.norm1.weight" in state,
     }
     if i2t:
-        told |= {"stem_channels": first_conv[0], "stem_kernel_size": first_conv[-1]}
-        told["stem_norm"] = "batch" if "patch_embed.norm.weight" in state else "none"
+        in_shapes |= {"stem_channels": first_conv[0], "stem_kernel_size": first_conv[-1]}
+        in_shapes["stem_norm"] = "batch" if "patch_embed.norm.weight" in state else "none"
     if leff:
-        told["leff_kernel_size"] = _shape(state, "blocks.0.mlp.depthwise.weight", 4)[-1]
-        told["leff_norm"] = "batch" if "blocks.0.mlp.expand_norm.weight" in state else "none"
-    if told["lca"]:
-        told["lca_pos_embed"] = "lca.pos_embed" in state
-    return told
+        in_shapes["leff_kernel_size"] = _shape(state, "blocks.0.mlp.depthwise.weight", 4)[-1]
+        in_shapes["leff_norm"] = "batch" if "blocks.0.mlp.expand_norm.weight" in state else "none"
+    if in_shapes["lca"]:
+        in_shapes["lca_pos_embed"] = "lca.pos_embed" in state
+    return in_shapes
 
 
 def _registered(stem: str, dim: int, side: int) -> CeiTConfig | None:

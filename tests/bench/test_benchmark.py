@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -10,15 +11,15 @@ import torch
 from torch import nn
 
 import ceit_cli
-from ceit.bench import speed
-from ceit.bench.arms import Arm, Subject, build, image_shape, inference_macs, require_known, training_macs
+from benchmarks.scaling import exponent
+from ceit.bench import measure as measuring
+from ceit.bench.arms import Arm, ModelSpec, build, image_shape, inference_macs, require_known, training_macs
+from ceit.bench.backends import network_of, training_step
 from ceit.bench.chart import draw_bars
 from ceit.bench.gemm import products
-from ceit.bench.networks import network_of
+from ceit.bench.measure import Settings, measure
 from ceit.bench.processes import ArmError, Process
-from ceit.bench.speed import Settings, measure
-from ceit.bench.summary import exponent, quantile, ratios, summarise
-from ceit.bench.training import training_step
+from ceit.bench.summary import ratios, summarise
 from ceit.bench.worker import FAILURES, Worker, sentence, timed
 from ceit.model import CeiT
 from ceit.model.complexity import complexity
@@ -60,65 +61,65 @@ def made(tmp_path: Path) -> Path:
 
 def test_a_subject_is_built_at_its_own_size_or_the_one_asked_for(made: Path) -> None:
     for subject, shape in (
-        (Subject(PICO), (3, 32, 32)),
-        (Subject(PICO, img_size=(16, 24)), (3, 16, 24)),
-        (Subject(f"{PICO},in_chans=1,skip_dead=true"), (1, 32, 32)),
-        (Subject("test_resnet", img_size=64), (3, 64, 64)),
-        (Subject(f"{made}:good", "factory"), (3, 8, 8)),
-        (Subject(f"{made}:good", "factory", 4), (3, 4, 4)),
+        (ModelSpec(PICO), (3, 32, 32)),
+        (ModelSpec(PICO, img_size=(16, 24)), (3, 16, 24)),
+        (ModelSpec(f"{PICO},in_chans=1,skip_dead=true"), (1, 32, 32)),
+        (ModelSpec("test_resnet", img_size=64), (3, 64, 64)),
+        (ModelSpec(f"{made}:good", "factory"), (3, 8, 8)),
+        (ModelSpec(f"{made}:good", "factory", 4), (3, 4, 4)),
     ):
         model = build(subject)
         assert image_shape(subject, model) == shape
         with torch.no_grad():
             assert len(model.eval()(torch.randn(2, *shape))) == 2
-    skipping = build(Subject(f"{PICO},skip_dead=true"))
+    skipping = build(ModelSpec(f"{PICO},skip_dead=true"))
     assert isinstance(skipping, CeiT)
     assert skipping.config.skip_dead
 
 
 def test_weights_are_the_same_each_time() -> None:
-    first, second = (build(Subject(PICO)).state_dict() for _ in range(2))
+    first, second = (build(ModelSpec(PICO)).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_an_arm_survives_json() -> None:
-    arm = Arm(Subject(PICO, img_size=(16, 24)), "eager", "bf16")
+    arm = Arm(ModelSpec(PICO, img_size=(16, 24)), "eager", "bf16")
     assert Arm.from_dict(json.loads(json.dumps(arm.as_dict()))) == arm
 
 
 @pytest.mark.parametrize(
     ("subject", "words"),
     [
-        (Subject("ceit_pica_patch4_32"), "unknown model 'ceit_pica_patch4_32'; did you mean 'ceit_pico_patch4_32'"),
-        (Subject("nowhere.py", "factory"), "must be FILE.py:factory"),
-        (Subject("nowhere.py:f", "factory"), "there is no file 'nowhere.py'"),
-        (Subject("nowhere", "checkpoint"), "there is no checkpoint 'nowhere'"),
+        (ModelSpec("ceit_pica_patch4_32"), "unknown model 'ceit_pica_patch4_32'; did you mean 'ceit_pico_patch4_32'"),
+        (ModelSpec("nowhere.py", "factory"), "must be FILE.py:factory"),
+        (ModelSpec("nowhere.py:f", "factory"), "there is no file 'nowhere.py'"),
+        (ModelSpec("nowhere", "checkpoint"), "there is no checkpoint 'nowhere'"),
     ],
 )
-def test_what_cannot_be_built_is_refused_at_once(subject: Subject, words: str) -> None:
+def test_what_cannot_be_built_is_refused_at_once(subject: ModelSpec, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         require_known(subject)
 
 
 def test_a_factory_must_make_a_module(made: Path) -> None:
     with pytest.raises(ValueError, match=r"must return a torch\.nn\.Module, not str"):
-        build(Subject(f"{made}:word", "factory"))
+        build(ModelSpec(f"{made}:word", "factory"))
     with pytest.raises(ValueError, match=r"unknown factory in .* 'goof'; did you mean 'good'"):
-        build(Subject(f"{made}:goof", "factory"))
+        build(ModelSpec(f"{made}:goof", "factory"))
     with pytest.raises(ValueError, match="cannot be measured at another size: give it a parameter img_size"):
-        build(Subject(f"{made}:bad", "factory", 4))
+        build(ModelSpec(f"{made}:bad", "factory", 4))
 
 
 def test_macs_are_counted_as_they_are_computed() -> None:
     config = config_of(PICO)
-    model, shape = build(Subject(PICO)), (3, 32, 32)
+    model, shape = build(ModelSpec(PICO)), (3, 32, 32)
     assert inference_macs(model, shape) == complexity(config).live_macs
     hidden = nn.Sequential(model)  # no CeiT by its type: counted instead
     assert inference_macs(hidden, shape) == complexity(config).live_macs
     forward, both = complexity(config).macs, training_macs(model, shape)
     stem = complexity(config).part("patch_embed.conv").macs  # needs no gradient of the image
     assert both == 3 * forward - stem
-    skipping = training_macs(build(Subject(f"{PICO},skip_dead=true")), shape)
+    skipping = training_macs(build(ModelSpec(f"{PICO},skip_dead=true")), shape)
     assert skipping == 3 * complexity(config).live_macs - stem
     assert next(model.parameters()).device.type == "cpu"
 
@@ -133,7 +134,7 @@ def test_every_product_is_the_product() -> None:
 
 def test_a_step_moves_the_weights() -> None:
     for options in ({"bf16": False}, {"bf16": True, "fused": True}):
-        model = build(Subject(PICO))
+        model = build(ModelSpec(PICO))
         before = model.get_parameter("head.weight").clone()
         training_step(model, **options)(torch.randn(2, 3, 32, 32), torch.tensor([1, 2]))
         assert not torch.equal(before, model.get_parameter("head.weight"))
@@ -145,8 +146,6 @@ def test_calls_are_as_many_and_as_long_as_asked_for() -> None:
 
 
 def test_statistics() -> None:
-    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.5
-    assert quantile([7.0], 0.99) == 7.0
     assert ratios([[2.0], [4.0], [9.0]], [[1.0], [1.0]]) == {"median": 3.0, "least": 2.0, "most": 4.0}
     assert ratios([], [[1.0]]) is None
     line = exponent([1.0, 2.0, 4.0], [3.0, 12.0, 48.0])
@@ -204,14 +203,14 @@ def test_the_chart_shows_what_there_is(tmp_path: Path) -> None:
 
 
 def test_a_process_answers_fails_and_dies_in_one_sentence(made: Path) -> None:
-    arm = Arm(Subject(f"{made}:bad", "factory"), "eager", "float32")
+    arm = Arm(ModelSpec(f"{made}:bad", "factory"), "eager", "float32")
     with Process(1, memory="kept") as process:
         with pytest.raises(ArmError, match=r"^no such luck$"):
             process.ask("build", arm=arm.as_dict())
-        good = Arm(Subject(f"{made}:good", "factory"), "eager", "float32").as_dict()
+        good = Arm(ModelSpec(f"{made}:good", "factory"), "eager", "float32").as_dict()
         assert process.ask("build", arm=good) == {"parameters": 3 * 64 * 2 + 2, "image_shape": [3, 8, 8]}
         assert process.ask("memory")["peak_bytes"] > 0
-        dies = Arm(Subject(f"{made}:dies", "factory"), "eager", "float32").as_dict()
+        dies = Arm(ModelSpec(f"{made}:dies", "factory"), "eager", "float32").as_dict()
         with pytest.raises(ArmError, match=r"^the process ended with code 3"):
             process.ask("build", arm=dies)
     assert process.process.returncode == 3
@@ -223,7 +222,7 @@ def test_only_the_packages_own_arms_keep_freed_memory() -> None:
 
 
 def test_no_process_is_started_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ceit.bench.processes.free_bytes", lambda: 2**20)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
     with pytest.raises(ArmError, match="1 MiB of memory are free, too few for one more process: measure fewer at once"):
         Process(1, memory="kept")
 
@@ -252,15 +251,15 @@ class Here:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure in this process, without pauses; other libraries than torch have no turn."""
-    monkeypatch.setattr(speed, "Process", Here)
-    monkeypatch.setattr(speed, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(speed, "STARTS", 1)
-    monkeypatch.setattr(speed, "LIBRARIES", ("torch",))
+    monkeypatch.setattr(measuring, "Process", Here)
+    monkeypatch.setattr(measuring, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "STARTS", 1)
+    monkeypatch.setattr(measuring, "LIBRARIES", ("torch",))
 
 
 @pytest.mark.usefixtures("here")
 def test_arms_are_measured_in_turns_and_failures_kept(made: Path) -> None:
-    arms = [Arm(Subject(f"{made}:{name}", "factory"), "eager", "float32") for name in ("good", "bad")]
+    arms = [Arm(ModelSpec(f"{made}:{name}", "factory"), "eager", "float32") for name in ("good", "bad")]
     settings = Settings(threads=1, batch_sizes=(2,), rounds=2, turn_seconds=0.0, gemm_sizes=(64,))
     saved: list[dict[str, Any]] = []
     result = measure(arms, settings, lambda _: None, lambda now: saved.append(json.loads(json.dumps(now))))
@@ -291,7 +290,7 @@ def test_a_plain_module_is_measured_as_it_is() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_training_and_a_fresh_process_are_measured(made: Path) -> None:
-    arms = [Arm(Subject(f"{made}:good", "factory"), "plain", "bf16")]
+    arms = [Arm(ModelSpec(f"{made}:good", "factory"), "plain", "bf16")]
     settings = Settings(
         threads=1,
         measures=("train", "deployment"),
@@ -319,7 +318,7 @@ def test_an_interrupted_run_keeps_what_it_measured(made: Path) -> None:
         if "round 2" in text:
             raise KeyboardInterrupt
 
-    arms = [Arm(Subject(f"{made}:good", "factory"), "eager", "float32")]
+    arms = [Arm(ModelSpec(f"{made}:good", "factory"), "eager", "float32")]
     settings = Settings(threads=1, batch_sizes=(1,), rounds=3, turn_seconds=0.0, gemm_sizes=(64,))
     with pytest.raises(KeyboardInterrupt):
         measure(arms, settings, say, lambda now: saved.append(json.loads(json.dumps(now))))
@@ -380,7 +379,7 @@ def test_the_command_writes_prints_and_fails_where_an_arm_failed(
         "1",
     ]
     assert ceit_cli.main(["benchmark", *words]) == 1
-    assert [(arm.subject.label, arm.backend, arm.precision) for arm in asked[0]] == [
+    assert [(arm.model.label, arm.backend, arm.precision) for arm in asked[0]] == [
         ("made:good", "plain", "float32"),
         (PICO, "eager", "float32"),
         (PICO, "openvino", "float32"),

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,14 +16,7 @@ import ceit
 from ceit.atomic import replace_files, require_place
 from ceit.inference import graphs, program_file, quantize
 from ceit.inference.example_images import ExampleImages
-from ceit.inference.exported import (
-    METADATA_KEY,
-    SUFFIXES,
-    WEIGHTS_KEY,
-    ExportedDescription,
-    Format,
-    load_exported,
-)
+from ceit.inference.exported import METADATA_KEY, SUFFIXES, WEIGHTS_KEY, ExportedDescription, Format, load_exported
 from ceit.inference.folding import fuse
 from ceit.model import CeiT
 from ceit.paths import expanded
@@ -62,10 +55,6 @@ class Report:
     agreement_percent: float
     top1_percent: float | None
     float32_top1_percent: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def export(
@@ -115,8 +104,8 @@ def export(
         for suffix, content in write(description).items():
             trial.with_suffix(suffix).write_bytes(content)
         report = _compare(model, trial, description, check)
-    described = ExportedDescription(**{**vars(description), "check": report.as_dict()})
-    replace_files({file.with_suffix(suffix): content for suffix, content in write(described).items()})
+    checked = write(replace(description, check=asdict(report)))
+    replace_files({file.with_suffix(suffix): content for suffix, content in checked.items()})
     return report
 
 
