@@ -10,6 +10,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -21,6 +22,7 @@ from ceit.data.reduced import Form, evaluation_cover, usual_crop
 from ceit.data.sources.download import copy_from_mirror
 from ceit.data.sources.folder import find_files
 from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, usual_statistics
+from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
 
 Contents = tuple[dict[str, Listing], Sequence[str]]
@@ -43,12 +45,12 @@ class PublishedSet:
     layout: tuple[str, ...]
     """What must lie in its folder, beginning with what ``read`` needs."""
     read: Callable[[Path], Contents]
-    download: Callable[[Path], object] | None = None
-    """Gets it from its owner into a folder, where it may be had without asking; archives that lie there are used."""
     form: str = ""
     """More about what lies there."""
+    downloader: str = ""
+    """Of a set that may be had without asking: the class of torchvision that gets it, unless its archives are there."""
     archives: tuple[str, ...] = ()
-    """The files that ``download`` gets."""
+    """The files that it gets."""
 
 
 def load_published(
@@ -64,7 +66,7 @@ def load_published(
     published, place = PUBLISHED[name], folder or cache_dir() / name
     root = _root(place, published)
     if missing := [entry for entry in published.layout if not (root / entry).exists()]:
-        raise ValueError(_missing_sentence(name, place, missing[0]))
+        raise ValueError(f"{name} is not in {place}, where {missing[0]} is missing: {_how_to_get(name, place)}")
     parts, class_names = published.read(root)
     _say_if_partial(name, place, parts, class_names)
     size, chans, lines = chosen_size(img_size, LARGE_SIZE), in_chans or 3, []
@@ -103,7 +105,7 @@ def fetch_published(name: str, cache: Path) -> Path:
     published, folder = PUBLISHED[name], cache / name
     if folder.is_dir():
         return folder
-    if published.download is None:
+    if not published.downloader:
         raise ValueError(f"{name} cannot be fetched: {_how_to_get(name, folder)}")
     downloads = folder.with_name(f"{name}.downloads")
     for unpacked in downloads.glob("*/*/"):  # perhaps not to the end; the archives beside it are taken up
@@ -111,8 +113,9 @@ def fetch_published(name: str, cache: Path) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     inner = published.layout[0].split("/")[0]
     failures = copy_from_mirror(published.archives, downloads / inner)
+    owner = getattr(importlib.import_module("torchvision.datasets"), published.downloader)
     try:
-        published.download(downloads)
+        owner(downloads, download=True)
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         if isinstance(error, HTTPError):
             error.close()
@@ -132,36 +135,26 @@ def _root(place: Path, published: PublishedSet) -> Path:
     return place.parent if inside else place
 
 
-def _missing_sentence(name: str, place: Path, missing: str) -> str:
-    start = f"{name} is not in {place}, where {missing} is missing"
-    if PUBLISHED[name].download is None:
-        return f"{start}: {_how_to_get(name, place)}"
-    return f"{start}: get it with `ceit data fetch {name}`, or {_what_must_lie(name, place)}"
-
-
 def _how_to_get(name: str, place: Path) -> str:
     published = PUBLISHED[name]
-    return f"its owner offers it at {published.owner} ({published.licence}); {_what_must_lie(name, place)}"
-
-
-def _what_must_lie(name: str, place: Path) -> str:
-    entries = " and ".join(PUBLISHED[name].layout) + PUBLISHED[name].form
-    return f"unpack it there, so that {place} holds {entries}, or name its place as {name}:DIR"
+    source = f"its owner offers it at {published.owner} ({published.licence});"
+    if published.downloader:
+        source = f"get it with `ceit data fetch {name}`, or"
+    entries = " and ".join(published.layout) + published.form
+    return f"{source} unpack it there, so that {place} holds {entries}, or name its place as {name}:DIR"
 
 
 def _say_if_partial(name: str, place: Path, parts: dict[str, Listing], class_names: Sequence[str]) -> None:
     published = PUBLISHED[name]
     official = {
+        "classes": published.classes,
         "training": published.train_images,
         "validation": published.validation_images,
         "test": published.test_images,
     }
-    counts = (len(parts[split].paths) if split in parts else 0 for split in ("train", "validation", "test"))
-    found = {"classes": len(class_names), **dict(zip(official, counts, strict=True))}
-    expected = {"classes": published.classes, **official}
-    if different := [
-        f"{found[what]:,} {what} of {count:,}" for what, count in expected.items() if found[what] != count
-    ]:
+    counts = [len(parts[split].paths) if split in parts else 0 for split in SPLITS]
+    pairs = zip(official.items(), [len(class_names), *counts], strict=True)
+    if different := [f"{found:,} {what} of {count:,}" for (what, count), found in pairs if found != count]:
         sentence = f"{name} in {place} is not the whole published set: {', '.join(different)}"
         Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -174,26 +167,23 @@ def _read_imagenet(root: Path) -> Contents:
     return parts, class_names
 
 
-def _read_inaturalist(year: int) -> Callable[[Path], Contents]:
-    def read(root: Path) -> Contents:
-        names, parts = {}, {}
-        for split, part in (("train", "train"), ("test", "val")):
-            path = root / f"{part}{year}.json"
-            try:
-                document = json.loads(path.read_bytes())
-                names |= {category["id"]: str(category["name"]) for category in document["categories"]}
-                files = {image["id"]: root / image["file_name"] for image in document["images"]}
-                pairs = [(files[entry["image_id"]], entry["category_id"]) for entry in document["annotations"]]
-                parts[split] = Listing(root, [file for file, _ in pairs], [names[number] for _, number in pairs])
-            except (KeyError, TypeError, ValueError) as error:
-                reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-                raise ValueError(f"{path} is no annotation file of iNaturalist ({reason}): unpack it anew") from error
-        class_names = [names[number] for number in sorted(names)]
-        if len(set(class_names)) < len(class_names):
-            raise ValueError(f"two categories in the annotation files of {root} have one name: unpack them anew")
-        return parts, class_names
-
-    return read
+def _read_inaturalist(year: int, root: Path) -> Contents:
+    names, parts = {}, {}
+    for split, part in (("train", "train"), ("test", "val")):
+        path = root / f"{part}{year}.json"
+        try:
+            document = json.loads(path.read_bytes())
+            names |= {category["id"]: str(category["name"]) for category in document["categories"]}
+            files = {image["id"]: root / image["file_name"] for image in document["images"]}
+            pairs = [(files[entry["image_id"]], entry["category_id"]) for entry in document["annotations"]]
+            parts[split] = Listing(root, [file for file, _ in pairs], [names[number] for _, number in pairs])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} is no annotation file of iNaturalist ({reason}): unpack it anew") from error
+    class_names = [names[number] for number in sorted(names)]
+    if len(set(class_names)) < len(class_names):
+        raise ValueError(f"two categories in the annotation files of {root} have one name: unpack them anew")
+    return parts, class_names
 
 
 def _read_cars(root: Path) -> Contents:
@@ -240,18 +230,6 @@ def _read_pets(root: Path) -> Contents:
     return parts, [names[number] for number in sorted(names)]
 
 
-def _download_flowers102(root: Path) -> None:
-    from torchvision.datasets import Flowers102
-
-    Flowers102(root, download=True)
-
-
-def _download_pets(root: Path) -> None:
-    from torchvision.datasets import OxfordIIITPet
-
-    OxfordIIITPet(root, download=True)
-
-
 _INATURALIST_LICENCE = "non-commercial research and education only, images may not be passed on; terms at its owner's"
 _INATURALIST_CITATION = (
     "G. Van Horn, O. Mac Aodha, Y. Song, Y. Cui, C. Sun, A. Shepard, H. Adam, P. Perona and S. Belongie, The "
@@ -283,7 +261,7 @@ PUBLISHED: dict[str, PublishedSet] = {
         citation=_INATURALIST_CITATION,
         owner="https://github.com/visipedia/inat_comp/tree/master/2018",
         layout=("train2018.json", "val2018.json", "train_val2018"),
-        read=_read_inaturalist(2018),
+        read=partial(_read_inaturalist, 2018),
     ),
     "inat2019": PublishedSet(
         title="iNaturalist 2019",
@@ -295,7 +273,7 @@ PUBLISHED: dict[str, PublishedSet] = {
         citation=f"{_INATURALIST_CITATION}; the set of the FGVC6 competition, 2019",
         owner="https://github.com/visipedia/inat_comp/tree/master/2019",
         layout=("train2019.json", "val2019.json", "train_val2019"),
-        read=_read_inaturalist(2019),
+        read=partial(_read_inaturalist, 2019),
     ),
     "cars": PublishedSet(
         title="Stanford Cars",
@@ -328,7 +306,7 @@ PUBLISHED: dict[str, PublishedSet] = {
         owner="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         layout=("flowers-102/setid.mat", "flowers-102/imagelabels.mat", "flowers-102/jpg"),
         read=_read_flowers102,
-        download=_download_flowers102,
+        downloader="Flowers102",
         archives=("102flowers.tgz", "imagelabels.mat", "setid.mat"),
     ),
     "pets": PublishedSet(
@@ -346,7 +324,7 @@ PUBLISHED: dict[str, PublishedSet] = {
             "oxford-iiit-pet/images",
         ),
         read=_read_pets,
-        download=_download_pets,
+        downloader="OxfordIIITPet",
         archives=("images.tar.gz", "annotations.tar.gz"),
     ),
 }
