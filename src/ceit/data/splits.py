@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ceit.data.cache import file_state
 from ceit.data.cut import VALIDATION_STREAM, by_content, nearest, shares_of_classes, stratified
-from ceit.data.image import image_mode, read_image
+from ceit.data.image import image_mode, read_header, read_image
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
 from ceit.data.reduced import Form, Size, usual_crop
-from ceit.data.survey import Survey, read_kept
+from ceit.data.survey import EncodedImages, Survey, read_kept
 
 
 class Split(Protocol):
@@ -86,8 +86,29 @@ class ArraySplit:
         return ArraySplit(from_pixels(self.pixels()[chosen]), self.labels[indices], keys, digests)
 
 
+class EncodedSplit(EncodedImages):
+    """Images as somebody encoded them, wherever they lie, decoded when they are needed."""
+
+    labels: Tensor
+    digests: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
+        """As a ``Split`` does."""
+        if cover is None:
+            return read_image(self.encoded(index), in_chans, name=self.name(index))
+        digest = None if self.digests is None else int(self.digests[index])
+        return read_kept(self, index, digest, Form(in_chans, cover))
+
+    def header(self, index: int) -> tuple[tuple[int, int], str]:
+        """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
+        return read_header(self.encoded(index), self.name(index))
+
+
 @dataclass(frozen=True)
-class FileSplit:
+class FileSplit(EncodedSplit):
     """Images on the disk, read when they are needed, and int64 labels ``(n,)``.
 
     A sample's key is its path relative to ``root``, without suffix; a path that lies elsewhere stays whole.
@@ -98,26 +119,14 @@ class FileSplit:
     root: Path = Path()
     digests: np.ndarray | None = None
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
-        if cover is None:
-            return read_image(self.paths[index], in_chans)
-        digest = None if self.digests is None else int(self.digests[index])
-        return read_kept(self, index, digest, Form(in_chans, cover))
-
     def encoded(self, index: int) -> bytes:
-        """The image file itself. Raises: OSError."""
         return self.paths[index].read_bytes()
 
     def state(self, index: int) -> str:
-        """A line that changes when the file does, empty if it cannot be looked at."""
         state = file_state(self.paths[index])
         return state if "\0" in state else ""
 
     def name(self, index: int) -> str:
-        """Its path."""
         return str(self.paths[index])
 
     def key(self, index: int) -> str:

@@ -4,11 +4,10 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ceit.data.audit.duplicates import BLANK_CONTRAST, Prints, find_copies, pixel_digest, prints_of, small_picture
 from ceit.data.audit.report import Copies, ImageName, Report
@@ -21,7 +20,7 @@ from ceit.data.sources.folder import listing_of
 from ceit.data.sources.layout import understand
 from ceit.data.sources.listing import LARGE_SIZE, usual_statistics
 from ceit.data.sources.shards.load import has_shards, open_shards
-from ceit.data.splits import ArraySplit, FileSplit, Split
+from ceit.data.splits import ArraySplit, EncodedSplit, FileSplit, Split
 from ceit.data.threads import BLOCK_IMAGES, each
 from ceit.paths import expanded
 
@@ -107,22 +106,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@runtime_checkable
-class _HeaderSplit(Protocol):
-    """A split that tells an image's size and mode without decoding it."""
-
-    def header(self, index: int) -> tuple[tuple[int, int], str]: ...
-
-
-@runtime_checkable
-class _EncodedSplit(Protocol):
-    """A split of images as somebody encoded them."""
-
-    def encoded(self, index: int) -> bytes: ...
-
-
-class _Look(NamedTuple):
-    """What one image showed."""
+class _Inspection(NamedTuple):
+    """What is found out about one image."""
 
     size: tuple[int, int]
     mode: str
@@ -133,19 +118,16 @@ class _Look(NamedTuple):
     """What training knows the image by; 0 in a fixed set, which it knows whole."""
 
 
-def _look(split: Split, index: int) -> _Look:
+def _inspect(split: Split, index: int) -> _Inspection:
     image = split.read(index, in_chans=3)
-    size, mode = _header(split, index, image)
-    content = digest_of(split.encoded(index)) if isinstance(split, _EncodedSplit) else 0
-    return _Look(size, mode, pixel_digest(image), small_picture(image), looks_dark_for_its_depth(image), content)
-
-
-def _header(split: Split, index: int, image: Image.Image) -> tuple[tuple[int, int], str]:
-    if isinstance(split, FileSplit):
-        return read_header(split.paths[index])
-    if isinstance(split, _HeaderSplit):
-        return split.header(index)
-    return image.size, "L" if isinstance(split, ArraySplit) and split.images.shape[1] == 1 else image.mode
+    if isinstance(split, EncodedSplit):
+        data = split.encoded(index)
+        (size, mode), content = read_header(data, split.name(index)), digest_of(data)
+    else:
+        is_grey = isinstance(split, ArraySplit) and split.images.shape[1] == 1
+        size, mode, content = image.size, "L" if is_grey else image.mode, 0
+    dark = looks_dark_for_its_depth(image)
+    return _Inspection(size, mode, pixel_digest(image), small_picture(image), dark, content)
 
 
 @dataclass
@@ -163,18 +145,18 @@ class _Reading:
 
     def read(self, number: int, name: str, split: Split) -> None:
         """Reads one split, keeping of each image its prints."""
-        waiting: list[_Look] = []
-        for index, look in each(lambda index: _look(split, index), range(len(split)), f"reading {name}"):
-            if isinstance(look, str):
-                self.unreadable.append(self._name(number, index, look))
+        waiting: list[_Inspection] = []
+        for index, found in each(lambda index: _inspect(split, index), range(len(split)), f"reading {name}"):
+            if isinstance(found, str):
+                self.unreadable.append(self._name(number, index, found))
                 continue
             self.places.append((number, index))
-            self.contents.append(look.content)
-            self.modes[look.mode] += 1
-            self.sizes.add(look.size)
-            if look.dark:
+            self.contents.append(found.content)
+            self.modes[found.mode] += 1
+            self.sizes.add(found.size)
+            if found.dark:
                 self.dark.append(self._name(number, index))
-            waiting.append(look)
+            waiting.append(found)
             if len(waiting) == BLOCK_IMAGES:
                 self._keep(waiting)
         self._keep(waiting)
@@ -207,8 +189,9 @@ class _Reading:
             layout=self.found.layout,
             remarks=self.found.remarks,
         )
-        told = "train" in splits and report.untrained_classes
-        return report if told or self.found.is_fixed else replace(report, refusal=self._refusal(report))
+        if self.found.is_fixed or ("train" in splits and report.untrained_classes):  # which is an error of its own
+            return report
+        return replace(report, refusal=self._refusal(report))
 
     def _refusal(self, report: Report) -> str:
         """Why training would not take the images that can be read; empty if it would."""
@@ -231,8 +214,8 @@ class _Reading:
             return str(error)
         return ""
 
-    def _keep(self, waiting: list[_Look]) -> None:
-        self.prints.append(prints_of([look.picture for look in waiting], [look.digest for look in waiting]))
+    def _keep(self, waiting: list[_Inspection]) -> None:
+        self.prints.append(prints_of([image.picture for image in waiting], [image.digest for image in waiting]))
         waiting.clear()
 
     def _split(self, number: int) -> tuple[str, Split]:

@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ceit.data.cache import file_state
-from ceit.data.image import read_header, read_image
 from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice, chosen_size
-from ceit.data.reduced import Form, Size
 from ceit.data.sources.listing import broken_sentence, usual_geometry, usual_statistics
 from ceit.data.sources.split_names import SPLITS, split_of
-from ceit.data.splits import Split, readable
-from ceit.data.survey import form_for, read_kept, survey
+from ceit.data.splits import EncodedSplit, Split, readable
+from ceit.data.survey import form_for, survey
 from ceit.paths import expanded
 
 if TYPE_CHECKING:
@@ -27,7 +24,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
 @dataclass(frozen=True)
-class HubSplit:
+class HubSplit(EncodedSplit):
     """Images in a table, decoded when they are needed: sample ``i`` is row ``numbers[i]``, and that is its key.
 
     The table lies in files mapped into memory, which worker processes share.
@@ -41,15 +38,6 @@ class HubSplit:
     digests: np.ndarray | None = None
     table_state: str = ""
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
-        if cover is None:
-            return read_image(self.encoded(index), in_chans, name=self.name(index))
-        digest = None if self.digests is None else int(self.digests[index])
-        return read_kept(self, index, digest, Form(in_chans, cover))
-
     def key(self, index: int) -> str:
         return str(int(self.numbers[index]))
 
@@ -58,16 +46,11 @@ class HubSplit:
         return replace(self, numbers=self.numbers[indices], labels=self.labels[indices], digests=digests)
 
     def encoded(self, index: int) -> bytes:
-        """The image file itself, empty where there is none."""
+        """Empty where there is none."""
         cell = self.rows[int(self.numbers[index])][self.column] or {"bytes": b"", "path": None}
         return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
 
-    def header(self, index: int) -> tuple[tuple[int, int], str]:
-        """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
-        return read_header(self.encoded(index), self.name(index))
-
     def name(self, index: int) -> str:
-        """What messages call it."""
         return f"row {self.key(index)} of {self.place}"
 
     def state(self, index: int) -> str:

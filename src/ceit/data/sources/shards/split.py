@@ -10,15 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
 from ceit.data.cache import file_state
-from ceit.data.image import BrokenImageError, read_header, read_image
-from ceit.data.reduced import Form, Size
-from ceit.data.survey import read_kept
+from ceit.data.image import BrokenImageError
+from ceit.data.splits import EncodedSplit
 
 _OPEN_SHARDS = 128  # at once in a process
 
@@ -72,17 +70,14 @@ class SampleTable:
 
 
 @dataclass(frozen=True, eq=False)
-class ShardSplit:
-    """Samples in shards, read when they are needed: a ``Split``. Sample ``i`` is row ``rows[i]`` of the table."""
+class ShardSplit(EncodedSplit):
+    """Samples in shards, read when they are needed. Sample ``i`` is row ``rows[i]`` of the table."""
 
     shards: tuple[Path, ...]
     table: SampleTable
     rows: np.ndarray
     labels: Tensor
     digests: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     @property
     def shard_of(self) -> np.ndarray:
@@ -92,27 +87,15 @@ class ShardSplit:
     def key(self, index: int) -> str:
         return self.table.key(int(self.rows[index]))
 
-    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
-        if cover is None:
-            return read_image(self.encoded(index), in_chans, name=self.name(index))
-        digest = None if self.digests is None else int(self.digests[index])
-        return read_kept(self, index, digest, Form(in_chans, cover))
-
-    def header(self, index: int) -> tuple[tuple[int, int], str]:
-        """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
-        return read_header(self.encoded(index), self.name(index))
-
     def name(self, index: int) -> str:
-        """What messages call it."""
         return f"sample {self.key(index)} of {self._shard(index)}"
 
     def state(self, index: int) -> str:
-        """A line that changes when the shard does."""
         row = self.rows[index]
         return f"{file_state(self._shard(index))}\0{self.table.offset[row]}\0{self.table.size[row]}"
 
     def encoded(self, index: int) -> bytes:
-        """The image file itself. Raises: BrokenImageError if the shard ends before it does."""
+        """Raises: BrokenImageError if the shard ends before the image does."""
         row = int(self.rows[index])
         size = int(self.table.size[row])
         data = _opened(self._shard(index)).read(size, int(self.table.offset[row]))

@@ -9,7 +9,6 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -19,20 +18,11 @@ from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.random_bits import shuffled
 from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, write_index
 from ceit.data.sources.shards.split import SampleTable
-from ceit.data.splits import FileSplit, ImageDataset, Split
+from ceit.data.splits import EncodedSplit, FileSplit, ImageDataset, Split
 
 SHARD_BYTES = 256 * 2**20
 _ORDER_EPOCH = -2  # no epoch of training has this number, nor has the cut of a split
 _SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of Pillow's formats whose suffix is not their name
-
-
-@runtime_checkable
-class EncodedSplit(Protocol):
-    """A split that has its images as files, if not on the disk."""
-
-    def encoded(self, index: int) -> bytes:
-        """The image file."""
-        ...
 
 
 def write_shards(
