@@ -18,7 +18,7 @@ from ceit.data.pixels import looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.folder import listing_of
 from ceit.data.sources.layout import understand
-from ceit.data.sources.listing import LARGE_SIZE, usual_statistics
+from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
 from ceit.data.sources.shards.load import has_shards, open_shards
 from ceit.data.splits import ArraySplit, EncodedSplit, FileSplit, Split
 from ceit.data.threads import BLOCK_IMAGES, each
@@ -35,8 +35,8 @@ def check(data: str | Path) -> Report:
     """
     found = _find(str(data))
     reading = _Reading(found)
-    for number, (name, split) in enumerate(found.splits.items()):
-        reading.read(number, name, split)
+    for name in found.splits:
+        reading.read(name)
     return reading.report()
 
 
@@ -53,10 +53,10 @@ class _Found:
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     skipped: tuple[str, ...] = ()
-    changed_shards: tuple[str, ...] = ()
-    layout: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     is_fixed: bool = False
+    changed_shards: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
 
 
 def _find(data: str) -> _Found:
@@ -66,37 +66,23 @@ def _find(data: str) -> _Found:
     found = load_images(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
     order = [name for name in ("train", "validation", "test", UNSPLIT) if name in found.parts]
     splits = {name: found.parts[name] for name in order}
-    return _Found(
-        found.name,
-        found.place,
-        found.class_names,
-        splits,
-        found.skipped,
-        remarks=found.remarks,
-        is_fixed=found.is_fixed,
-    )
+    return _Found(found.name, found.place, found.class_names, splits, found.skipped, found.remarks, found.is_fixed)
 
 
 def _find_folder(root: Path) -> _Found:
     layout = understand(root)
     names = tuple(sorted({name for part in layout.splits.values() for name in part.classes}))
     splits = {split: listing_of(part.folder, part.classes).split(names) for split, part in layout.splits.items()}
-    return _Found(
-        root.resolve().name,
-        f"folder {root}",
-        names,
-        dict(splits),
-        layout=tuple(layout.lines()),
-        remarks=layout.remarks,
-    )
+    lines = tuple(layout.lines())
+    return _Found(root.resolve().name, f"folder {root}", names, dict(splits), layout=lines, remarks=layout.remarks)
 
 
 def _find_shards(root: Path) -> _Found:
     found = open_shards(root)
     splits: dict[str, Split] = {name: found.samples.subset(torch.from_numpy(rows)) for name, rows in found.rows.items()}
-    hashes = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
-    results = each(lambda name: _sha256(root / name) == hashes[name], list(hashes), "hashing shards")
-    changed = tuple(name for name, same in results if same is not True)
+    written = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
+    hashes = each(lambda name: _sha256(root / name), list(written), "hashing shards")
+    changed = tuple(name for name, sha256 in hashes if sha256 != written[name])
     place = f"the folder of shards {root}"
     return _Found(found.index.name, place, found.index.class_names, splits, changed_shards=changed)
 
@@ -132,10 +118,10 @@ def _inspect(split: Split, index: int) -> _Inspection:
 
 @dataclass
 class _Reading:
-    """The images read so far; ``places`` has split number and index of each, ``contents`` its digest."""
+    """The images read so far; ``places`` has split and index of each, ``contents`` its digest."""
 
     found: _Found
-    places: list[tuple[int, int]] = field(default_factory=list)
+    places: list[tuple[str, int]] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
     prints: list[Prints] = field(default_factory=list)
     unreadable: list[ImageName] = field(default_factory=list)
@@ -143,19 +129,20 @@ class _Reading:
     modes: Counter[str] = field(default_factory=Counter)
     sizes: set[tuple[int, int]] = field(default_factory=set)
 
-    def read(self, number: int, name: str, split: Split) -> None:
+    def read(self, name: str) -> None:
         """Reads one split, keeping of each image its prints."""
+        split = self.found.splits[name]
         waiting: list[_Inspection] = []
         for index, found in each(lambda index: _inspect(split, index), range(len(split)), f"reading {name}"):
             if isinstance(found, str):
-                self.unreadable.append(self._name(number, index, found))
+                self.unreadable.append(self._name(name, index, found))
                 continue
-            self.places.append((number, index))
+            self.places.append((name, index))
             self.contents.append(found.content)
             self.modes[found.mode] += 1
             self.sizes.add(found.size)
             if found.dark:
-                self.dark.append(self._name(number, index))
+                self.dark.append(self._name(name, index))
             waiting.append(found)
             if len(waiting) == BLOCK_IMAGES:
                 self._keep(waiting)
@@ -165,12 +152,9 @@ class _Reading:
         """What all splits have shown."""
         splits = tuple(self.found.splits)
         counts = {name: dict.fromkeys(splits, 0) for name in self.found.class_names}
-        for number, (name, split) in enumerate(self.found.splits.items()):
-            labels = split.labels[[index for place, index in self.places if place == number]]
-            for class_name, count in zip(
-                self.found.class_names, torch.bincount(labels, minlength=len(counts)).tolist(), strict=True
-            ):
-                counts[class_name][name] = count
+        labels = {name: split.labels.tolist() for name, split in self.found.splits.items()}
+        for name, index in self.places:
+            counts[self.found.class_names[labels[name][index]]][name] += 1
         prints = Prints.joined(self.prints)
         skipped = [ImageName("", line, "") for line in self.found.skipped]
         in_order = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
@@ -198,14 +182,14 @@ class _Reading:
         kept = [number for number, name in enumerate(report.counts) if name not in report.empty_classes]
         numbers = torch.full((len(report.counts),), -1)
         numbers[torch.tensor(kept, dtype=torch.int64)] = torch.arange(len(kept))
-        of_split, contents = np.array([number for number, _ in self.places]), np.array(self.contents, np.uint64)
         parts: dict[str, Split] = {}
-        for number, (name, split) in enumerate(self.found.splits.items()):
+        for name, split in self.found.splits.items():
             if not len(split):  # a split that shards only tell of
                 continue
-            good = np.flatnonzero(of_split == number)
+            good = [i for i, (place, _) in enumerate(self.places) if place == name]
             part = split.subset(torch.tensor([self.places[i][1] for i in good], dtype=torch.int64))
-            parts[name] = replace(part, labels=numbers[part.labels], digests=contents[good])
+            digests = np.array([self.contents[i] for i in good], np.uint64)
+            parts[name] = replace(part, labels=numbers[part.labels], digests=digests)
         class_names = tuple(self.found.class_names[number] for number in kept)
         statistics = usual_statistics(3)
         try:
@@ -218,21 +202,17 @@ class _Reading:
         self.prints.append(prints_of([image.picture for image in waiting], [image.digest for image in waiting]))
         waiting.clear()
 
-    def _split(self, number: int) -> tuple[str, Split]:
-        return list(self.found.splits.items())[number]
-
     def _picture(self, place: int) -> np.ndarray:
-        number, index = self.places[place]
-        return small_picture(self._split(number)[1].read(index, in_chans=3))
+        name, index = self.places[place]
+        return small_picture(self.found.splits[name].read(index, in_chans=3))
 
     def _copies(self, prints: Prints, group: list[int]) -> Copies:
         digests = {prints.digest[i].tobytes() for i in group}
         return Copies(len(digests) == 1, tuple(self._name(*self.places[i]) for i in group))
 
-    def _name(self, number: int, index: int, note: str = "") -> ImageName:
-        split_name, split = self._split(number)
+    def _name(self, split_name: str, index: int, note: str = "") -> ImageName:
+        split = self.found.splits[split_name]
         name = split.key(index)
         if isinstance(split, FileSplit):
-            path = split.paths[index]
-            name = (path.relative_to(split.root) if path.is_relative_to(split.root) else path).as_posix()
+            name = shown_path(split.paths[index], split.root).as_posix()
         return ImageName(split_name, name, self.found.class_names[int(split.labels[index])], note)
