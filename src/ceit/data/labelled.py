@@ -1,18 +1,14 @@
 """Labelled images as a source found them, before any is trained on, and how they become a data set."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ceit.data.cut import tenths_by_content, tenths_by_place
-from ceit.data.reduced import Size
 from ceit.data.splits import ArraySplit, ImageDataset, Split, channel_statistics
 from ceit.messages import unknown
-
-SizeChoice = Size | Callable[[Size], Size] | None
-"""The size ``(H, W)`` that images are asked for: one, or one that follows from their own, or their own."""
 
 UNSPLIT = "all"
 """What the one part of a set is called that does not say what trains and what tests."""
@@ -53,11 +49,6 @@ class LabelledSet:
     def reported(self) -> str:
         """The part that is set apart for testing: without ``test`` it is ``validation``, as in ImageNet."""
         return "test" if "test" in self.parts else "validation"
-
-
-def chosen_size(asked: SizeChoice, own: Size) -> Size:
-    """The size that images of this size of their own are brought to."""
-    return asked(own) if callable(asked) else asked or own
 
 
 def of_classes(found: LabelledSet, classes: Sequence[str]) -> LabelledSet:

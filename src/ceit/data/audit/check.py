@@ -16,7 +16,6 @@ from ceit.data.image import read_header
 from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset
 from ceit.data.pixels import looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images, place_of
-from ceit.data.sources.folder import listing_of
 from ceit.data.sources.layout import understand
 from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
 from ceit.data.sources.shards.load import has_shards, open_shards
@@ -72,7 +71,7 @@ def _find(data: str) -> _Found:
 def _find_folder(root: Path) -> _Found:
     layout = understand(root)
     names = tuple(sorted({name for part in layout.splits.values() for name in part.classes}))
-    splits = {split: listing_of(part.folder, part.classes).split(names) for split, part in layout.splits.items()}
+    splits = {split: part.listing.split(names) for split, part in layout.splits.items()}
     lines = tuple(layout.lines())
     return _Found(root.resolve().name, f"folder {root}", names, dict(splits), layout=lines, remarks=layout.remarks)
 

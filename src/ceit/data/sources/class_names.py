@@ -10,7 +10,7 @@ def class_name(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def look(name: str) -> str:
+def folded(name: str) -> str:
     """The same for names that differ in case or spaces alone, which are easily taken for each other."""
     return " ".join(class_name(name).casefold().split())
 
@@ -18,5 +18,5 @@ def look(name: str) -> str:
 def alike(names: Iterable[str]) -> list[str]:
     """Those that look like another of them, sorted."""
     names = sorted(names)
-    looks = Counter(map(look, names))
-    return [name for name in names if looks[look(name)] > 1]
+    looks = Counter(map(folded, names))
+    return [name for name in names if looks[folded(name)] > 1]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ceit.data.cache import file_state
-from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice, chosen_size
+from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.listing import broken_sentence, usual_geometry, usual_statistics
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.splits import EncodedSplit, Split, readable
 from ceit.data.survey import form_for, survey
@@ -58,7 +59,7 @@ class HubSplit(EncodedSplit):
         return f"{self.table_state}\0{self.key(index)}" if self.table_state else ""
 
 
-def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_hub(name: str, options: LoadOptions) -> LabelledSet:
     """The data set ``name`` of the Hugging Face Hub, or in a folder: saved by ``save_to_disk``, or Parquet files.
 
     The images are those of the one column of type Image; the labels the first column of type ClassLabel, or else the
@@ -82,8 +83,8 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
         for split, numbers in labels.items()
     }
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
-    usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), in_chans)
-    size = chosen_size(img_size, usual_size)
+    usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), options.in_chans)
+    size = options.size_for(usual_size)
     form = form_for(len(everything), size, chans)
     splits: dict[str, Split] = {}
     lines: list[str] = []
@@ -91,7 +92,7 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
         found = survey(part, form)
         splits[split] = readable(replace(part, digests=found.digests), found, np.arange(len(part)))
         lines += [f"{split} {part.key(row)} ({reason})" for row, reason in found.broken.items()]
-    if lines and not skip_broken:
+    if lines and not options.skip_broken:
         raise ValueError(broken_sentence(lines, sum(map(len, parts.values()))))
     mean, std = usual_statistics(chans)
     info = first.info

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ceit.data.labelled import UNSPLIT
-from ceit.data.sources.class_names import alike, class_name, look
+from ceit.data.sources.class_names import alike, class_name, folded
+from ceit.data.sources.listing import Listing
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.sources.walk import Folder, open_folder, passed_over_line, printable
 
@@ -31,6 +32,12 @@ class SplitFolder:
     def images(self) -> int:
         """How many there are, readable or not."""
         return sum(map(len, self.classes.values()))
+
+    @property
+    def listing(self) -> Listing:
+        """The images of all classes, class by class."""
+        paths = [path for images in self.classes.values() for path in images]
+        return Listing(self.folder, paths, [name for name, images in self.classes.items() for _ in images])
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,9 @@ def has_class_folders(root: Path) -> bool:
     return len(filled) > 1 or any(folder.filled for folder in filled)
 
 
-def class_files(folder: Path) -> dict[str, list[Path]]:
-    """The images of each class folder in ``folder``. Raises: as ``understand``, for what is wrong with classes."""
-    return _classes(open_folder(folder), folder, [])
+def read_split(folder: Path) -> SplitFolder:
+    """The class folders in ``folder``. Raises: as ``understand``, for what is wrong with classes."""
+    return SplitFolder(folder, _classes(open_folder(folder), folder, []))
 
 
 def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
@@ -196,7 +203,7 @@ def _refuse_nested_splits(folder: Folder) -> None:
             f"test, with a folder of images for each class inside; if they are classes, list the images in {_TABLE}"
         )
     nested = [child for child in folder.folders if not child.images and child.filled]
-    inside = [{look(inner.name) for inner in _unwrapped(child).filled} for child in nested]
+    inside = [{folded(inner.name) for inner in _unwrapped(child).filled} for child in nested]
     times = Counter(name for names in inside for name in names)
     shared = [name for name, count in times.items() if count > 1]
     if len(times) > 1 and len(shared) * 2 >= len(times):
@@ -221,10 +228,10 @@ def _refuse_other_spellings(splits: dict[str, SplitFolder], root: Path) -> None:
     """A class that is written in another way where it is trained is one class to people, two to a table of names."""
     if "train" not in splits:
         return
-    trained = {look(name): name for name, images in splits["train"].classes.items() if images}
+    trained = {folded(name): name for name, images in splits["train"].classes.items() if images}
     for split, part in splits.items():
         for name, images in part.classes.items():
-            known = trained.get(look(name), name)
+            known = trained.get(folded(name), name)
             if images and name not in splits["train"].classes and known != name:
                 raise ValueError(
                     f"class {known!r} of folder {root} is called {name!r} in {split}: rename one of the two"

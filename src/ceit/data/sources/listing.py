@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from ceit.data.image import read_header
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size, require_classes
+from ceit.data.labelled import LabelledSet, require_classes
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.reduced import IN_MEMORY_SIDE
+from ceit.data.sources.options import LoadOptions
 from ceit.data.splits import FileSplit, readable
 from ceit.data.survey import form_for, survey
 from ceit.data.threads import each
@@ -58,12 +59,9 @@ class Listing:
 def load_files(
     listings: Mapping[str, Listing],
     place: Path,
-    img_size: SizeChoice,
-    in_chans: int | None,
-    skip_broken: bool,
+    options: LoadOptions,
     order: Callable[[str], Any] = str,
     remarks: Sequence[str] = (),
-    classes: Sequence[str] | None = None,
 ) -> LabelledSet:
     """The set of files listed under ``train``, ``validation`` and ``test``, or ``all``; they lie in or below ``place``.
 
@@ -75,17 +73,17 @@ def load_files(
 
     Raises: ValueError if, unless ``skip_broken``, files cannot be read, and as ``require_classes``.
     """
-    if classes is not None:
+    if options.classes is not None:
         there = {name for listing in listings.values() for name in listing.class_names}
-        require_classes(classes, there, place.resolve().name)
-        listings = {split: listing.of_classes(set(classes)) for split, listing in listings.items()}
+        require_classes(options.classes, there, place.resolve().name)
+        listings = {split: listing.of_classes(set(options.classes)) for split, listing in listings.items()}
     paths = [path for listing in listings.values() for path in listing.paths]
-    usual_size, chans = usual_geometry(paths, read_header, in_chans)
-    size = chosen_size(img_size, usual_size)
+    usual_size, chans = usual_geometry(paths, read_header, options.in_chans)
+    size = options.size_for(usual_size)
     files = FileSplit(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
     found = survey(files, form_for(len(paths), size, chans))
     lines = tuple(f"{shown_path(paths[number], place)} ({reason})" for number, reason in found.broken.items())
-    if lines and not skip_broken:
+    if lines and not options.skip_broken:
         raise ValueError(broken_sentence(lines, len(paths)))
     first, rows, kept = 0, {}, {}
     for split, listing in listings.items():

@@ -7,23 +7,24 @@ import numpy as np
 import torch
 
 from ceit.data.cache import cache_dir
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
+from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_unpacked
 from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.options import LoadOptions
 from ceit.data.splits import ArraySplit, channel_statistics, from_pixels, resized
 
 
-def load_named(name: str, folder: Path | None, img_size: SizeChoice, in_chans: int | None) -> LabelledSet:
+def load_named(name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
     """The set ``name`` out of the cache, or of a folder that holds the files of its owner's archives.
 
     It has its own size and channels unless given. Raises: ValueError if it was not fetched, or lies not in the folder.
     """
     named = SETS[name]
     arrays = _stored(name) if folder is None else _unpacked(name, folder)
-    size = chosen_size(img_size, named.image_shape[:2])
-    train, test = (_split(arrays, part, size, in_chans or named.image_shape[2]) for part in ("train", "test"))
+    size = options.size_for(named.image_shape[:2])
+    train, test = (_split(arrays, part, size, options.in_chans or named.image_shape[2]) for part in ("train", "test"))
     mean, std = channel_statistics(train.pixels())
     return LabelledSet(
         name=name,

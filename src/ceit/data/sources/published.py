@@ -17,11 +17,12 @@ from urllib.error import HTTPError
 from rich.console import Console
 
 from ceit.data.cache import cache_dir
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
+from ceit.data.labelled import LabelledSet
 from ceit.data.reduced import Form, evaluation_cover, usual_crop
 from ceit.data.sources.download import copy_from_mirror
-from ceit.data.sources.folder import find_files
+from ceit.data.sources.layout import read_split
 from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, usual_statistics
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
 
@@ -53,9 +54,7 @@ class PublishedSet:
     """The files that it gets."""
 
 
-def load_published(
-    name: str, folder: Path | None, img_size: SizeChoice, in_chans: int | None, skip_broken: bool
-) -> LabelledSet:
+def load_published(name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
     """The set ``name`` out of ``folder`` or the cache, by default at 224 px and in colour.
 
     A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is read once, see
@@ -69,8 +68,8 @@ def load_published(
         raise ValueError(f"{name} is not in {place}, where {missing[0]} is missing: {_how_to_get(name, place)}")
     parts, class_names = published.read(root)
     _say_if_partial(name, place, parts, class_names)
-    size, chans, lines = chosen_size(img_size, LARGE_SIZE), in_chans or 3, []
-    if skip_broken:
+    size, chans, lines = options.size_for(LARGE_SIZE), options.in_chans or 3, []
+    if options.skip_broken:
         kept = {}
         for split, part in parts.items():
             found = survey(part.split(class_names), Form(chans, evaluation_cover(size, usual_crop(size))))
@@ -160,7 +159,9 @@ def _say_if_partial(name: str, place: Path, parts: dict[str, Listing], class_nam
 
 
 def _read_imagenet(root: Path) -> Contents:
-    parts = {"train": find_files(root / "train"), "test": find_files(root / "val")}
+    parts = {split: read_split(root / folder).listing for split, folder in (("train", "train"), ("test", "val"))}
+    if empty := [part.root for part in parts.values() if not part.paths]:
+        raise ValueError(f"folder {empty[0]} has no images: it must hold a folder of images for each class")
     class_names = sorted(set(parts["train"].class_names))
     if strange := set(parts["test"].class_names) - set(class_names):
         raise ValueError(f"class {min(strange)!r} of {root} is in val but not in train: add it or remove it")

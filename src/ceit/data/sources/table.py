@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice
+from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.class_names import alike, class_name
 from ceit.data.sources.columns import Columns, read_columns
 from ceit.data.sources.listing import Listing, load_files, shown_path
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import split_name, split_of
 
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -21,13 +22,7 @@ SPLIT_COLUMN = "split"
 _FIRST_FILES = 100  # of which one must be there
 
 
-def load_labels(
-    path: Path,
-    img_size: SizeChoice,
-    in_chans: int | None,
-    skip_broken: bool,
-    classes: Sequence[str] | None = None,
-) -> LabelledSet:
+def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
     """The set whose images a table names, one a row, by paths relative to the table.
 
     Column ``path`` (or ``file``, ``filename``, ``filepath``, ``image``) is the image, ``label`` (``class``, ``target``)
@@ -55,7 +50,7 @@ def load_labels(
     listing = Listing(path.parent, places, labels)
     parts = {split: listing.take(i for i in kept if splits[i] == split) for split in dict.fromkeys(splits)}
     order = _value if all(re.fullmatch("-?[0-9]+", label) for label in labels) else str
-    return load_files(parts, path, img_size, in_chans, skip_broken, order, remarks, classes)
+    return load_files(parts, path, options, order, remarks)
 
 
 def _value(label: str) -> tuple[int, str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
+from ceit.data.labelled import LabelledSet
 from ceit.data.sources.layout import has_class_folders
 from ceit.data.sources.listing import broken_sentence, usual_statistics
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.shards.foreign import find_shards, scan_shards
 from ceit.data.sources.shards.index import INDEX, ShardSet, is_written_here, read_index, shard_set
 from ceit.data.sources.shards.split import forget_open_shards
@@ -45,7 +46,7 @@ def open_shards(root: Path) -> ShardSet:
     return shard_set(root, index, table, checked=True)
 
 
-def load_shards(root: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
     """The set in the shards of ``root``: the same samples in the same order as where they were written from.
 
     Shards of others are scanned once: see ``foreign``. Up to 64 px all images are held in memory, as those of a folder
@@ -55,14 +56,14 @@ def load_shards(root: Path, img_size: SizeChoice, in_chans: int | None, skip_bro
     """
     found = open_shards(root)
     index, samples = found.index, found.samples
-    size, chans = chosen_size(img_size, index.img_size), in_chans or len(index.mean)
+    size, chans = options.size_for(index.img_size), options.in_chans or len(index.mean)
     form = form_for(len(samples), size, chans)
     if found.checked and samples.digests is not None and form.size is None:
         surveyed = Survey(samples.digests, {}, None)  # whoever wrote the shards had read the images
     else:
         surveyed = survey(samples, form)
     lines = [f"{samples.key(row)} of {_shard_name(found, row)} ({why})" for row, why in surveyed.broken.items()]
-    if lines and not skip_broken:
+    if lines and not options.skip_broken:
         raise ValueError(broken_sentence(lines, len(samples)))
     samples = replace(samples, digests=surveyed.digests)
     parts = {
