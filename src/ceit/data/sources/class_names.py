@@ -11,12 +11,11 @@ def class_name(text: str) -> str:
 
 
 def folded(name: str) -> str:
-    """The same for names that differ in case or spaces alone, which are easily taken for each other."""
+    """Without case and spaces: the same for names that are easily taken for each other."""
     return " ".join(class_name(name).casefold().split())
 
 
 def alike(names: Iterable[str]) -> list[str]:
-    """Those that look like another of them, sorted."""
-    names = sorted(names)
-    looks = Counter(map(folded, names))
-    return [name for name in names if looks[folded(name)] > 1]
+    """Those that differ from another of them in case or spaces alone, sorted."""
+    counts = Counter(map(folded, names := list(names)))
+    return sorted(name for name in names if counts[folded(name)] > 1)
