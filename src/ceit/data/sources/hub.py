@@ -75,13 +75,9 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
     tables = _open(name, place, remarks)
     first = next(iter(tables.values()))
     column, label_column = _columns(name, first, remarks)
-    class_names, labels = _labels(
-        name, {split: table.select_columns([label_column]) for split, table in tables.items()}, remarks
-    )
-    parts = {
-        split: _split(f"{name} {split}", _encoded(tables[split], column), column, numbers)
-        for split, numbers in labels.items()
-    }
+    cells = {split: _cells(table, label_column) for split, table in tables.items()}
+    class_names, labels = _labels(name, first.features[label_column], cells, remarks)
+    parts = {split: _split(f"{name} {split}", tables[split], column, labels[split]) for split in labels}
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
     usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), options.in_chans)
     size = options.size_for(usual_size)
@@ -96,6 +92,7 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
         raise ValueError(broken_sentence(lines, sum(map(len, parts.values()))))
     mean, std = usual_statistics(chans)
     info = first.info
+    page = info.homepage or ("where it came from" if place.is_dir() else f"https://huggingface.co/datasets/{name}")
     return LabelledSet(
         name=place.resolve().name if place.is_dir() else name,
         place=f"{PREFIX}{name}",
@@ -104,7 +101,7 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
         mean=mean,
         std=std,
         img_size=size,
-        licence=info.license or f"none stated; see {info.homepage or _page(name, place)}",
+        licence=info.license or f"none stated; see {page}",
         citation=" ".join((info.citation or "").split()),
         skipped=tuple(lines),
         remarks=tuple(remarks),
@@ -169,27 +166,25 @@ def _is_plain(feature: Any) -> bool:
 
 
 def _labels(
-    name: str, tables: dict[str, "datasets.Dataset"], remarks: list[str]
+    name: str, feature: Any, cells: dict[str, list[Any]], remarks: list[str]
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Class names, and the labels of every split that is labelled; others are said."""
     import datasets
 
-    (feature,) = next(iter(tables.values())).features.values()
-    cells = {split: _cells(table) for split, table in tables.items()}
     unlabelled = [split for split, column in cells.items() if split != "train" and not any(map(_is_label, column))]
     remarks += [f"left out: {split}, {len(cells.pop(split)):,} images without labels" for split in unlabelled]
     for split, column in cells.items():
         if bare := sum(not _is_label(cell) for cell in column):
             raise ValueError(f"{bare} of {len(column)} images of {PREFIX}{name} {split} have no label: remove them")
     if isinstance(feature, datasets.ClassLabel):
-        class_names = tuple(feature.names)
-        numbers = {number: number for number in range(len(class_names))}
+        values, class_names = range(len(feature.names)), feature.names
     else:
-        values = sorted({cell for column in cells.values() for cell in column})
-        class_names = tuple(map(str, values))
-        numbers = {value: number for number, value in enumerate(values)}
-    labels = {split: [numbers[cell] for cell in column] for split, column in cells.items()}
-    return class_names, {split: torch.tensor(column, dtype=torch.int64) for split, column in labels.items()}
+        values = class_names = sorted({cell for column in cells.values() for cell in column})
+    numbers = {value: number for number, value in enumerate(values)}
+    labels = {
+        split: torch.tensor([numbers[cell] for cell in column], dtype=torch.int64) for split, column in cells.items()
+    }
+    return tuple(map(str, class_names)), labels
 
 
 def _is_label(cell: Any) -> bool:
@@ -197,24 +192,16 @@ def _is_label(cell: Any) -> bool:
     return cell is not None and (isinstance(cell, str) or cell >= 0)
 
 
-def _cells(table: "datasets.Dataset") -> list[Any]:
-    """All cells of a table's only column."""
-    (cells,) = table.with_format(None)[:].values()
-    return cells
+def _cells(table: "datasets.Dataset", column: str) -> list[Any]:
+    """A whole column, as Python's own values."""
+    return table.select_columns([column]).with_format(None)[:][column]
 
 
-def _encoded(table: "datasets.Dataset", column: str) -> "datasets.Dataset":
+def _split(place: str, table: "datasets.Dataset", column: str, labels: Tensor) -> HubSplit:
     """The images as files, for ``read_image`` to decode."""
     import datasets
 
-    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-
-
-def _split(place: str, rows: "datasets.Dataset", column: str, labels: Tensor) -> HubSplit:
+    rows = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     files = [file_state(file["filename"]) for file in rows.cache_files]
     state = f"{place} {column} {len(rows)} {files}" if files else ""
     return HubSplit(place, rows, column, torch.arange(len(labels)), labels, table_state=state)
-
-
-def _page(name: str, place: Path) -> str:
-    return "where it came from" if place.is_dir() else f"https://huggingface.co/datasets/{name}"
