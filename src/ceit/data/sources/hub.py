@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ceit.data.cache import file_state
 from ceit.data.labelled import UNSPLIT, LabelledSet
-from ceit.data.sources.listing import broken_sentence, usual_geometry, usual_statistics
+from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.splits import EncodedSplit, Split, readable
@@ -88,8 +88,7 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
         found = survey(part, form)
         splits[split] = readable(replace(part, digests=found.digests), found, np.arange(len(part)))
         lines += [f"{split} {part.key(row)} ({reason})" for row, reason in found.broken.items()]
-    if lines and not options.skip_broken:
-        raise ValueError(broken_sentence(lines, sum(map(len, parts.values()))))
+    options.require_whole(lines, len(everything))
     mean, std = usual_statistics(chans)
     info = first.info
     page = info.homepage or ("where it came from" if place.is_dir() else f"https://huggingface.co/datasets/{name}")

@@ -22,7 +22,6 @@ from ceit.data.threads import each
 LARGE_SIZE = (224, 224)  # what images above IN_MEMORY_SIDE are brought to unless asked otherwise
 
 _PROBED_IMAGES = 1000  # of a set, to find its usual size and channels
-_NAMED_IMAGES = 3  # of the broken ones, in an error
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _IMAGENET_GREY = ((0.449,), (0.226,))  # mean and std of its luminance
 
@@ -48,12 +47,9 @@ class Listing:
 
     def split(self, class_names: Sequence[str]) -> FileSplit:
         """The split that leaves its files on the disk; its labels number ``class_names``."""
-        return FileSplit(tuple(self.paths), self.labels(class_names), self.root)
-
-    def labels(self, class_names: Sequence[str]) -> torch.Tensor:
-        """The number of each file's class among ``class_names``, int64 ``(n,)``."""
         numbers = {name: number for number, name in enumerate(class_names)}
-        return torch.tensor([numbers[name] for name in self.class_names], dtype=torch.int64)
+        labels = torch.tensor([numbers[name] for name in self.class_names], dtype=torch.int64)
+        return FileSplit(tuple(self.paths), labels, self.root)
 
 
 def load_files(
@@ -83,8 +79,7 @@ def load_files(
     files = FileSplit(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
     found = survey(files, form_for(len(paths), size, chans))
     lines = tuple(f"{shown_path(paths[number], place)} ({reason})" for number, reason in found.broken.items())
-    if lines and not options.skip_broken:
-        raise ValueError(broken_sentence(lines, len(paths)))
+    options.require_whole(lines, len(paths))
     first, rows, kept = 0, {}, {}
     for split, listing in listings.items():
         good = [index for index in range(len(listing.paths)) if first + index not in found.broken]
@@ -151,10 +146,3 @@ def shown_path(path: Path, place: Path) -> Path:
     """The path as messages show it: relative to ``place``, a folder or a file, if it lies there."""
     folder = place if place.is_dir() else place.parent
     return path.relative_to(folder) if path.is_relative_to(folder) else path
-
-
-def broken_sentence(lines: Sequence[str], count: int) -> str:
-    """The error of a set some of whose ``count`` images cannot be read; ``lines`` have each its name and reason."""
-    more = ["..."] if len(lines) > _NAMED_IMAGES else []
-    fix = "ceit data check --json names all, --skip-broken leaves them out"
-    return f"{len(lines)} of {count} files cannot be read: {', '.join([*lines[:_NAMED_IMAGES], *more])}; {fix}"

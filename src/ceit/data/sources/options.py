@@ -9,6 +9,8 @@ from ceit.data.reduced import Size
 SizeChoice = Size | Callable[[Size], Size] | None
 """The size ``(H, W)`` that images are asked for: one, or one that follows from their own, or their own."""
 
+_NAMED_IMAGES = 3  # of the broken ones, in an error
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -33,3 +35,10 @@ class LoadOptions:
     def size_for(self, own: Size) -> Size:
         """The size that images of this size of their own are brought to."""
         return self.img_size(own) if callable(self.img_size) else self.img_size or own
+
+    def require_whole(self, lines: Sequence[str], count: int) -> None:
+        """``lines`` name the broken ones of ``count`` images. Raises: ValueError for any that are not to be skipped."""
+        if lines and not self.skip_broken:
+            named = [*lines[:_NAMED_IMAGES], *(["..."] if len(lines) > _NAMED_IMAGES else [])]
+            fix = "ceit data check --json names all, --skip-broken leaves them out"
+            raise ValueError(f"{len(lines)} of {count} files cannot be read: {', '.join(named)}; {fix}")
