@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _fetch(arguments: list[str]) -> None:
+    """Fetches a set and prints what it is, where it lies and whose it is."""
     parser = Parser(
         "data fetch",
         "NAME",
@@ -58,10 +59,19 @@ def _fetch(arguments: list[str]) -> None:
     asked = [name for name in PUBLISHED if name not in free]
     text = f"{', '.join(free)}; for {', '.join(asked)} it says where their owners offer them"
     parser.add_argument("name", metavar="NAME", help=text)
-    fetch_set(parser.parse_args(arguments).name)
+    name = parser.parse_args(arguments).name
+    folder = fetch(name)
+    ships = name in SETS and not SETS[name].sources
+    print(describe(name))
+    print(f"place      {'inside the package' if ships else folder}")
 
 
 def _check(arguments: list[str]) -> None:
+    """Checks a set and prints the findings.
+
+    Raises: ValueError, before reading, for an output that cannot be written; if it is no data set; and, after printing,
+    if it has errors.
+    """
     parser = Parser(
         "data check",
         "DATA [options]",
@@ -74,10 +84,27 @@ def _check(arguments: list[str]) -> None:
     text = "write the JSON document to a file, too"
     parser.add_argument("--output", metavar="FILE.json", type=expanded, help=text)
     options = parser.parse_args(arguments)
-    check_data(options.data, options.json, options.output)
+    if options.output is not None:
+        require_place(options.output)
+    report = check(options.data)
+    document = json.dumps(report.as_dict(), indent=None if options.json else 1)
+    try:
+        if options.output is not None:
+            replace_files({options.output: document.encode()})
+    finally:
+        if options.json:
+            print(document)
+        else:
+            print_report(report)
+    if report.errors:
+        raise ValueError(report.verdict)
 
 
 def _shard(arguments: list[str]) -> None:
+    """Writes a set as shards and prints each, then what they hold.
+
+    Raises: ValueError for data that are no data set, or an output that is not empty.
+    """
     parser = Parser(
         "data shard",
         "DATA OUT [options]",
@@ -92,31 +119,15 @@ def _shard(arguments: list[str]) -> None:
     add("--seed", metavar="N", type=int, default=0, help="how a set that comes unsplit is split")
     add("--skip-broken", action="store_true", help="leave out images that cannot be read, and list them")
     options = parser.parse_args(arguments)
-    shard_data(options.data, options.out, options.shard_megabytes, options.seed, options.skip_broken)
-
-
-def fetch_set(name: str) -> None:
-    """Fetches the set and prints what it is, where it lies and whose it is."""
-    folder = fetch(name)
-    ships = name in SETS and not SETS[name].sources
-    print(describe(name))
-    print(f"place      {'inside the package' if ships else folder}")
-
-
-def shard_data(data: str, out: Path, megabytes: int, seed: int, skip_broken: bool) -> None:
-    """Writes a set as shards and prints each, then what they hold.
-
-    Raises: ValueError for data that are no data set, or an output that is not empty.
-    """
-    if megabytes < 1:
-        raise ValueError(f"--shard-megabytes {megabytes} must be at least 1")
-    dataset = _as_it_lies(data, seed, skip_broken)
+    if options.shard_megabytes < 1:
+        raise ValueError(f"--shard-megabytes {options.shard_megabytes} must be at least 1")
+    dataset = _as_it_lies(options.data, options.seed, options.skip_broken)
     tell(*dataset.remarks, *(f"skipped {line}" for line in dataset.skipped))
-    index = write_shards(dataset, out, shard_bytes=megabytes * 2**20, say=print)
+    index = write_shards(dataset, options.out, shard_bytes=options.shard_megabytes * 2**20, say=print)
     counts = ", ".join(f"{count:,} {split}" for split, count in index.splits.items())
     size = sum(shard.bytes for shard in index.shards) / 2**20
-    print(f"\n{out}: {counts} images of {len(index.class_names):,} classes")
-    print(f"{len(index.shards):,} shards, {size:,.1f} MB; use them with --data {out}")
+    print(f"\n{options.out}: {counts} images of {len(index.class_names):,} classes")
+    print(f"{len(index.shards):,} shards, {size:,.1f} MB; use them with --data {options.out}")
 
 
 def _as_it_lies(data: str, seed: int, skip_broken: bool) -> ImageDataset:
@@ -126,28 +137,6 @@ def _as_it_lies(data: str, seed: int, skip_broken: bool) -> ImageDataset:
         return dataset
     files = load_dataset(data, img_size=LARGE_SIZE, in_chans=dataset.in_chans, seed=seed, skip_broken=skip_broken)
     return replace(files, img_size=dataset.img_size, mean=dataset.mean, std=dataset.std)
-
-
-def check_data(data: str, as_json: bool, output: Path | None) -> None:
-    """Checks a set and prints the findings.
-
-    Raises: ValueError, before reading, for an output that cannot be written; if it is no data set; and, after printing,
-    if it has errors.
-    """
-    if output is not None:
-        require_place(output)
-    report = check(data)
-    document = json.dumps(report.as_dict(), indent=None if as_json else 1)
-    try:
-        if output is not None:
-            replace_files({output: document.encode()})
-    finally:
-        if as_json:
-            print(document)
-        else:
-            print_report(report)
-    if report.errors:
-        raise ValueError(report.verdict)
 
 
 def print_report(report: Report) -> None:

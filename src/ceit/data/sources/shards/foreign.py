@@ -91,16 +91,15 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
     if "all" in found and len(found) > 1:
         name = found["all"][0].name
         raise ValueError(f"shard {name} of {root} belongs to no split, others do: put train-, val- or test- before it")
-    samples, shards, places = list[_Sample](), list[Shard](), list[tuple[int, int, int]]()
+    samples, shards, places = list[_Sample](), list[Shard](), list[tuple[int, int, int, int]]()
     paths = [(split, path) for split, of_split in found.items() for path in of_split]
     for split, path in shown(paths, "scanning shards", len(paths)):
         in_shard = list(_samples_of(path))
-        places += [(len(shards), sample.offset, sample.size) for sample in in_shard]
+        places += [(len(shards), sample.offset, sample.size, sample.digest) for sample in in_shard]
         samples += in_shard
         shards.append(Shard(path.relative_to(root).as_posix(), split, path.stat().st_size, len(in_shard)))
     labels, class_names = _classes(root, samples)
-    keys, digests = [sample.key for sample in samples], [sample.digest for sample in samples]
-    table = SampleTable.of(places, labels, keys, digests)
+    table = SampleTable.of(places, labels, [sample.key for sample in samples])
     counts = {split: sum(shard.samples for shard in shards if shard.split == split) for split in found}
     index = ShardIndex(root.resolve().name, class_names, counts, (0, 0), (), (), tuple(shards))
     split = shard_set(root, index, table, checked=False).samples

@@ -39,16 +39,14 @@ class SampleTable:
     """``digest_of`` each image file, uint64; None in what an earlier version has written."""
 
     @classmethod
-    def of(
-        cls, places: list[tuple[int, int, int]], labels: list[int], keys: list[str], digests: list[int]
-    ) -> "SampleTable":
-        """The table of ``(shard, offset, size)``, labels, keys and digests."""
-        shard, offset, size = np.array(places, np.int64).reshape(-1, 3).T.copy()
+    def of(cls, places: list[tuple[int, int, int, int]], labels: list[int], keys: list[str]) -> "SampleTable":
+        """The table of ``(shard, offset, size, digest)``, labels and keys."""
+        shard, offset, size = np.array([place[:3] for place in places], np.int64).reshape(-1, 3).T.copy()
         encoded = [key.encode(errors="surrogateescape") for key in keys]  # the bytes of a name that is no UTF-8
         ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
         key_bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        numbers, contents = np.array(labels, np.int64), np.array(digests, np.uint64)
-        return cls(shard.astype(np.int32), offset, size, numbers, ends, key_bytes, contents)
+        digests = np.array([place[3] for place in places], np.uint64)
+        return cls(shard.astype(np.int32), offset, size, np.array(labels, np.int64), ends, key_bytes, digests)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "SampleTable":
