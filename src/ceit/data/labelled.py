@@ -18,16 +18,15 @@ UNSPLIT = "all"
 class LabelledSet:
     """What a source holds: the images of ``train``, ``validation`` and ``test``, or of ``all`` where it comes unsplit.
 
-    ``place`` is what messages call it, ``class_names`` are those of all parts. ``mean`` and ``std`` are for images that
-    are not held in memory; else they are computed from those that train.
+    ``place`` is what messages call it, ``class_names`` are those of all parts. ``statistics``, mean and standard
+    deviation per channel, are for images that are not held in memory; else they are computed from those that train.
     """
 
     name: str
     place: str
     class_names: tuple[str, ...]
     parts: Mapping[str, Split]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
     img_size: tuple[int, int]
     licence: str = ""
     citation: str = ""
@@ -118,7 +117,7 @@ def as_dataset(found: LabelledSet, seed: int) -> ImageDataset:
 
 def with_parts(found: LabelledSet, train: Split, validation: Split | None, test: Split) -> ImageDataset:
     """The data set of these splits."""
-    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else (found.mean, found.std)
+    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else found.statistics
     return ImageDataset(
         name=found.name,
         class_names=found.class_names,

@@ -190,9 +190,9 @@ class _Reading:
             digests = np.array([self.contents[i] for i in good], np.uint64)
             parts[name] = replace(part, labels=numbers[part.labels], digests=digests)
         class_names = tuple(self.found.class_names[number] for number in kept)
-        statistics = usual_statistics(3)
+        kept_set = LabelledSet(self.found.name, self.found.place, class_names, parts, usual_statistics(3), LARGE_SIZE)
         try:
-            as_dataset(LabelledSet(self.found.name, self.found.place, class_names, parts, *statistics, LARGE_SIZE), 0)
+            as_dataset(kept_set, seed=0)
         except ValueError as error:
             return str(error)
         return ""

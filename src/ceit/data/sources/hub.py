@@ -89,7 +89,6 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
         splits[split] = readable(replace(part, digests=found.digests), found, np.arange(len(part)))
         lines += [f"{split} {part.key(row)} ({reason})" for row, reason in found.broken.items()]
     options.require_whole(lines, len(everything))
-    mean, std = usual_statistics(chans)
     info = first.info
     page = info.homepage or ("where it came from" if place.is_dir() else f"https://huggingface.co/datasets/{name}")
     return LabelledSet(
@@ -97,8 +96,7 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
         place=f"{PREFIX}{name}",
         class_names=class_names,
         parts=splits,
-        mean=mean,
-        std=std,
+        statistics=usual_statistics(chans),
         img_size=size,
         licence=info.license or f"none stated; see {page}",
         citation=" ".join((info.citation or "").split()),

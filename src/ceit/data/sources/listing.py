@@ -96,14 +96,12 @@ def load_files(
         split: readable(replace(listing.split(class_names), digests=found.digests[rows[split]]), found, rows[split])
         for split, listing in kept.items()
     }
-    mean, std = usual_statistics(chans)
     return LabelledSet(
         name=place.resolve().name,
         place=f"{'folder' if place.is_dir() else 'file'} {place}",
         class_names=class_names,
         parts=parts,
-        mean=mean,
-        std=std,
+        statistics=usual_statistics(chans),
         img_size=size,
         skipped=lines,
         remarks=(*remarks, *lost),

@@ -25,14 +25,12 @@ def load_named(name: str, folder: Path | None, options: LoadOptions) -> Labelled
     arrays = _stored(name) if folder is None else _unpacked(name, folder)
     size = options.size_for(named.image_shape[:2])
     train, test = (_split(arrays, part, size, options.in_chans or named.image_shape[2]) for part in ("train", "test"))
-    mean, std = channel_statistics(train.pixels())
     return LabelledSet(
         name=name,
         place=name,
         class_names=named.class_names,
         parts={"train": train, "test": test},
-        mean=mean,
-        std=std,
+        statistics=channel_statistics(train.pixels()),
         img_size=size,
         licence=named.licence,
         citation=named.citation,

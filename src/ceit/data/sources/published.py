@@ -78,14 +78,12 @@ def load_published(name: str, folder: Path | None, options: LoadOptions) -> Labe
         parts = kept
     if empty := [split for split, part in parts.items() if not part.paths]:
         raise ValueError(f"the {empty[0]} split of {name} in {place} has no image that can be read")
-    mean, std = usual_statistics(chans)
     return LabelledSet(
         name=name,
         place=f"{name} in {place}",
         class_names=tuple(class_names),
         parts={split: part.split(class_names) for split, part in parts.items()},
-        mean=mean,
-        std=std,
+        statistics=usual_statistics(chans),
         img_size=size,
         licence=published.licence,
         citation=published.citation,

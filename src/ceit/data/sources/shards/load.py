@@ -71,7 +71,7 @@ def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
     options.require_whole(lines, len(samples))
     samples = replace(samples, digests=surveyed.digests)
     filled = {split: rows for split, rows in found.rows.items() if len(rows)}
-    mean, std = (index.mean, index.std) if chans == len(index.mean) else usual_statistics(chans)
+    statistics = (index.mean, index.std) if chans == len(index.mean) else usual_statistics(chans)
     return LabelledSet(
         name=index.name,
         place=f"the folder of shards {root}",
@@ -79,8 +79,7 @@ def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
         parts={
             split: readable(samples.subset(torch.from_numpy(rows)), surveyed, rows) for split, rows in filled.items()
         },
-        mean=mean,
-        std=std,
+        statistics=statistics,
         img_size=size,
         licence=index.licence,
         citation=index.citation,
