@@ -29,11 +29,6 @@ class SplitFolder:
     classes: dict[str, list[Path]]
 
     @property
-    def images(self) -> int:
-        """How many there are, readable or not."""
-        return sum(map(len, self.classes.values()))
-
-    @property
     def listing(self) -> Listing:
         """The images of all classes, class by class."""
         paths = [path for images in self.classes.values() for path in images]
@@ -53,7 +48,7 @@ class Layout:
         """A line for each split: where it lies, and what it holds."""
         return [
             f"{split}: {_relative(part.folder, self.root) if split != UNSPLIT else part.folder.name or part.folder}, "
-            f"{_count(len(part.classes), 'class', 'classes')}, {_count(part.images, 'image')}"
+            f"{_count(len(part.classes), 'class', 'classes')}, {_count(len(part.listing.paths), 'image')}"
             for split, part in self.splits.items()
         ]
 

@@ -3,7 +3,6 @@
 The images stay on the disk, and none is decoded before it is needed: ``ceit data check`` reads a whole set.
 """
 
-import importlib
 import json
 import os
 import shutil
@@ -30,14 +29,14 @@ Contents = tuple[dict[str, Listing], Sequence[str]]
 """The files of each official split, and all class names in the order of their numbers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PublishedSet:
     """A set and its official splits; ``validation_images`` is 0 where there is none."""
 
     title: str
     classes: int
     train_images: int
-    validation_images: int
+    validation_images: int = 0
     test_images: int
     licence: str
     citation: str
@@ -99,6 +98,8 @@ def fetch_published(name: str, cache: Path) -> Path:
     Raises: ValueError, saying where to ask for it, for a set that only its owner gives; ConnectionError if it could not
     be downloaded; OSError if it cannot be stored.
     """
+    import torchvision.datasets
+
     published, folder = PUBLISHED[name], cache / name
     if folder.is_dir():
         return folder
@@ -110,9 +111,8 @@ def fetch_published(name: str, cache: Path) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     inner = published.layout[0].split("/")[0]
     failures = copy_from_mirror(published.archives, downloads / inner)
-    owner = getattr(importlib.import_module("torchvision.datasets"), published.downloader)
     try:
-        owner(downloads, download=True)
+        getattr(torchvision.datasets, published.downloader)(downloads, download=True)
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         if isinstance(error, HTTPError):
             error.close()
@@ -186,16 +186,14 @@ def _read_inaturalist(year: int, root: Path) -> Contents:
 
 
 def _read_cars(root: Path) -> Contents:
-    importlib.import_module("scipy.io")  # torchvision would not say that it is this which is missing
-    from torchvision.datasets import StanfordCars
+    from scipy.io import loadmat
 
-    parts, class_names = {}, []
-    for split in ("train", "test"):
-        cars = StanfordCars(root, split, loader=Path)
-        class_names = cars.classes
-        samples = [cars[index] for index in range(len(cars))]
-        folder = root / "stanford_cars" / f"cars_{split}"
-        parts[split] = Listing(folder, [path for path, _ in samples], [class_names[label] for _, label in samples])
+    folder, parts = root / "stanford_cars", {}
+    class_names = loadmat(folder / "devkit" / "cars_meta.mat", squeeze_me=True)["class_names"].tolist()
+    for split, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        cars, images = loadmat(folder / file, squeeze_me=True)["annotations"], folder / f"cars_{split}"
+        paths = [images / name for name in cars["fname"]]
+        parts[split] = Listing(images, paths, [class_names[number - 1] for number in cars["class"]])
     return parts, class_names
 
 
@@ -229,18 +227,26 @@ def _read_pets(root: Path) -> Contents:
     return parts, [names[number] for number in sorted(names)]
 
 
-_INATURALIST_LICENCE = "non-commercial research and education only, images may not be passed on; terms at its owner's"
-_INATURALIST_CITATION = (
-    "G. Van Horn, O. Mac Aodha, Y. Song, Y. Cui, C. Sun, A. Shepard, H. Adam, P. Perona and S. Belongie, The "
-    "iNaturalist Species Classification and Detection Dataset, CVPR 2018"
-)
+def _inaturalist(year: int, classes: int, train_images: int, test_images: int, more: str = "") -> PublishedSet:
+    return PublishedSet(
+        title=f"iNaturalist {year}",
+        classes=classes,
+        train_images=train_images,
+        test_images=test_images,  # its validation images: those of its test are not labelled
+        licence="non-commercial research and education only, images may not be passed on; terms at its owner's",
+        citation="G. Van Horn, O. Mac Aodha, Y. Song, Y. Cui, C. Sun, A. Shepard, H. Adam, P. Perona and S. Belongie, "
+        f"The iNaturalist Species Classification and Detection Dataset, CVPR 2018{more}",
+        owner=f"https://github.com/visipedia/inat_comp/tree/master/{year}",
+        layout=(f"train{year}.json", f"val{year}.json", f"train_val{year}"),
+        read=partial(_read_inaturalist, year),
+    )
+
 
 PUBLISHED: dict[str, PublishedSet] = {
     "imagenet": PublishedSet(
         title="ImageNet-1k (ILSVRC 2012)",
         classes=1_000,
         train_images=1_281_167,
-        validation_images=0,
         test_images=50_000,  # its validation images: those of its test are not labelled
         licence="non-commercial research and education only, by the terms agreed to at its owner's",
         citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, International Journal of "
@@ -250,35 +256,12 @@ PUBLISHED: dict[str, PublishedSet] = {
         form=" with a folder of JPEG files for each class in both",
         read=_read_imagenet,
     ),
-    "inat2018": PublishedSet(
-        title="iNaturalist 2018",
-        classes=8_142,
-        train_images=437_513,
-        validation_images=0,
-        test_images=24_426,  # its validation images: those of its test are not labelled
-        licence=_INATURALIST_LICENCE,
-        citation=_INATURALIST_CITATION,
-        owner="https://github.com/visipedia/inat_comp/tree/master/2018",
-        layout=("train2018.json", "val2018.json", "train_val2018"),
-        read=partial(_read_inaturalist, 2018),
-    ),
-    "inat2019": PublishedSet(
-        title="iNaturalist 2019",
-        classes=1_010,
-        train_images=265_213,
-        validation_images=0,
-        test_images=3_030,  # its validation images: those of its test are not labelled
-        licence=_INATURALIST_LICENCE,
-        citation=f"{_INATURALIST_CITATION}; the set of the FGVC6 competition, 2019",
-        owner="https://github.com/visipedia/inat_comp/tree/master/2019",
-        layout=("train2019.json", "val2019.json", "train_val2019"),
-        read=partial(_read_inaturalist, 2019),
-    ),
+    "inat2018": _inaturalist(2018, classes=8_142, train_images=437_513, test_images=24_426),
+    "inat2019": _inaturalist(2019, 1_010, 265_213, 3_030, more="; the set of the FGVC6 competition, 2019"),
     "cars": PublishedSet(
         title="Stanford Cars",
         classes=196,
         train_images=8_144,
-        validation_images=0,
         test_images=8_041,
         licence="none stated; the images are not its authors' own, so take it for non-commercial research only",
         citation="J. Krause, M. Stark, J. Deng and L. Fei-Fei, 3D Object Representations for Fine-Grained "
@@ -312,7 +295,6 @@ PUBLISHED: dict[str, PublishedSet] = {
         title="Oxford-IIIT Pet",
         classes=37,
         train_images=3_680,
-        validation_images=0,
         test_images=3_669,
         licence="CC BY-SA 4.0; the images are their photographers'",
         citation="O. M. Parkhi, A. Vedaldi, A. Zisserman and C. V. Jawahar, Cats and Dogs, CVPR 2012",
