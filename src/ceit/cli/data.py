@@ -51,7 +51,9 @@ def _fetch(arguments: list[str]) -> None:
         "data fetch",
         "NAME",
         "Download a known data set, check that it is the published one, and keep it in $CEIT_DATA (default: "
-        "~/.cache/ceit). A set that is there is not downloaded again. Prints its licence and whom to cite.",
+        "~/.cache/ceit). A set that is there is not downloaded again. Prints its licence and whom to cite.\n"
+        "Its sources are tried in order: $CEIT_DATA_MIRROR, an address or a folder that has the files, where that is "
+        "set; then its owner; then other copies, package managers last.",
         examples=["ceit data fetch fashion_mnist"],
     )
     free = [*SETS, *(name for name, published in PUBLISHED.items() if published.downloader)]
