@@ -10,7 +10,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from ceit.atomic import replace_files
 from ceit.data.cut import digest_of
-from ceit.data.labelled import LabelledSet, with_parts
+from ceit.data.labelled import LabelledSet, with_classes, with_parts
 from ceit.data.splits import ImageDataset, Split
 from ceit.paths import expanded
 
@@ -187,13 +187,7 @@ class ImageRecord:
     def _of_its_classes(self, found: LabelledSet) -> LabelledSet:
         """Without the images of classes that came since."""
         came = self._new_classes(found)
-        if not came:
-            return found
-        kept = [number for number, name in enumerate(found.class_names) if name not in came]
-        numbers = torch.full((len(found.class_names),), -1)
-        numbers[kept] = torch.arange(len(kept))
-        parts = {source: _relabelled(split, numbers) for source, split in found.parts.items()}
-        return replace(found, class_names=tuple(found.class_names[number] for number in kept), parts=parts)
+        return with_classes(found, [name for name in found.class_names if name not in came]) if came else found
 
     def restored(self, found: LabelledSet) -> tuple[ImageDataset, Changes]:
         """The data set that the run was started with, out of data that may have changed since: same images, same order.
@@ -230,12 +224,6 @@ class ImageRecord:
                 f"or of another class (the first: {missing[0]}): put them back, or name another --output for a new run"
             )
         return with_parts(found, splits[TRAIN], splits.get(VALIDATION), splits[TEST]), changes
-
-
-def _relabelled(split: Split, numbers: torch.Tensor) -> Split:
-    kept = torch.nonzero(numbers[split.labels] >= 0).flatten()
-    part = split.subset(kept)
-    return replace(part, labels=numbers[part.labels])
 
 
 def source_of(found: LabelledSet, part: str) -> str:

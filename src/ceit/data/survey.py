@@ -12,17 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ceit.data.cut import digest_of
+from ceit.data.encoded import EncodedSplit
 from ceit.data.image import BrokenImageError, RefusedImageError
-from ceit.data.preprocessing import to_array, to_image
+from ceit.data.preprocessing import to_array
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, Size, evaluation_cover, usual_crop
 from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, open_store
 from ceit.data.threads import in_turn, usable_cores
@@ -35,24 +35,6 @@ _WRITTEN_BYTES, _WRITTEN_SECONDS = 1 << 25, 1.0  # what is found is kept when it
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 _Item = TypeVar("_Item")
-
-
-class EncodedImages(Protocol):
-    """Images as somebody encoded them, wherever they lie."""
-
-    def __len__(self) -> int: ...
-
-    def state(self, index: int) -> str:
-        """A line that changes when the bytes do; empty where that cannot be told."""
-        ...
-
-    def encoded(self, index: int) -> bytes:
-        """The image file itself. Raises: OSError, or BrokenImageError, if it cannot be had."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What messages call it."""
-        ...
 
 
 @dataclass
@@ -68,7 +50,7 @@ class Survey:
 
 
 def survey(
-    images: EncodedImages, form: Form, description: str = "reading images", *, share: tuple[int, int] | None = None
+    images: EncodedSplit, form: Form, description: str = "reading images", *, share: tuple[int, int] | None = None
 ) -> Survey:
     """Reads what is not known yet, in threads, with a progress bar on stderr; broken images are named when met.
 
@@ -96,21 +78,6 @@ def survey(
         reading.write()
         told.tell_about(reading.store)
     return reading.result()
-
-
-def read_kept(images: EncodedImages, index: int, digest: int | None, form: Form) -> Image.Image:
-    """One image in a form: its copy, or read and, where that saves time, kept. Without a digest it is always read.
-
-    Raises: BrokenImageError, which names the image; OSError.
-    """
-    store = None if digest is None else open_store()
-    if store is not None and digest is not None and (kept := store.copy(digest, str(form))) is not None:
-        return to_image(kept)
-    data = images.encoded(index)
-    image = form.read(data, images.name(index))
-    if store is not None and form.is_worth_keeping(data, image):
-        store.add([], [Copy(digest_of(data), str(form), to_array(image))])
-    return image
 
 
 def form_for(images: int, size: Size, in_chans: int) -> Form:
@@ -167,7 +134,7 @@ class _Look:
 class _Reading:
     """A survey under way."""
 
-    def __init__(self, images: EncodedImages, form: Form, store: Store) -> None:
+    def __init__(self, images: EncodedSplit, form: Form, store: Store) -> None:
         self.images, self.form, self.store = images, form, store
         self.digests = np.zeros(len(images), np.uint64)
         self.broken: dict[int, str] = {}

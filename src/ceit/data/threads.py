@@ -14,7 +14,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ceit.data.image import BrokenImageError, RefusedImageError
+from ceit.data.image import UnreadableImageError
 
 BLOCK_IMAGES = 1024  # read before they are asked for: what is held in memory at once
 
@@ -30,7 +30,7 @@ def each(
     def attempt(item: _Item) -> _Result | str:
         try:
             return read(item)
-        except (BrokenImageError, RefusedImageError) as error:
+        except UnreadableImageError as error:
             return error.reason
         except OSError as error:
             return error.strerror or str(error)

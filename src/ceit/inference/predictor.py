@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.data.image import BrokenImageError, RefusedImageError
+from ceit.data.image import UnreadableImageError, read_image
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
-from ceit.data.reduced import IN_MEMORY_SIDE, Form, evaluation_cover
+from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
 from ceit.data.threads import in_turn
 from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
@@ -218,10 +218,10 @@ class Predictor:
         try:
             if isinstance(source, np.ndarray | Tensor):
                 source = to_pillow(source)
-            form = Form(self.in_chans, evaluation_cover(self.image_hw, self.preprocessing.crop))
-            image = form.read(source if isinstance(source, Image.Image) else expanded(source))
+            cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
+            image = read_image(source if isinstance(source, Image.Image) else expanded(source), self.in_chans, cover)
             return _Read(path, to_array(self.preprocessing.fit(image, self.image_hw)))
-        except (BrokenImageError, RefusedImageError) as error:
+        except UnreadableImageError as error:
             return _Read(path, error=error.reason)
         except OSError as error:
             return _Read(path, error=error.strerror or str(error))

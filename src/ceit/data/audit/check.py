@@ -12,6 +12,7 @@ import torch
 from ceit.data.audit.duplicates import BLANK_CONTRAST, Prints, find_copies, pixel_digest, prints_of, small_picture
 from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.cut import digest_of
+from ceit.data.encoded import EncodedSplit
 from ceit.data.image import read_header
 from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset
 from ceit.data.pixels import looks_dark_for_its_depth
@@ -19,7 +20,7 @@ from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.layout import understand
 from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
 from ceit.data.sources.shards.load import has_shards, open_shards
-from ceit.data.splits import ArraySplit, EncodedSplit, FileSplit, Split
+from ceit.data.splits import ArraySplit, FileSplit, Split
 from ceit.data.threads import BLOCK_IMAGES, each
 from ceit.paths import expanded
 
@@ -190,7 +191,14 @@ class _Reading:
             digests = np.array([self.contents[i] for i in good], np.uint64)
             parts[name] = replace(part, labels=numbers[part.labels], digests=digests)
         class_names = tuple(self.found.class_names[number] for number in kept)
-        kept_set = LabelledSet(self.found.name, self.found.place, class_names, parts, usual_statistics(3), LARGE_SIZE)
+        kept_set = LabelledSet(
+            name=self.found.name,
+            place=self.found.place,
+            class_names=class_names,
+            parts=parts,
+            statistics=usual_statistics(3),
+            img_size=LARGE_SIZE,
+        )
         try:
             as_dataset(kept_set, seed=0)
         except ValueError as error:

@@ -15,8 +15,8 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from ceit.data.cache import file_state
+from ceit.data.encoded import EncodedSplit
 from ceit.data.image import BrokenImageError
-from ceit.data.splits import EncodedSplit
 
 _OPEN_SHARDS = 128  # at once in a process
 

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from ceit.data.cut import digest_of
+from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.random_bits import shuffled
 from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, write_index
 from ceit.data.sources.shards.split import SampleTable
-from ceit.data.splits import EncodedSplit, FileSplit, ImageDataset, Split
+from ceit.data.splits import FileSplit, ImageDataset, Split
 
 SHARD_BYTES = 256 * 2**20
 _ORDER_EPOCH = -2  # no epoch of training has this number, nor has the cut of a split
