@@ -8,9 +8,9 @@ from pathlib import Path
 from ceit.data.cache import cache_dir
 from ceit.data.labelled import LabelledSet, as_dataset, of_classes
 from ceit.data.sources.download import fetch_named
-from ceit.data.sources.folder import load_folder
 from ceit.data.sources.hub import PREFIX, load_hub
 from ceit.data.sources.known_sets import SETS, NamedSet
+from ceit.data.sources.layout import load_folder
 from ceit.data.sources.named import load_named
 from ceit.data.sources.options import LoadOptions, SizeChoice
 from ceit.data.sources.published import PUBLISHED, fetch_published, load_published
@@ -57,7 +57,7 @@ def load_images(
     | ``hf:REPO`` or ``hf:DIR`` | ``hub`` |
     | ``FILE.csv``, ``FILE.parquet`` | ``table`` |
     | a folder of WebDataset shards | ``shards.load`` |
-    | a folder of class folders | ``folder`` |
+    | a folder of class folders | ``layout`` |
 
     ``img_size`` ``(H, W)``, or a function of the set's own, and ``in_chans`` (1 or 3) are those of the set unless
     given. Up to 64 px the images are held in memory at exactly that size; larger ones stay as they are and the loader

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ceit.data.labelled import UNSPLIT
+from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.class_names import alike, class_name, folded
-from ceit.data.sources.listing import Listing
+from ceit.data.sources.listing import Listing, load_files
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.sources.walk import Folder, open_folder, passed_over_line, printable
 
@@ -51,6 +52,13 @@ class Layout:
             f"{_count(len(part.classes), 'class', 'classes')}, {_count(len(part.listing.paths), 'image')}"
             for split, part in self.splits.items()
         ]
+
+
+def load_folder(root: Path, options: LoadOptions) -> LabelledSet:
+    """The images in ``root``, as ``understand`` and then ``listing.load_files`` read them. Raises: as both."""
+    layout = understand(root)
+    listings = {split: part.listing for split, part in layout.splits.items()}
+    return load_files(listings, root, options, remarks=layout.remarks)
 
 
 def understand(root: Path) -> Layout:
