@@ -1,21 +1,28 @@
 """The parser of every verb: help that a newcomer can read, and the options that several verbs have."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-MODEL_FILES = "a run directory of ceit train, a file of weights, or an exported file (.onnx, .pt2, .xml)"
+MODEL = "the model: a run directory of ceit train, a file of weights, or an exported file (.onnx, .pt2, .xml)"
+PRECISION = "number format; auto: bf16 where the machine computes it natively, else float32"
+JSON = "print one JSON document"
 
 
 class Parser(argparse.ArgumentParser):
-    """Its help says how the verb is called, what it does, what its options are, group by group, and gives examples."""
+    """The parser of a verb, whose module says in its docstring what the verb does, how it is called, and examples.
 
-    def __init__(self, verb: str, words: str, description: str, *, examples: Sequence[str], notes: str = "") -> None:
+    These are the help, with the options between them, group by group, and ``notes`` at the end.
+    """
+
+    def __init__(self, docstring: str | None, notes: str = "") -> None:
+        description, _, rest = (docstring or "").partition("\n\nusage: ")
+        usage, _, examples = rest.partition("\n\n")
         super().__init__(
-            prog=f"ceit {verb}",
-            usage=f"ceit {verb} {words}",
+            prog=" ".join(usage.split()[:2]),
+            usage=usage,
             description=description,
-            epilog="\n  ".join(["examples:", *examples]) + notes,
+            epilog=f"{examples.strip()}\n\n{notes}",
             formatter_class=_HelpFormatter,
             add_help=False,
         )
@@ -23,29 +30,36 @@ class Parser(argparse.ArgumentParser):
         self._positionals.title = "arguments"
 
 
-def add_precision(group: Any, choices: Sequence[str]) -> None:
-    """What the network is computed in."""
-    text = "number format; auto: bf16 where the machine computes it natively, else float32"
-    group.add_argument("--precision", choices=choices, default="auto", help=text)
+def adding_to(group: Any) -> Callable[..., None]:
+    """Adds options to a parser or to a group of it: ``add("--name", "what it is for", **settings of argparse)``."""
+
+    def add(name: str, text: str, **settings: Any) -> None:
+        group.add_argument(name, help=text, **settings)
+
+    return add
 
 
-def add_json(group: Any) -> None:
-    """The one way in which programs read what a verb found."""
-    group.add_argument("--json", action="store_true", help="print one JSON document")
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Options with their defaults; a text's lines wrapped one by one, but for those that are indented."""
+    """Options with their defaults; paragraphs are wrapped, but for those with indented lines."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
-        return "\n".join(line if line.startswith(" ") else fill(line, width, indent) for line in text.splitlines())
+        return "\n\n".join(part if "\n  " in part else fill(part, width, indent) for part in text.split("\n\n"))
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return f"{action.metavar} ..." if action.nargs == "+" else super()._format_args(action, default_metavar)
+        several = f"{action.metavar or default_metavar} ..."
+        return several if action.nargs == "+" else super()._format_args(action, default_metavar)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, value = action.help or "", action.default

@@ -1,8 +1,17 @@
-"""``ceit data``: bring a named set onto the disk, check any set, or write it as shards."""
+"""Download data sets, check them, or pack them into a few large files.
+
+usage: ceit data VERB ...
+
+examples:
+  ceit data fetch cifar10            download a known set once and keep it
+  ceit data check photos/            find broken files, copies, empty classes
+  ceit data shard photos/ shards/    pack a set into a few large files
+"""
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import getdoc
 
 from rich import box
 from rich.console import Console
@@ -10,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.atomic import replace_files, require_place
-from ceit.cli._parser import Parser, add_json
+from ceit.cli._parser import JSON, Parser, adding_to
 from ceit.cli._terminal import bar, print_whole, tell
 from ceit.data.audit.check import check
 from ceit.data.audit.report import Copies, ImageName, Report
@@ -29,33 +38,32 @@ _BAR_CELLS = 16
 
 
 def main(arguments: list[str]) -> None:
-    """Runs ``ceit data fetch NAME``, ``ceit data check DATA`` or ``ceit data shard DATA OUT``."""
+    """Runs ``ceit data fetch NAME``, ``ceit data check DATA`` or ``ceit data shard DATA OUT``.
+
+    Raises: ValueError for data that are no data set, an output that cannot be written, and, after printing, a set with
+    errors.
+    """
     verbs = {"fetch": _fetch, "check": _check, "shard": _shard}
-    parser = Parser(
-        "data",
-        "VERB ...",
-        "Download data sets, check them, or pack them into a few large files.",
-        examples=[
-            "ceit data fetch cifar10            download a known set once and keep it",
-            "ceit data check photos/            find broken files, copies, empty classes",
-            "ceit data shard photos/ shards/    pack a set into a few large files",
-        ],
-    )
+    parser = Parser(__doc__)
     parser.add_argument("verb", metavar="VERB", choices=verbs, help="fetch, check or shard; each has a --help")
     verbs[parser.parse_args(arguments[:1]).verb](arguments[1:])
 
 
 def _fetch(arguments: list[str]) -> None:
-    """Fetches a set and prints what it is, where it lies and whose it is."""
-    parser = Parser(
-        "data fetch",
-        "NAME",
-        "Download a known data set, check that it is the published one, and keep it in $CEIT_DATA (default: "
-        "~/.cache/ceit). A set that is there is not downloaded again. Prints its licence and whom to cite.\n"
-        "Its sources are tried in order: $CEIT_DATA_MIRROR, an address or a folder that has the files, where that is "
-        "set; then its owner; then other copies, package managers last.",
-        examples=["ceit data fetch fashion_mnist"],
-    )
+    """Download a known data set, check that it is the published one, and keep it.
+
+    It is kept in $CEIT_DATA (default: ~/.cache/ceit). A set that is there is not downloaded again. Prints its licence
+    and whom to cite.
+
+    Its sources are tried in order: $CEIT_DATA_MIRROR, an address or a folder that has the files, where that is set;
+    then its owner; then other copies, package managers last.
+
+    usage: ceit data fetch NAME
+
+    examples:
+      ceit data fetch fashion_mnist
+    """
+    parser = Parser(getdoc(_fetch))
     free = [*SETS, *(name for name, published in PUBLISHED.items() if published.downloader)]
     asked = [name for name in PUBLISHED if name not in free]
     text = f"{', '.join(free)}; for {', '.join(asked)} it says where their owners offer them"
@@ -68,22 +76,22 @@ def _fetch(arguments: list[str]) -> None:
 
 
 def _check(arguments: list[str]) -> None:
-    """Checks a set and prints the findings.
+    """Read every image of a data set and report what is wrong with it.
 
-    Raises: ValueError, before reading, for an output that cannot be written; if it is no data set; and, after printing,
-    if it has errors.
+    It finds broken files, copies within and across splits, and empty classes, and tells how balanced the classes are.
+    Nothing is changed. The exit code is 1 if there are errors.
+
+    usage: ceit data check DATA [options]
+
+    examples:
+      ceit data check photos/
+      ceit data check photos/ --json
     """
-    parser = Parser(
-        "data check",
-        "DATA [options]",
-        "Read every image of a data set and report what is wrong with it: broken files, copies within and across "
-        "splits, empty classes, balance. Nothing is changed. The exit code is 1 if there are errors.",
-        examples=["ceit data check photos/", "ceit data check photos/ --json"],
-    )
-    parser.add_argument("data", metavar="DATA", help=_DATA)
-    add_json(parser)
-    text = "write the JSON document to a file, too"
-    parser.add_argument("--output", metavar="FILE.json", type=expanded, help=text)
+    parser = Parser(getdoc(_check))
+    add = adding_to(parser)
+    add("data", _DATA, metavar="DATA")
+    add("--json", JSON, action="store_true")
+    add("--output", "write the JSON document to a file, too", metavar="FILE.json", type=expanded)
     options = parser.parse_args(arguments)
     if options.output is not None:
         require_place(options.output)
@@ -102,23 +110,22 @@ def _check(arguments: list[str]) -> None:
 
 
 def _shard(arguments: list[str]) -> None:
-    """Writes a set as shards and prints each, then what they hold.
+    """Write a data set as WebDataset shards: a few large tar files, which suit network drives.
 
-    Raises: ValueError for data that are no data set, or an output that is not empty.
+    Train and evaluate take the folder as --data. An epoch of it is the same as of the set itself.
+
+    usage: ceit data shard DATA OUT [options]
+
+    examples:
+      ceit data shard photos/ shards/
     """
-    parser = Parser(
-        "data shard",
-        "DATA OUT [options]",
-        "Write a data set as WebDataset shards: a few large tar files, which suit network drives. Train and "
-        "evaluate take the folder as --data. An epoch of it is the same as of the set itself.",
-        examples=["ceit data shard photos/ shards/"],
-    )
-    add = parser.add_argument
-    add("data", metavar="DATA", help=_DATA)
-    add("out", metavar="OUT", type=expanded, help="the folder to write; it must be new or empty")
-    add("--shard-megabytes", metavar="N", type=int, default=256, help="largest size of a shard")
-    add("--seed", metavar="N", type=int, default=0, help="how a set that comes unsplit is split")
-    add("--skip-broken", action="store_true", help="leave out images that cannot be read, and list them")
+    parser = Parser(getdoc(_shard))
+    add = adding_to(parser)
+    add("data", _DATA, metavar="DATA")
+    add("out", "the folder to write; it must be new or empty", metavar="OUT", type=expanded)
+    add("--shard-megabytes", "largest size of a shard", metavar="N", type=int, default=256)
+    add("--seed", "how a set that comes unsplit is split", metavar="N", type=int, default=0)
+    add("--skip-broken", "leave out images that cannot be read, and list them", action="store_true")
     options = parser.parse_args(arguments)
     if options.shard_megabytes < 1:
         raise ValueError(f"--shard-megabytes {options.shard_megabytes} must be at least 1")
