@@ -38,7 +38,7 @@ def to_measure(
     if asked == ALL:
         return _all(found, record)
     if found.is_fixed:
-        return _of_dataset(as_dataset(found, _seed(training)), training, asked)
+        return _of_dataset(as_dataset(found, training.get("seed", 0)), training, asked)
     if record is not None:
         return _by_record(found, record, asked)
     if training.get("images") == FIXED:
@@ -59,7 +59,7 @@ def to_measure(
     if found.unsplit is None and "train" not in found.parts:  # a test part alone
         return replace(_others(found, asked), remarks=(remark,))
     try:
-        dataset = as_dataset(cut_by_place(found) if old else found, _seed(training))
+        dataset = as_dataset(cut_by_place(found) if old else found, training.get("seed", 0))
         dataset = dataset if asked in (TRAIN, VALIDATION) else without_copies(dataset)
     except ValueError as error:
         raise ValueError(f"{error}; or say --split all, which measures all images") from error
@@ -156,7 +156,3 @@ def _chosen(found: LabelledSet, chosen: Mapping[str, np.ndarray], name: str, rem
             "of this run: --split all measures all, also those that it was trained on"
         )
     return Measured(split, name, tuple(remarks))
-
-
-def _seed(training: Mapping[str, Any]) -> int:
-    return training.get("seed", 0)

@@ -81,27 +81,24 @@ def read_image(
         return _as_mode(image, mode)
 
     limit = pillow.limit_megapixels()
-    if isinstance(source, bytes):
-        image = _read(source, decode, limit, name or f"an image of {len(source)} bytes")
-    else:
-        image = _read(Path(source).read_bytes(), decode, limit, name or str(source))
-    return _reduced(image, cover)
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return _reduced(_read(data, decode, limit, name or _name(source)), cover)
 
 
 def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tuple[int, int], str]:
     """Width and height, and Pillow's mode, without decoding. Raises: as ``read_image``."""
-    limit = pillow.limit_megapixels()
+    limit, name = pillow.limit_megapixels(), name or _name(source)
     if isinstance(source, bytes):
-        return _read(source, _header, limit, name or f"an image of {len(source)} bytes")
+        return _read(source, _header, limit, name)
     with open(source, "rb") as file:
         start = file.read(_HEADER_BYTES)
         try:
-            return _read(start, _header, limit, name or str(source))
+            return _read(start, _header, limit, name)
         except BrokenImageError:
             rest = file.read()
             if not rest:
                 raise
-        return _read(start + rest, _header, limit, name or str(source))
+        return _read(start + rest, _header, limit, name)
 
 
 def image_mode(in_chans: int) -> str:
@@ -144,6 +141,10 @@ def _reduced(image: Image.Image, cover: tuple[int, int] | None) -> Image.Image:
     else:
         width = max(width, height * image.width // image.height)
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def _name(source: str | Path | bytes) -> str:
+    return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
 def _header(image: Image.Image) -> tuple[tuple[int, int], str]:
@@ -192,8 +193,7 @@ def _opened(data: bytes) -> Image.Image:
         with pillow.limit_lifted():
             return Image.open(io.BytesIO(data), formats=pillow.formats())
     except UnidentifiedImageError:
-        image = _white_is_zero(data)
-        if image is None:
+        if (image := _white_is_zero(data)) is None:
             raise
         return image
 

@@ -9,7 +9,7 @@ Letters: n images.
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,22 +143,14 @@ class ImageRecord:
         for row in sorted(self.rows, key=lambda row: _WEIGHT[row.part], reverse=True):
             by_content[row.content] = row.part
             by_name[row.source, row.name] = row.part
-        parts: dict[str, np.ndarray] = {}
-        for source, split in found.parts.items():
-            used = [
-                by_content.get(content) or by_name.get((source, split.key(index)), NEW)
-                for index, content in enumerate(_digests(split))
-            ]
-            parts[source] = np.array(used, object)
-        return parts, self._changes(found)
+        used: dict[str, list[str]] = {source: [] for source in found.parts}
+        for source, key, content in _images(found):
+            used[source].append(by_content.get(content) or by_name.get((source, key), NEW))
+        return {source: np.array(parts, object) for source, parts in used.items()}, self._changes(found)
 
     def _changes(self, found: LabelledSet) -> Changes:
         """Contents are counted, not names: one name may stand for several images, ``1.jpg`` and ``1.png``."""
-        here = [
-            (source, split.key(index), content)
-            for source, split in found.parts.items()
-            for index, content in enumerate(_digests(split))
-        ]
+        here = list(_images(found))
         there = [(row.source, row.name, row.content) for row in self.rows]
         present, recorded = (Counter(content for _, _, content in images) for images in (here, there))
         extra, lacking = present - recorded, recorded - present
@@ -234,6 +226,13 @@ def source_of(found: LabelledSet, part: str) -> str:
         return found.reported
     own_validation = VALIDATION in found.parts and found.reported != VALIDATION
     return VALIDATION if part == VALIDATION and own_validation else TRAIN
+
+
+def _images(found: LabelledSet) -> Iterator[tuple[str, str, int]]:
+    """Part, key and digest of every image, part by part."""
+    for source, split in found.parts.items():
+        for index, content in enumerate(_digests(split)):
+            yield source, split.key(index), content
 
 
 def _digests(split: Split) -> list[int]:

@@ -233,14 +233,13 @@ def cut_validation(
     if split.digests is None:
         counts = np.maximum(shares_of_classes(sizes, count), np.minimum(sizes, least))
         part = stratified(labels, counts, seed)
-        rest = np.setdiff1d(np.arange(len(labels)), part)
     else:
-        part, rest = by_content(split.digests, labels, (count / len(labels),), seed, stream, least)
+        part, _ = by_content(split.digests, labels, (count / len(labels),), seed, stream, least)
         if not len(part):
             part = nearest(split.digests, labels, seed, stream)
-            rest = np.setdiff1d(np.arange(len(labels)), part)
         if not len(part):
             raise ValueError(f"a validation part cannot be cut off {len(labels)} images: no class has two that differ")
+    rest = np.setdiff1d(np.arange(len(labels)), part)
     return split.subset(torch.from_numpy(rest)), split.subset(torch.from_numpy(part))
 
 

@@ -22,7 +22,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def each(
+def read_all(
     read: Callable[[_Item], _Result], items: Sequence[_Item], description: str
 ) -> Iterator[tuple[_Item, _Result | str]]:
     """``read(item)`` of every item in their order, or the reason why that image cannot be read; with a progress bar."""
@@ -37,12 +37,12 @@ def each(
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        closing(in_turn(pool, attempt, items, BLOCK_IMAGES)) as results,  # or else the pool would finish what is queued
+        closing(map_in_order(pool, attempt, items, BLOCK_IMAGES)) as results,  # else the pool finishes what is queued
     ):
-        yield from shown(zip(items, results, strict=True), description, len(items))
+        yield from with_progress_bar(zip(items, results, strict=True), description, len(items))
 
 
-def in_turn(
+def map_in_order(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
 ) -> Generator[_Result, None, None]:
     """``work(item)`` of every item in their order, at most ``ahead`` of them begun before they are asked for.
@@ -79,7 +79,7 @@ class _Failed:
     error: BaseException
 
 
-def shown(items: Iterable[_Item], description: str, total: int) -> Iterator[_Item]:
+def with_progress_bar(items: Iterable[_Item], description: str, total: int) -> Iterator[_Item]:
     """The items themselves, with a progress bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

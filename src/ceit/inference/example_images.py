@@ -19,7 +19,7 @@ from ceit.data.preprocessing import Preprocessing, to_array
 from ceit.data.reduced import evaluation_cover
 from ceit.data.sources.walk import printable
 from ceit.data.splits import Split
-from ceit.data.threads import each
+from ceit.data.threads import read_all
 
 _SEED = 0
 
@@ -81,7 +81,7 @@ def of_files(
     def fitted(path: Path) -> np.ndarray:
         return to_array(preprocessing.fit(read_image(path, preprocessing.in_chans, cover), image_hw))
 
-    for path, pixels_hwc in each(fitted, drawn, "reading pictures"):
+    for path, pixels_hwc in read_all(fitted, drawn, "reading pictures"):
         if isinstance(pixels_hwc, str):
             skipped.append(f"{printable(str(path))} ({pixels_hwc})")
         else:

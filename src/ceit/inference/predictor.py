@@ -23,7 +23,7 @@ from torch import Tensor
 from ceit.data.image import UnreadableImageError, read_image
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
-from ceit.data.threads import in_turn
+from ceit.data.threads import map_in_order
 from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
@@ -196,7 +196,7 @@ class Predictor:
         batches = iter(lambda: list(islice(source, batch_size)), [])
         pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(cores // workers,))
         try:
-            for answers in in_turn(pool, partial(self._answer, top_k=top_k, stop=stop), batches, 2 * workers):
+            for answers in map_in_order(pool, partial(self._answer, top_k=top_k, stop=stop), batches, 2 * workers):
                 yield from answers
         finally:
             stop.set()

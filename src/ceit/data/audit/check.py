@@ -21,7 +21,7 @@ from ceit.data.sources.layout import understand
 from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
 from ceit.data.sources.shards.load import has_shards, open_shards
 from ceit.data.splits import ArraySplit, FileSplit, Split
-from ceit.data.threads import BLOCK_IMAGES, each
+from ceit.data.threads import BLOCK_IMAGES, read_all
 from ceit.paths import expanded
 
 
@@ -81,7 +81,7 @@ def _find_shards(root: Path) -> _Found:
     found = open_shards(root)
     splits: dict[str, Split] = {name: found.samples.subset(torch.from_numpy(rows)) for name, rows in found.rows.items()}
     written = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
-    hashes = each(lambda name: _sha256(root / name), list(written), "hashing shards")
+    hashes = read_all(lambda name: _sha256(root / name), list(written), "hashing shards")
     changed = tuple(name for name, sha256 in hashes if sha256 != written[name])
     place = f"the folder of shards {root}"
     return _Found(found.index.name, place, found.index.class_names, splits, changed_shards=changed)
@@ -133,7 +133,7 @@ class _Reading:
         """Reads one split, keeping of each image its prints."""
         split = self.found.splits[name]
         waiting: list[_Inspection] = []
-        for index, found in each(lambda index: _inspect(split, index), range(len(split)), f"reading {name}"):
+        for index, found in read_all(lambda index: _inspect(split, index), range(len(split)), f"reading {name}"):
             if isinstance(found, str):
                 self.unreadable.append(self._name(name, index, found))
                 continue

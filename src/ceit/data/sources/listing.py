@@ -17,7 +17,7 @@ from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.sources.options import LoadOptions
 from ceit.data.splits import FileSplit, readable
 from ceit.data.survey import form_for, survey
-from ceit.data.threads import each
+from ceit.data.threads import read_all
 
 LARGE_SIZE = (224, 224)  # what images above IN_MEMORY_SIDE are brought to unless asked otherwise
 
@@ -129,7 +129,7 @@ def usual_geometry(
         return LARGE_SIZE, in_chans or 3
     if in_chans is None and is_grey:
         others = [item for number, item in enumerate(items) if number % step]
-        heads = each(header, others, "looking for colour")
+        heads = read_all(header, others, "looking for colour")
         is_grey = all(isinstance(head, str) or head[1] in _GREY_MODES for _, head in heads)
     side = -(-int(np.ceil(np.median(sides))) // 4) * 4
     return (side, side) if side <= IN_MEMORY_SIDE else LARGE_SIZE, in_chans or (1 if is_grey else 3)

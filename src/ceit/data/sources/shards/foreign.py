@@ -25,7 +25,7 @@ from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.shards.index import Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
 from ceit.data.sources.shards.split import SampleTable
 from ceit.data.sources.split_names import split_of
-from ceit.data.threads import shown
+from ceit.data.threads import with_progress_bar
 
 _LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in the order they are asked
 _LABEL_FIELDS = ("label", "cls", "class")
@@ -93,7 +93,7 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
         raise ValueError(f"shard {name} of {root} belongs to no split, others do: put train-, val- or test- before it")
     samples, shards, places = list[_Sample](), list[Shard](), list[tuple[int, int, int, int]]()
     paths = [(split, path) for split, of_split in found.items() for path in of_split]
-    for split, path in shown(paths, "scanning shards", len(paths)):
+    for split, path in with_progress_bar(paths, "scanning shards", len(paths)):
         in_shard = list(_samples_of(path))
         places += [(len(shards), sample.offset, sample.size, sample.digest) for sample in in_shard]
         samples += in_shard
