@@ -111,15 +111,15 @@ def test_help_names_every_choice() -> None:
 STUCK = """
 import sys, time
 import ceit_cli
-from ceit.data.batches.batch import ArrayImages
+from ceit.data.batches.batch import Batches
 
 
-def read_for_long(self, epoch, draws):
+def read_for_long(self, request):
     print("stuck", flush=True)
     time.sleep(120)
 
 
-ArrayImages.__call__ = read_for_long
+Batches.__getitem__ = read_for_long
 sys.exit(ceit_cli.main(sys.argv[1:]))
 """
 

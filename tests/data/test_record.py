@@ -390,7 +390,14 @@ def test_m5_a_record_of_many_images_is_compared_in_seconds() -> None:
     digests = np.random.default_rng(0).integers(0, 2**64, many, dtype=np.uint64)
     split = FileSplit(paths, torch.arange(many) % 2, Path("/photos"), digests)
     grey = (0.5,) * 3
-    found = LabelledSet("photos", "folder photos", CLASSES, {UNSPLIT: split}, grey, grey, (224, 224))
+    found = LabelledSet(
+        name="photos",
+        place="folder photos",
+        class_names=CLASSES,
+        parts={UNSPLIT: split},
+        statistics=(grey, grey),
+        img_size=(224, 224),
+    )
     record = started(replace(found, parts={UNSPLIT: split.subset(torch.arange(many - 1))}), seed=0)
     began = time.perf_counter()
     parts, changes = record.parts_in(found)

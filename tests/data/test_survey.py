@@ -16,13 +16,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from ceit.data import encoded as encoded_module
 from ceit.data import pillow
 from ceit.data import store as store_module
 from ceit.data import survey as survey_module
+from ceit.data.encoded import EncodedSplit
 from ceit.data.preprocessing import to_array
 from ceit.data.reduced import Form, evaluation_cover, training_cover
 from ceit.data.splits import FileSplit
-from ceit.data.survey import form_for, memory_bytes, read_kept, survey
+from ceit.data.survey import form_for, memory_bytes, survey
 
 SMALL = Form(3, (16, 16), (8, 8))
 REDUCED = Form(3, (16, 16))
@@ -44,13 +46,14 @@ def photo(number: int, size: tuple[int, int] = (96, 64)) -> bytes:
 
 
 @dataclass
-class Images:
+class Images(EncodedSplit):
     """Encoded images in memory that count how often each is read; ``failing`` ones cannot be had."""
 
     contents: list[bytes]
     states: list[str] = field(default_factory=list)
     failing: dict[int, BaseException] = field(default_factory=dict)
     reads: list[int] = field(default_factory=list)
+    digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -119,15 +122,17 @@ def test_m5_pixels_are_the_same_without_the_cache(monkeypatch: pytest.MonkeyPatc
     images = photos(3)
     kept = survey(images, SMALL, "reading").pixels
     found = survey(images, REDUCED, "reading")
-    copies = [read_kept(images, i, int(found.digests[i]), REDUCED) for i in range(3)]
+    images.digests = found.digests
+    copies = [images.read(i, 3, REDUCED.cover) for i in range(3)]
     assert sorted(images.reads) == [0, 0, 1, 1, 2, 2]
-    monkeypatch.setattr(survey_module, "open_store", lambda: store_module.Store(None))
+    for module in (survey_module, encoded_module):
+        monkeypatch.setattr(module, "open_store", lambda: store_module.Store(None))
     without = survey(images, SMALL, "reading").pixels
     assert kept is not None
     assert without is not None
     assert (kept == without).all()
     for index, copy in enumerate(copies):
-        assert copy.tobytes() == read_kept(images, index, 0, REDUCED).tobytes()
+        assert copy.tobytes() == images.read(index, 3, REDUCED.cover).tobytes()
         assert copy.tobytes() == REDUCED.read(images.contents[index]).tobytes()
 
 
@@ -136,14 +141,16 @@ def test_m5_only_copies_that_save_time_are_kept() -> None:
     images = Images([large, small])
     found = survey(images, REDUCED, "reading")
     images.reads.clear()
-    sizes = [read_kept(images, index, int(found.digests[index]), REDUCED).size for index in (0, 1)]
+    images.digests = found.digests
+    sizes = [images.read(index, 3, REDUCED.cover).size for index in (0, 1)]
     assert sizes == [(24, 16), (17, 16)]
     assert images.reads == [1]
 
 
 def test_m5_a_file_that_changed_meanwhile_is_kept_under_its_own_digest() -> None:
     images = photos(1)
-    read_kept(images, 0, 12345, REDUCED)
+    images.digests = np.array([12345], np.uint64)
+    images.read(0, 3, REDUCED.cover)
     assert store_module.open_store().copy(12345, str(REDUCED)) is None
 
 

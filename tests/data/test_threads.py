@@ -2,7 +2,7 @@
 
 import time
 
-from ceit.data.threads import BLOCK_IMAGES, each
+from ceit.data.threads import BLOCK_IMAGES, read_all
 
 
 def test_m5_who_stops_asking_does_not_wait_for_what_is_queued() -> None:
@@ -13,7 +13,7 @@ def test_m5_who_stops_asking_does_not_wait_for_what_is_queued() -> None:
         time.sleep(0.01)
         return item
 
-    answers = each(read, range(BLOCK_IMAGES), "reading")
+    answers = read_all(read, range(BLOCK_IMAGES), "reading")
     assert next(iter(answers)) == (0, 0)
     del answers  # as an error does in the loop that asks
     assert len(begun) < BLOCK_IMAGES / 2

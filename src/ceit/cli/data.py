@@ -1,10 +1,17 @@
-"""``ceit data``: bring a named set onto the disk, check any set, or write it as shards."""
+"""Download data sets, check them, or pack them into a few large files.
 
-import argparse
+usage: ceit data VERB ...
+
+examples:
+  ceit data fetch cifar10            download a known set once and keep it
+  ceit data check photos/            find broken files, copies, empty classes
+  ceit data shard photos/ shards/    pack a set into a few large files
+"""
+
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from inspect import getdoc
 
 from rich import box
 from rich.console import Console
@@ -12,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.atomic import replace_files, require_place
+from ceit.cli._parser import JSON, Parser, adding_to
+from ceit.cli._terminal import bar, print_whole, tell
 from ceit.data.audit.check import check
 from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.sources.choose import describe, fetch, load_dataset
@@ -22,72 +31,111 @@ from ceit.data.sources.shards.write import write_shards
 from ceit.data.splits import ArraySplit, ImageDataset
 from ceit.paths import expanded
 
+_DATA = "a set's name, a folder of class folders or of shards, a table of labels (.csv, .parquet), or hf:NAME"
 _LISTED_CLASSES = 24
 _LISTED_FINDINGS = 12
 _BAR_CELLS = 16
 
 
 def main(arguments: list[str]) -> None:
-    """Runs ``ceit data fetch NAME``, ``ceit data check DATA`` or ``ceit data shard DATA OUT``."""
-    chosen = _parser().parse_args(arguments)
-    match chosen.verb:
-        case "fetch":
-            fetch_set(chosen.name)
-        case "check":
-            check_data(chosen.data, chosen.json, chosen.output)
-        case "shard":
-            shard_data(chosen.data, chosen.out, chosen.shard_megabytes, chosen.seed, chosen.skip_broken)
+    """Runs ``ceit data fetch NAME``, ``ceit data check DATA`` or ``ceit data shard DATA OUT``.
+
+    Raises: ValueError for data that are no data set, an output that cannot be written, and, after printing, a set with
+    errors.
+    """
+    verbs = {"fetch": _fetch, "check": _check, "shard": _shard}
+    parser = Parser(__doc__)
+    parser.add_argument("verb", metavar="VERB", choices=verbs, help="fetch, check or shard; each has a --help")
+    verbs[parser.parse_args(arguments[:1]).verb](arguments[1:])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ceit data", description="Data sets: get them, check them, pack them.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | check | shard")
-    data = "a data set's name, a folder of class folders or of shards, a labels file: all that --data takes"
+def _fetch(arguments: list[str]) -> None:
+    """Download a known data set, check that it is the published one, and keep it.
 
-    fetching = verbs.add_parser("fetch", help="download a set once, check it and keep it in the cache")
-    fetching.add_argument("name", metavar="NAME", help=", ".join([*SETS, *PUBLISHED]))
+    It is kept in $CEIT_DATA (default: ~/.cache/ceit). A set that is there is not downloaded again. Prints its licence
+    and whom to cite.
 
-    text = "read every image of a set: broken files, copies within and across splits, empty classes, balance"
-    checking = verbs.add_parser("check", help=text, description=f"{text}. The exit code is 1 if there are errors.")
-    checking.add_argument("data", metavar="DATA", help=data)
-    checking.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    checking.add_argument("--output", metavar="FILE.json", type=expanded, help="write the JSON document there, too")
+    Its sources are tried in order: $CEIT_DATA_MIRROR, an address or a folder that has the files, where that is set;
+    then its owner; then other copies, package managers last.
 
-    text = "write a set as WebDataset shards, which train and evaluate take as --data"
-    sharding = verbs.add_parser("shard", help=text, description=f"{text}. An epoch of them is the same as of the set.")
-    sharding.add_argument("data", metavar="DATA", help=data)
-    sharding.add_argument("out", metavar="OUT", type=expanded, help="a new folder")
-    sharding.add_argument(
-        "--shard-megabytes", metavar="N", type=int, default=256, help="size of a shard, at most (default: 256)"
-    )
-    sharding.add_argument("--seed", type=int, default=0, help="cuts a set that comes unsplit (default: 0)")
-    sharding.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read")
-    return parser
+    usage: ceit data fetch NAME
 
-
-def fetch_set(name: str) -> None:
-    """Fetches the set and prints what it is, where it lies and whose it is."""
+    examples:
+      ceit data fetch fashion_mnist
+    """
+    parser = Parser(getdoc(_fetch))
+    free = [*SETS, *(name for name, published in PUBLISHED.items() if published.downloader)]
+    asked = [name for name in PUBLISHED if name not in free]
+    text = f"{', '.join(free)}; for {', '.join(asked)} it says where their owners offer them"
+    parser.add_argument("name", metavar="NAME", help=text)
+    name = parser.parse_args(arguments).name
     folder = fetch(name)
     ships = name in SETS and not SETS[name].sources
     print(describe(name))
     print(f"place      {'inside the package' if ships else folder}")
 
 
-def shard_data(data: str, out: Path, megabytes: int, seed: int, skip_broken: bool) -> None:
-    """Writes a set as shards and prints each, then what they hold.
+def _check(arguments: list[str]) -> None:
+    """Read every image of a data set and report what is wrong with it.
 
-    Raises: ValueError for data that are no data set, or an output that is not empty.
+    It finds broken files, copies within and across splits, and empty classes, and tells how balanced the classes are.
+    Nothing is changed. The exit code is 1 if there are errors.
+
+    usage: ceit data check DATA [options]
+
+    examples:
+      ceit data check photos/
+      ceit data check photos/ --json
     """
-    if megabytes < 1:
-        raise ValueError(f"--shard-megabytes {megabytes} must be at least 1")
-    dataset = _as_it_lies(data, seed, skip_broken)
-    for line in (*dataset.remarks, *(f"skipped {line}" for line in dataset.skipped)):
-        print(line, file=sys.stderr)
-    index = write_shards(dataset, out, shard_bytes=megabytes * 2**20, say=print)
+    parser = Parser(getdoc(_check))
+    add = adding_to(parser)
+    add("data", _DATA, metavar="DATA")
+    add("--json", JSON, action="store_true")
+    add("--output", "write the JSON document to a file, too", metavar="FILE.json", type=expanded)
+    options = parser.parse_args(arguments)
+    if options.output is not None:
+        require_place(options.output)
+    report = check(options.data)
+    document = json.dumps(report.as_dict(), indent=None if options.json else 1)
+    try:
+        if options.output is not None:
+            replace_files({options.output: document.encode()})
+    finally:
+        if options.json:
+            print(document)
+        else:
+            print_report(report)
+    if report.errors:
+        raise ValueError(report.verdict)
+
+
+def _shard(arguments: list[str]) -> None:
+    """Write a data set as WebDataset shards: a few large tar files, which suit network drives.
+
+    Train and evaluate take the folder as --data. An epoch of it is the same as of the set itself.
+
+    usage: ceit data shard DATA OUT [options]
+
+    examples:
+      ceit data shard photos/ shards/
+    """
+    parser = Parser(getdoc(_shard))
+    add = adding_to(parser)
+    add("data", _DATA, metavar="DATA")
+    add("out", "the folder to write; it must be new or empty", metavar="OUT", type=expanded)
+    add("--shard-megabytes", "largest size of a shard", metavar="N", type=int, default=256)
+    add("--seed", "how a set that comes unsplit is split", metavar="N", type=int, default=0)
+    add("--skip-broken", "leave out images that cannot be read, and list them", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.shard_megabytes < 1:
+        raise ValueError(f"--shard-megabytes {options.shard_megabytes} must be at least 1")
+    dataset = _as_it_lies(options.data, options.seed, options.skip_broken)
+    tell(*dataset.remarks, *(f"skipped {line}" for line in dataset.skipped))
+    index = write_shards(dataset, options.out, shard_bytes=options.shard_megabytes * 2**20, say=print)
     counts = ", ".join(f"{count:,} {split}" for split, count in index.splits.items())
     size = sum(shard.bytes for shard in index.shards) / 2**20
-    print(f"\n{out}: {counts} images of {len(index.class_names):,} classes")
-    print(f"{len(index.shards):,} shards, {size:,.1f} MB; use them with --data {out}")
+    print(f"\n{options.out}: {counts} images of {len(index.class_names):,} classes")
+    print(f"{len(index.shards):,} shards, {size:,.1f} MB; use them with --data {options.out}")
 
 
 def _as_it_lies(data: str, seed: int, skip_broken: bool) -> ImageDataset:
@@ -97,28 +145,6 @@ def _as_it_lies(data: str, seed: int, skip_broken: bool) -> ImageDataset:
         return dataset
     files = load_dataset(data, img_size=LARGE_SIZE, in_chans=dataset.in_chans, seed=seed, skip_broken=skip_broken)
     return replace(files, img_size=dataset.img_size, mean=dataset.mean, std=dataset.std)
-
-
-def check_data(data: str, as_json: bool, output: Path | None) -> None:
-    """Checks a set and prints the findings.
-
-    Raises: ValueError, before reading, for an output that cannot be written; if it is no data set; and, after printing,
-    if it has errors.
-    """
-    if output is not None:
-        require_place(output)
-    report = check(data)
-    document = json.dumps(report.as_dict(), indent=None if as_json else 1)
-    try:
-        if output is not None:
-            replace_files({output: document.encode()})
-    finally:
-        if as_json:
-            print(document)
-        else:
-            print_report(report)
-    if report.errors:
-        raise ValueError(report.verdict)
 
 
 def print_report(report: Report) -> None:
@@ -134,17 +160,19 @@ def print_report(report: Report) -> None:
         console.print(Text(f"✗ {report.refusal}", "bold red"), soft_wrap=True)
     console.print()
     for table in (_findings(report), _classes(report)):
-        # A number is never cut, however narrow the terminal.
-        table.width = console.measure(table, options=console.options.update(width=1000)).maximum
-        console.print(table, crop=False)
+        print_whole(console, table)
         console.print()
-    _print_named(console, "cannot be read", [_name(found) for found in report.unreadable])
-    _print_named(console, "changed since they were written", [Text(found) for found in report.changed_shards])
-    _print_named(console, "copies across splits", [_group(found) for found in report.leaks])
-    _print_named(console, "copies within a split", [_group(group) for group in report.copies if not group.across])
-    _print_named(console, "empty classes", [Text(found) for found in report.empty_classes])
-    _print_named(console, "classes without training images", [Text(found) for found in report.untrained_classes])
-    _print_named(console, "classes that a split lacks", [Text(found) for found in report.untested_classes])
+    lists = {
+        "cannot be read": [_name(found) for found in report.unreadable],
+        "changed since they were written": list(map(Text, report.changed_shards)),
+        "copies across splits": [_group(group) for group in report.leaks],
+        "copies within a split": [_group(group) for group in report.copies if not group.across],
+        "empty classes": list(map(Text, report.empty_classes)),
+        "classes without training images": list(map(Text, report.untrained_classes)),
+        "classes that a split lacks": list(map(Text, report.untested_classes)),
+    }
+    for title, lines in lists.items():
+        _print_list(console, title, lines)
 
 
 def _findings(report: Report) -> Table:
@@ -155,9 +183,8 @@ def _findings(report: Report) -> Table:
     table.add_column(style="dim")
 
     def add(what: str, count: int, remark: str = "", error: bool = False) -> None:
-        bad = ("✗", "bold red") if error else ("!", "yellow")
-        mark = bad if count else ("✓", "green")
-        table.add_row(Text(*mark), what, Text(f"{count:,}", mark[1] if count else ""), remark)
+        mark, style = ("✓", "green") if not count else ("✗", "bold red") if error else ("!", "yellow")
+        table.add_row(Text(mark, style), what, Text(f"{count:,}", style if count else ""), remark)
 
     within = [group for group in report.copies if not group.across]
     add("images that cannot be read", len(report.unreadable), error=True)
@@ -188,7 +215,7 @@ def _findings(report: Report) -> Table:
     return table
 
 
-def _kinds(groups: list[Copies] | tuple[Copies, ...]) -> str:
+def _kinds(groups: Sequence[Copies]) -> str:
     exact = sum(group.exact for group in groups)
     return f"{exact:,} exact, {len(groups) - exact:,} encoded or resized anew" if groups else ""
 
@@ -210,16 +237,15 @@ def _classes(report: Report) -> Table:
             table.add_row(Text(f"... {left_out:,} more; --json has all", "dim"))
         if not left_out or not _LISTED_CLASSES // 2 <= number < len(names) - _LISTED_CLASSES // 2:
             counts = report.counts[name].values()
-            filled = round(_BAR_CELLS * report.counts[name][first] / most) if most else 0
-            bar = Text.assemble(("█" * filled, "green"), ("░" * (_BAR_CELLS - filled), "dim"))
-            table.add_row(Text(name), *(Text(f"{count:,}", "" if count else "bold red") for count in counts), bar)
+            share = bar(report.counts[name][first] / most if most else 0, _BAR_CELLS)
+            table.add_row(Text(name), *(Text(f"{count:,}", "" if count else "bold red") for count in counts), share)
     sums = [sum(by_split[split] for by_split in report.counts.values()) for split in report.splits]
     table.add_section()
     table.add_row(Text("all", "bold"), *(Text(f"{count:,}", "bold") for count in sums))
     return table
 
 
-def _print_named(console: Console, title: str, lines: list[Text]) -> None:
+def _print_list(console: Console, title: str, lines: list[Text]) -> None:
     if not lines:
         return
     console.print(Text(title, "bold"))

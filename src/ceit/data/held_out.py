@@ -40,7 +40,7 @@ def to_measure(
     if asked == ALL:
         return _all(found, record)
     if found.is_fixed:
-        return _of_dataset(as_dataset(found, _seed(training)), training, asked)
+        return _of_dataset(as_dataset(found, training.get("seed", 0)), training, asked)
     if record is not None:
         return _by_record(found, record, asked)
     if training.get("images") == FIXED:
@@ -61,7 +61,7 @@ def to_measure(
     if found.unsplit is None and "train" not in found.parts:  # a test part alone
         return replace(_others(found, asked), remarks=(remark,))
     try:
-        dataset = as_dataset(cut_by_place(found) if old else found, _seed(training))
+        dataset = as_dataset(cut_by_place(found) if old else found, training.get("seed", 0))
         dataset = dataset if asked in (TRAIN, VALIDATION) else without_copies(dataset)
     except ValueError as error:
         raise ValueError(f"{error}; or say --split all, which measures all images") from error
@@ -150,11 +150,11 @@ def to_calibrate_and_check(
     train, validation = used_for(TRAIN, found, record), used_for(VALIDATION, found, record)
     if train is None:  # no record, or other data than the run's
         old = "images" not in training and "seed" in training  # such runs cut their images by place
-        dataset = as_dataset(cut_by_place(found) if old else found, _seed(training))
+        dataset = as_dataset(cut_by_place(found) if old else found, training.get("seed", 0))
         train, validation = _as_trained(dataset, training)
     if validation is not None:
         return train, validation, "validation split"
-    return *cut_validation(train, max(1, len(train) // 10), _seed(training)), "training images"
+    return *cut_validation(train, max(1, len(train) // 10), training.get("seed", 0)), "training images"
 
 
 def without_other_classes(found: LabelledSet, kept: Collection[str]) -> LabelledSet:
@@ -207,7 +207,3 @@ def _chosen(found: LabelledSet, chosen: Mapping[str, np.ndarray], name: str, rem
             "of this run: --split all measures all, also those that it was trained on"
         )
     return Measured(split, name, tuple(remarks))
-
-
-def _seed(training: Mapping[str, Any]) -> int:
-    return training.get("seed", 0)

@@ -22,26 +22,23 @@ _HEADER_BYTES = 1 << 16  # enough of most files to know an image's size
 _Result = TypeVar("_Result")
 
 
-class BrokenImageError(ValueError):
-    """Bytes that hold no image, or a damaged one; ``reason`` says which.
-
-    A verdict about bytes: it may be kept as long as they do not change.
-    """
-
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class RefusedImageError(ValueError):
-    """An image that is not read as things are here; ``reason`` says why.
-
-    No verdict about bytes, so not to be kept: with another setting or package, or more memory, the same file is read.
-    """
+class UnreadableImageError(ValueError):
+    """An image that cannot be read; ``reason`` says why, without the image's name."""
 
     def __init__(self, message: str, reason: str = "") -> None:  # a process that sends one names none, and adds it
         super().__init__(message)
         self.reason = reason
+
+
+class BrokenImageError(UnreadableImageError):
+    """Bytes that hold no image, or a damaged one: a verdict about bytes, which may be kept while they do not change."""
+
+
+class RefusedImageError(UnreadableImageError):
+    """An image that is not read as things are here.
+
+    No verdict about bytes, so not to be kept: with another setting or package, or more memory, the same file is read.
+    """
 
 
 class TooLargeError(RefusedImageError):
@@ -64,9 +61,9 @@ def read_image(
     orientation is applied, and of several frames the first is taken: docs/pixels.md has all of it. Damaged metadata do
     not matter. Pillow's warnings are silenced. ``name`` is what errors call the image, by default its path.
 
-    With ``cover``, ``(H, W)`` of the upright image, a JPEG that is larger may be decoded at a half, a quarter or an
-    eighth of its size, as long as both sides stay that long: another image, so ask for twice of what is needed. What
-    comes depends on the bytes, ``in_chans`` and ``cover`` alone.
+    With ``cover``, ``(H, W)`` of the upright image, a larger image is made smaller, in proportion, until it just covers
+    that; a JPEG may be decoded at a half, a quarter or an eighth of its size on the way. So ask for twice of what is
+    needed. What comes depends on the bytes, ``in_chans`` and ``cover`` alone.
 
     Raises: BrokenImageError, a ValueError, naming an image whose bytes are none or damaged; RefusedImageError, another,
     for one that is read only with other settings, packages or more memory; a plain ValueError, before anything is read,
@@ -75,7 +72,7 @@ def read_image(
     mode = image_mode(in_chans)
     if isinstance(source, Image.Image):
         with pillow.silent():
-            return _as_mode(source, mode)
+            return _reduced(_as_mode(source, mode), cover)
 
     def decode(image: Image.Image) -> Image.Image:
         if cover is not None and image.format in {"JPEG", "MPO"}:
@@ -84,25 +81,24 @@ def read_image(
         return _as_mode(image, mode)
 
     limit = pillow.limit_megapixels()
-    if isinstance(source, bytes):
-        return _read(source, decode, limit, name or f"an image of {len(source)} bytes")
-    return _read(Path(source).read_bytes(), decode, limit, name or str(source))
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return _reduced(_read(data, decode, limit, name or _name(source)), cover)
 
 
 def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tuple[int, int], str]:
     """Width and height, and Pillow's mode, without decoding. Raises: as ``read_image``."""
-    limit = pillow.limit_megapixels()
+    limit, name = pillow.limit_megapixels(), name or _name(source)
     if isinstance(source, bytes):
-        return _read(source, _header, limit, name or f"an image of {len(source)} bytes")
+        return _read(source, _header, limit, name)
     with open(source, "rb") as file:
         start = file.read(_HEADER_BYTES)
         try:
-            return _read(start, _header, limit, name or str(source))
+            return _read(start, _header, limit, name)
         except BrokenImageError:
             rest = file.read()
             if not rest:
                 raise
-        return _read(start + rest, _header, limit, name or str(source))
+        return _read(start + rest, _header, limit, name)
 
 
 def image_mode(in_chans: int) -> str:
@@ -133,6 +129,22 @@ def sniff(path: str | Path) -> bool:
         suffix = os.path.splitext(path)[1].lower()
         return not suffix or suffix.startswith(".tif")
     return bool(kind) and kind not in _missing()
+
+
+def _reduced(image: Image.Image, cover: tuple[int, int] | None) -> Image.Image:
+    """The image made smaller, in proportion, until it just covers ``(H, W)``; smaller images stay as they are."""
+    if cover is None or image.width <= cover[1] or image.height <= cover[0]:
+        return image
+    height, width = cover
+    if image.width * height <= image.height * width:
+        height = max(height, width * image.height // image.width)
+    else:
+        width = max(width, height * image.width // image.height)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def _name(source: str | Path | bytes) -> str:
+    return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
 def _header(image: Image.Image) -> tuple[tuple[int, int], str]:
@@ -181,8 +193,7 @@ def _opened(data: bytes) -> Image.Image:
         with pillow.limit_lifted():
             return Image.open(io.BytesIO(data), formats=pillow.formats())
     except UnidentifiedImageError:
-        image = _white_is_zero(data)
-        if image is None:
+        if (image := _white_is_zero(data)) is None:
             raise
         return image
 

@@ -1,43 +1,30 @@
 """Labelled images as a source found them, before any is trained on, and how they become a data set."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 
 from ceit.data.cut import tenths_by_content, tenths_by_place
-from ceit.data.reduced import Size
-from ceit.data.splits import ArraySplit, ImageDataset, Split, channel_statistics
+from ceit.data.splits import ArraySplit, ImageDataset, SetDescription, Split, channel_statistics
 from ceit.messages import unknown
-
-SizeChoice = Size | Callable[[Size], Size] | None
-"""The size ``(H, W)`` that images are asked for: one, or one that follows from their own, or their own."""
 
 UNSPLIT = "all"
 """What the one part of a set is called that does not say what trains and what tests."""
 
 
-@dataclass(frozen=True)
-class LabelledSet:
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet(SetDescription):
     """What a source holds: the images of ``train``, ``validation`` and ``test``, or of ``all`` where it comes unsplit.
 
-    ``place`` is what messages call it, ``class_names`` are those of all parts. ``mean`` and ``std`` are for images that
-    are not held in memory; else they are computed from those that train.
+    ``place`` is what messages call it, ``class_names`` are those of all parts. ``statistics``, mean and standard
+    deviation per channel, are for images that are not held in memory; else they are computed from those that train.
     """
 
-    name: str
     place: str
-    class_names: tuple[str, ...]
     parts: Mapping[str, Split]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    img_size: tuple[int, int]
-    licence: str = ""
-    citation: str = ""
-    skipped: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    mirror_safe: bool = True
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
 
     @property
     def is_fixed(self) -> bool:
@@ -55,28 +42,26 @@ class LabelledSet:
         return "test" if "test" in self.parts else "validation"
 
 
-def chosen_size(asked: SizeChoice, own: Size) -> Size:
-    """The size that images of this size of their own are brought to."""
-    return asked(own) if callable(asked) else asked or own
-
-
 def of_classes(found: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     """The images of these classes alone, numbered in the order given.
 
     Raises: ValueError as ``require_classes``, and for a part left without an image.
     """
     require_classes(classes, found.class_names, found.name)
+    kept = with_classes(found, classes)
+    if empty := [name for name, split in kept.parts.items() if not len(split)]:
+        raise ValueError(f"the {empty[0]} split of {found.name} has no image of the classes {', '.join(classes)}")
+    return kept
+
+
+def with_classes(found: LabelledSet, classes: Sequence[str]) -> LabelledSet:
+    """As ``of_classes`` for any of the set's classes; a part may be left without an image."""
     numbers = torch.full((len(found.class_names),), -1)
     numbers[[found.class_names.index(name) for name in classes]] = torch.arange(len(classes))
-
-    def kept(split: Split, name: str) -> Split:
-        labels = numbers[split.labels]
-        chosen = torch.nonzero(labels >= 0).flatten()
-        if len(chosen) == 0:
-            raise ValueError(f"the {name} split of {found.name} has no image of the classes {', '.join(classes)}")
-        return replace(split.subset(chosen), labels=labels[chosen])
-
-    parts = {name: kept(split, name) for name, split in found.parts.items()}
+    parts = {}
+    for name, split in found.parts.items():
+        chosen = torch.nonzero(numbers[split.labels] >= 0).flatten()
+        parts[name] = replace(split.subset(chosen), labels=numbers[split.labels[chosen]])
     return replace(found, class_names=tuple(classes), parts=parts)
 
 
@@ -127,22 +112,9 @@ def as_dataset(found: LabelledSet, seed: int) -> ImageDataset:
 
 def with_parts(found: LabelledSet, train: Split, validation: Split | None, test: Split) -> ImageDataset:
     """The data set of these splits."""
-    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else (found.mean, found.std)
-    return ImageDataset(
-        name=found.name,
-        class_names=found.class_names,
-        train=train,
-        validation=validation,
-        test=test,
-        mean=mean,
-        std=std,
-        img_size=found.img_size,
-        licence=found.licence,
-        citation=found.citation,
-        skipped=found.skipped,
-        remarks=found.remarks,
-        mirror_safe=found.mirror_safe,
-    )
+    description = {field.name: getattr(found, field.name) for field in fields(SetDescription)}
+    mean, std = channel_statistics(train.pixels()) if isinstance(train, ArraySplit) else found.statistics
+    return ImageDataset(**description, train=train, validation=validation, test=test, mean=mean, std=std)
 
 
 def without_copies(dataset: ImageDataset) -> ImageDataset:

@@ -9,8 +9,8 @@ Letters: n images.
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from ceit.atomic import replace_files
 from ceit.data.cut import digest_of
-from ceit.data.labelled import LabelledSet, with_parts
+from ceit.data.labelled import LabelledSet, with_classes, with_parts
 from ceit.data.splits import ImageDataset, Split
 from ceit.paths import expanded
 
@@ -143,22 +143,14 @@ class ImageRecord:
         for row in sorted(self.rows, key=lambda row: _WEIGHT[row.part], reverse=True):
             by_content[row.content] = row.part
             by_name[row.source, row.name] = row.part
-        parts: dict[str, np.ndarray] = {}
-        for source, split in found.parts.items():
-            used = [
-                by_content.get(content) or by_name.get((source, split.key(index)), NEW)
-                for index, content in enumerate(_digests(split))
-            ]
-            parts[source] = np.array(used, object)
-        return parts, self._changes(found)
+        used: dict[str, list[str]] = {source: [] for source in found.parts}
+        for source, key, content in _images(found):
+            used[source].append(by_content.get(content) or by_name.get((source, key), NEW))
+        return {source: np.array(parts, object) for source, parts in used.items()}, self._changes(found)
 
     def _changes(self, found: LabelledSet) -> Changes:
         """Contents are counted, not names: one name may stand for several images, ``1.jpg`` and ``1.png``."""
-        here = [
-            (source, split.key(index), content)
-            for source, split in found.parts.items()
-            for index, content in enumerate(_digests(split))
-        ]
+        here = list(_images(found))
         there = [(row.source, row.name, row.content) for row in self.rows]
         present, recorded = (Counter(content for _, _, content in images) for images in (here, there))
         extra, lacking = present - recorded, recorded - present
@@ -187,13 +179,7 @@ class ImageRecord:
     def _of_its_classes(self, found: LabelledSet) -> LabelledSet:
         """Without the images of classes that came since."""
         came = self._new_classes(found)
-        if not came:
-            return found
-        kept = [number for number, name in enumerate(found.class_names) if name not in came]
-        numbers = torch.full((len(found.class_names),), -1)
-        numbers[kept] = torch.arange(len(kept))
-        parts = {source: _relabelled(split, numbers) for source, split in found.parts.items()}
-        return replace(found, class_names=tuple(found.class_names[number] for number in kept), parts=parts)
+        return with_classes(found, [name for name in found.class_names if name not in came]) if came else found
 
     def restored(self, found: LabelledSet) -> tuple[ImageDataset, Changes]:
         """The data set that the run was started with, out of data that may have changed since: same images, same order.
@@ -232,12 +218,6 @@ class ImageRecord:
         return with_parts(found, splits[TRAIN], splits.get(VALIDATION), splits[TEST]), changes
 
 
-def _relabelled(split: Split, numbers: torch.Tensor) -> Split:
-    kept = torch.nonzero(numbers[split.labels] >= 0).flatten()
-    part = split.subset(kept)
-    return replace(part, labels=numbers[part.labels])
-
-
 def source_of(found: LabelledSet, part: str) -> str:
     """The part of the data that a split of the run comes from."""
     if found.unsplit is not None:
@@ -246,6 +226,13 @@ def source_of(found: LabelledSet, part: str) -> str:
         return found.reported
     own_validation = VALIDATION in found.parts and found.reported != VALIDATION
     return VALIDATION if part == VALIDATION and own_validation else TRAIN
+
+
+def _images(found: LabelledSet) -> Iterator[tuple[str, str, int]]:
+    """Part, key and digest of every image, part by part."""
+    for source, split in found.parts.items():
+        for index, content in enumerate(_digests(split)):
+            yield source, split.key(index), content
 
 
 def _digests(split: Split) -> list[int]:

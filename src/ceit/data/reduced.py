@@ -38,7 +38,7 @@ class Form:
 
     def read(self, source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
         """The image in this form; ``name`` is what errors call it. Raises: as ``read_image``."""
-        image = _reduced(read_image(source, self.in_chans, self.cover, name), self.cover)
+        image = read_image(source, self.in_chans, self.cover, name)
         return image if self.size is None else fit(image, self.size)
 
     def is_worth_keeping(self, data: bytes, image: Image.Image) -> bool:
@@ -67,14 +67,3 @@ def training_cover(size: Size, crop: float = 1.0, crop_scale: tuple[float, float
         return height, width
     enlarged = 1 / math.sqrt(_NARROWEST_CROP * crop_scale[0])
     return max(height, math.ceil(enlarged * size[0])), max(width, math.ceil(enlarged * size[1]))
-
-
-def _reduced(image: Image.Image, cover: Size) -> Image.Image:
-    height, width = cover
-    if image.width <= width or image.height <= height:
-        return image
-    if image.width * height <= image.height * width:
-        height = max(height, width * image.height // image.width)
-    else:
-        width = max(width, height * image.width // image.height)
-    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ceit.data.cache import file_state
 from ceit.data.cut import VALIDATION_STREAM, by_content, nearest, shares_of_classes, stratified
-from ceit.data.image import image_mode, read_image
+from ceit.data.encoded import EncodedSplit
+from ceit.data.image import image_mode
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
-from ceit.data.reduced import Form, Size, usual_crop
-from ceit.data.survey import Survey, read_kept
+from ceit.data.reduced import Size, usual_crop
+from ceit.data.survey import Survey
 
 
 class Split(Protocol):
@@ -87,7 +88,7 @@ class ArraySplit:
 
 
 @dataclass(frozen=True)
-class FileSplit:
+class FileSplit(EncodedSplit):
     """Images on the disk, read when they are needed, and int64 labels ``(n,)``.
 
     A sample's key is its path relative to ``root``, without suffix; a path that lies elsewhere stays whole.
@@ -98,26 +99,14 @@ class FileSplit:
     root: Path = Path()
     digests: np.ndarray | None = None
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
-        if cover is None:
-            return read_image(self.paths[index], in_chans)
-        digest = None if self.digests is None else int(self.digests[index])
-        return read_kept(self, index, digest, Form(in_chans, cover))
-
     def encoded(self, index: int) -> bytes:
-        """The image file itself. Raises: OSError."""
         return self.paths[index].read_bytes()
 
     def state(self, index: int) -> str:
-        """A line that changes when the file does, empty if it cannot be looked at."""
         state = file_state(self.paths[index])
         return state if "\0" in state else ""
 
     def name(self, index: int) -> str:
-        """Its path."""
         return str(self.paths[index])
 
     def key(self, index: int) -> str:
@@ -147,10 +136,10 @@ class JoinedSplit:
     @property
     def digests(self) -> np.ndarray | None:
         """Those of the splits, None if one has none."""
-        if any(split.digests is None for split in self.splits):
+        known = [split.digests for split in self.splits if split.digests is not None]
+        if len(known) < len(self.splits):
             return None
-        each = [split.digests for split in self.splits]
-        return np.array([each[number][index] for number, index in self.where.tolist()], np.uint64)
+        return np.array([known[number][index] for number, index in self.where.tolist()], np.uint64)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -167,27 +156,36 @@ class JoinedSplit:
         return replace(self, labels=self.labels[indices], where=self.where[indices.numpy()])
 
 
-@dataclass(frozen=True)
-class ImageDataset:
-    """A data set: its splits (``validation`` is None where the set has none) and what belongs to all of them.
+@dataclass(frozen=True, kw_only=True)
+class SetDescription:
+    """What belongs to all images of a set.
 
-    ``mean`` and ``std`` are per channel, of the training images in 0..1. ``skipped`` has a line per file left out,
-    ``remarks`` what else is to be said of how the images were found and shared out.
+    ``skipped`` has a line per file left out, ``remarks`` what else is to be said of how the images were found and
+    shared out.
     """
 
     name: str
     class_names: tuple[str, ...]
-    train: Split
-    validation: Split | None
-    test: Split
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     img_size: tuple[int, int]
     licence: str = ""
     citation: str = ""
     skipped: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     mirror_safe: bool = True  # whether an image mirrored left to right is still of its class; not so for digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset(SetDescription):
+    """A data set as training takes it: its splits, of which ``validation`` is None where the set has none.
+
+    ``mean`` and ``std`` are per channel, of the training images in 0..1.
+    """
+
+    train: Split
+    validation: Split | None
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def in_chans(self) -> int:
@@ -196,9 +194,8 @@ class ImageDataset:
     @property
     def preprocessing(self) -> Preprocessing:
         """How these images come to a network: small ones whole, files by the released code's crop of 0.875."""
-        return Preprocessing(
-            self.mean, self.std, 1.0 if isinstance(self.train, ArraySplit) else usual_crop(self.img_size)
-        )
+        crop = 1.0 if isinstance(self.train, ArraySplit) else usual_crop(self.img_size)
+        return Preprocessing(self.mean, self.std, crop)
 
 
 def readable(split: Split, found: Survey, rows: np.ndarray) -> Split:
@@ -236,14 +233,13 @@ def cut_validation(
     if split.digests is None:
         counts = np.maximum(shares_of_classes(sizes, count), np.minimum(sizes, least))
         part = stratified(labels, counts, seed)
-        rest = np.setdiff1d(np.arange(len(labels)), part)
     else:
-        part, rest = by_content(split.digests, labels, (count / len(labels),), seed, stream, least)
+        part, _ = by_content(split.digests, labels, (count / len(labels),), seed, stream, least)
         if not len(part):
             part = nearest(split.digests, labels, seed, stream)
-            rest = np.setdiff1d(np.arange(len(labels)), part)
         if not len(part):
             raise ValueError(f"a validation part cannot be cut off {len(labels)} images: no class has two that differ")
+    rest = np.setdiff1d(np.arange(len(labels)), part)
     return split.subset(torch.from_numpy(rest)), split.subset(torch.from_numpy(part))
 
 

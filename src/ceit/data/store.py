@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -91,10 +92,9 @@ def open_store() -> "Store":
     except NoCacheError as error:
         return Store(None, str(error))
     with _lock:
-        store = _stores.get(folder)
-        if store is None or store.is_another_file():
-            store = _stores[folder] = Store(folder)
-        return store
+        if folder not in _stores or _stores[folder].is_another_file():
+            _stores[folder] = Store(folder)
+        return _stores[folder]
 
 
 class Store:
@@ -126,7 +126,7 @@ class Store:
         def ask() -> dict[str, Fact]:
             question = f"SELECT state, digest, reason FROM facts WHERE {_HOLDS} AND state IN"
             rows = self._rows(question, list(by_name), judge)
-            return {by_name[name]: Fact(_unsigned(digest), reason) for name, digest, reason in rows}
+            return {by_name[name]: Fact(digest % 2**64, reason) for name, digest, reason in rows}
 
         return self._attempt(ask, {})
 
@@ -136,7 +136,7 @@ class Store:
 
         def ask() -> Fact | None:
             rows = self._query(f"SELECT reason FROM facts WHERE digest = ? AND {_HOLDS} LIMIT 1", values)
-            return next((Fact(digest, reason) for (reason,) in rows), None)
+            return Fact(digest, rows[0][0]) if rows else None
 
         return self._attempt(ask, None)
 
@@ -181,10 +181,10 @@ class Store:
         def keep() -> None:
             with self._transaction() as connection:
                 connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)", rows)
-                fitting = self._make_room(copies)
-                for copy in fitting:
+                kept = self._make_room(copies)
+                for copy in copies[:kept]:
                     self._insert(connection, copy)
-                self.refused_copies += len(copies) - len(fitting)
+                self.refused_copies += len(copies) - kept
 
         if self._writable and (rows or copies):
             self._attempt(keep, None)
@@ -289,8 +289,8 @@ class Store:
         )
         return (pages - free) * size
 
-    def _make_room(self, copies: Sequence[Copy]) -> list[Copy]:
-        """As many of the copies as fit, after dropping those that were not used for longest, but not lately."""
+    def _make_room(self, copies: Sequence[Copy]) -> int:
+        """How many of the copies fit, after dropping those that were not used for longest, but not lately."""
         room = self.limit_bytes - self._held_bytes()
         needed = sum(copy.pixels_hwc.nbytes for copy in copies)
         if room < needed <= self.limit_bytes:
@@ -301,13 +301,8 @@ class Store:
                 self._query("DELETE FROM copies WHERE id = ?", (number,))
                 self._query("DELETE FROM pixels WHERE id = ?", (number,))
                 room += size
-        fitting: list[Copy] = []
-        for copy in copies:
-            room -= copy.pixels_hwc.nbytes
-            if room < 0:
-                break
-            fitting.append(copy)
-        return fitting
+        sizes = accumulate(copy.pixels_hwc.nbytes for copy in copies)
+        return sum(size <= room for size in sizes)
 
     def _insert(self, connection: sqlite3.Connection, copy: Copy) -> None:
         data = copy.pixels_hwc.tobytes()
@@ -327,7 +322,7 @@ def _copy_name(digest: int, form: str) -> bytes:
 
 
 def _checksum(shape: str, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(f"{shape}".encode()))
+    return zlib.crc32(data, zlib.crc32(shape.encode()))
 
 
 def _judge() -> tuple[str, float]:
@@ -336,11 +331,8 @@ def _judge() -> tuple[str, float]:
 
 
 def _signed(digest: int) -> int:
+    """The digest as SQLite stores it, between -(2**63) and 2**63."""
     return digest - 2**64 if digest >= 2**63 else digest
-
-
-def _unsigned(digest: int) -> int:
-    return digest % 2**64
 
 
 _stores: dict[Path, Store] = {}

@@ -9,23 +9,24 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Self
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ceit.data.cut import digest_of
-from ceit.data.image import BrokenImageError, RefusedImageError
-from ceit.data.preprocessing import to_array, to_image
+from ceit.data.encoded import EncodedSplit
+from ceit.data.image import BrokenImageError, UnreadableImageError
+from ceit.data.preprocessing import to_array
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, Size, evaluation_cover, usual_crop
 from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, open_store
-from ceit.data.threads import in_turn, usable_cores
+from ceit.data.threads import map_in_order, usable_cores
 
 MEMORY_SHARE = 0.25  # of the machine's memory, that a set may be held in
 LONG_SECONDS = 10  # reading that takes longer is told where there is no terminal to show a bar
@@ -33,26 +34,6 @@ _NAMED_IMAGES = 10  # of the broken ones, as they are met; all are counted in th
 _LOOKED_UP, _LOOKED_UP_TOGETHER = 1024, 32  # images that the store is asked about at once, alone and among several
 _WRITTEN_BYTES, _WRITTEN_SECONDS = 1 << 25, 1.0  # what is found is kept when it is so much, or so old
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-
-_Item = TypeVar("_Item")
-
-
-class EncodedImages(Protocol):
-    """Images as somebody encoded them, wherever they lie."""
-
-    def __len__(self) -> int: ...
-
-    def state(self, index: int) -> str:
-        """A line that changes when the bytes do; empty where that cannot be told."""
-        ...
-
-    def encoded(self, index: int) -> bytes:
-        """The image file itself. Raises: OSError, or BrokenImageError, if it cannot be had."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What messages call it."""
-        ...
 
 
 @dataclass
@@ -68,7 +49,7 @@ class Survey:
 
 
 def survey(
-    images: EncodedImages, form: Form, description: str = "reading images", *, share: tuple[int, int] | None = None
+    images: EncodedSplit, form: Form, description: str = "reading images", *, share: tuple[int, int] | None = None
 ) -> Survey:
     """Reads what is not known yet, in threads, with a progress bar on stderr; broken images are named when met.
 
@@ -82,35 +63,21 @@ def survey(
     rank, processes = local_share() if share is None else share
     block_images = _LOOKED_UP if processes == 1 else _LOOKED_UP_TOGETHER
     reading = _Reading(images, form, open_store())
-    with _shown(description, len(images), is_shown=rank == 0) as told, ThreadPoolExecutor(usable_cores()) as pool:
-        for block in _blocks(_order(len(images), rank, processes), block_images):
-            reading.look_up(block)
-            told.advance(len(block) - len(reading.unknown))
-            for look in in_turn(pool, reading.look, reading.unknown, 4 * usable_cores()):
-                reading.take(look)
-                told.advance(1)
-                if look.reason is not None:
-                    told.name_broken(f"{images.name(look.index)} cannot be read ({look.reason})")
+    order = iter(_order(len(images), rank, processes))
+    with _Report(description, len(images), is_shown=rank == 0) as report, ThreadPoolExecutor(usable_cores()) as pool:
+        while block := list(islice(order, block_images)):
+            unknown = reading.look_up(block)
+            report.advance(len(block) - len(unknown))
+            for finding in map_in_order(pool, reading.read, unknown, 4 * usable_cores()):
+                reading.take(finding)
+                report.advance(1)
+                if finding.reason is not None:
+                    report.name_broken(f"{images.name(finding.index)} cannot be read ({finding.reason})")
             if processes > 1:
                 reading.write()  # for the others to find
         reading.write()
-        told.tell_about(reading.store)
-    return reading.result()
-
-
-def read_kept(images: EncodedImages, index: int, digest: int | None, form: Form) -> Image.Image:
-    """One image in a form: its copy, or read and, where that saves time, kept. Without a digest it is always read.
-
-    Raises: BrokenImageError, which names the image; OSError.
-    """
-    store = None if digest is None else open_store()
-    if store is not None and digest is not None and (kept := store.copy(digest, str(form))) is not None:
-        return to_image(kept)
-    data = images.encoded(index)
-    image = form.read(data, images.name(index))
-    if store is not None and form.is_worth_keeping(data, image):
-        store.add([], [Copy(digest_of(data), str(form), to_array(image))])
-    return image
+        report.tell_about(reading.store)
+    return Survey(reading.digests, dict(sorted(reading.broken.items())), reading.pixels)
 
 
 def form_for(images: int, size: Size, in_chans: int) -> Form:
@@ -152,12 +119,12 @@ def _limits_of_groups() -> Iterator[int]:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What one image showed; ``lasts`` tells whether it will show the same until its state changes."""
+class _Finding:
+    """What is found out about one image; ``lasts`` tells whether it holds until the image's state changes."""
 
     index: int
     state: str
-    digest: int
+    digest: int = 0
     reason: str | None = None
     lasts: bool = True
     pixels_hwc: np.ndarray | None = None
@@ -165,77 +132,71 @@ class _Look:
 
 
 class _Reading:
-    """A survey under way."""
+    """A survey under way: what is found, and what of it is still to be kept."""
 
-    def __init__(self, images: EncodedImages, form: Form, store: Store) -> None:
+    def __init__(self, images: EncodedSplit, form: Form, store: Store) -> None:
         self.images, self.form, self.store = images, form, store
         self.digests = np.zeros(len(images), np.uint64)
         self.broken: dict[int, str] = {}
         self.pixels = np.zeros((len(images), *form.size, form.in_chans), np.uint8) if form.size else None
-        self.unknown: list[tuple[int, str]] = []
-        """Index and state of images that must be read, of those looked up last."""
         self._facts: list[tuple[str, Fact]] = []
         self._copies: list[Copy] = []
         self._waiting_bytes = 0
         self._written = time.monotonic()
 
-    def look_up(self, block: Sequence[int]) -> None:
-        """Takes what the store knows of these images."""
+    def look_up(self, block: Sequence[int]) -> list[tuple[int, str]]:
+        """Takes what the store knows of these images; returns index and state of those that must be read."""
         states = {index: self.images.state(index) for index in block}
         facts = self.store.facts([state for state in states.values() if state])
-        known = {index: fact for index, state in states.items() if (fact := facts.get(state)) is not None}
-        good = [fact.digest for fact in known.values() if fact.reason is None]
+        good = [fact.digest for fact in facts.values() if fact.reason is None]
         copies = {} if self.pixels is None else self.store.copies(good, str(self.form))
         self.store.touch(good, str(self.form))
-        self.unknown = []
+        unknown = []
         for index, state in states.items():
-            fact = known.get(index)
+            fact = facts.get(state)
             if fact is None or (self.pixels is not None and fact.reason is None and fact.digest not in copies):
-                self.unknown.append((index, state))
+                unknown.append((index, state))
             else:
-                self.take(_Look(index, "", fact.digest, fact.reason, pixels_hwc=copies.get(fact.digest)))
+                self.take(_Finding(index, "", fact.digest, fact.reason, pixels_hwc=copies.get(fact.digest)))
+        return unknown
 
-    def look(self, asked: tuple[int, str]) -> _Look:
+    def read(self, asked: tuple[int, str]) -> _Finding:
         """Reads one image; in any thread."""
         index, state = asked
         try:
             data = self.images.encoded(index)
         except OSError as error:
-            return _Look(index, state, 0, error.strerror or str(error), lasts=False)
+            return _Finding(index, state, reason=error.strerror or str(error), lasts=False)
         except BrokenImageError as error:  # it is not all there
-            return _Look(index, state, 0, error.reason, lasts=False)
+            return _Finding(index, state, reason=error.reason, lasts=False)
         digest = digest_of(data)
         fact = self.store.fact_of(digest)  # the same bytes may have lain elsewhere
-        if fact is not None and fact.reason is not None:
-            return _Look(index, state, digest, fact.reason)
-        if fact is not None and self.pixels is None:
-            return _Look(index, state, digest)
+        if fact is not None and (fact.reason is not None or self.pixels is None):
+            return _Finding(index, state, digest, fact.reason)
         if fact is not None and (copy := self.store.copy(digest, str(self.form))) is not None:
-            return _Look(index, state, digest, pixels_hwc=copy)
+            return _Finding(index, state, digest, pixels_hwc=copy)
         try:
             image = self.form.read(data)
-        except BrokenImageError as error:
-            return _Look(index, state, digest, error.reason)
-        except RefusedImageError as error:  # by a setting, or for want of a package
-            return _Look(index, state, digest, error.reason, lasts=False)
+        except UnreadableImageError as error:  # a refusal is by a setting, or for want of a package
+            return _Finding(index, state, digest, error.reason, lasts=isinstance(error, BrokenImageError))
         except MemoryError:
-            return _Look(index, state, digest, "too little memory to decode it", lasts=False)
+            return _Finding(index, state, digest, "too little memory to decode it", lasts=False)
         is_new = self.form.is_worth_keeping(data, image)
         pixels_hwc = to_array(image) if is_new or self.pixels is not None else None
-        return _Look(index, state, digest, pixels_hwc=pixels_hwc, is_new=is_new)
+        return _Finding(index, state, digest, pixels_hwc=pixels_hwc, is_new=is_new)
 
-    def take(self, look: _Look) -> None:
-        """Notes what an image showed."""
-        self.digests[look.index] = look.digest
-        if look.reason is not None:
-            self.broken[look.index] = look.reason
-        elif self.pixels is not None and look.pixels_hwc is not None:
-            self.pixels[look.index] = look.pixels_hwc
-        if look.state and look.lasts:
-            self._facts.append((look.state, Fact(look.digest, look.reason)))
-        if look.is_new and look.pixels_hwc is not None:
-            self._copies.append(Copy(look.digest, str(self.form), look.pixels_hwc))
-            self._waiting_bytes += look.pixels_hwc.nbytes
+    def take(self, finding: _Finding) -> None:
+        """Notes what was found."""
+        self.digests[finding.index] = finding.digest
+        if finding.reason is not None:
+            self.broken[finding.index] = finding.reason
+        elif self.pixels is not None and finding.pixels_hwc is not None:
+            self.pixels[finding.index] = finding.pixels_hwc
+        if finding.state and finding.lasts:
+            self._facts.append((finding.state, Fact(finding.digest, finding.reason)))
+        if finding.is_new and finding.pixels_hwc is not None:
+            self._copies.append(Copy(finding.digest, str(self.form), finding.pixels_hwc))
+            self._waiting_bytes += finding.pixels_hwc.nbytes
         if self._waiting_bytes > _WRITTEN_BYTES or time.monotonic() - self._written > _WRITTEN_SECONDS:
             self.write()
 
@@ -244,28 +205,11 @@ class _Reading:
         self.store.add(self._facts, self._copies)
         self._facts, self._copies, self._waiting_bytes, self._written = [], [], 0, time.monotonic()
 
-    def result(self) -> Survey:
-        """What all images have shown."""
-        return Survey(self.digests, dict(sorted(self.broken.items())), self.pixels)
-
 
 def _order(count: int, rank: int, processes: int) -> Iterable[int]:
     """The process's own part from its beginning, then all others from the end, so that two meet in the middle."""
     first, last = count * rank // processes, count * (rank + 1) // processes
-    yield from range(first, last)
-    yield from reversed(range(last, count))
-    yield from reversed(range(first))
-
-
-def _blocks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    block: list[_Item] = []
-    for item in items:
-        block.append(item)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block
+    return chain(range(first, last), reversed(range(last, count)), reversed(range(first)))
 
 
 class _ImagesPerSecond(ProgressColumn):
@@ -275,21 +219,28 @@ class _ImagesPerSecond(ProgressColumn):
         return Text("" if not task.speed else f"{task.speed:.0f} images/s")
 
 
-@dataclass
-class _Told:
-    """What is said while a survey goes on."""
+class _Report:
+    """What is said on stderr while a survey goes on: a progress bar, or a sentence where that is no terminal."""
 
-    description: str
-    images: int
-    console: Console
-    bar: Progress
-    began: float = field(default_factory=time.monotonic)
-    read: int = 0
-    named: int = 0
-    is_long: bool = False
+    def __init__(self, description: str, images: int, is_shown: bool) -> None:
+        self.description, self.images = description, images
+        self.console = Console(stderr=True, quiet=not is_shown)
+        self.bar = Progress(
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(_ImagesPerSecond(), TimeRemainingColumn()),
+            console=self.console,
+            transient=True,
+            disable=not (self.console.is_terminal and is_shown),
+        )
+        self.task = self.bar.add_task(description, total=images)
+        self.began, self.read, self.named, self.is_long = time.monotonic(), 0, 0, False
 
-    def __post_init__(self) -> None:
-        self.task = self.bar.add_task(self.description, total=self.images)
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
 
     def advance(self, images: int) -> None:
         """So many more are done."""
@@ -318,18 +269,3 @@ class _Told:
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _shown(description: str, images: int, is_shown: bool) -> Iterator[_Told]:
-    console = Console(stderr=True, quiet=not is_shown)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns,
-        _ImagesPerSecond(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (console.is_terminal and is_shown),
-    ) as bar:
-        yield _Told(description, images, console, bar)

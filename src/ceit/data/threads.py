@@ -14,7 +14,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ceit.data.image import BrokenImageError, RefusedImageError
+from ceit.data.image import UnreadableImageError
 
 BLOCK_IMAGES = 1024  # read before they are asked for: what is held in memory at once
 
@@ -22,7 +22,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def each(
+def read_all(
     read: Callable[[_Item], _Result], items: Sequence[_Item], description: str
 ) -> Iterator[tuple[_Item, _Result | str]]:
     """``read(item)`` of every item in their order, or the reason why that image cannot be read; with a progress bar."""
@@ -30,19 +30,19 @@ def each(
     def attempt(item: _Item) -> _Result | str:
         try:
             return read(item)
-        except (BrokenImageError, RefusedImageError) as error:
+        except UnreadableImageError as error:
             return error.reason
         except OSError as error:
             return error.strerror or str(error)
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        closing(in_turn(pool, attempt, items, BLOCK_IMAGES)) as results,  # or else the pool would finish what is queued
+        closing(map_in_order(pool, attempt, items, BLOCK_IMAGES)) as results,  # else the pool finishes what is queued
     ):
-        yield from shown(zip(items, results, strict=True), description, len(items))
+        yield from with_progress_bar(zip(items, results, strict=True), description, len(items))
 
 
-def in_turn(
+def map_in_order(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
 ) -> Generator[_Result, None, None]:
     """``work(item)`` of every item in their order, at most ``ahead`` of them begun before they are asked for.
@@ -79,7 +79,7 @@ class _Failed:
     error: BaseException
 
 
-def shown(items: Iterable[_Item], description: str, total: int) -> Iterator[_Item]:
+def with_progress_bar(items: Iterable[_Item], description: str, total: int) -> Iterator[_Item]:
     """The items themselves, with a progress bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

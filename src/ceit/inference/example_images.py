@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ceit.data.batches.loader import make_loader
+from ceit.data.image import read_image
 from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import Preprocessing, to_array
-from ceit.data.reduced import Form, evaluation_cover
+from ceit.data.reduced import evaluation_cover
 from ceit.data.sources.walk import image_files, printable
 from ceit.data.splits import Split
-from ceit.data.threads import each
+from ceit.data.threads import read_all
 from ceit.inference.quantize import CALIBRATION_IMAGES
 
 _SEED = 0
@@ -75,14 +76,14 @@ def of_files(
 
     They are read as prediction reads them. Those that cannot be read are left out, and none takes their place.
     """
-    form = Form(preprocessing.in_chans, evaluation_cover(image_hw, preprocessing.crop))
+    cover = evaluation_cover(image_hw, preprocessing.crop)
     drawn = [paths[number] for number in _drawn(count, len(paths)).tolist()]
     images, read, skipped = torch.empty(len(drawn), preprocessing.in_chans, *image_hw), 0, list[str]()
 
     def fitted(path: Path) -> np.ndarray:
-        return to_array(preprocessing.fit(form.read(path), image_hw))
+        return to_array(preprocessing.fit(read_image(path, preprocessing.in_chans, cover), image_hw))
 
-    for path, pixels_hwc in each(fitted, drawn, "reading pictures"):
+    for path, pixels_hwc in read_all(fitted, drawn, "reading pictures"):
         if isinstance(pixels_hwc, str):
             skipped.append(f"{printable(str(path))} ({pixels_hwc})")
         else:

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.data.image import BrokenImageError, RefusedImageError
+from ceit.data.image import UnreadableImageError, read_image
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
-from ceit.data.reduced import IN_MEMORY_SIDE, Form, evaluation_cover
-from ceit.data.threads import in_turn
+from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
+from ceit.data.threads import map_in_order
 from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
@@ -196,7 +196,7 @@ class Predictor:
         batches = iter(lambda: list(islice(source, batch_size)), [])
         pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(cores // workers,))
         try:
-            for answers in in_turn(pool, partial(self._answer, top_k=top_k, stop=stop), batches, 2 * workers):
+            for answers in map_in_order(pool, partial(self._answer, top_k=top_k, stop=stop), batches, 2 * workers):
                 yield from answers
         finally:
             stop.set()
@@ -218,10 +218,10 @@ class Predictor:
         try:
             if isinstance(source, np.ndarray | Tensor):
                 source = to_pillow(source)
-            form = Form(self.in_chans, evaluation_cover(self.image_hw, self.preprocessing.crop))
-            image = form.read(source if isinstance(source, Image.Image) else expanded(source))
+            cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
+            image = read_image(source if isinstance(source, Image.Image) else expanded(source), self.in_chans, cover)
             return _Read(path, to_array(self.preprocessing.fit(image, self.image_hw)))
-        except (BrokenImageError, RefusedImageError) as error:
+        except UnreadableImageError as error:
             return _Read(path, error=error.reason)
         except OSError as error:
             return _Read(path, error=error.strerror or str(error))

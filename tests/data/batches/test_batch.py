@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ceit.data.batches.augment import Augmentation
-from ceit.data.batches.batch import SingleImages, _seeded, _SingleTransform
+from ceit.data.batches.batch import Batches, ImageAugmentation, seeded
 from ceit.data.batches.order import COPY
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_image
 from ceit.data.splits import ArraySplit, from_pixels
@@ -32,7 +32,7 @@ def noise(images: int = 4, side: int = SIDE) -> ArraySplit:
 
 def images_of(split: ArraySplit, draws: np.ndarray, seed: int = 0, epoch: int = 0, **options: Any) -> Tensor:
     augmentation = Augmentation(**{"flip": False, **options})
-    return SingleImages(split, (SIDE, SIDE), PLAIN, augmentation, seed)(epoch, draws)
+    return Batches(split, (SIDE, SIDE), PLAIN, augmentation, seed)[epoch, draws][0]
 
 
 COPIES = np.arange(1200) * COPY  # of one image
@@ -105,7 +105,7 @@ def test_variation_is_a_function_of_seed_epoch_image_and_copy(options: dict[str,
 
 def test_rand_augment_applies_every_operation_as_often() -> None:
     """Two of the operations are drawn for each image, each applied with probability 1/2."""
-    transform = _SingleTransform(Augmentation(rand_augment=RAND_AUGMENT), IMAGENET, (8, 8))
+    transform = ImageAugmentation(Augmentation(rand_augment=RAND_AUGMENT), IMAGENET, (8, 8))
     assert transform.rand_augment is not None
     applied: Counter[str] = Counter()
     operations = transform.rand_augment.ops
@@ -113,7 +113,7 @@ def test_rand_augment_applies_every_operation_as_often() -> None:
         operation.aug_fn = lambda image, *_, name=operation.name, **__: applied.update([name]) or image
     image, images = to_image(np.zeros((8, 8, 3), np.uint8)), 3000
     for seed in range(images):
-        with _seeded(seed):
+        with seeded(seed):
             transform.rand_augment(image)
     assert len(applied) == len(operations) == 15
     expected = images * 2 * 0.5 / len(operations)
@@ -126,9 +126,8 @@ def test_a_random_crop_keeps_to_its_shares_and_proportions() -> None:
     ramp[:, :, 0], ramp[:, :, 1] = np.arange(256)[None], np.arange(256)[:, None]
     identity = Preprocessing((0.0,) * 3, (1.0,) * 3)
     augmentation = Augmentation(flip=False, crop_scale=(0.08, 1.0))
-    crops = SingleImages(
-        ArraySplit(from_pixels(ramp[None]), torch.zeros(1, dtype=torch.int64)), (SIDE, SIDE), identity, augmentation, 0
-    )(0, COPIES[:400])
+    split = ArraySplit(from_pixels(ramp[None]), torch.zeros(1, dtype=torch.int64))
+    crops, _ = Batches(split, (SIDE, SIDE), identity, augmentation, 0)[0, COPIES[:400]]
     red, green = (255 * crops[:, channel].flatten(1) for channel in (0, 1))
     widths = (red.amax(1) - red.amin(1)) * SIDE / (SIDE - 1)
     heights = (green.amax(1) - green.amin(1)) * SIDE / (SIDE - 1)

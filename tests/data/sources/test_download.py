@@ -4,13 +4,16 @@ import gzip
 import hashlib
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pytest
+from huggingface_hub import hf_hub_url
 
 from ceit.cli import data as command
+from ceit.data.sources import addresses
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, Members, idx
 from ceit.data.sources.choose import fetch, load_dataset
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
@@ -170,6 +173,26 @@ def test_the_next_source_is_tried(tiny: NamedSet, archives: Archives, monkeypatc
     monkeypatch.setitem(SETS, "tiny", replace(tiny, sources=(bad, damaged, *tiny.sources)))
     assert_stored(fetch("tiny"))
     assert [request.split()[0] for request in archives.requests] == ["/missing.bin", "/damaged.tgz", "/set.bin"]
+
+
+def test_a_source_on_the_hub_takes_one_line(
+    tiny: NamedSet, archives: Archives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "hf_hub_url", partial(hf_hub_url, endpoint=archives.url))
+    archives.files["datasets/owner/name/resolve/0123abc/data/set.bin"] = archives.files.pop("set.bin")
+    far = Source(("http://127.0.0.1:9/set.bin",), concatenated)
+    hub = Source(("hf:owner/name@0123abc/data/set.bin",), concatenated, (hashlib.sha256(CONTENT).hexdigest(),))
+    package = Source(("npm:no-such-package@1/set.bin",), concatenated)
+    monkeypatch.setitem(SETS, "tiny", replace(tiny, sources=(far, hub, package)))
+    assert_stored(fetch("tiny"))
+    assert archives.requests == ["/datasets/owner/name/resolve/0123abc/data/set.bin None"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_package_managers_are_asked_last(name: str) -> None:
+    are_packages = [source.urls[0].startswith(("npm:", "apt:")) for source in SETS[name].sources]
+    assert are_packages == sorted(are_packages)
+    assert not (are_packages and are_packages[0])
 
 
 @pytest.mark.parametrize("kind", ["folder", "file URL", "http URL"])

@@ -321,8 +321,8 @@ def test_splits_in_folders(tmp_path: Path) -> None:
 
 def test_headers_are_scanned_once_until_a_shard_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
-    scans, scan = [], foreign_shards._scan_shard
-    monkeypatch.setattr(foreign_shards, "_scan_shard", lambda *given: scans.append(given[0].name) or scan(*given))
+    scans, scan = [], foreign_shards._samples_of
+    monkeypatch.setattr(foreign_shards, "_samples_of", lambda *given: scans.append(given[0].name) or scan(*given))
     root = foreign(tmp_path / "wds", {"train-0.tar": 6, "test-0.tar": 2}, lambda n: {".cls": b"%d" % (n % 2)})
     first = load_dataset(root)
     assert keys(load_dataset(root).train) == keys(first.train)

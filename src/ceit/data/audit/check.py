@@ -4,25 +4,24 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ceit.data.audit.duplicates import BLANK_CONTRAST, Prints, find_copies, pixel_digest, prints_of, small_picture
 from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.cut import digest_of
+from ceit.data.encoded import EncodedSplit
 from ceit.data.image import read_header
 from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset
 from ceit.data.pixels import looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images, place_of
-from ceit.data.sources.folder import listing_of
 from ceit.data.sources.layout import understand
-from ceit.data.sources.listing import LARGE_SIZE, usual_statistics
+from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
 from ceit.data.sources.shards.load import has_shards, open_shards
 from ceit.data.splits import ArraySplit, FileSplit, Split
-from ceit.data.threads import BLOCK_IMAGES, each
+from ceit.data.threads import BLOCK_IMAGES, read_all
 from ceit.paths import expanded
 
 
@@ -36,8 +35,8 @@ def check(data: str | Path) -> Report:
     """
     found = _find(str(data))
     reading = _Reading(found)
-    for number, (name, split) in enumerate(found.splits.items()):
-        reading.read(number, name, split)
+    for name in found.splits:
+        reading.read(name)
     return reading.report()
 
 
@@ -54,10 +53,10 @@ class _Found:
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     skipped: tuple[str, ...] = ()
-    changed_shards: tuple[str, ...] = ()
-    layout: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     is_fixed: bool = False
+    changed_shards: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
 
 
 def _find(data: str) -> _Found:
@@ -67,37 +66,23 @@ def _find(data: str) -> _Found:
     found = load_images(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
     order = [name for name in ("train", "validation", "test", UNSPLIT) if name in found.parts]
     splits = {name: found.parts[name] for name in order}
-    return _Found(
-        found.name,
-        found.place,
-        found.class_names,
-        splits,
-        found.skipped,
-        remarks=found.remarks,
-        is_fixed=found.is_fixed,
-    )
+    return _Found(found.name, found.place, found.class_names, splits, found.skipped, found.remarks, found.is_fixed)
 
 
 def _find_folder(root: Path) -> _Found:
     layout = understand(root)
     names = tuple(sorted({name for part in layout.splits.values() for name in part.classes}))
-    splits = {split: listing_of(part.folder, part.classes).split(names) for split, part in layout.splits.items()}
-    return _Found(
-        root.resolve().name,
-        f"folder {root}",
-        names,
-        dict(splits),
-        layout=tuple(layout.lines()),
-        remarks=layout.remarks,
-    )
+    splits = {split: part.listing.split(names) for split, part in layout.splits.items()}
+    lines = tuple(layout.lines())
+    return _Found(root.resolve().name, f"folder {root}", names, dict(splits), layout=lines, remarks=layout.remarks)
 
 
 def _find_shards(root: Path) -> _Found:
     found = open_shards(root)
     splits: dict[str, Split] = {name: found.samples.subset(torch.from_numpy(rows)) for name, rows in found.rows.items()}
-    hashes = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
-    results = each(lambda name: _sha256(root / name) == hashes[name], list(hashes), "hashing shards")
-    changed = tuple(name for name, same in results if same is not True)
+    written = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
+    hashes = read_all(lambda name: _sha256(root / name), list(written), "hashing shards")
+    changed = tuple(name for name, sha256 in hashes if sha256 != written[name])
     place = f"the folder of shards {root}"
     return _Found(found.index.name, place, found.index.class_names, splits, changed_shards=changed)
 
@@ -107,22 +92,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@runtime_checkable
-class _HeaderSplit(Protocol):
-    """A split that tells an image's size and mode without decoding it."""
-
-    def header(self, index: int) -> tuple[tuple[int, int], str]: ...
-
-
-@runtime_checkable
-class _EncodedSplit(Protocol):
-    """A split of images as somebody encoded them."""
-
-    def encoded(self, index: int) -> bytes: ...
-
-
-class _Look(NamedTuple):
-    """What one image showed."""
+class _Inspection(NamedTuple):
+    """What is found out about one image."""
 
     size: tuple[int, int]
     mode: str
@@ -133,27 +104,24 @@ class _Look(NamedTuple):
     """What training knows the image by; 0 in a fixed set, which it knows whole."""
 
 
-def _look(split: Split, index: int) -> _Look:
+def _inspect(split: Split, index: int) -> _Inspection:
     image = split.read(index, in_chans=3)
-    size, mode = _header(split, index, image)
-    content = digest_of(split.encoded(index)) if isinstance(split, _EncodedSplit) else 0
-    return _Look(size, mode, pixel_digest(image), small_picture(image), looks_dark_for_its_depth(image), content)
-
-
-def _header(split: Split, index: int, image: Image.Image) -> tuple[tuple[int, int], str]:
-    if isinstance(split, FileSplit):
-        return read_header(split.paths[index])
-    if isinstance(split, _HeaderSplit):
-        return split.header(index)
-    return image.size, "L" if isinstance(split, ArraySplit) and split.images.shape[1] == 1 else image.mode
+    if isinstance(split, EncodedSplit):
+        data = split.encoded(index)
+        (size, mode), content = read_header(data, split.name(index)), digest_of(data)
+    else:
+        is_grey = isinstance(split, ArraySplit) and split.images.shape[1] == 1
+        size, mode, content = image.size, "L" if is_grey else image.mode, 0
+    dark = looks_dark_for_its_depth(image)
+    return _Inspection(size, mode, pixel_digest(image), small_picture(image), dark, content)
 
 
 @dataclass
 class _Reading:
-    """The images read so far; ``places`` has split number and index of each, ``contents`` its digest."""
+    """The images read so far; ``places`` has split and index of each, ``contents`` its digest."""
 
     found: _Found
-    places: list[tuple[int, int]] = field(default_factory=list)
+    places: list[tuple[str, int]] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
     prints: list[Prints] = field(default_factory=list)
     unreadable: list[ImageName] = field(default_factory=list)
@@ -161,20 +129,21 @@ class _Reading:
     modes: Counter[str] = field(default_factory=Counter)
     sizes: set[tuple[int, int]] = field(default_factory=set)
 
-    def read(self, number: int, name: str, split: Split) -> None:
+    def read(self, name: str) -> None:
         """Reads one split, keeping of each image its prints."""
-        waiting: list[_Look] = []
-        for index, look in each(lambda index: _look(split, index), range(len(split)), f"reading {name}"):
-            if isinstance(look, str):
-                self.unreadable.append(self._name(number, index, look))
+        split = self.found.splits[name]
+        waiting: list[_Inspection] = []
+        for index, found in read_all(lambda index: _inspect(split, index), range(len(split)), f"reading {name}"):
+            if isinstance(found, str):
+                self.unreadable.append(self._name(name, index, found))
                 continue
-            self.places.append((number, index))
-            self.contents.append(look.content)
-            self.modes[look.mode] += 1
-            self.sizes.add(look.size)
-            if look.dark:
-                self.dark.append(self._name(number, index))
-            waiting.append(look)
+            self.places.append((name, index))
+            self.contents.append(found.content)
+            self.modes[found.mode] += 1
+            self.sizes.add(found.size)
+            if found.dark:
+                self.dark.append(self._name(name, index))
+            waiting.append(found)
             if len(waiting) == BLOCK_IMAGES:
                 self._keep(waiting)
         self._keep(waiting)
@@ -183,12 +152,9 @@ class _Reading:
         """What all splits have shown."""
         splits = tuple(self.found.splits)
         counts = {name: dict.fromkeys(splits, 0) for name in self.found.class_names}
-        for number, (name, split) in enumerate(self.found.splits.items()):
-            labels = split.labels[[index for place, index in self.places if place == number]]
-            for class_name, count in zip(
-                self.found.class_names, torch.bincount(labels, minlength=len(counts)).tolist(), strict=True
-            ):
-                counts[class_name][name] = count
+        labels = {name: split.labels.tolist() for name, split in self.found.splits.items()}
+        for name, index in self.places:
+            counts[self.found.class_names[labels[name][index]]][name] += 1
         prints = Prints.joined(self.prints)
         skipped = [ImageName("", line, "") for line in self.found.skipped]
         in_order = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
@@ -207,49 +173,53 @@ class _Reading:
             layout=self.found.layout,
             remarks=self.found.remarks,
         )
-        told = "train" in splits and report.untrained_classes
-        return report if told or self.found.is_fixed else replace(report, refusal=self._refusal(report))
+        if self.found.is_fixed or ("train" in splits and report.untrained_classes):  # which is an error of its own
+            return report
+        return replace(report, refusal=self._refusal(report))
 
     def _refusal(self, report: Report) -> str:
         """Why training would not take the images that can be read; empty if it would."""
         kept = [number for number, name in enumerate(report.counts) if name not in report.empty_classes]
         numbers = torch.full((len(report.counts),), -1)
         numbers[torch.tensor(kept, dtype=torch.int64)] = torch.arange(len(kept))
-        of_split, contents = np.array([number for number, _ in self.places]), np.array(self.contents, np.uint64)
         parts: dict[str, Split] = {}
-        for number, (name, split) in enumerate(self.found.splits.items()):
+        for name, split in self.found.splits.items():
             if not len(split):  # a split that shards only tell of
                 continue
-            good = np.flatnonzero(of_split == number)
+            good = [i for i, (place, _) in enumerate(self.places) if place == name]
             part = split.subset(torch.tensor([self.places[i][1] for i in good], dtype=torch.int64))
-            parts[name] = replace(part, labels=numbers[part.labels], digests=contents[good])
+            digests = np.array([self.contents[i] for i in good], np.uint64)
+            parts[name] = replace(part, labels=numbers[part.labels], digests=digests)
         class_names = tuple(self.found.class_names[number] for number in kept)
-        statistics = usual_statistics(3)
+        kept_set = LabelledSet(
+            name=self.found.name,
+            place=self.found.place,
+            class_names=class_names,
+            parts=parts,
+            statistics=usual_statistics(3),
+            img_size=LARGE_SIZE,
+        )
         try:
-            as_dataset(LabelledSet(self.found.name, self.found.place, class_names, parts, *statistics, LARGE_SIZE), 0)
+            as_dataset(kept_set, seed=0)
         except ValueError as error:
             return str(error)
         return ""
 
-    def _keep(self, waiting: list[_Look]) -> None:
-        self.prints.append(prints_of([look.picture for look in waiting], [look.digest for look in waiting]))
+    def _keep(self, waiting: list[_Inspection]) -> None:
+        self.prints.append(prints_of([image.picture for image in waiting], [image.digest for image in waiting]))
         waiting.clear()
 
-    def _split(self, number: int) -> tuple[str, Split]:
-        return list(self.found.splits.items())[number]
-
     def _picture(self, place: int) -> np.ndarray:
-        number, index = self.places[place]
-        return small_picture(self._split(number)[1].read(index, in_chans=3))
+        name, index = self.places[place]
+        return small_picture(self.found.splits[name].read(index, in_chans=3))
 
     def _copies(self, prints: Prints, group: list[int]) -> Copies:
         digests = {prints.digest[i].tobytes() for i in group}
         return Copies(len(digests) == 1, tuple(self._name(*self.places[i]) for i in group))
 
-    def _name(self, number: int, index: int, note: str = "") -> ImageName:
-        split_name, split = self._split(number)
+    def _name(self, split_name: str, index: int, note: str = "") -> ImageName:
+        split = self.found.splits[split_name]
         name = split.key(index)
         if isinstance(split, FileSplit):
-            path = split.paths[index]
-            name = (path.relative_to(split.root) if path.is_relative_to(split.root) else path).as_posix()
+            name = shown_path(split.paths[index], split.root).as_posix()
         return ImageName(split_name, name, self.found.class_names[int(split.labels[index])], note)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ceit.data.preprocessing import to_array
-from ceit.data.threads import each
+from ceit.data.threads import read_all
 
 SIDE = 32  # of the small pictures that are compared
 COARSE_SIDE = 8  # of what is kept of each image
@@ -151,7 +151,7 @@ def _sharing_a_band(bits: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]
 def _same_picture(pairs: np.ndarray, picture: Callable[[int], np.ndarray]) -> Iterator[tuple[int, int]]:
     """The pairs that differ no more than an encoding makes them differ."""
     needed = np.unique(pairs).tolist()
-    pictures = {i: read for i, read in each(picture, needed, "comparing images") if not isinstance(read, str)}
+    pictures = {i: read for i, read in read_all(picture, needed, "comparing images") if not isinstance(read, str)}
     for i, j in pairs.tolist():
         if i in pictures and j in pictures:
             a, b = pictures[i].astype(np.float32), pictures[j].astype(np.float32)

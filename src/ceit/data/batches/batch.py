@@ -1,4 +1,4 @@
-"""Draws to images: read, varied and normalised, a whole batch at once.
+"""Draws to a batch: images read, augmented and normalised.
 
 Letters: B batch, C channels, H height, W width.
 """
@@ -16,85 +16,87 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ceit.data.batches.augment import SINGLE_IMAGE_STREAM, Augmentation
 from ceit.data.batches.order import COPY
 from ceit.data.preprocessing import INTERPOLATIONS, Preprocessing, to_array
 from ceit.data.random_bits import random_bits
-from ceit.data.reduced import Size, training_cover
+from ceit.data.reduced import training_cover
 from ceit.data.splits import Split
 
-ImagesOf = Callable[[int, np.ndarray], Tensor]
-"""Epoch and draws ``(B,)`` to images ``(B, C, H, W)``, channels-last in memory."""
+Batch = tuple[Tensor, Tensor]
+"""Images float32 ``(B, C, H, W)``, channels-last in memory, and labels int64 ``(B,)``."""
+Request = tuple[int, np.ndarray]
+"""An epoch and the draws of one batch ``(B,)``."""
 
 
 @dataclass(frozen=True)
-class ArrayImages:
-    """Images in memory, ``(n, H, W, C)``: one gather of pixels does reading, flip and translation."""
-
-    pixels_nhwc: np.ndarray
-    preprocessing: Preprocessing
-    augmentation: Augmentation | None
-    seed: int
-
-    def __call__(self, epoch: int, draws: np.ndarray) -> Tensor:
-        indices = draws % COPY
-        if self.augmentation is None:
-            return self.preprocessing.normalise(self.pixels_nhwc[indices]).permute(0, 3, 1, 2)
-        _, height, width, channels = self.pixels_nhwc.shape
-        rows_bh, columns_bw = self.augmentation.source_rows_and_columns((height, width), self.seed, epoch, draws)
-        source_bhw = (indices[:, None, None] * height + rows_bh[:, :, None]) * width + columns_bw[:, None, :]
-        pixels_bhwc = self.pixels_nhwc.reshape(-1, channels).take(source_bhw, axis=0)
-        images_bhwc = self.preprocessing.normalise(pixels_bhwc)
-        return self.augmentation.cut_out_(images_bhwc, self.seed, epoch, draws).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class SingleImages:
-    """Images one by one: files, large sizes, and the augmentations that need Pillow."""
+class Batches(Dataset[Batch]):
+    """Every batch of a split, made when it is asked for; without an augmentation as prediction sees the images."""
 
     split: Split
     img_size: tuple[int, int]
     preprocessing: Preprocessing
     augmentation: Augmentation | None
     seed: int
+    pixels_nhwc: np.ndarray | None = None
+    """The images of the split at ``img_size``, if they are held in memory and augmented all at once."""
 
-    @property
-    def cover(self) -> Size:
-        """What images are reduced to before anything else."""
+    def __getitem__(self, request: Request) -> Batch:
+        epoch, draws = request
+        if self.pixels_nhwc is None:
+            images_bhwc = self._read_one_by_one(epoch, draws)
+        else:
+            images_bhwc = self._gather_from_memory(self.pixels_nhwc, epoch, draws)
+        if self.augmentation is not None:
+            self.augmentation.cut_out_(images_bhwc, self.seed, epoch, draws)
+        return images_bhwc.permute(0, 3, 1, 2), self.split.labels[torch.from_numpy(draws % COPY)]
+
+    def _read_one_by_one(self, epoch: int, draws: np.ndarray) -> Tensor:
+        """Images from files, large ones, and those of augmentations that need Pillow: ``(B, H, W, C)``."""
         crop_scale = None if self.augmentation is None else self.augmentation.crop_scale
-        return training_cover(self.img_size, self.preprocessing.crop, crop_scale)
-
-    def __call__(self, epoch: int, draws: np.ndarray) -> Tensor:
-        images_bhwc = torch.empty(len(draws), *self.img_size, self.preprocessing.in_chans)
-        indices = (draws % COPY).tolist()
+        cover = training_cover(self.img_size, self.preprocessing.crop, crop_scale)
+        indices, in_chans = (draws % COPY).tolist(), self.preprocessing.in_chans
+        images_bhwc = torch.empty(len(draws), *self.img_size, in_chans)
         if self.augmentation is None:
             for image_hwc, index in zip(images_bhwc, indices, strict=True):
-                image_hwc.copy_(self.preprocessing.apply(self._read(index), self.img_size).permute(1, 2, 0))
-            return images_bhwc.permute(0, 3, 1, 2)
-        vary = _SingleTransform(self.augmentation, self.preprocessing, self.img_size)
+                picture = self.preprocessing.fit(self.split.read(index, in_chans, cover), self.img_size)
+                image_hwc.copy_(self.preprocessing.normalise(to_array(picture)))
+            return images_bhwc
+        augment = ImageAugmentation(self.augmentation, self.preprocessing, self.img_size)
         seeds = random_bits(self.seed, epoch, draws, SINGLE_IMAGE_STREAM) >> np.uint64(32)
         rows_bh, columns_bw = self.augmentation.source_rows_and_columns(self.img_size, self.seed, epoch, draws)
         for image_hwc, index, seed, rows, columns in zip(
             images_bhwc, indices, seeds.tolist(), rows_bh, columns_bw, strict=True
         ):
-            with _seeded(seed):
-                image_hwc.copy_(vary(self._read(index), rows, columns))
-        return self.augmentation.cut_out_(images_bhwc, self.seed, epoch, draws).permute(0, 3, 1, 2)
+            with seeded(seed):
+                image_hwc.copy_(augment(self.split.read(index, in_chans, cover), rows, columns))
+        return images_bhwc
 
-    def _read(self, index: int) -> Image.Image:
-        return self.split.read(index, self.preprocessing.in_chans, self.cover)
+    def _gather_from_memory(self, pixels_nhwc: np.ndarray, epoch: int, draws: np.ndarray) -> Tensor:
+        """One gather of pixels does reading, flip and translation: ``(B, H, W, C)``."""
+        indices = draws % COPY
+        if self.augmentation is None:
+            return self.preprocessing.normalise(pixels_nhwc[indices])
+        _, height, width, channels = pixels_nhwc.shape
+        rows_bh, columns_bw = self.augmentation.source_rows_and_columns((height, width), self.seed, epoch, draws)
+        source_bhw = (indices[:, None, None] * height + rows_bh[:, :, None]) * width + columns_bw[:, None, :]
+        return self.preprocessing.normalise(pixels_nhwc.reshape(-1, channels).take(source_bhw, axis=0))
 
 
-class _SingleTransform:
-    """Random resized crop (or centre crop), RandAugment, flip and translation, normalisation, random erasing."""
+class ImageAugmentation:
+    """One picture varied and normalised; what is random about it is drawn from the global generators.
+
+    Random resized crop (or centre crop), RandAugment, flip and translation, normalisation, random erasing.
+    """
 
     def __init__(self, augmentation: Augmentation, preprocessing: Preprocessing, img_size: tuple[int, int]) -> None:
         self.preprocessing, self.img_size = preprocessing, img_size
-        self.resize: Callable[[Image.Image], Any] = self._centre_crop
+        self.crop: Callable[[Image.Image], Any] | None = None
         self.rand_augment = self.erase = None
         if augmentation.crop_scale is not None:
-            self.resize = RandomResizedCropAndInterpolation(
+            self.crop = RandomResizedCropAndInterpolation(
                 img_size, scale=augmentation.crop_scale, interpolation=preprocessing.interpolation
             )
         if augmentation.rand_augment is not None:
@@ -111,8 +113,8 @@ class _SingleTransform:
             self.erase = RandomErasing(augmentation.random_erasing, mode="pixel", device="cpu")
 
     def __call__(self, image: Image.Image, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-        """The image as float32 ``(H, W, C)``."""
-        image = self.resize(image)
+        """The image as float32 ``(H, W, C)``, of these rows and columns of what was cropped."""
+        image = self.preprocessing.fit(image, self.img_size) if self.crop is None else self.crop(image)
         if self.rand_augment is not None:
             image = self.rand_augment(image)
         pixels_hwc = to_array(image).take(rows, 0).take(columns, 1)
@@ -120,9 +122,6 @@ class _SingleTransform:
         if self.erase is not None:
             self.erase(image_hwc.permute(2, 0, 1))  # in place
         return image_hwc
-
-    def _centre_crop(self, image: Image.Image) -> Image.Image:
-        return self.preprocessing.fit(image, self.img_size)
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
@@ -132,7 +131,7 @@ def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seeds the global generators that timm's transforms draw from, and puts them back afterwards."""
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(seed)

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
-
 from ceit.data.batches.augment import Augmentation
-from ceit.data.batches.batch import ArrayImages, SingleImages
+from ceit.data.batches.batch import Batch, Batches
 from ceit.data.batches.order import COPY, Order
-from ceit.data.batches.workers import Batch, Batches, Workers, usual_workers
+from ceit.data.batches.workers import Workers, usual_workers
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.splits import ArraySplit, Split, resized
@@ -67,25 +65,26 @@ def make_loader(
         raise ValueError(f"the images have {found} channels, the preprocessing {expected}: load the set with in_chans")
     if augmentation is not None:
         augmentation.check_size(img_size)
-    single = augmentation is not None and augmentation.image_by_image
-    if isinstance(split, ArraySplit) and not single and max(img_size) <= IN_MEMORY_SIDE:
-        pixels_nhwc = resized(split.pixels(), img_size, preprocessing.interpolation)
-        images_of, usual = ArrayImages(pixels_nhwc, preprocessing, augmentation, seed), 0
-    else:
-        images_of, usual = SingleImages(split, img_size, preprocessing, augmentation, seed), usual_workers()
+    image_by_image = augmentation is not None and augmentation.image_by_image
+    pixels_nhwc, usual = None, usual_workers()
+    if isinstance(split, ArraySplit) and not image_by_image and max(img_size) <= IN_MEMORY_SIDE:
+        pixels_nhwc, usual = resized(split.pixels(), img_size, preprocessing.interpolation), 0
+    batches = Batches(split, img_size, preprocessing, augmentation, seed, pixels_nhwc)
     images = len(split) // batch_size * batch_size if drop_last else len(split)
+    _check_order(split, sampling, shard_window)
     order = Order(
         images=len(split),
         length=images if limit_batches is None else min(images, limit_batches * batch_size),
         seed=seed if shuffle else None,
         repeats=1 if augmentation is None else augmentation.repeats,
-        labels=_labels_to_balance(split, sampling),
-        shard_of=_shards_to_keep_together(split, sampling, shard_window),
+        labels=split.labels.numpy() if sampling == "balanced" else None,
+        shard_of=getattr(split, "shard_of", None) if shard_window else None,
         shard_window=shard_window,
     )
-    batches, workers = Batches(images_of, split.labels), usual if workers is None else workers
-    processes = Workers(batches, workers, pin_memory) if workers > 0 else None
-    return Loader(split, batches, order, batch_size, shard, processes, pin_memory)
+    workers = usual if workers is None else workers
+    return Loader(
+        batches, order, batch_size, shard, Workers(batches, workers, pin_memory) if workers > 0 else None, pin_memory
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,6 @@ class Loader:
     Where processes make the batches, one epoch is gone through at a time: to begin another ends the one before.
     """
 
-    split: Split
     batches: Batches
     order: Order
     batch_size: int
@@ -113,7 +111,7 @@ class Loader:
 
     def keys(self, epoch: int) -> list[str]:
         """The names of the images of an epoch, in the order in which they are shown, over all processes."""
-        return [self.split.key(index) for index in (self.order.draws(epoch) % COPY).tolist()]
+        return [self.batches.split.key(index) for index in (self.order.draws(epoch) % COPY).tolist()]
 
     def epoch(self, epoch: int, start_batch: int = 0, end_batch: int | None = None) -> Iterator[Batch]:
         """The batches of an epoch from ``start_batch`` on, to resume, and up to ``end_batch``: none behind is read."""
@@ -128,20 +126,14 @@ class Loader:
         return ((images.pin_memory(), labels.pin_memory()) for images, labels in made) if self.pin_memory else made
 
 
-def _labels_to_balance(split: Split, sampling: Sampling) -> np.ndarray | None:
+def _check_order(split: Split, sampling: Sampling, shard_window: int) -> None:
     if sampling not in get_args(Sampling):
         raise ValueError(unknown("sampling", sampling, get_args(Sampling)))
-    return split.labels.numpy() if sampling == "balanced" else None
-
-
-def _shards_to_keep_together(split: Split, sampling: Sampling, window: int) -> np.ndarray | None:
-    if window < 0:
-        raise ValueError(f"shard_window {window} must not be negative (shards; 0 mixes all)")
-    if window == 0:
-        return None
-    if sampling == "balanced":
-        raise ValueError(f"balanced sampling draws from all images, not from {window} shards: set shard_window to 0")
-    shard_of = getattr(split, "shard_of", None)
-    if shard_of is None:
-        raise ValueError(f"shard_window {window} needs images in shards, which these are not: set it to 0")
-    return shard_of
+    if shard_window < 0:
+        raise ValueError(f"shard_window {shard_window} must not be negative (shards; 0 mixes all)")
+    if shard_window and sampling == "balanced":
+        raise ValueError(
+            f"balanced sampling draws from all images, not from {shard_window} shards: set shard_window to 0"
+        )
+    if shard_window and getattr(split, "shard_of", None) is None:
+        raise ValueError(f"shard_window {shard_window} needs images in shards, which these are not: set it to 0")

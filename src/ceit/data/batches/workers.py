@@ -15,35 +15,16 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ceit.data.batches.batch import ImagesOf
-from ceit.data.batches.order import COPY
-
-Batch = tuple[Tensor, Tensor]
-Request = tuple[int, np.ndarray]
-"""An epoch and the draws of one batch ``(B,)``."""
+from ceit.data.batches.batch import Batch, Batches, Request
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
 3.14 on forkserver, would give each a copy of all that and have it import torch; it works too, as does spawn."""
 _PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
-
-
-@dataclass(frozen=True)
-class Batches(Dataset[Batch | Exception]):
-    """Makes the batch that a request asks for."""
-
-    images_of: ImagesOf
-    labels: Tensor
-
-    def __getitem__(self, request: Request) -> Batch:
-        epoch, draws = request
-        return self.images_of(epoch, draws), self.labels[torch.from_numpy(draws % COPY)]
 
 
 class Workers:
@@ -58,7 +39,7 @@ class Workers:
         self._processes: set[BaseProcess] = set()
         # With its own generator, for the workers' seeds would otherwise be drawn from torch's global one.
         self._loader = DataLoader(
-            _Failures(batches),
+            _InWorker(batches),
             batch_size=None,
             sampler=self._requests,
             num_workers=count,
@@ -112,8 +93,8 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class _Failures(Dataset[Batch | Exception]):
-    """Answers with the failure itself, which DataLoader would wrap into the text of a traceback."""
+class _InWorker(Dataset[Batch | Exception]):
+    """The batch in shared memory, or the failure itself, which DataLoader would wrap into the text of a traceback."""
 
     batches: Batches
 

@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -68,24 +68,30 @@ def open_archives(paths: list[Path]) -> Members:
 
     Archives are read in memory and never extracted, so no path in them can lead anywhere.
     """
-    contents: dict[str, bytes] = {}
+    contents: dict[str, bytes | Path] = {}
     for path in paths:
-        data = path.read_bytes()
         if path.name.endswith((".tar.gz", ".tgz")):
-            contents |= _tar_members(data)
+            contents |= _tar_members(path.read_bytes())
         elif path.suffix == ".deb":
-            contents |= _tar_members(deb_data(data))
+            contents |= _tar_members(deb_data(path.read_bytes()))
         else:
-            contents[path.name] = data
+            contents[path.name] = path
+    return _members(contents)
 
-    def members(name: str) -> bytes:
-        if name in contents:
-            return contents[name]
-        if f"{name}.gz" in contents:
-            return gzip.decompress(contents[f"{name}.gz"])
+
+def open_unpacked(folder: Path) -> Members:
+    """The files anywhere below a folder; gzipped ones are unpacked."""
+    return _members({path.name: path for path in sorted(folder.rglob("*")) if path.is_file()})
+
+
+def _members(contents: Mapping[str, bytes | Path]) -> Members:
+    def member(name: str) -> bytes:
+        for stored, unpack in ((name, bytes), (f"{name}.gz", gzip.decompress)):
+            if (found := contents.get(stored)) is not None:
+                return unpack(found.read_bytes() if isinstance(found, Path) else found)
         raise ValueError(f"it holds no {name}")
 
-    return members
+    return member
 
 
 def _tar_members(data: bytes) -> dict[str, bytes]:

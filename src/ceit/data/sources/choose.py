@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ceit.data.cache import cache_dir
-from ceit.data.image import image_mode
-from ceit.data.labelled import LabelledSet, SizeChoice, as_dataset, of_classes
+from ceit.data.labelled import LabelledSet, as_dataset, of_classes
 from ceit.data.sources.download import fetch_named
-from ceit.data.sources.folder import load_folder
 from ceit.data.sources.hub import PREFIX, load_hub
-from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.known_sets import SETS, NamedSet
+from ceit.data.sources.layout import load_folder
 from ceit.data.sources.named import load_named
+from ceit.data.sources.options import LoadOptions, SizeChoice
 from ceit.data.sources.published import PUBLISHED, fetch_published, load_published
 from ceit.data.sources.shards.load import has_shards, load_shards
 from ceit.data.sources.table import SUFFIXES, load_labels
@@ -57,7 +57,7 @@ def load_images(
     | ``hf:REPO`` or ``hf:DIR`` | ``hub`` |
     | ``FILE.csv``, ``FILE.parquet`` | ``table`` |
     | a folder of WebDataset shards | ``shards.load`` |
-    | a folder of class folders | ``folder`` |
+    | a folder of class folders | ``layout`` |
 
     ``img_size`` ``(H, W)``, or a function of the set's own, and ``in_chans`` (1 or 3) are those of the set unless
     given. Up to 64 px the images are held in memory at exactly that size; larger ones stay as they are and the loader
@@ -67,12 +67,7 @@ def load_images(
     Raises: ValueError for an unknown name, a set that is not there, data that are no data set, unreadable files, or as
     ``of_classes``.
     """
-    if isinstance(img_size, tuple) and min(img_size) < 1:
-        raise ValueError(f"image size {img_size} must be positive")
-    if in_chans is not None:
-        image_mode(in_chans)
-    text = os.fspath(name_or_dir)
-    found = _load(text, place_of(text), img_size, in_chans, skip_broken, classes)
+    found = _load(os.fspath(name_or_dir), LoadOptions(img_size, in_chans, skip_broken, classes))
     return found if classes is None else of_classes(found, classes)
 
 
@@ -103,28 +98,16 @@ def fetch(name: str, cache: Path | None = None) -> Path:
 
 def describe(name: str) -> str:
     """What a set known by name is and whose, a line each: title, size, licence and citation."""
-    if name in SETS:
-        named = SETS[name]
-        height, width, channels = named.image_shape
-        size = f"{len(named.class_names)} classes of {height} x {width} x {channels} pixels"
-        counts = {"to train": named.train_images, "to test": named.test_images}
+    known = SETS[name] if name in SETS else PUBLISHED[name]
+    if isinstance(known, NamedSet):
+        height, width, channels = known.image_shape
+        size = f"{len(known.class_names)} classes of {height} x {width} x {channels} pixels"
+        validation_images = 0
     else:
-        named = PUBLISHED[name]
-        size = f"{named.classes:,} classes of photographs"
-        counts = {
-            "to train": named.train_images,
-            "to validate": named.validation_images,
-            "to test": named.test_images,
-        }
+        size, validation_images = f"{known.classes:,} classes of photographs", known.validation_images
+    counts = {"to train": known.train_images, "to validate": validation_images, "to test": known.test_images}
     images = ", ".join(f"{count:,} {use}" for use, count in counts.items() if count)
-    return "\n".join(
-        (
-            f"{named.title}: {size}",
-            f"images     {images}",
-            f"licence    {named.licence}",
-            f"citation   {named.citation}",
-        )
-    )
+    return f"{known.title}: {size}\nimages     {images}\nlicence    {known.licence}\ncitation   {known.citation}"
 
 
 def place_of(text: str) -> tuple[str, Path | None] | None:
@@ -137,25 +120,18 @@ def place_of(text: str) -> tuple[str, Path | None] | None:
     return name, expanded(folder) if colon else None
 
 
-def _load(
-    text: str,
-    named: tuple[str, Path | None] | None,
-    img_size: SizeChoice,
-    in_chans: int | None,
-    skip_broken: bool,
-    classes: Sequence[str] | None,
-) -> LabelledSet:
-    if named is not None:
-        return _load_known(text, *named, img_size, in_chans, skip_broken)
+def _load(text: str, options: LoadOptions) -> LabelledSet:
+    if (named := place_of(text)) is not None:
+        return _load_known(text, *named, options)
     if text.startswith(PREFIX):
-        return load_hub(text.removeprefix(PREFIX), img_size, in_chans, skip_broken)
+        return load_hub(text.removeprefix(PREFIX), options)
     path = expanded(text)
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        return load_labels(path, img_size, in_chans, skip_broken, classes)
+        return load_labels(path, options)
     if path.is_dir() and has_shards(path):
-        return load_shards(path, img_size, in_chans, skip_broken)
+        return load_shards(path, options)
     if path.exists():
-        return load_folder(path, img_size, in_chans, skip_broken, classes)
+        return load_folder(path, options)
     if path.name == text:
         raise ValueError(f"{unknown('data set', text, [*SETS, *PUBLISHED])}; there is no folder of that name either")
     prefix, colon, _ = text.partition(":")
@@ -164,21 +140,13 @@ def _load(
     raise ValueError(f"data folder {text} does not exist")
 
 
-def _load_known(
-    text: str,
-    name: str,
-    folder: Path | None,
-    img_size: SizeChoice,
-    in_chans: int | None,
-    skip_broken: bool,
-) -> LabelledSet:
+def _load_known(text: str, name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
     """A set known by name; where a folder lies here that is called so, it is said which of the two is meant."""
-    remark = f"{text} is the set known by that name; for the folder {text} say ./{text}" if Path(text).is_dir() else ""
+    load = load_named if name in SETS else load_published
+    meant = f"{text} is the set known by that name; for the folder {text} say ./{text}"
+    remarks = [meant] if Path(text).is_dir() else []
     try:
-        if name in SETS:
-            found = load_named(name, folder, img_size, in_chans)
-        else:
-            found = load_published(name, folder, img_size, in_chans, skip_broken)
+        found = load(name, folder, options)
     except ValueError as error:
-        raise ValueError(f"{error}; {remark}" if remark else str(error)) from error
-    return replace(found, remarks=(*found.remarks, *filter(None, [remark])))
+        raise ValueError("; ".join([str(error), *remarks])) from error
+    return replace(found, remarks=(*found.remarks, *remarks))

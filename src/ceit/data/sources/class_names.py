@@ -10,13 +10,12 @@ def class_name(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def look(name: str) -> str:
-    """The same for names that differ in case or spaces alone, which are easily taken for each other."""
+def folded(name: str) -> str:
+    """Without case and spaces: the same for names that are easily taken for each other."""
     return " ".join(class_name(name).casefold().split())
 
 
 def alike(names: Iterable[str]) -> list[str]:
-    """Those that look like another of them, sorted."""
-    names = sorted(names)
-    looks = Counter(map(look, names))
-    return [name for name in names if looks[look(name)] > 1]
+    """Those that differ from another of them in case or spaces alone, sorted."""
+    counts = Counter(map(folded, names := list(names)))
+    return sorted(name for name in names if counts[folded(name)] > 1)

@@ -32,10 +32,8 @@ class Columns:
         """The cells of a column. Raises: ValueError if one is empty, or if there are no rows."""
         cells = self.cells[number]
         if empty := [row for row, cell in zip(self.rows, cells, strict=True) if not cell]:
-            name = self.names[number]
-            raise ValueError(
-                f"column {name!r} of {self.place} is empty in row {empty[0]}: fill it in or remove the row"
-            )
+            where = f"column {self.names[number]!r} of {self.place} is empty in row {empty[0]}"
+            raise ValueError(f"{where}: fill it in or remove the row")
         if not cells:
             raise ValueError(f"{self.place} has no rows: it must have one for each image")
         return cells
@@ -55,9 +53,7 @@ def read_columns(path: Path, required: Sequence[Sequence[str]], known: Sequence[
 
 
 def _read_csv(path: Path, required: Sequence[Sequence[str]], known: Sequence[str]) -> Columns:
-    text = _text(path)
-    if told := re.match(r"sep=.\r?\n", text):  # Excel's own first line
-        text = text[told.end() :]
+    text = re.sub(r"\Asep=.\r?\n", "", _text(path))  # Excel's own first line
     headers = {separator: set(map(_plain, _header(text, separator))) for separator in SEPARATORS}
     fitting = [sep for sep in SEPARATORS if all(headers[sep] & set(group) for group in required)]
     separator = [*fitting, SEPARATORS[0]][0]
@@ -96,7 +92,7 @@ def _read_parquet(path: Path, known: Sequence[str]) -> Columns:
         raise ValueError(f"{path} is no Parquet file ({error})") from error
 
     def texts(name: str) -> list[str]:
-        return [_cell(_as_text(cell)) for cell in table[name].to_pylist()] if name in read else [""] * table.num_rows
+        return [_cell(cell) for cell in table[name].to_pylist()] if name in read else [""] * table.num_rows
 
     names = [name.strip() for name in schema.names]
     return Columns(path, names, [texts(name) for name in schema.names], range(1, table.num_rows + 1))
@@ -130,16 +126,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).lower()
 
 
-def _cell(text: str) -> str:
-    text = text.strip()
-    return "" if text.lower() in _NO_VALUES else text
-
-
-def _as_text(value: Any) -> str:
-    """A value of Parquet; ``None`` is nothing."""
-    if value is None:
-        return ""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def _cell(value: Any) -> str:
+    """A value as text, empty where there is nothing."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return "" if value is None or text.strip().lower() in _NO_VALUES else text.strip()
 
 
 def _is_text(type_: Any) -> bool:

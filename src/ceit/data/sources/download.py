@@ -6,8 +6,8 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,17 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from ceit.data.sources.addresses import web_address
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
-from ceit.data.sources.packages import address_of
 from ceit.paths import expanded
 
 TIMEOUT_SECONDS = 20
 _RESUMPTIONS = 5  # of a connection that was cut, within one call
 _CHUNK_BYTES = 1 << 18
-
-_Advance = Callable[[int, int | None], None]
-"""Told the bytes present and, where known, the bytes in all."""
 
 
 def fetch_named(name: str, cache: Path) -> Path:
@@ -40,9 +37,8 @@ def fetch_named(name: str, cache: Path) -> Path:
     named, folder = SETS[name], cache / name
     if not named.sources or folder.is_dir():
         return folder
-    downloads = folder.with_name(f"{name}.downloads")
-    failures = []
-    for source in _candidates(named):
+    downloads, failures = folder.with_name(f"{name}.downloads"), []
+    for source in [*_on_the_mirror(named.sources), *named.sources]:
         try:
             arrays = _arrays_from(source, named, downloads)
         except _SourceError as failure:
@@ -66,15 +62,11 @@ class _SourceError(Exception):
 def copy_from_mirror(names: Sequence[str], folder: Path) -> list[str]:
     """Downloads files of these names into ``folder`` from CEIT_DATA_MIRROR, if set; returns what failed, and why."""
     base, failures = _mirror(), []
-    if base is not None:
-        with _progress() as show:
-            for name in names:
-                url = f"{base}/{name}"
-                try:
-                    if not (folder / name).exists():
-                        _download(url, folder / name, show(url))
-                except _SourceError as failure:
-                    failures.append(str(failure))
+    for name in names if base else ():
+        try:
+            _get({f"{base}/{name}": folder / name})
+        except _SourceError as failure:
+            failures.append(str(failure))
     return failures
 
 
@@ -85,28 +77,17 @@ def _mirror() -> str | None:
     return mirror.rstrip("/") if "://" in mirror else expanded(mirror).resolve().as_uri()
 
 
-def _candidates(named: NamedSet) -> Iterator[Source]:
+def _on_the_mirror(sources: Sequence[Source]) -> list[Source]:
+    """Each source with its files taken from the mirror; none if there is no mirror."""
     base = _mirror()
-    if base is not None:
-        for source in named.sources:
-            yield Source(tuple(f"{base}/{_file_name(url)}" for url in source.urls), source.decode, source.sha256)
-    yield from named.sources
+    return [replace(source, urls=tuple(f"{base}/{_name(url)}" for url in source.urls)) for source in sources if base]
 
 
 def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
     """The checked arrays of one source. Raises: _SourceError; downloaded files that are not right are removed."""
-    paths = []
-    with _progress() as show:
-        for url in source.urls:
-            path = downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / _file_name(url)
-            if not path.exists():
-                advance = show(url)
-                try:
-                    address = address_of(url)
-                except OSError as error:
-                    raise _SourceError(url, error) from error
-                _download(address, path, advance)
-            paths.append(path)
+    files = {url: downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / _name(url) for url in source.urls}
+    _get(files)
+    paths = list(files.values())
     try:
         for path, expected in zip(paths, source.sha256, strict=False):
             _check_hash(path.name, path.read_bytes(), expected)
@@ -150,8 +131,32 @@ def _store(arrays: Arrays, folder: Path) -> None:
             raise
 
 
-def _download(url: str, path: Path, advance: _Advance) -> None:
-    """Downloads to ``path`` by way of ``path.part``, which a later call goes on with. Raises: _SourceError."""
+def _get(files: Mapping[str, Path]) -> None:
+    """Downloads what lies at each address to its path, unless it is there. Raises: _SourceError.
+
+    Bars on stderr, if that is a terminal, show how far it is.
+    """
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bars:
+        for address, path in files.items():
+            if path.exists():
+                continue
+            console.print(f"fetching {address}", highlight=False, soft_wrap=True)
+            try:
+                url = web_address(address)
+            except OSError as error:
+                raise _SourceError(address, error) from error
+            task = bars.add_task(path.name, total=None)
+            _download(url, path, lambda size, total, task=task: bars.update(task, completed=size, total=total))
+
+
+def _download(url: str, path: Path, advance: Callable[[int, int | None], None]) -> None:
+    """Downloads to ``path`` by way of ``path.part``, which a later call goes on with. Raises: _SourceError.
+
+    ``advance`` is told the bytes present and, where known, the bytes in all.
+    """
     part = path.with_name(f"{path.name}.part")
     size, total = _size(part), None
     for _ in range(_RESUMPTIONS + 1):
@@ -167,23 +172,20 @@ def _download(url: str, path: Path, advance: _Advance) -> None:
     raise _SourceError(url, ConnectionError(f"the connection was cut at {size} of {total} bytes"))
 
 
-def _append(url: str, part: Path, advance: _Advance) -> int | None:
+def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) -> int | None:
     """One request: what is missing is appended to ``part``, or all written anew if the server cannot resume.
 
-    Returns the size of the whole file, None where the server does not tell it.
+    Returns the size of the whole file, 0 where it has less than ``part``, None where the server does not tell it.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "ceit-vision"})
-    if start := _size(part):
-        request.add_header("Range", f"bytes={start}-")
+    start = _size(part)
+    headers = {"User-Agent": "ceit-vision"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-            part.unlink()
-            return _append(url, part, advance)
-        raise _SourceError(url, error) from error
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            if start and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return 0
         raise _SourceError(url, error) from error
     part.parent.mkdir(parents=True, exist_ok=True)
     with response, open(part, "ab" if response.status == http.client.PARTIAL_CONTENT else "wb") as file:
@@ -208,26 +210,5 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _file_name(url: str) -> str:
-    return url.rsplit("/", 1)[-1]
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], _Advance]]:
-    """Bars on stderr, if that is a terminal; for an address it says that it is asked and gives what moves its bar."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-
-        def show(url: str) -> _Advance:
-            console.print(f"fetching {url}", highlight=False, soft_wrap=True)
-            task = bars.add_task(_file_name(url), total=None)
-            return lambda size, total: bars.update(task, completed=size, total=total)
-
-        yield show
+def _name(address: str) -> str:
+    return address.rsplit("/", 1)[-1]

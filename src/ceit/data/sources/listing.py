@@ -11,17 +11,17 @@ import numpy as np
 import torch
 
 from ceit.data.image import read_header
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size, require_classes
+from ceit.data.labelled import LabelledSet, require_classes
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.reduced import IN_MEMORY_SIDE
+from ceit.data.sources.options import LoadOptions
 from ceit.data.splits import FileSplit, readable
 from ceit.data.survey import form_for, survey
-from ceit.data.threads import each
+from ceit.data.threads import read_all
 
 LARGE_SIZE = (224, 224)  # what images above IN_MEMORY_SIDE are brought to unless asked otherwise
 
 _PROBED_IMAGES = 1000  # of a set, to find its usual size and channels
-_NAMED_IMAGES = 3  # of the broken ones, in an error
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _IMAGENET_GREY = ((0.449,), (0.226,))  # mean and std of its luminance
 
@@ -47,23 +47,17 @@ class Listing:
 
     def split(self, class_names: Sequence[str]) -> FileSplit:
         """The split that leaves its files on the disk; its labels number ``class_names``."""
-        return FileSplit(tuple(self.paths), self.labels(class_names), self.root)
-
-    def labels(self, class_names: Sequence[str]) -> torch.Tensor:
-        """The number of each file's class among ``class_names``, int64 ``(n,)``."""
         numbers = {name: number for number, name in enumerate(class_names)}
-        return torch.tensor([numbers[name] for name in self.class_names], dtype=torch.int64)
+        labels = torch.tensor([numbers[name] for name in self.class_names], dtype=torch.int64)
+        return FileSplit(tuple(self.paths), labels, self.root)
 
 
 def load_files(
     listings: Mapping[str, Listing],
     place: Path,
-    img_size: SizeChoice,
-    in_chans: int | None,
-    skip_broken: bool,
+    options: LoadOptions,
     order: Callable[[str], Any] = str,
     remarks: Sequence[str] = (),
-    classes: Sequence[str] | None = None,
 ) -> LabelledSet:
     """The set of files listed under ``train``, ``validation`` and ``test``, or ``all``; they lie in or below ``place``.
 
@@ -75,18 +69,17 @@ def load_files(
 
     Raises: ValueError if, unless ``skip_broken``, files cannot be read, and as ``require_classes``.
     """
-    if classes is not None:
+    if options.classes is not None:
         there = {name for listing in listings.values() for name in listing.class_names}
-        require_classes(classes, there, place.resolve().name)
-        listings = {split: listing.of_classes(set(classes)) for split, listing in listings.items()}
+        require_classes(options.classes, there, place.resolve().name)
+        listings = {split: listing.of_classes(set(options.classes)) for split, listing in listings.items()}
     paths = [path for listing in listings.values() for path in listing.paths]
-    usual_size, chans = usual_geometry(paths, read_header, in_chans)
-    size = chosen_size(img_size, usual_size)
+    usual_size, chans = usual_geometry(paths, read_header, options.in_chans)
+    size = options.size_for(usual_size)
     files = FileSplit(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
     found = survey(files, form_for(len(paths), size, chans))
     lines = tuple(f"{shown_path(paths[number], place)} ({reason})" for number, reason in found.broken.items())
-    if lines and not skip_broken:
-        raise ValueError(broken_sentence(lines, len(paths)))
+    options.require_whole(lines, len(paths))
     first, rows, kept = 0, {}, {}
     for split, listing in listings.items():
         good = [index for index in range(len(listing.paths)) if first + index not in found.broken]
@@ -103,14 +96,12 @@ def load_files(
         split: readable(replace(listing.split(class_names), digests=found.digests[rows[split]]), found, rows[split])
         for split, listing in kept.items()
     }
-    mean, std = usual_statistics(chans)
     return LabelledSet(
         name=place.resolve().name,
         place=f"{'folder' if place.is_dir() else 'file'} {place}",
         class_names=class_names,
         parts=parts,
-        mean=mean,
-        std=std,
+        statistics=usual_statistics(chans),
         img_size=size,
         skipped=lines,
         remarks=(*remarks, *lost),
@@ -138,7 +129,7 @@ def usual_geometry(
         return LARGE_SIZE, in_chans or 3
     if in_chans is None and is_grey:
         others = [item for number, item in enumerate(items) if number % step]
-        heads = each(header, others, "looking for colour")
+        heads = read_all(header, others, "looking for colour")
         is_grey = all(isinstance(head, str) or head[1] in _GREY_MODES for _, head in heads)
     side = -(-int(np.ceil(np.median(sides))) // 4) * 4
     return (side, side) if side <= IN_MEMORY_SIDE else LARGE_SIZE, in_chans or (1 if is_grey else 3)
@@ -153,10 +144,3 @@ def shown_path(path: Path, place: Path) -> Path:
     """The path as messages show it: relative to ``place``, a folder or a file, if it lies there."""
     folder = place if place.is_dir() else place.parent
     return path.relative_to(folder) if path.is_relative_to(folder) else path
-
-
-def broken_sentence(lines: Sequence[str], count: int) -> str:
-    """The error of a set some of whose ``count`` images cannot be read; ``lines`` have each its name and reason."""
-    more = ["..."] if len(lines) > _NAMED_IMAGES else []
-    fix = "ceit data check --json names all, --skip-broken leaves them out"
-    return f"{len(lines)} of {count} files cannot be read: {', '.join([*lines[:_NAMED_IMAGES], *more])}; {fix}"

@@ -1,6 +1,5 @@
 """Sets known by name, out of the cache or out of the package."""
 
-import gzip
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,31 +7,30 @@ import numpy as np
 import torch
 
 from ceit.data.cache import cache_dir
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
+from ceit.data.labelled import LabelledSet
 from ceit.data.preprocessing import to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE
-from ceit.data.sources.archives import ARRAY_NAMES, Arrays, Members
+from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_unpacked
 from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.options import LoadOptions
 from ceit.data.splits import ArraySplit, channel_statistics, from_pixels, resized
 
 
-def load_named(name: str, folder: Path | None, img_size: SizeChoice, in_chans: int | None) -> LabelledSet:
+def load_named(name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
     """The set ``name`` out of the cache, or of a folder that holds the files of its owner's archives.
 
     It has its own size and channels unless given. Raises: ValueError if it was not fetched, or lies not in the folder.
     """
     named = SETS[name]
     arrays = _stored(name) if folder is None else _unpacked(name, folder)
-    size = chosen_size(img_size, named.image_shape[:2])
-    train, test = (_split(arrays, part, size, in_chans or named.image_shape[2]) for part in ("train", "test"))
-    mean, std = channel_statistics(train.pixels())
+    size = options.size_for(named.image_shape[:2])
+    train, test = (_split(arrays, part, size, options.in_chans or named.image_shape[2]) for part in ("train", "test"))
     return LabelledSet(
         name=name,
         place=name,
         class_names=named.class_names,
         parts={"train": train, "test": test},
-        mean=mean,
-        std=std,
+        statistics=channel_statistics(train.pixels()),
         img_size=size,
         licence=named.licence,
         citation=named.citation,
@@ -71,7 +69,7 @@ def _unpacked(name: str, folder: Path) -> Arrays:
     """Raises: ValueError if no source's files are all there, or they are not of that set's form."""
     if not folder.is_dir():
         raise ValueError(f"{name} is not in {folder}: there is no such folder")
-    members, failures = _members_of(folder), []
+    members, failures = open_unpacked(folder), []
     for source in SETS[name].sources:
         try:
             arrays = source.decode(members)
@@ -84,20 +82,6 @@ def _unpacked(name: str, folder: Path) -> Arrays:
         else:
             return arrays
     raise ValueError(f"{name} is not in {folder}: {failures[0] if failures else 'it ships with the package'}")
-
-
-def _members_of(folder: Path) -> Members:
-    """The files anywhere below a folder, by name; gzipped ones are unpacked."""
-    paths = {path.name: path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-    def members(name: str) -> bytes:
-        if name in paths:
-            return paths[name].read_bytes()
-        if f"{name}.gz" in paths:
-            return gzip.decompress(paths[f"{name}.gz"].read_bytes())
-        raise ValueError(f"it holds no {name}")
-
-    return members
 
 
 def _digits() -> Arrays:

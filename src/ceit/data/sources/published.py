@@ -3,38 +3,40 @@
 The images stay on the disk, and none is decoded before it is needed: ``ceit data check`` reads a whole set.
 """
 
-import importlib
 import json
 import os
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 
 from rich.console import Console
 
 from ceit.data.cache import cache_dir
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
+from ceit.data.labelled import LabelledSet
 from ceit.data.reduced import Form, evaluation_cover, usual_crop
 from ceit.data.sources.download import copy_from_mirror
-from ceit.data.sources.folder import find_files
+from ceit.data.sources.layout import read_split
 from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, usual_statistics
+from ceit.data.sources.options import LoadOptions
+from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
 
 Contents = tuple[dict[str, Listing], Sequence[str]]
 """The files of each official split, and all class names in the order of their numbers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PublishedSet:
     """A set and its official splits; ``validation_images`` is 0 where there is none."""
 
     title: str
     classes: int
     train_images: int
-    validation_images: int
+    validation_images: int = 0
     test_images: int
     licence: str
     citation: str
@@ -43,17 +45,15 @@ class PublishedSet:
     layout: tuple[str, ...]
     """What must lie in its folder, beginning with what ``read`` needs."""
     read: Callable[[Path], Contents]
-    download: Callable[[Path], object] | None = None
-    """Gets it from its owner into a folder, where it may be had without asking; archives that lie there are used."""
     form: str = ""
     """More about what lies there."""
+    downloader: str = ""
+    """Of a set that may be had without asking: the class of torchvision that gets it, unless its archives are there."""
     archives: tuple[str, ...] = ()
-    """The files that ``download`` gets."""
+    """The files that it gets."""
 
 
-def load_published(
-    name: str, folder: Path | None, img_size: SizeChoice, in_chans: int | None, skip_broken: bool
-) -> LabelledSet:
+def load_published(name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
     """The set ``name`` out of ``folder`` or the cache, by default at 224 px and in colour.
 
     A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is read once, see
@@ -64,11 +64,11 @@ def load_published(
     published, place = PUBLISHED[name], folder or cache_dir() / name
     root = _root(place, published)
     if missing := [entry for entry in published.layout if not (root / entry).exists()]:
-        raise ValueError(_missing_sentence(name, place, missing[0]))
+        raise ValueError(f"{name} is not in {place}, where {missing[0]} is missing: {_how_to_get(name, place)}")
     parts, class_names = published.read(root)
     _say_if_partial(name, place, parts, class_names)
-    size, chans, lines = chosen_size(img_size, LARGE_SIZE), in_chans or 3, []
-    if skip_broken:
+    size, chans, lines = options.size_for(LARGE_SIZE), options.in_chans or 3, []
+    if options.skip_broken:
         kept = {}
         for split, part in parts.items():
             found = survey(part.split(class_names), Form(chans, evaluation_cover(size, usual_crop(size))))
@@ -77,14 +77,12 @@ def load_published(
         parts = kept
     if empty := [split for split, part in parts.items() if not part.paths]:
         raise ValueError(f"the {empty[0]} split of {name} in {place} has no image that can be read")
-    mean, std = usual_statistics(chans)
     return LabelledSet(
         name=name,
         place=f"{name} in {place}",
         class_names=tuple(class_names),
         parts={split: part.split(class_names) for split, part in parts.items()},
-        mean=mean,
-        std=std,
+        statistics=usual_statistics(chans),
         img_size=size,
         licence=published.licence,
         citation=published.citation,
@@ -100,10 +98,12 @@ def fetch_published(name: str, cache: Path) -> Path:
     Raises: ValueError, saying where to ask for it, for a set that only its owner gives; ConnectionError if it could not
     be downloaded; OSError if it cannot be stored.
     """
+    import torchvision.datasets
+
     published, folder = PUBLISHED[name], cache / name
     if folder.is_dir():
         return folder
-    if published.download is None:
+    if not published.downloader:
         raise ValueError(f"{name} cannot be fetched: {_how_to_get(name, folder)}")
     downloads = folder.with_name(f"{name}.downloads")
     for unpacked in downloads.glob("*/*/"):  # perhaps not to the end; the archives beside it are taken up
@@ -112,7 +112,7 @@ def fetch_published(name: str, cache: Path) -> Path:
     inner = published.layout[0].split("/")[0]
     failures = copy_from_mirror(published.archives, downloads / inner)
     try:
-        published.download(downloads)
+        getattr(torchvision.datasets, published.downloader)(downloads, download=True)
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         if isinstance(error, HTTPError):
             error.close()
@@ -132,81 +132,68 @@ def _root(place: Path, published: PublishedSet) -> Path:
     return place.parent if inside else place
 
 
-def _missing_sentence(name: str, place: Path, missing: str) -> str:
-    start = f"{name} is not in {place}, where {missing} is missing"
-    if PUBLISHED[name].download is None:
-        return f"{start}: {_how_to_get(name, place)}"
-    return f"{start}: get it with `ceit data fetch {name}`, or {_what_must_lie(name, place)}"
-
-
 def _how_to_get(name: str, place: Path) -> str:
     published = PUBLISHED[name]
-    return f"its owner offers it at {published.owner} ({published.licence}); {_what_must_lie(name, place)}"
-
-
-def _what_must_lie(name: str, place: Path) -> str:
-    entries = " and ".join(PUBLISHED[name].layout) + PUBLISHED[name].form
-    return f"unpack it there, so that {place} holds {entries}, or name its place as {name}:DIR"
+    source = f"its owner offers it at {published.owner} ({published.licence});"
+    if published.downloader:
+        source = f"get it with `ceit data fetch {name}`, or"
+    entries = " and ".join(published.layout) + published.form
+    return f"{source} unpack it there, so that {place} holds {entries}, or name its place as {name}:DIR"
 
 
 def _say_if_partial(name: str, place: Path, parts: dict[str, Listing], class_names: Sequence[str]) -> None:
     published = PUBLISHED[name]
     official = {
+        "classes": published.classes,
         "training": published.train_images,
         "validation": published.validation_images,
         "test": published.test_images,
     }
-    counts = (len(parts[split].paths) if split in parts else 0 for split in ("train", "validation", "test"))
-    found = {"classes": len(class_names), **dict(zip(official, counts, strict=True))}
-    expected = {"classes": published.classes, **official}
-    if different := [
-        f"{found[what]:,} {what} of {count:,}" for what, count in expected.items() if found[what] != count
-    ]:
+    counts = [len(parts[split].paths) if split in parts else 0 for split in SPLITS]
+    pairs = zip(official.items(), [len(class_names), *counts], strict=True)
+    if different := [f"{found:,} {what} of {count:,}" for (what, count), found in pairs if found != count]:
         sentence = f"{name} in {place} is not the whole published set: {', '.join(different)}"
         Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read_imagenet(root: Path) -> Contents:
-    parts = {"train": find_files(root / "train"), "test": find_files(root / "val")}
+    parts = {split: read_split(root / folder).listing for split, folder in (("train", "train"), ("test", "val"))}
+    if empty := [part.root for part in parts.values() if not part.paths]:
+        raise ValueError(f"folder {empty[0]} has no images: it must hold a folder of images for each class")
     class_names = sorted(set(parts["train"].class_names))
     if strange := set(parts["test"].class_names) - set(class_names):
         raise ValueError(f"class {min(strange)!r} of {root} is in val but not in train: add it or remove it")
     return parts, class_names
 
 
-def _read_inaturalist(year: int) -> Callable[[Path], Contents]:
-    def read(root: Path) -> Contents:
-        names, parts = {}, {}
-        for split, part in (("train", "train"), ("test", "val")):
-            path = root / f"{part}{year}.json"
-            try:
-                document = json.loads(path.read_bytes())
-                names |= {category["id"]: str(category["name"]) for category in document["categories"]}
-                files = {image["id"]: root / image["file_name"] for image in document["images"]}
-                pairs = [(files[entry["image_id"]], entry["category_id"]) for entry in document["annotations"]]
-                parts[split] = Listing(root, [file for file, _ in pairs], [names[number] for _, number in pairs])
-            except (KeyError, TypeError, ValueError) as error:
-                reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-                raise ValueError(f"{path} is no annotation file of iNaturalist ({reason}): unpack it anew") from error
-        class_names = [names[number] for number in sorted(names)]
-        if len(set(class_names)) < len(class_names):
-            raise ValueError(f"two categories in the annotation files of {root} have one name: unpack them anew")
-        return parts, class_names
-
-    return read
+def _read_inaturalist(year: int, root: Path) -> Contents:
+    names, parts = {}, {}
+    for split, part in (("train", "train"), ("test", "val")):
+        path = root / f"{part}{year}.json"
+        try:
+            document = json.loads(path.read_bytes())
+            names |= {category["id"]: str(category["name"]) for category in document["categories"]}
+            files = {image["id"]: root / image["file_name"] for image in document["images"]}
+            pairs = [(files[entry["image_id"]], entry["category_id"]) for entry in document["annotations"]]
+            parts[split] = Listing(root, [file for file, _ in pairs], [names[number] for _, number in pairs])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} is no annotation file of iNaturalist ({reason}): unpack it anew") from error
+    class_names = [names[number] for number in sorted(names)]
+    if len(set(class_names)) < len(class_names):
+        raise ValueError(f"two categories in the annotation files of {root} have one name: unpack them anew")
+    return parts, class_names
 
 
 def _read_cars(root: Path) -> Contents:
-    importlib.import_module("scipy.io")  # torchvision would not say that it is this which is missing
-    from torchvision.datasets import StanfordCars
+    from scipy.io import loadmat
 
-    parts, class_names = {}, []
-    for split in ("train", "test"):
-        cars = StanfordCars(root, split, loader=Path)
-        class_names = cars.classes
-        samples = [cars[index] for index in range(len(cars))]
-        folder = root / "stanford_cars" / f"cars_{split}"
-        parts[split] = Listing(folder, [path for path, _ in samples], [class_names[label] for _, label in samples])
+    folder, parts = root / "stanford_cars", {}
+    class_names = loadmat(folder / "devkit" / "cars_meta.mat", squeeze_me=True)["class_names"].tolist()
+    for split, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        cars, images = loadmat(folder / file, squeeze_me=True)["annotations"], folder / f"cars_{split}"
+        paths = [images / name for name in cars["fname"]]
+        parts[split] = Listing(images, paths, [class_names[number - 1] for number in cars["class"]])
     return parts, class_names
 
 
@@ -240,30 +227,26 @@ def _read_pets(root: Path) -> Contents:
     return parts, [names[number] for number in sorted(names)]
 
 
-def _download_flowers102(root: Path) -> None:
-    from torchvision.datasets import Flowers102
+def _inaturalist(year: int, classes: int, train_images: int, test_images: int, more: str = "") -> PublishedSet:
+    return PublishedSet(
+        title=f"iNaturalist {year}",
+        classes=classes,
+        train_images=train_images,
+        test_images=test_images,  # its validation images: those of its test are not labelled
+        licence="non-commercial research and education only, images may not be passed on; terms at its owner's",
+        citation="G. Van Horn, O. Mac Aodha, Y. Song, Y. Cui, C. Sun, A. Shepard, H. Adam, P. Perona and S. Belongie, "
+        f"The iNaturalist Species Classification and Detection Dataset, CVPR 2018{more}",
+        owner=f"https://github.com/visipedia/inat_comp/tree/master/{year}",
+        layout=(f"train{year}.json", f"val{year}.json", f"train_val{year}"),
+        read=partial(_read_inaturalist, year),
+    )
 
-    Flowers102(root, download=True)
-
-
-def _download_pets(root: Path) -> None:
-    from torchvision.datasets import OxfordIIITPet
-
-    OxfordIIITPet(root, download=True)
-
-
-_INATURALIST_LICENCE = "non-commercial research and education only, images may not be passed on; terms at its owner's"
-_INATURALIST_CITATION = (
-    "G. Van Horn, O. Mac Aodha, Y. Song, Y. Cui, C. Sun, A. Shepard, H. Adam, P. Perona and S. Belongie, The "
-    "iNaturalist Species Classification and Detection Dataset, CVPR 2018"
-)
 
 PUBLISHED: dict[str, PublishedSet] = {
     "imagenet": PublishedSet(
         title="ImageNet-1k (ILSVRC 2012)",
         classes=1_000,
         train_images=1_281_167,
-        validation_images=0,
         test_images=50_000,  # its validation images: those of its test are not labelled
         licence="non-commercial research and education only, by the terms agreed to at its owner's",
         citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, International Journal of "
@@ -273,35 +256,12 @@ PUBLISHED: dict[str, PublishedSet] = {
         form=" with a folder of JPEG files for each class in both",
         read=_read_imagenet,
     ),
-    "inat2018": PublishedSet(
-        title="iNaturalist 2018",
-        classes=8_142,
-        train_images=437_513,
-        validation_images=0,
-        test_images=24_426,  # its validation images: those of its test are not labelled
-        licence=_INATURALIST_LICENCE,
-        citation=_INATURALIST_CITATION,
-        owner="https://github.com/visipedia/inat_comp/tree/master/2018",
-        layout=("train2018.json", "val2018.json", "train_val2018"),
-        read=_read_inaturalist(2018),
-    ),
-    "inat2019": PublishedSet(
-        title="iNaturalist 2019",
-        classes=1_010,
-        train_images=265_213,
-        validation_images=0,
-        test_images=3_030,  # its validation images: those of its test are not labelled
-        licence=_INATURALIST_LICENCE,
-        citation=f"{_INATURALIST_CITATION}; the set of the FGVC6 competition, 2019",
-        owner="https://github.com/visipedia/inat_comp/tree/master/2019",
-        layout=("train2019.json", "val2019.json", "train_val2019"),
-        read=_read_inaturalist(2019),
-    ),
+    "inat2018": _inaturalist(2018, classes=8_142, train_images=437_513, test_images=24_426),
+    "inat2019": _inaturalist(2019, 1_010, 265_213, 3_030, more="; the set of the FGVC6 competition, 2019"),
     "cars": PublishedSet(
         title="Stanford Cars",
         classes=196,
         train_images=8_144,
-        validation_images=0,
         test_images=8_041,
         licence="none stated; the images are not its authors' own, so take it for non-commercial research only",
         citation="J. Krause, M. Stark, J. Deng and L. Fei-Fei, 3D Object Representations for Fine-Grained "
@@ -328,14 +288,13 @@ PUBLISHED: dict[str, PublishedSet] = {
         owner="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         layout=("flowers-102/setid.mat", "flowers-102/imagelabels.mat", "flowers-102/jpg"),
         read=_read_flowers102,
-        download=_download_flowers102,
+        downloader="Flowers102",
         archives=("102flowers.tgz", "imagelabels.mat", "setid.mat"),
     ),
     "pets": PublishedSet(
         title="Oxford-IIIT Pet",
         classes=37,
         train_images=3_680,
-        validation_images=0,
         test_images=3_669,
         licence="CC BY-SA 4.0; the images are their photographers'",
         citation="O. M. Parkhi, A. Vedaldi, A. Zisserman and C. V. Jawahar, Cats and Dogs, CVPR 2012",
@@ -346,7 +305,7 @@ PUBLISHED: dict[str, PublishedSet] = {
             "oxford-iiit-pet/images",
         ),
         read=_read_pets,
-        download=_download_pets,
+        downloader="OxfordIIITPet",
         archives=("images.tar.gz", "annotations.tar.gz"),
     ),
 }

@@ -3,14 +3,16 @@
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
-from ceit.data.labelled import UNSPLIT, LabelledSet, SizeChoice
+from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.class_names import alike, class_name
 from ceit.data.sources.columns import Columns, read_columns
 from ceit.data.sources.listing import Listing, load_files, shown_path
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import split_name, split_of
 
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -21,13 +23,7 @@ SPLIT_COLUMN = "split"
 _FIRST_FILES = 100  # of which one must be there
 
 
-def load_labels(
-    path: Path,
-    img_size: SizeChoice,
-    in_chans: int | None,
-    skip_broken: bool,
-    classes: Sequence[str] | None = None,
-) -> LabelledSet:
+def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
     """The set whose images a table names, one a row, by paths relative to the table.
 
     Column ``path`` (or ``file``, ``filename``, ``filepath``, ``image``) is the image, ``label`` (``class``, ``target``)
@@ -49,24 +45,24 @@ def load_labels(
     written = [_place(table, row, file) for row, file in zip(table.rows, files, strict=True)]
     places = _as_they_lie(table, written, remarks)
     kept = _distinct(table, places, labels, splits, remarks)
-    _require_some(path, places)
+    if not any(place.exists() for place in places[:_FIRST_FILES]):
+        raise ValueError(
+            f"none of the first {len(places[:_FIRST_FILES])} images of {path} is there, {places[0]} for one: paths are "
+            f"relative to the folder of the table and end with the suffix of the file"
+        )
     if similar := alike(set(labels)):
         remarks.append(f"classes that differ in case or spaces alone: {', '.join(map(repr, similar))}")
     listing = Listing(path.parent, places, labels)
     parts = {split: listing.take(i for i in kept if splits[i] == split) for split in dict.fromkeys(splits)}
-    order = _value if all(re.fullmatch("-?[0-9]+", label) for label in labels) else str
-    return load_files(parts, path, img_size, in_chans, skip_broken, order, remarks, classes)
-
-
-def _value(label: str) -> tuple[int, str]:
-    return int(label), label
+    are_numbers = all(re.fullmatch("-?[0-9]+", label) for label in labels)
+    order = (lambda label: (int(label), label)) if are_numbers else str
+    return load_files(parts, path, options, order, remarks)
 
 
 def _column(table: Columns, names: Sequence[str], remarks: list[str]) -> int:
     found = table.find(names)
     if not found:
-        columns = ", ".join(map(repr, table.names)) or "none"
-        wanted = " or ".join(map(repr, names))
+        wanted, columns = " or ".join(map(repr, names)), ", ".join(map(repr, table.names)) or "none"
         raise ValueError(
             f"{table.place} has no column {wanted}: its columns are {columns}; rename the one that is meant"
         )
@@ -77,34 +73,33 @@ def _column(table: Columns, names: Sequence[str], remarks: list[str]) -> int:
 
 
 def _splits(table: Columns, used: Sequence[int], remarks: list[str]) -> list[str]:
-    """The part of each row: told by the column of that name, or by another one."""
-    found = table.find([SPLIT_COLUMN]) or _telling_parts(table, used, remarks)
+    """The part of each row, out of the column of that name, or out of another one that holds parts."""
+    found = table.find([SPLIT_COLUMN]) or _split_column(table, used, remarks)
     if not found:
         return [UNSPLIT] * len(table.rows)
     cells = table.filled(found[0])
     return [split_name(cell, f"row {row} of {table.place}") for row, cell in zip(table.rows, cells, strict=True)]
 
 
-def _telling_parts(table: Columns, used: Sequence[int], remarks: list[str]) -> list[int]:
-    """The column under another name that tells the parts: more than half of its filled cells name them, not all alike.
+def _split_column(table: Columns, used: Sequence[int], remarks: list[str]) -> list[int]:
+    """The column under another name that has the parts: more than half of its filled cells name them, not all alike.
 
     Raises: ValueError, with the row, if one of its cells does not.
     """
-    telling: dict[int, list[str | None]] = {}
+    candidates: dict[int, list[str | None]] = {}
     for number, cells in enumerate(table.cells):
         parts = list(map(split_of, cells)) if number not in used else []
         if len(set(parts)) > 1 and 2 * sum(part is not None for part in parts) > sum(map(bool, cells)):
-            telling[number] = parts
-    if not telling:
+            candidates[number] = parts
+    if not candidates:
         return []
-    number = min(telling, key=lambda number: None in telling[number])
-    name, parts = table.names[number], telling[number]
+    number = min(candidates, key=lambda number: None in candidates[number])
+    name, parts = table.names[number], candidates[number]
     if None in parts:
         odd = parts.index(None)
-        row, cell = table.rows[odd], table.cells[number][odd]
         raise ValueError(
-            f"column {name!r} of {table.place} names parts, but has {cell!r} in row {row}: "
-            f"write train, validation or test, or remove the column if it tells no parts"
+            f"column {name!r} of {table.place} names parts, but has {table.cells[number][odd]!r} in row "
+            f"{table.rows[odd]}: write train, validation or test, or remove the column if it tells no parts"
         )
     remarks.append(f"column {name!r} of {table.place.name} tells the parts")
     return [number]
@@ -133,8 +128,8 @@ def _place(table: Columns, row: int, file: str) -> Path:
 
 def _as_they_lie(table: Columns, places: Sequence[Path], remarks: list[str]) -> list[Path]:
     """The places, where nothing lies there as the one file whose path differs in the case of letters alone."""
-    folders = _Folders()
-    found = [place if os.path.exists(place) else folders.in_other_case(place) or place for place in places]
+    names_in = cache(_names_in)  # each folder is listed once
+    found = [place if os.path.exists(place) else _in_other_case(place, names_in) or place for place in places]
     if others := [pair for pair in zip(places, found, strict=True) if pair[0] != pair[1]]:
         written, lying = (shown_path(place, table.place) for place in others[0])
         rows = f"{len(others):,} rows of {table.place.name}"
@@ -142,28 +137,22 @@ def _as_they_lie(table: Columns, places: Sequence[Path], remarks: list[str]) -> 
     return found
 
 
-class _Folders:
-    """The names in folders, each listed once."""
+def _in_other_case(path: Path, names_in: Callable[[Path], dict[str, list[str]]]) -> Path | None:
+    """What there is under another case of letters, in the folders' names too; None for nothing, or for several."""
+    if path.parent == path:
+        return None
+    folder = path.parent if os.path.isdir(path.parent) else _in_other_case(path.parent, names_in)
+    names = [] if folder is None else names_in(folder).get(_without_case(path.name), [])
+    return None if folder is None or len(names) != 1 else folder / names[0]
 
-    def __init__(self) -> None:
-        self._names: dict[Path, dict[str, list[str]]] = {}
 
-    def in_other_case(self, path: Path) -> Path | None:
-        """What there is under another case of letters, in the folders' names too; None for nothing, or for several."""
-        if path.parent == path:
-            return None
-        folder = path.parent if os.path.isdir(path.parent) else self.in_other_case(path.parent)
-        names = [] if folder is None else self._listed(folder).get(_without_case(path.name), [])
-        return None if folder is None or len(names) != 1 else folder / names[0]
-
-    def _listed(self, folder: Path) -> dict[str, list[str]]:
-        """The names by what they are without case; none of a folder that cannot be listed."""
-        if folder not in self._names:
-            names = self._names[folder] = {}
-            with suppress(OSError):  # whoever reads the image says why it cannot be
-                for name in os.listdir(folder):
-                    names.setdefault(_without_case(name), []).append(name)
-        return self._names[folder]
+def _names_in(folder: Path) -> dict[str, list[str]]:
+    """The names in a folder by what they are without case; none of one that cannot be listed."""
+    names: dict[str, list[str]] = {}
+    with suppress(OSError):  # whoever reads the image says why it cannot be
+        for name in os.listdir(folder):
+            names.setdefault(_without_case(name), []).append(name)
+    return names
 
 
 def _without_case(name: str) -> str:
@@ -177,20 +166,12 @@ def _distinct(
     first: dict[str, int] = {}
     for number, place in enumerate(places):
         before = first.setdefault(os.path.normpath(place), number)
-        for told in (labels, splits):
-            if told[before] != told[number]:
-                rows = f"rows {table.rows[before]} and {table.rows[number]} of {table.place}"
+        for values in (labels, splits):
+            if values[before] != values[number]:
                 raise ValueError(
-                    f"{rows} name the same image, {place.name}, as {told[before]!r} and as {told[number]!r}: remove one"
+                    f"rows {table.rows[before]} and {table.rows[number]} of {table.place} name the same image, "
+                    f"{place.name}, as {values[before]!r} and as {values[number]!r}: remove one"
                 )
     if again := len(places) - len(first):
         remarks.append(f"{again:,} rows of {table.place.name} name an image again: it counts once")
     return list(first.values())
-
-
-def _require_some(path: Path, places: Sequence[Path]) -> None:
-    if not any(place.exists() for place in places[:_FIRST_FILES]):
-        raise ValueError(
-            f"none of the first {len(places[:_FIRST_FILES])} images of {path} is there, {places[0]} for one: paths are "
-            f"relative to the folder of the table and end with the suffix of the file"
-        )

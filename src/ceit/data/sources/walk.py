@@ -65,6 +65,11 @@ class Folder:
         """The folders that lie in it directly, in the order of their names. Raises: as ``walk``."""
         return [entry for entry in self._entries if isinstance(entry, Folder)]
 
+    @property
+    def filled(self) -> list["Folder"]:
+        """The folders that lie in it directly and hold an image, somewhere. Raises: as ``walk``."""
+        return [folder for folder in self.folders if next(folder.walk(), None) is not None]
+
     def walk(self, unlisted: list[str] | None = None) -> Iterator[Path]:
         """All images in it and below it, in the order of their names.
 

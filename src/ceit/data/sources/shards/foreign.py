@@ -10,11 +10,13 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from tarfile import TarFile, TarInfo
+from typing import NamedTuple
 
 from ceit.data.cache import cache_dir, file_state
 from ceit.data.cut import digest_of
@@ -23,7 +25,7 @@ from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.shards.index import Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
 from ceit.data.sources.shards.split import SampleTable
 from ceit.data.sources.split_names import split_of
-from ceit.data.threads import shown
+from ceit.data.threads import with_progress_bar
 
 _LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in the order they are asked
 _LABEL_FIELDS = ("label", "cls", "class")
@@ -71,15 +73,15 @@ def scanned_folder(root: Path) -> Path:
     return cache_dir() / "shards" / state.hexdigest()[:32]
 
 
-@dataclass
-class _Samples:
-    """What the scan has found so far; ``labels`` are as they are written, ``named`` the names of numbers."""
+class _Sample(NamedTuple):
+    """A sample of a shard: where its image lies, and its class, a number that may have a name, or a name."""
 
-    places: list[tuple[int, int, int]] = field(default_factory=list)
-    labels: list[int | str] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    digests: list[int] = field(default_factory=list)
-    named: dict[int, str] = field(default_factory=dict)
+    offset: int
+    size: int
+    key: str
+    digest: int
+    label: int | str
+    class_name: str | None
 
 
 def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
@@ -89,15 +91,15 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
     if "all" in found and len(found) > 1:
         name = found["all"][0].name
         raise ValueError(f"shard {name} of {root} belongs to no split, others do: put train-, val- or test- before it")
-    samples, shards = _Samples(), []
+    samples, shards, places = list[_Sample](), list[Shard](), list[tuple[int, int, int, int]]()
     paths = [(split, path) for split, of_split in found.items() for path in of_split]
-    for split, path in shown(paths, "scanning shards", len(paths)):
-        before = len(samples.keys)
-        _scan_shard(path, len(shards), samples)
-        name = path.relative_to(root).as_posix()
-        shards.append(Shard(name, split, path.stat().st_size, len(samples.keys) - before))
-    numbers, class_names = _classes(root, samples)
-    table = SampleTable.of(samples.places, numbers, samples.keys, samples.digests)
+    for split, path in with_progress_bar(paths, "scanning shards", len(paths)):
+        in_shard = list(_samples_of(path))
+        places += [(len(shards), sample.offset, sample.size, sample.digest) for sample in in_shard]
+        samples += in_shard
+        shards.append(Shard(path.relative_to(root).as_posix(), split, path.stat().st_size, len(in_shard)))
+    labels, class_names = _classes(root, samples)
+    table = SampleTable.of(places, labels, [sample.key for sample in samples])
     counts = {split: sum(shard.samples for shard in shards if shard.split == split) for split in found}
     index = ShardIndex(root.resolve().name, class_names, counts, (0, 0), (), (), tuple(shards))
     split = shard_set(root, index, table, checked=False).samples
@@ -106,19 +108,20 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
     return replace(index, img_size=size, mean=mean, std=std), table
 
 
-def _scan_shard(path: Path, number: int, samples: _Samples) -> None:
+def _samples_of(path: Path) -> Iterator[_Sample]:
     try:
         with tarfile.open(path, "r:") as archive:
             files = list(_files(archive))
             if path.stat().st_size < archive.offset + tarfile.BLOCKSIZE:  # two zero blocks end a tar file
                 raise ValueError(f"shard {path} has no end: it was cut, or is still being written; copy it anew")
             for key, members in groupby(files, lambda file: file[0]):
-                _add_sample(path, number, key, dict(pair[1:] for pair in members), archive, samples)
+                if (sample := _sample(path, key, dict(pair[1:] for pair in members), archive)) is not None:
+                    yield sample
     except tarfile.TarError as error:
         raise ValueError(f"shard {path} is no whole tar file ({error}): copy it anew") from error
 
 
-def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _files(archive: TarFile) -> Iterator[tuple[str, str, TarInfo]]:
     """Key, suffix and member of every file but hidden ones: the key ends at the first dot of the file's name."""
     for member in archive:
         folder, _, name = member.name.rpartition("/")
@@ -127,39 +130,31 @@ def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo
             yield f"{folder}/{stem}" if folder else stem, f".{suffix.lower()}", member
 
 
-def _add_sample(
-    path: Path,
-    number: int,
-    key: str,
-    members: dict[str, tarfile.TarInfo],
-    archive: tarfile.TarFile,
-    samples: _Samples,
-) -> None:
+def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile) -> _Sample | None:
+    """The sample of these members, by suffix; None for a licence or a list among the samples."""
     images = [member for suffix, member in members.items() if suffix in image_suffixes()]
     if not images and ".cls" not in members:
-        return  # a licence or a list among the samples
+        return None
     if len(images) != 1:
         raise ValueError(f"sample {key} of shard {path} has {len(images)} images: it must have one")
-    told = {suffix: members[suffix] for suffix in _LABEL_SUFFIXES if suffix in members}
-    texts = {suffix: _utf8(_content(archive, file), f"{file.name} of {path}") for suffix, file in told.items()}
+    texts = {
+        suffix: _utf8(_content(archive, members[suffix]), f"{members[suffix].name} of {path}")
+        for suffix in _LABEL_SUFFIXES
+        if suffix in members
+    }
     try:
         label, name = _class_of(texts)
     except (AttributeError, ValueError) as error:
         raise ValueError(f"sample {key} of shard {path} tells no class: add it as {key}.cls") from error
-    samples.places.append((number, images[0].offset_data, images[0].size))
-    samples.keys.append(key)
-    samples.digests.append(digest_of(_content(archive, images[0])))
-    samples.labels.append(label)
-    if name and isinstance(label, int):
-        samples.named[label] = name
+    digest = digest_of(_content(archive, images[0]))
+    return _Sample(images[0].offset_data, images[0].size, key, digest, label, name)
 
 
 def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
     """The class, a number or a name, and the name of a numbered one where it is told."""
     record = json.loads(texts[".json"]) if ".json" in texts else {}
     values = [texts.get(".cls"), *map(record.get, _LABEL_FIELDS), texts.get(".txt")]
-    told = (str(value).strip() for value in values if value is not None)
-    label = next((text for text in told if text), None)
+    label = next(filter(None, (str(value).strip() for value in values if value is not None)), None)
     if label is None:
         raise ValueError("neither a number nor a name")
     return (int(label) if label.isascii() and label.isdigit() else label), record.get(_NAME_FIELD)
@@ -173,24 +168,24 @@ def _utf8(data: bytes, name: object) -> str:
         raise ValueError(f"{name} is not UTF-8 ({error}): write it anew") from error
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _content(archive: TarFile, member: TarInfo) -> bytes:
     file = archive.extractfile(member)
     return b"" if file is None else file.read()
 
 
-def _classes(root: Path, samples: _Samples) -> tuple[list[int], tuple[str, ...]]:
+def _classes(root: Path, samples: Sequence[_Sample]) -> tuple[list[int], tuple[str, ...]]:
     """The class number of every sample and the names of all classes: numbers stay what they are."""
-    kinds = {type(label) for label in samples.labels}
-    if len(kinds) > 1:
-        named = next(label for label in samples.labels if isinstance(label, str))
-        raise ValueError(f"the shards in {root} have classes by number and, {named!r}, by name: use one of them")
-    if kinds == {str}:
-        names = sorted(map(str, set(samples.labels)))
+    texts = [sample.label for sample in samples if isinstance(sample.label, str)]
+    labels = [sample.label for sample in samples if isinstance(sample.label, int)]
+    if texts and labels:
+        raise ValueError(f"the shards in {root} have classes by number and, {texts[0]!r}, by name: use one of them")
+    if texts:
+        names = sorted(set(texts))
         numbers = {name: number for number, name in enumerate(names)}
-        return [numbers[str(label)] for label in samples.labels], tuple(names)
-    labels = [int(label) for label in samples.labels]
+        return [numbers[text] for text in texts], tuple(names)
     count = max(labels, default=-1) + 1
-    names = [samples.named.get(number, str(number)) for number in range(count)]
+    named = {sample.label: sample.class_name for sample in samples if sample.class_name}
+    names = [named.get(number, str(number)) for number in range(count)]
     listed = root / _CLASS_NAMES
     if listed.is_file():
         names = [line.strip() for line in _utf8(listed.read_bytes(), listed).splitlines() if line.strip()]

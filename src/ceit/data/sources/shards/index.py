@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,19 +46,6 @@ class ShardIndex:
     citation: str = ""
     mirror_safe: bool = True
 
-    def to_json(self, **more: str) -> str:
-        """As text, with ``more`` entries after the first."""
-        return json.dumps({"format": FORMAT, **more, **asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> "ShardIndex":
-        """The inverse of ``to_json`` without its additions. Raises: KeyError, TypeError or ValueError if it is none."""
-        if document["format"] != FORMAT:
-            raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
-        given = {field.name: document[field.name] for field in fields(cls)}
-        lists = {name: tuple(given[name]) for name in ("class_names", "img_size", "mean", "std")}
-        return cls(**{**given, **lists, "shards": tuple(Shard(**shard) for shard in given["shards"])})
-
 
 @dataclass(frozen=True, eq=False)
 class ShardSet:
@@ -87,8 +73,8 @@ def shard_set(root: Path, index: ShardIndex, table: SampleTable, checked: bool) 
 def write_index(folder: Path, index: ShardIndex, table: SampleTable) -> None:
     """Writes the table, then the index, which holds the table's hash."""
     samples = table.to_bytes()
-    text = index.to_json(samples_sha256=hashlib.sha256(samples).hexdigest())
-    replace_files({folder / SAMPLES: samples, folder / INDEX: text.encode()})
+    document = {"format": FORMAT, "samples_sha256": hashlib.sha256(samples).hexdigest(), **asdict(index)}
+    replace_files({folder / SAMPLES: samples, folder / INDEX: json.dumps(document, indent=1).encode()})
 
 
 def is_written_here(folder: Path) -> bool:
@@ -102,8 +88,12 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
     fix = "copy the folder anew"
     try:
         document = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        index = ShardIndex.from_json(document)
-        expected = document["samples_sha256"]
+        if document["format"] != FORMAT:
+            raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
+        given = {field.name: document[field.name] for field in fields(ShardIndex)}
+        given |= {name: tuple(given[name]) for name in ("class_names", "img_size", "mean", "std")}
+        given["shards"] = tuple(Shard(**shard) for shard in given["shards"])
+        index, expected = ShardIndex(**given), document["samples_sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / INDEX} is no index of shards ({type(error).__name__}: {error}): {fix}") from error
     if not (folder / SAMPLES).is_file():

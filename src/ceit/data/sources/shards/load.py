@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ceit.data.labelled import LabelledSet, SizeChoice, chosen_size
+from ceit.data.labelled import LabelledSet
 from ceit.data.sources.layout import has_class_folders
-from ceit.data.sources.listing import broken_sentence, usual_statistics
+from ceit.data.sources.listing import usual_statistics
+from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.shards.foreign import find_shards, scan_shards
 from ceit.data.sources.shards.index import INDEX, ShardSet, is_written_here, read_index, shard_set
 from ceit.data.sources.shards.split import forget_open_shards
@@ -38,14 +39,18 @@ def open_shards(root: Path) -> ShardSet:
         return scan_shards(root)
     index, table = read_index(root)
     for shard in index.shards:
-        _check_size(root / shard.name, shard.bytes)
+        path = root / shard.name
+        if not path.is_file():
+            raise ValueError(f"shard {path} is missing: copy it anew")
+        if (size := path.stat().st_size) != shard.bytes:
+            raise ValueError(f"shard {path} has {size:,} bytes, {INDEX} says {shard.bytes:,}: copy it anew")
     known = {shard.name for shard in index.shards}
     if strange := sorted(path.name for path in root.glob("*.tar") if path.name not in known):
         raise ValueError(f"shard {root / strange[0]} is not in {INDEX}: remove it, or write the shards anew")
     return shard_set(root, index, table, checked=True)
 
 
-def load_shards(root: Path, img_size: SizeChoice, in_chans: int | None, skip_broken: bool) -> LabelledSet:
+def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
     """The set in the shards of ``root``: the same samples in the same order as where they were written from.
 
     Shards of others are scanned once: see ``foreign``. Up to 64 px all images are held in memory, as those of a folder
@@ -55,41 +60,29 @@ def load_shards(root: Path, img_size: SizeChoice, in_chans: int | None, skip_bro
     """
     found = open_shards(root)
     index, samples = found.index, found.samples
-    size, chans = chosen_size(img_size, index.img_size), in_chans or len(index.mean)
+    size, chans = options.size_for(index.img_size), options.in_chans or len(index.mean)
     form = form_for(len(samples), size, chans)
     if found.checked and samples.digests is not None and form.size is None:
         surveyed = Survey(samples.digests, {}, None)  # whoever wrote the shards had read the images
     else:
         surveyed = survey(samples, form)
-    lines = [f"{samples.key(row)} of {_shard_name(found, row)} ({why})" for row, why in surveyed.broken.items()]
-    if lines and not skip_broken:
-        raise ValueError(broken_sentence(lines, len(samples)))
+    shard_of = samples.table.shard
+    lines = [f"{samples.key(i)} of {index.shards[shard_of[i]].name} ({why})" for i, why in surveyed.broken.items()]
+    options.require_whole(lines, len(samples))
     samples = replace(samples, digests=surveyed.digests)
-    parts = {
-        split: readable(samples.subset(torch.from_numpy(rows)), surveyed, rows) for split, rows in found.rows.items()
-    }
-    mean, std = (index.mean, index.std) if chans == len(index.mean) else usual_statistics(chans)
+    filled = {split: rows for split, rows in found.rows.items() if len(rows)}
+    statistics = (index.mean, index.std) if chans == len(index.mean) else usual_statistics(chans)
     return LabelledSet(
         name=index.name,
         place=f"the folder of shards {root}",
         class_names=index.class_names,
-        parts={split: part for split, part in parts.items() if len(found.rows[split])},
-        mean=mean,
-        std=std,
+        parts={
+            split: readable(samples.subset(torch.from_numpy(rows)), surveyed, rows) for split, rows in filled.items()
+        },
+        statistics=statistics,
         img_size=size,
         licence=index.licence,
         citation=index.citation,
         skipped=tuple(lines),
         mirror_safe=index.mirror_safe,
     )
-
-
-def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise ValueError(f"shard {path} is missing: copy it anew")
-    if (found := path.stat().st_size) != expected:
-        raise ValueError(f"shard {path} has {found:,} bytes, {INDEX} says {expected:,}: copy it anew")
-
-
-def _shard_name(found: ShardSet, row: int) -> str:
-    return found.index.shards[found.samples.table.shard[row]].name

@@ -10,15 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
 from ceit.data.cache import file_state
-from ceit.data.image import BrokenImageError, read_header, read_image
-from ceit.data.reduced import Form, Size
-from ceit.data.survey import read_kept
+from ceit.data.encoded import EncodedSplit
+from ceit.data.image import BrokenImageError
 
 _OPEN_SHARDS = 128  # at once in a process
 
@@ -41,16 +39,14 @@ class SampleTable:
     """``digest_of`` each image file, uint64; None in what an earlier version has written."""
 
     @classmethod
-    def of(
-        cls, places: list[tuple[int, int, int]], labels: list[int], keys: list[str], digests: list[int]
-    ) -> "SampleTable":
-        """The table of ``(shard, offset, size)``, labels, keys and digests."""
-        shard, offset, size = np.array(places, np.int64).reshape(-1, 3).T.copy()
+    def of(cls, places: list[tuple[int, int, int, int]], labels: list[int], keys: list[str]) -> "SampleTable":
+        """The table of ``(shard, offset, size, digest)``, labels and keys."""
+        shard, offset, size = np.array([place[:3] for place in places], np.int64).reshape(-1, 3).T.copy()
         encoded = [key.encode(errors="surrogateescape") for key in keys]  # the bytes of a name that is no UTF-8
         ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
         key_bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        numbers, contents = np.array(labels, np.int64), np.array(digests, np.uint64)
-        return cls(shard.astype(np.int32), offset, size, numbers, ends, key_bytes, contents)
+        digests = np.array([place[3] for place in places], np.uint64)
+        return cls(shard.astype(np.int32), offset, size, np.array(labels, np.int64), ends, key_bytes, digests)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "SampleTable":
@@ -72,17 +68,14 @@ class SampleTable:
 
 
 @dataclass(frozen=True, eq=False)
-class ShardSplit:
-    """Samples in shards, read when they are needed: a ``Split``. Sample ``i`` is row ``rows[i]`` of the table."""
+class ShardSplit(EncodedSplit):
+    """Samples in shards, read when they are needed. Sample ``i`` is row ``rows[i]`` of the table."""
 
     shards: tuple[Path, ...]
     table: SampleTable
     rows: np.ndarray
     labels: Tensor
     digests: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     @property
     def shard_of(self) -> np.ndarray:
@@ -92,27 +85,15 @@ class ShardSplit:
     def key(self, index: int) -> str:
         return self.table.key(int(self.rows[index]))
 
-    def read(self, index: int, in_chans: int, cover: Size | None = None) -> Image.Image:
-        if cover is None:
-            return read_image(self.encoded(index), in_chans, name=self.name(index))
-        digest = None if self.digests is None else int(self.digests[index])
-        return read_kept(self, index, digest, Form(in_chans, cover))
-
-    def header(self, index: int) -> tuple[tuple[int, int], str]:
-        """Width and height, and Pillow's mode, without decoding. Raises: as ``read``."""
-        return read_header(self.encoded(index), self.name(index))
-
     def name(self, index: int) -> str:
-        """What messages call it."""
         return f"sample {self.key(index)} of {self._shard(index)}"
 
     def state(self, index: int) -> str:
-        """A line that changes when the shard does."""
         row = self.rows[index]
         return f"{file_state(self._shard(index))}\0{self.table.offset[row]}\0{self.table.size[row]}"
 
     def encoded(self, index: int) -> bytes:
-        """The image file itself. Raises: BrokenImageError if the shard ends before it does."""
+        """Raises: BrokenImageError if the shard ends before the image does."""
         row = int(self.rows[index])
         size = int(self.table.size[row])
         data = _opened(self._shard(index)).read(size, int(self.table.offset[row]))

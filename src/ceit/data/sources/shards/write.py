@@ -6,15 +6,14 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from ceit.data.cut import digest_of
+from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.random_bits import shuffled
 from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, write_index
@@ -24,15 +23,6 @@ from ceit.data.splits import FileSplit, ImageDataset, Split
 SHARD_BYTES = 256 * 2**20
 _ORDER_EPOCH = -2  # no epoch of training has this number, nor has the cut of a split
 _SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of Pillow's formats whose suffix is not their name
-
-
-@runtime_checkable
-class EncodedSplit(Protocol):
-    """A split that has its images as files, if not on the disk."""
-
-    def encoded(self, index: int) -> bytes:
-        """The image file."""
-        ...
 
 
 def write_shards(
@@ -76,13 +66,17 @@ def _write_all(
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     present = {name: split for name, split in splits.items() if split is not None}
     shards: list[Shard] = []
-    places: list[tuple[int, int, int]] = []
-    digests: list[int] = []
+    places: list[tuple[int, int, int, int]] = []
     for name, split in present.items():
-        writer = _SplitWriter(dataset, name, split, folder, shard_bytes, first_shard=len(shards), say=say)
-        places += writer.write(shuffled(len(split), seed, _ORDER_EPOCH))
-        shards += writer.shards
-        digests += writer.digests
+        first, order = len(places), shuffled(len(split), seed, _ORDER_EPOCH)
+        places += [(0, 0, 0, 0)] * len(split)
+        for path, samples in _written(dataset, split, order, folder / PREFIX[name], shard_bytes):
+            for number, place in samples.items():
+                places[first + number] = len(shards), *place
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            shards.append(Shard(path.name, name, path.stat().st_size, len(samples), sha256))
+            say(f"{path.name}  {len(samples):>9,} images  {shards[-1].bytes / 2**20:>8,.1f} MB")
     labels = [label for split in present.values() for label in split.labels.tolist()]
     keys = [split.key(number) for split in present.values() for number in range(len(split))]
     index = ShardIndex(
@@ -97,79 +91,58 @@ def _write_all(
         citation=dataset.citation,
         mirror_safe=dataset.mirror_safe,
     )
-    write_index(folder, index, SampleTable.of(places, labels, keys, digests))
+    write_index(folder, index, SampleTable.of(places, labels, keys))
     return index
 
 
-@dataclass
-class _SplitWriter:
-    """The shards of one split, one after the other."""
+def _written(
+    dataset: ImageDataset, split: Split, order: np.ndarray, prefix: Path, shard_bytes: int
+) -> Iterator[tuple[Path, dict[int, tuple[int, int, int]]]]:
+    """Writes the samples in ``order``; gives each shard's path, and by number its samples' offset, size and digest."""
+    samples = ((number, _members(dataset, split, number)) for number in order.tolist())
+    waiting, shards = next(samples, None), 0
+    while waiting:
+        places: dict[int, tuple[int, int, int]] = {}
+        path = prefix.with_name(f"{prefix.name}-{shards:06}.tar")
+        with path.open("xb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+                while waiting and (not places or archive.offset + _tar_bytes(waiting[1]) <= shard_bytes):
+                    number, members = waiting
+                    image = members[0][1]
+                    # A USTAR header is one block, so the image begins right behind it.
+                    places[number] = archive.offset + tarfile.BLOCKSIZE, len(image), digest_of(image)
+                    _add(archive, members)
+                    waiting = next(samples, None)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path, places
+        shards += 1
 
-    dataset: ImageDataset
-    name: str
-    split: Split
-    folder: Path
-    shard_bytes: int
-    first_shard: int
-    say: Callable[[str], None]
-    shards: list[Shard] = field(default_factory=list)
-    digests: list[int] = field(default_factory=list)
 
-    def write(self, order: np.ndarray) -> list[tuple[int, int, int]]:
-        """Writes the samples in ``order``; returns shard, offset and size of each, by its number in the split."""
-        places = [(0, 0, 0)] * len(order)
-        self.digests = [0] * len(order)
-        samples = ((number, self._members(number)) for number in order.tolist())
-        waiting = next(samples, None)
-        while waiting is not None:
-            path = self.folder / f"{PREFIX[self.name]}-{len(self.shards):06}.tar"
-            count = 0
-            with path.open("xb") as file:
-                with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-                    while waiting and (not count or archive.offset + _tar_bytes(waiting[1]) <= self.shard_bytes):
-                        number, members = waiting
-                        # A USTAR header is one block, so the image begins right behind it.
-                        begin = archive.offset + tarfile.BLOCKSIZE
-                        places[number] = self.first_shard + len(self.shards), begin, len(members[0][1])
-                        self.digests[number] = digest_of(members[0][1])
-                        _add(archive, members)
-                        count += 1
-                        waiting = next(samples, None)
-                file.flush()
-                os.fsync(file.fileno())
-            self._close(path, count)
-        return places
+def _members(dataset: ImageDataset, split: Split, number: int) -> list[tuple[str, bytes]]:
+    """The files of one sample, the image first."""
+    suffix, image = _image(dataset, split, number)
+    label = int(split.labels[number])
+    record = {"label": label, "class_name": dataset.class_names[label], "key": split.key(number), "number": number}
+    name = f"{number:09}"  # the key is in the record: a dot or a slash in it would mean something to readers
+    contents = {suffix: image, ".cls": str(label).encode(), ".json": json.dumps(record).encode()}
+    return [(name + suffix, content) for suffix, content in contents.items()]
 
-    def _close(self, path: Path, samples: int) -> None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
-        self.shards.append(Shard(path.name, self.name, size, samples, digest))
-        self.say(f"{path.name}  {samples:>9,} images  {size / 2**20:>8,.1f} MB")
 
-    def _members(self, number: int) -> list[tuple[str, bytes]]:
-        """The files of one sample, the image first."""
-        suffix, image = self._image(number)
-        label = int(self.split.labels[number])
-        class_name = self.dataset.class_names[label]
-        record = {"label": label, "class_name": class_name, "key": self.split.key(number), "number": number}
-        name = f"{number:09}"  # the key is in the record: a dot or a slash in it would mean something to readers
-        contents = {suffix: image, ".cls": str(label).encode(), ".json": json.dumps(record).encode()}
-        return [(name + suffix, content) for suffix, content in contents.items()]
-
-    def _image(self, number: int) -> tuple[str, bytes]:
-        if isinstance(self.split, FileSplit) and is_image_name((path := self.split.paths[number]).name):
-            return path.suffix.lower(), path.read_bytes()
-        if isinstance(self.split, EncodedSplit):
-            data = self.split.encoded(number)
-            with Image.open(io.BytesIO(data)) as image:
-                form = image.format or ""
-            suffix = _SUFFIX.get(form, f".{form.lower()}")
-            if suffix in image_suffixes():
-                return suffix, data
-        buffer = io.BytesIO()
-        self.split.read(number, self.dataset.in_chans).save(buffer, "PNG")
-        return ".png", buffer.getvalue()
+def _image(dataset: ImageDataset, split: Split, number: int) -> tuple[str, bytes]:
+    """Suffix and content of the image file: as it is, or of an image in memory as PNG."""
+    if isinstance(split, FileSplit) and is_image_name((path := split.paths[number]).name):
+        return path.suffix.lower(), path.read_bytes()
+    if isinstance(split, EncodedSplit):
+        data = split.encoded(number)
+        with Image.open(io.BytesIO(data)) as image:
+            form = image.format or ""
+        suffix = _SUFFIX.get(form, f".{form.lower()}")
+        if suffix in image_suffixes():
+            return suffix, data
+    buffer = io.BytesIO()
+    split.read(number, dataset.in_chans).save(buffer, "PNG")
+    return ".png", buffer.getvalue()
 
 
 def _add(archive: tarfile.TarFile, members: list[tuple[str, bytes]]) -> None:
