@@ -44,7 +44,7 @@ format: $(DEVELOPER)
 
 clean:
 	rm -rf .venv build dist .coverage .hypothesis .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Linux gets torch with CUDA, several gigabytes, unless another build is there already.
 $(USER): pyproject.toml
