@@ -24,6 +24,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "__main__ tools benchmarks",
     ),
     "data": ("*", "splits", "labelled", "record", "held_out", "sources batches", "audit"),
+    "train": ("*", "resolve", "learner", "step", "log", "trainer", "probe", "run"),
 }
 """Room to the floors inside it, a room being a folder or a file. ``*`` are the files that have no floor by name."""
 
