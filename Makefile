@@ -8,13 +8,14 @@ CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.p
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check results format clean
+.PHONY: help demo test check results map format clean
 
 help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
 	@echo "make test    run the tests"
-	@echo "make check   the gate: format, lint, types on source and tests, tests"
-	@echo "make results write the tables of README and docs anew from the runs under studies"
+	@echo "make check   the gate: format, lint and types of all code, tests"
+	@echo "make results write the tables of README and docs anew, from the runs under studies and from the code"
+	@echo "make map     draw the map of the code anew, and the table of its rooms in CONTRIBUTING.md"
 	@echo "make format  rewrite the code as the gate wants it, where that can be done by a machine"
 	@echo "make clean   remove everything that these targets made, except runs/"
 
@@ -31,12 +32,16 @@ check: $(DEVELOPER)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
 	$(MAKE) --no-print-directory test
 
-results: $(DEVELOPER)
+results: $(DEVELOPER) map
 	$(BIN)/python -m tools.results README.md studies/demo
 	$(BIN)/python -m tools.results README.zh-CN.md studies/demo
 	$(BIN)/python -m tools.measured
 	$(BIN)/python -m tools.overview studies
 	$(BIN)/python -m tools.pages README.md README.zh-CN.md docs/*.md docs/recipes/*.md
+
+map: $(DEVELOPER)
+	$(BIN)/python -m tools.map docs/map.svg
+	$(BIN)/python -m tools.pages CONTRIBUTING.md
 
 format: $(DEVELOPER)
 	$(BIN)/ruff check --fix-only
@@ -44,7 +49,7 @@ format: $(DEVELOPER)
 
 clean:
 	rm -rf .venv build dist .coverage .hypothesis .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Linux gets torch with CUDA, several gigabytes, unless another build is there already.
 $(USER): pyproject.toml

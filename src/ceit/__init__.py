@@ -4,12 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ceit.model import CeiT, CeiTConfig, list_models
+from ceit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ceit.inference.predictor import Prediction, Predictor
     from ceit.weights import convert_released_state_dict, create_model, load_checkpoint, save_checkpoint
-
-__version__ = "0.1.0"
 
 _LAZY = {  # public name to the module that holds it, imported at first use
     "Prediction": "ceit.inference.predictor",

@@ -21,7 +21,7 @@ PAGES = [
 ]
 BLOCK = re.compile(r"```.*?```", re.DOTALL)
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-COMPUTED = [*READMES, ROOT / "docs" / "speed.md", *PAGES]
+COMPUTED = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md", *PAGES]
 ALL = [*PAGES, ROOT / "docs" / "training.md"]
 LINKING = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-import ceit
+from ceit.version import __version__
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bf16", "fp16")
@@ -64,7 +64,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "ceit": ceit.__version__,
+        "ceit": __version__,
     }
 
 

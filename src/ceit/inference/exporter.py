@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ceit
 from ceit.atomic import replace_files, require_place
 from ceit.inference import graphs, program_file, quantize
 from ceit.inference.example_images import ExampleImages
@@ -20,6 +19,7 @@ from ceit.inference.exported import METADATA_KEY, SUFFIXES, WEIGHTS_KEY, Exporte
 from ceit.inference.folding import fuse
 from ceit.model import CeiT
 from ceit.paths import expanded
+from ceit.version import __version__
 from ceit.weights import Description
 from ceit.weights.geometry import name_of
 
@@ -96,7 +96,7 @@ def export(
         format,
         precision,
         any_size,
-        ceit.__version__,
+        __version__,
     )
     write = _WRITERS[format](fuse(model), calibration if precision == "int8" else None, any_size)
     with TemporaryDirectory(prefix="ceit-") as folder:
@@ -137,7 +137,7 @@ def _onnx_writer(model: CeiT, calibration: Tensor | None, any_size: bool) -> Cal
     graph = graphs.onnx_model(model, _image_shape(model), any_size=any_size)
     if calibration is not None:
         graph = quantize.quantized_onnx(graph, calibration)
-    graph.producer_name, graph.producer_version = "ceit", ceit.__version__
+    graph.producer_name, graph.producer_version = "ceit", __version__
 
     def write(description: ExportedDescription) -> Files:
         onnx.helper.set_model_props(graph, {METADATA_KEY: description.to_json()})

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-import ceit
 from ceit.atomic import write_text
 from ceit.train.config import TrainConfig, config_from
+from ceit.version import __version__
 
 FORMAT = 1
 _CODE = ("model", "data", "train")
@@ -106,7 +106,7 @@ def write_cell(root: Path, cell: Cell, found: Record) -> None:
         "data": cell.data,
         "options": cell.options,
         **({"time_budget": cell.time_budget} if cell.time_budget else {}),
-        "code": {"ceit": ceit.__version__, "source": source_digest()},
+        "code": {"ceit": __version__, "source": source_digest()},
         **found,
     }
     path = path_of(root, cell)
