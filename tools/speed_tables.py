@@ -237,7 +237,8 @@ def _footnote(result: Result) -> Iterable[str]:
     peaks = ", ".join(f"{name} {value:,.0f}" for name, value in result["best_peak_gflops"].items() if value)
     yield ""
     yield (
-        f"Times: as fast as {result['baseline']}. Peak of matrix products in the same run, GFLOP/s: {peaks}. "
+        f"Times: how many times as fast as {result['baseline']}. Peak: the fastest matrix products of the same run, in "
+        f"GFLOP/s: {peaks}. "
         f"{settings['threads']} threads of {machine['processor']}, torch {machine['torch']}, medians of "
         f"{settings['rounds']} interleaved rounds."
     )
