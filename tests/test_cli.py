@@ -110,7 +110,7 @@ def test_options_may_be_written_with_underscores(install_verb: Callable[[Verb], 
     assert seen == [["a_b", "--img-size=a_b", "--in-chans", "a_b", "--", "--a_b"]]
 
 
-@pytest.mark.parametrize("verb", ["", *(verb for verb in ceit_cli.VERBS if verb != "train")])
+@pytest.mark.parametrize("verb", ["", *ceit_cli.VERBS])
 def test_help_fits_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert ceit_cli.main([*filter(None, [verb]), "--help"]) == 0

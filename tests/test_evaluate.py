@@ -313,12 +313,12 @@ def test_bad_command_lines(
 
 
 def test_of_many_classes_the_table_lists_the_least_recognised(capsys: pytest.CaptureFixture[str]) -> None:
-    from ceit.cli.evaluate import print_tables
+    from ceit.cli._terminal import print_evaluation
     from ceit.train.metrics import ClassAccuracy, Evaluation
 
     per_class = [ClassAccuracy(f"class {i}", 100, float(i)) for i in reversed(range(100))]
     per_class.append(ClassAccuracy("never seen", 0, None))
-    print_tables({}, Evaluation(10_000, 1.0, 49.5, 90.0, tuple(per_class), []))
+    print_evaluation({}, Evaluation(10_000, 1.0, 49.5, 90.0, tuple(per_class), []))
     lines = capsys.readouterr().out.splitlines()
     listed = [line.split()[1] for line in lines if line.startswith("class ") and line.endswith("%")]
     assert listed == [str(i) for i in range(40)]

@@ -1,12 +1,14 @@
-"""What several verbs print: tables and bars, and remarks beside them."""
+"""What several verbs print: tables, bars, how good a model is, and remarks beside them."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ceit.train.metrics import Evaluation
 
 
 def figures(words: Sequence[str], numbers: Sequence[str], title: str | None = None) -> Table:
@@ -46,6 +48,28 @@ def bar(share: float, cells: int) -> Text:
     """So many cells, a share in 0..1 of them filled."""
     filled = round(cells * share)
     return Text.assemble(("█" * filled, "green"), ("░" * (cells - filled), "dim"))
+
+
+def print_evaluation(heading: Mapping[str, str], result: Evaluation, all_in: str = "--json") -> None:
+    """Print the figures of the whole split, then those of its classes; of very many, the least recognised."""
+    console = Console(highlight=False)
+    rows: list[tuple[str, str | Text]] = [*heading.items(), ("images", f"{result.images:,}")]
+    rows += [("loss", f"{result.loss:.4f}"), ("top-1", Text(f"{result.top1_percent:.2f}%", "bold"))]
+    if result.top5_percent is not None:
+        rows.append(("top-5", f"{result.top5_percent:.2f}%"))
+    console.print(facts(rows))
+
+    listed, classes = result.listed(), len(result.per_class)
+    table = figures(["class"], ["images"])
+    table.columns[0].max_width = 32
+    table.add_column("top-1", no_wrap=True)
+    for entry in listed:
+        percent = entry.top1_percent
+        accuracy = Text("no images", "dim") if percent is None else bar(percent / 100, 20).append(f" {percent:6.2f}%")
+        table.add_row(Text(entry.label), f"{entry.images:,}", accuracy)
+    console.print("", table)
+    if len(listed) < classes:
+        console.print(f"the {len(listed)} least recognised of {classes} classes; {all_in} has all", style="dim")
 
 
 def tell(*lines: str) -> None:

@@ -42,12 +42,11 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
-    console = Console(stderr=True)
-    with LiveProgress(console) as live:
+    with LiveProgress(Console(stderr=True)) as live:
         data = _at_hand(options.data, live)
         config = recipe_config("demo", seed=options.seed)
         result = train(config, data, options.output, resume="auto", say=live.say, show=live.show)
-    print_report(result, Console())
+    print_report(result)
     for path in draw(result):
         print(f"picture: {path}")
 

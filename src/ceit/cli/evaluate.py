@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import nn
 
 from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
-from ceit.cli._terminal import bar, facts, figures, tell
+from ceit.cli._terminal import print_evaluation, tell
 from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
 from ceit.data.preprocessing import Preprocessing
@@ -37,7 +36,7 @@ from ceit.inference.device import default_device
 from ceit.inference.exported import is_exported, load_exported
 from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, geometry_of, preprocessing_of
 from ceit.model import CeiTConfig
-from ceit.train.metrics import Evaluation, evaluate
+from ceit.train.metrics import evaluate
 from ceit.weights import load_checkpoint, read_description
 
 
@@ -81,7 +80,7 @@ def main(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps({**heading, **result.as_dict()}))
     else:
-        print_tables(heading, result)
+        print_evaluation(heading, result)
 
 
 class _LoadedModel(NamedTuple):
@@ -130,28 +129,3 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--precision", PRECISION, choices=PRECISIONS, default="auto")
     add("--batch-size", "images per batch", type=int, default=250, metavar="N")
     return parser.parse_args(arguments)
-
-
-def print_tables(heading: dict[str, str], result: Evaluation) -> None:
-    """Print the figures of the whole split, then those of its classes; of very many, the least recognised."""
-    console = Console(highlight=False)
-    rows: list[tuple[str, str | Text]] = [*heading.items(), ("images", f"{result.images:,}")]
-    rows += [("loss", f"{result.loss:.4f}"), ("top-1", Text(f"{result.top1_percent:.2f}%", "bold"))]
-    if result.top5_percent is not None:
-        rows.append(("top-5", f"{result.top5_percent:.2f}%"))
-    console.print(facts(rows))
-
-    listed = result.listed()
-    table = figures(["class"], ["images"])
-    table.columns[0].max_width = 32
-    table.add_column("top-1", no_wrap=True)
-    for entry in listed:
-        percent = entry.top1_percent
-        accuracy = Text("no images", "dim") if percent is None else bar(percent / 100, 20).append(f" {percent:6.2f}%")
-        table.add_row(Text(entry.label), f"{entry.images:,}", accuracy)
-    console.print()
-    console.print(table)
-    if len(listed) < len(result.per_class):
-        console.print(
-            f"the {len(listed)} least recognised of {len(result.per_class)} classes; --json has all", style="dim"
-        )

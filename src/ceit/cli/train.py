@@ -1,4 +1,14 @@
-"""``ceit train``: a recipe and a data set to a trained model."""
+"""Train an image classifier.
+
+usage: ceit train --data DATA --output DIR [--recipe NAME] [--OPTION VALUE ...]
+
+examples:
+  ceit train --recipe demo --data photos/ --output runs/photos
+  ceit train --recipe demo --data photos/ --output runs/photos --resume auto
+  ceit train --recipe mine.yaml --data cifar10 --output runs/mine --peak-lr 2e-3
+
+Your own recipe can hold every option that has a default; the command line wins.
+"""
 
 import json
 import os
@@ -13,11 +23,10 @@ from typing import Any, NoReturn
 import psutil
 import yaml
 from rich.console import Console
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
+from ceit.cli._parser import Parser, adding_to
+from ceit.cli._terminal import print_evaluation
 from ceit.inference.memory import keep_freed_memory
 from ceit.messages import unknown
 from ceit.options import dotted_options, fits, is_section, require_types, wanted
@@ -67,16 +76,6 @@ GROUPS = {
     "limit_batches": "trying a recipe out",
 }
 """The groups of ``--help-all``, each with the field of ``TrainConfig`` that it begins with."""
-USAGE = """usage: ceit train --data DATA --output DIR [--recipe NAME] [--OPTION VALUE ...]
-
-Train an image classifier."""
-EXAMPLES = """
-examples:
-  ceit train --recipe demo --data photos/ --output runs/photos
-  ceit train --recipe demo --data photos/ --output runs/photos --resume auto
-  ceit train --recipe mine.yaml --data cifar10 --output runs/mine --peak-lr 2e-3
-
-Your own recipe can hold every option that has a default; the command line wins."""
 
 
 def main(arguments: list[str]) -> None:
@@ -88,22 +87,21 @@ def main(arguments: list[str]) -> None:
     if asked.print_config:
         print_config(config)
         return
-    budget_seconds = None
-    if asked.time_budget is not None:
-        budget_seconds = seconds_of(asked.time_budget) - _age_seconds()
+    age_seconds = max(0.0, time.time() - psutil.Process().create_time())  # imports included
+    budget_seconds = None if asked.time_budget is None else seconds_of(asked.time_budget) - age_seconds
+    if asked.lr_range_test and asked.resume:
+        raise ValueError("--lr-range-test starts from the initial weights: leave out --resume")
     keep_freed_memory()
     output = expanded(asked.output)
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
-    console = Console(stderr=True, quiet=not is_main)
-    if asked.lr_range_test and asked.resume:
-        raise ValueError("--lr-range-test starts from the initial weights: leave out --resume")
+    live = LiveProgress(Console(stderr=True, quiet=not is_main))
     if asked.lr_range_test:
-        with LiveProgress(console) as live:
+        with live:
             found = find_learning_rate(config, asked.data, output, say=live.say)
         if is_main:
             print_range_test(found, output)
         return
-    with LiveProgress(console) as live:
+    with live:
         result = train(
             config,
             asked.data,
@@ -115,7 +113,7 @@ def main(arguments: list[str]) -> None:
             show=live.show,
         )
     if is_main:
-        print_report(result, Console())
+        print_report(result)
 
 
 def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
@@ -140,8 +138,10 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     for name in ("data", "output"):
         if not getattr(asked, name) and not (asked.print_config or asked.print_schema):
             _wrong_usage(f"--{name} is missing")
-    if asked.time_budget is not None:
-        _refuse_beside_time_budget(typed | vars(asked))
+    if asked.time_budget is not None:  # it replaces what a recipe says of the length
+        for name in ("epochs", "samples", "max_epochs", "fast_dev_run", "lr_range_test"):
+            if (typed | vars(asked)).get(name):
+                _wrong_usage(f"--time-budget chooses the number of steps: leave out {_option(name)} or --time-budget")
     require_types(TrainConfig, nested(options))
     for name, value in typed.items():
         options |= flat_keys({name: value}) if name in SECTIONS else {name: value}
@@ -196,13 +196,6 @@ def _value(hint: Any, text: str) -> Any:
     raise ArgumentTypeError(f"{text} must be {kind}")
 
 
-def _refuse_beside_time_budget(typed: dict[str, Any]) -> None:
-    """Wrong usage, if an option was typed that also chooses the steps or lets nothing train; a recipe's is replaced."""
-    for name in ("epochs", "samples", "max_epochs", "fast_dev_run", "lr_range_test"):
-        if typed.get(name):
-            _wrong_usage(f"--time-budget chooses the number of steps: leave out {_option(name)} or --time-budget")
-
-
 def _wrong_usage(message: str) -> NoReturn:
     """One sentence on stderr, exit code 2."""
     print(f"error: {message}; see ceit train --help", file=sys.stderr)
@@ -221,36 +214,25 @@ def print_help(defaults: dict[str, Any], everything: bool) -> None:
         if name not in FIRST and name not in SECTIONS:
             groups.setdefault(title, []).append(name)
     groups["instead of training"] = [*SWITCHES] if everything else ["print_config", "help_all"]
-    console = Console(highlight=False)
-    console.print(USAGE, markup=False)
+    parser = Parser(__doc__)
+    parser.conflict_handler = "resolve"  # all options include --help
     for title, names in groups.items():
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True, min_width=22)
-        table.add_column()
+        add = adding_to(parser.add_argument_group(title))
         for name in names:
-            text = Text(texts[name])
+            text = texts[name]
             if name in defaults:
                 default = defaults[name] if isinstance(defaults[name], str) else json.dumps(defaults[name])
-                text.append(f" (default: {default})", style="dim")
-            table.add_row(Text(_option(name), style="bold"), text)
-        console.print(f"\n{title}:")
-        console.print(Padding(table, (0, 0, 0, 2)))
-    console.print(EXAMPLES, markup=False)
-
-
-def _age_seconds() -> float:
-    """How long this process has been running, imports included."""
-    return max(0.0, time.time() - psutil.Process().create_time())
+                text += f" (default: {default})"
+            add(_option(name), text.replace("%", "%%"), action="store_true")
+    parser.print_help()
 
 
 def print_config(config: TrainConfig) -> None:
     """Every option as YAML, to be used as a recipe, and the learning rate that they give."""
     print(yaml.safe_dump(config.as_dict(), sort_keys=False), end="")
     if config.lr_base_size is not None:
-        print(
-            f"# learning rate after the warm-up: {config.peak_lr:g} * {config.global_batch_size} / "
-            f"{config.lr_base_size} = {config.scaled_lr:g}"
-        )
+        product = f"{config.peak_lr:g} * {config.global_batch_size} / {config.lr_base_size}"
+        print(f"# learning rate after the warm-up: {product} = {config.scaled_lr:g}")
 
 
 def print_range_test(found: RangeTest, output: Path) -> None:
@@ -262,12 +244,10 @@ def print_range_test(found: RangeTest, output: Path) -> None:
     print(f"every step: {output / 'lr_range_test.json'}")
 
 
-class LiveProgress:
+class LiveProgress(Progress):
     """A progress bar on a terminal; elsewhere one line per epoch."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self.images_per_second = 0.0
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -276,15 +256,9 @@ class LiveProgress:
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
         )
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.bar.add_task("train", total=None, epoch="", state="starting")
-
-    def __enter__(self) -> "LiveProgress":
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.add_task("train", total=None, epoch="", state="starting")
+        self.images_per_second = 0.0
 
     def say(self, message: str) -> None:
         """One message above the bar."""
@@ -293,53 +267,26 @@ class LiveProgress:
     def show(self, state: dict[str, Any]) -> None:
         """The state after a step, or a line of metrics.jsonl."""
         if state.get("event") == "epoch":
-            validation = ", ".join(
-                f"{kind} {found['top1_percent']:.2f} %"
-                for kind, found in state["validation"].items()
-                if found is not None
-            )
+            found = {kind: kept for kind, kept in state["validation"].items() if kept is not None}
+            validation = ", ".join(f"{kind} {kept['top1_percent']:.2f} %" for kind, kept in found.items()) or "-"
             loss = "-" if state["train_loss"] is None else f"{state['train_loss']:.3f}"
-            self.say(
-                f"epoch {state['epoch']:>3}: loss {loss}, validation top-1 {validation or '-'}, "
-                f"{state['elapsed_seconds']:.0f} s"
-            )
+            figures = f"loss {loss}, validation top-1 {validation}, {state['elapsed_seconds']:.0f} s"
+            self.say(f"epoch {state['epoch']:>3}: {figures}")
         elif state.get("event") == "step":
             self.images_per_second = state["images_per_second"]
         elif "total_steps" in state:
             accuracy = "" if state["top1_percent"] is None else f"  top-1 {state['top1_percent']:.1f} %"
             text = f"loss {state['loss']:.3f}{accuracy}  {self.images_per_second:.0f} images/s"
-            self.bar.update(
+            self.update(
                 self.task, total=state["total_steps"], completed=state["step"], epoch=state["epoch"], state=text
             )
 
 
-def print_report(result: Result, console: Console) -> None:
-    """Per-class and total accuracy on the test split."""
-    test = result.test
-    console.print(f"test split of {result.dataset.name}: {test.images} images", markup=False, highlight=False)
-    table = Table()
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    table.add_column("top-1 %", justify="right")
-    listed = test.listed()
-    for row in listed:
-        table.add_row(Text(row.label), str(row.images), "-" if row.top1_percent is None else f"{row.top1_percent:.2f}")
-    table.add_section()
-    table.add_row("all", str(test.images), f"{test.top1_percent:.2f}")
-    console.print(table)
-    if len(listed) < len(test.per_class):
-        console.print(
-            f"the {len(listed)} least recognised of {len(test.per_class)} classes; test.json has all", highlight=False
-        )
-    best = result.best
-    percent = best["validation_top1_percent"]
+def print_report(result: Result) -> None:
+    """Accuracy on the test split, as a whole and of every class, and where the model is."""
+    print_evaluation({"data": result.dataset.name, "split": "test"}, result.test, all_in="test.json")
+    percent = result.best["validation_top1_percent"]
     accuracy = "nothing measured" if percent is None else f"{percent:.2f} %"
-    console.print(
-        f"kept: {best['weights']} weights of epoch {best['epoch']}, {accuracy} on validation; "
-        f"training took {result.train_seconds:.0f} s\n"
-        f"model: {result.output / 'model.safetensors'}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    sys.stdout.flush()
+    kept = f"{result.best['weights']} weights of epoch {result.best['epoch']}, {accuracy} on validation"
+    print(f"kept: {kept}; training took {result.train_seconds:.0f} s")
+    print(f"model: {result.output / 'model.safetensors'}", flush=True)
