@@ -42,18 +42,12 @@ EXAMPLES = {
     "ceit predict --checkpoint runs/photos holiday.jpg": "classifies new images",
 }
 
-# Import names of what only some verbs need, and the extra of the distribution that brings it.
+# Extras of the distribution, and the import names of what they bring.
 EXTRAS = {
-    "datasets": "data",
-    "pyarrow": "data",
-    "scipy": "data",
-    "matplotlib": "viz",
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnxruntime": "export",
-    "openvino": "export",
-    "nncf": "export",
-    "gradio": "web",
+    "data": ("datasets", "pyarrow", "scipy"),
+    "viz": ("matplotlib",),
+    "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    "web": ("gradio",),
 }
 
 # What tables and bars are made of, for an output that has no such characters.
@@ -197,8 +191,10 @@ def _sentence(error: Exception) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"no space left on the disk{place}; free some, or choose another place for the output"
         return f"{error.strerror}{place}"
-    if isinstance(error, ModuleNotFoundError) and error.name and (root := error.name.split(".")[0]) in EXTRAS:
-        return f"this needs {root}, which is not installed; install it with: pip install 'ceit-vision[{EXTRAS[root]}]'"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        root = error.name.split(".")[0]
+        for extra in (extra for extra, packages in EXTRAS.items() if root in packages):
+            return f"this needs {root}, which is not installed; install it with: pip install 'ceit-vision[{extra}]'"
     if isinstance(error, ValueError | OSError):
         return str(error)
     return f"{type(error).__name__}: {error} (unexpected: --debug shows where)"

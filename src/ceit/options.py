@@ -16,6 +16,7 @@ _WORDS: dict[Any, str] = {
     bool: "true or false",
     str: "text",
     NoneType: "null",
+    dict: "a mapping",
 }
 
 
@@ -123,15 +124,13 @@ def parts_of(hint: Any) -> tuple[Any, ...]:
 
 def wanted(hint: Any) -> str:
     """What a type takes, such as "a whole number or null"."""
-    return " or ".join(map(_words, parts_of(hint)))
-
-
-def _words(part: Any) -> str:
-    origin, arguments = get_origin(part), get_args(part)
+    origin, arguments, parts = get_origin(hint), get_args(hint), parts_of(hint)
+    if len(parts) > 1:
+        return " or ".join(map(wanted, parts))
     if origin is Annotated:
-        return _words(arguments[0])
+        return wanted(arguments[0])
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
         return "a list of values" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
-    return "a mapping" if origin is dict or part is dict else _WORDS.get(part, str(part))
+    return _WORDS.get(origin or hint, str(hint))

@@ -33,18 +33,12 @@ def read_yaml(kind: str, file: str) -> Any:
     return parse_yaml(str(expanded(file)), text_of(kind, file))
 
 
-def parse_yaml(name: str, text: str) -> Any:
-    """The values that a text stands for. ``name`` names it in errors. Raises: ValueError if it is not YAML."""
-    return _load(name, text, _Loader)
+def parse_yaml(name: str, text: str, *, as_written: bool = False) -> Any:
+    """The values that a text stands for, or all of them ``as_written``: ``yes``, ``007``, ``null`` may name classes.
 
-
-def as_written(name: str, text: str) -> Any:
-    """The same with every value as the text that stands there: ``yes``, ``007`` and ``null`` are names of classes."""
-    return _load(name, text, yaml.BaseLoader)
-
-
-def _load(name: str, text: str, loader: type[yaml.BaseLoader | yaml.SafeLoader]) -> Any:
+    ``name`` names the text in errors. Raises: ValueError if it is not YAML.
+    """
     try:
-        return yaml.load(text, Loader=loader)
+        return yaml.load(text, Loader=yaml.BaseLoader if as_written else _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error

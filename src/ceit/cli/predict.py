@@ -249,13 +249,10 @@ def _percent(score: Score) -> str:
 
 def _runners_up(scores: Sequence[Score], cells: int) -> str:
     """As many of them as fit."""
-    text = ""
-    for score in scores:
-        longer = f"{text}{', ' if text else ''}{score.label} {_percent(score)}"
-        if cell_len(longer) > cells:
-            break
-        text = longer
-    return text
+    words = [f"{score.label} {_percent(score)}" for score in scores]
+    while words and cell_len(", ".join(words)) > cells:
+        words.pop()
+    return ", ".join(words)
 
 
 def _fit(text: str, cells: int) -> str:
@@ -265,10 +262,11 @@ def _fit(text: str, cells: int) -> str:
 
 def _end_of(path: str, cells: int) -> str:
     """As ``_fit``, but of a long path the end: the file's name tells images apart."""
-    end = path
-    while cell_len(end) > cells - (end != path):
-        end = end[1:]
-    return _fit(path if end == path else f"…{end}", cells)
+    if cell_len(path) > cells:
+        while cell_len(path) >= cells:
+            path = path[1:]
+        path = f"…{path}"
+    return set_cell_size(path, cells)
 
 
 def _first(words: Sequence[str]) -> str:

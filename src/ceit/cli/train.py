@@ -37,7 +37,7 @@ from ceit.train.recipe import flat_keys, nested, read_recipe, recipe_names, seco
 from ceit.train.run import Result, find_learning_rate, train
 from ceit.train.run_directory import saved_config
 from ceit.train.schema import descriptions, recipe_schema
-from ceit.yaml_file import as_written, parse_yaml
+from ceit.yaml_file import parse_yaml
 
 PLACES = {
     "data": "Images to train on: a folder with one folder of images for each class, a CSV or Parquet file of labels, a "
@@ -189,7 +189,7 @@ def _value(hint: Any, text: str) -> Any:
         return text
     names = hint is not Any and fits(["cat"], hint)  # each is what was typed: yes and 007 are names
     with suppress(ValueError):
-        value = (as_written if names else parse_yaml)("", text)
+        value = parse_yaml("", text, as_written=names)
         if text and fits(value, hint):
             return value
     kind = "a list of names, such as '[cat, dog]'; quote one that has a colon" if names else wanted(hint)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ceit.messages import unknown
 from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
-from ceit.yaml_file import as_written, parse_yaml, text_of
+from ceit.yaml_file import parse_yaml, text_of
 
 
 def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name_or_file} must hold 'key: value' lines, not {type(values).__name__}")
     if isinstance(values.get("classes"), list):
-        values["classes"] = as_written(name_or_file, text)["classes"]
+        values["classes"] = parse_yaml(name_or_file, text, as_written=True)["classes"]
     return flat_keys(values)
 
 
