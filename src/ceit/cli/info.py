@@ -11,7 +11,7 @@ examples:
 import argparse
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -46,20 +46,23 @@ def main(arguments: list[str]) -> None:
     Raises ValueError for an unknown model, a geometry that no model has, or a checkpoint that cannot be read.
     """
     options = _parsed(arguments)
-    config = _config(options.model, _geometry(options))
+    config = _config(options)
+    own, twin = complexity(config), complexity(deit_twin(config))
     if options.json:
-        print(json.dumps(_document(options.model, config), indent=2))
+        document = {"model": options.model, "config": asdict(config), "conventions": CONVENTIONS, **_totals(own)}
+        document["modules"] = [asdict(module) for module in own.modules]
+        document |= {"twin": _totals(twin), "analysis": [asdict(cost) for cost in analysis(config)]}
+        print(json.dumps(document, indent=2))
         return
     console = Console(highlight=False)
-    for renderable in _report(options.model, config):
-        print_whole(console, renderable)
+    for shown in _report(options.model, config, own, twin):
+        print_whole(console, shown)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__, notes="\n  ".join(["models:", *MODELS]))
     add = adding_to(parser)
-    text = "model's name (see below), run directory of ceit train, or file of weights"
-    add("model", text, metavar="MODEL|CHECKPOINT")
+    add("model", "name (see below), run directory of ceit train, or file of weights", metavar="MODEL|CHECKPOINT")
     add("--json", JSON, action="store_true")
     add = adding_to(parser.add_argument_group("to see what another geometry costs"))
     add("--img-size", "side of the images, or height and width", type=int, nargs="+", metavar="PX")
@@ -68,8 +71,11 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _geometry(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of the configuration that the command line asks for."""
+def _config(options: argparse.Namespace) -> CeiTConfig:
+    """Of a named model, else of a checkpoint, with the geometry that is asked for.
+
+    A word that neither exists nor looks like a path is a misspelt name.
+    """
     size, classes = options.img_size, options.num_classes
     if size is not None and len(size) > 2:
         raise ValueError(f"--img-size takes one side, or height and width, not {len(size)} numbers")
@@ -77,41 +83,23 @@ def _geometry(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--num-classes {classes} must be at least 1: a classifier needs a class")
     img_size = size and (tuple(size) if len(size) == 2 else size[0])
     asked = {"img_size": img_size, "num_classes": classes, "in_chans": options.in_chans}
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def _config(model: str, geometry: dict[str, Any]) -> CeiTConfig:
-    """Of a named model, else of a checkpoint; a word that neither exists nor looks like a path is a misspelt name."""
-    path = expanded(model)
-    if model in MODELS or not (path.exists() or path.suffix or len(path.parts) > 1):
-        return config_of(model, **geometry)
+    geometry: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    path = expanded(options.model)
+    if options.model in MODELS or not (path.exists() or path.suffix or len(path.parts) > 1):
+        return config_of(options.model, **geometry)
     from ceit.weights import load_checkpoint  # a name needs no weights
 
     return replace(load_checkpoint(path).config, **geometry)
-
-
-def _document(model: str, config: CeiTConfig) -> dict[str, Any]:
-    own = complexity(config)
-    return {
-        "model": model,
-        "config": asdict(config),
-        "conventions": CONVENTIONS,
-        **_totals(own),
-        "modules": [asdict(module) for module in own.modules],
-        "twin": _totals(complexity(deit_twin(config))),
-        "analysis": [asdict(cost) for cost in analysis(config)],
-    }
 
 
 def _totals(cost: Complexity) -> dict[str, int]:
     return {name: getattr(cost, name) for name in (*TOTALS, "dead_macs")}
 
 
-def _report(model: str, config: CeiTConfig) -> Iterator[Table | Text]:
-    own, twin = complexity(config), complexity(deit_twin(config))
-    image = f"image {config.in_chans}x{config.image_hw[0]}x{config.image_hw[1]}"
-    patches = f"{config.grid[0]}x{config.grid[1]} patches"
-    yield Text.assemble("\n", (model, "bold"), f"  {image}, {patches}, {config.num_classes:,} classes")
+def _report(model: str, config: CeiTConfig, own: Complexity, twin: Complexity) -> Iterator[Table | Text]:
+    image, patches = _shape((config.in_chans, *config.image_hw)), _shape(config.grid)
+    heading = f"  image {image}, {patches} patches, {config.num_classes:,} classes"
+    yield Text.assemble("\n", (model, "bold"), heading)
     yield _module_table(config, own)
     yield _total_table(own, twin)
     conventions = [f"{word}: {meaning}" for word, meaning in CONVENTIONS.items()]
@@ -128,35 +116,29 @@ def _module_table(config: CeiTConfig, own: Complexity) -> Table:
     def add(name: str, part: Complexity, style: str | None = None, *, keeps_shape: bool = False) -> None:
         shape_in = part.modules[0].shape_in
         shape_out = shape_in if keeps_shape else part.modules[-1].shape_out
-        shapes = ("x".join(map(str, shape)) for shape in (shape_in, shape_out))
         share = "100%" if part is own else f"{100 * part.macs / own.macs:.2f}%" if part.macs else "-"
-        table.add_row(name, *shapes, _count(part.parameters), _count(part.macs), share, style=style)
+        sizes = (_count(part.parameters), _count(part.macs), share)
+        table.add_row(name, _shape(shape_in), _shape(shape_out), *sizes, style=style)
 
-    def add_children(prefix: str, indent: str) -> None:
+    for name in ("patch_embed", "cls_token", "pos_embed", "blocks", "lca", "norm", "head"):
+        part, prefix, indent = own.part(name), f"{name}.", " "
+        if name == "blocks":
+            several = f"blocks 1-{config.depth}" if config.depth > 1 else "block 1"
+            add(several, part, "bold", keeps_shape=True)
+            prefix, indent = "blocks.0.", "  "
+            add(" each block", own.part(prefix), keeps_shape=True)
+        elif part.modules:
+            add(name, part, "bold")
         for module in own.part(prefix).modules:
             add(indent + module.name.removeprefix(prefix), Complexity((module,)))
-
-    add("patch_embed", own.part("patch_embed."), "bold")
-    add_children("patch_embed.", " ")
-    add("cls_token", own.part("cls_token"), "bold")
-    add("pos_embed", own.part("pos_embed"), "bold")
-    add(f"blocks 1-{config.depth}" if config.depth > 1 else "block 1", own.part("blocks."), "bold", keeps_shape=True)
-    add(" each block", own.part("blocks.0."), keeps_shape=True)
-    add_children("blocks.0.", "  ")
-    if config.lca:
-        add("lca", own.part("lca."), "bold")
-        add_children("lca.", " ")
-    add("norm", own.part("norm"), "bold")
-    if config.num_classes:
-        add("head", own.part("head"), "bold")
     table.add_section()
     add("total", own, "bold")
     return table
 
 
 def _total_table(own: Complexity, twin: Complexity) -> Table:
-    title = "Beside the DeiT twin (patch embedding, MLP, no LCA)"
-    table = figures([""], ["this model", "DeiT twin", "ratio"], title)
+    numbers = ["this model", "DeiT twin", "ratio"]
+    table = figures([""], numbers, "Beside the DeiT twin (patch embedding, MLP, no LCA)")
     for field, name in TOTALS.items():
         mine, other = getattr(own, field), getattr(twin, field)
         table.add_row(name, _count(mine), _count(other), f"{mine / other:.3f}")
@@ -212,6 +194,10 @@ def _analysis_notes(config: CeiTConfig) -> str:
             f"convolution of their {channels} channels to D; no later stage, no classifier"
         )
     return "\n".join(notes)
+
+
+def _shape(sides: Iterable[int]) -> str:
+    return "x".join(map(str, sides))
 
 
 def _count(number: int) -> str:
