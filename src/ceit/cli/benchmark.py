@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.atomic import replace_files
+from ceit.atomic import write_text
 from ceit.bench.arms import OPPONENTS, Arm, ModelSpec, require_known
 from ceit.bench.backends import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.chart import draw_bars
@@ -33,6 +33,7 @@ from ceit.cli._terminal import figures, print_whole
 from ceit.data.threads import usable_cores
 from ceit.paths import expanded
 
+_percent = "{:.0f}%".format
 _PACKAGES = ("onnxruntime", "openvino")  # backends that are packages of the same name
 
 
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> None:
         importlib.import_module("matplotlib")  # or it would be missed when all is measured
 
     def save(result: dict[str, Any]) -> None:
-        replace_files({options.output: (json.dumps(result, indent=1) + "\n").encode()})
+        write_text(options.output, json.dumps(result, indent=1) + "\n")
 
     say = partial(Console(stderr=True, highlight=False).print, style="dim", soft_wrap=True)
     result = measure(arms, settings, say, save)
@@ -254,10 +255,6 @@ def _rate(found: dict[str, Any]) -> str:
         return ""
     times = found["times_baseline"]
     return f"{_short(found['images_per_second'])}" + (f" {times['median']:.2f}x" if times else "")
-
-
-def _percent(value: float) -> str:
-    return f"{value:.0f}%"
 
 
 def _mebibytes(size: float) -> str:

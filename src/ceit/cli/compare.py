@@ -60,24 +60,25 @@ def read_run(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run directory: it holds no config.yaml")
     epochs = [line for line in _whole_lines(run / "metrics.jsonl") if line["event"] == "epoch"]
-    curve = []
-    for line in epochs:
-        accuracies = [kind["top1_percent"] for kind in line["validation"].values() if kind is not None]
-        curve.append({"epoch": line["epoch"], "validation_top1_percent": max(accuracies, default=None)})
-    test = run / "test.json"
-    report = json.loads(test.read_text(encoding="utf-8")) if test.is_file() else None
-    if report is not None and not {"parameters", "best", "top1_percent", "loss"} <= report.keys():
-        raise ValueError(f"{test} is not the report of a run")
+    test, report = run / "test.json", None
+    if test.is_file():
+        report = json.loads(test.read_text(encoding="utf-8"))
+        if not {"parameters", "best", "top1_percent", "loss"} <= report.keys():
+            raise ValueError(f"{test} is not the report of a run")
     return {
         "run": str(run),
         "options": saved_config(run),
-        "curve": curve,
+        "curve": [{"epoch": line["epoch"], "validation_top1_percent": _best(line)} for line in epochs],
         "train_seconds": epochs[-1]["elapsed_seconds"] if epochs else 0.0,
         "parameters": report and report["parameters"],
         "best_validation_top1_percent": report and report["best"]["validation_top1_percent"],
         "test_top1_percent": report and report["top1_percent"],
         "test_loss": report and report["loss"],
     }
+
+
+def _best(epoch: dict[str, Any]) -> float | None:
+    return max((kind["top1_percent"] for kind in epoch["validation"].values() if kind is not None), default=None)
 
 
 def differing_options(runs: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -100,8 +101,8 @@ def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
             Text(name),
             "-" if run["parameters"] is None else f"{run['parameters'] / 1e6:.2f}M",
             f"{len(run['curve'])} of {run['options']['epochs']}",
-            _percent(validation),
-            _percent(run["test_top1_percent"]),
+            "-" if validation is None else f"{validation:.2f} %",
+            "-" if run["test_top1_percent"] is None else f"{run['test_top1_percent']:.2f} %",
             "-" if run["test_loss"] is None else f"{run['test_loss']:.4f}",
             f"{run['train_seconds'] / 60:.1f}",
         )
@@ -141,7 +142,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} %"

@@ -18,11 +18,7 @@ from ceit.weights.checkpoint import network_of, save_checkpoint
 from ceit.weights.geometry import name_of
 from ceit.weights.stored import read_stored, side_file
 
-LAYOUTS = {
-    "released": "the authors' release",
-    "plain": "a plain state dict",
-    "ceit": "a checkpoint of ceit's",
-}
+LAYOUTS = {"released": "the authors' release", "plain": "a plain state dict", "ceit": "a checkpoint of ceit's"}
 
 
 def main(arguments: list[str]) -> None:

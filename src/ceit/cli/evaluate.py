@@ -11,9 +11,8 @@ examples:
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,7 +23,6 @@ from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
 from ceit.cli._terminal import print_evaluation, tell
 from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
-from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import FIXED, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
@@ -33,9 +31,9 @@ from ceit.data.sources.published import PUBLISHED
 from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import sharing_cores
 from ceit.inference.device import default_device
-from ceit.inference.exported import is_exported, load_exported
+from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
 from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, geometry_of, preprocessing_of
-from ceit.model import CeiTConfig
+from ceit.model import CeiT
 from ceit.train.metrics import evaluate
 from ceit.weights import load_checkpoint, read_description
 
@@ -46,10 +44,10 @@ def main(arguments: list[str]) -> None:
     Raises: ValueError for a checkpoint or data that cannot be read, classes that differ, or a split that is not there.
     """
     options = _parsed(arguments)
-    model = _load(options.checkpoint, options.precision)
-    image_hw, in_chans = model.config.image_hw, model.config.in_chans
-    found = load_images(options.data, img_size=image_hw, in_chans=in_chans, skip_broken=options.skip_broken)
-    training = model.training
+    model, network, training, device, precision = _load(options.checkpoint, options.precision)
+    preprocessing, config = preprocessing_of(model), geometry_of(model)
+    image_hw = config.image_hw
+    found = load_images(options.data, img_size=image_hw, in_chans=config.in_chans, skip_broken=options.skip_broken)
     if "images" not in training and training.get("data") in {*SETS, *PUBLISHED} - {found.name}:
         training = {**training, "images": FIXED}  # of a run by an earlier version
     if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
@@ -58,8 +56,8 @@ def main(arguments: list[str]) -> None:
     tell(*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks)
     class_names = model.class_names or found.class_names
     split = with_labels_of(list(map(class_name, class_names)), found, measured.split)
-    loader = make_loader(split, batch_size=options.batch_size, img_size=image_hw, preprocessing=model.preprocessing)
-    follows = model.device.type == "cpu" and not is_exported(options.checkpoint)  # those have threads of their own
+    loader = make_loader(split, batch_size=options.batch_size, img_size=image_hw, preprocessing=preprocessing)
+    follows = device.type == "cpu" and not is_exported(options.checkpoint)  # those have threads of their own
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (
@@ -68,49 +66,36 @@ def main(arguments: list[str]) -> None:
     ):
         task = progress.add_task("", total=loader.images)
         result = evaluate(
-            model.network,
+            network,
             loader,
             class_names=class_names,
-            device=model.device,
+            device=device,
             progress=lambda done: progress.update(task, completed=done),
             cores=cores,
         )
-    heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name}
-    heading["precision"] = model.precision
+    heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name, "precision": precision}
     if options.json:
         print(json.dumps({**heading, **result.as_dict()}))
     else:
         print_evaluation(heading, result)
 
 
-class _LoadedModel(NamedTuple):
-    """What is evaluated, and what its file says of it; ``precision`` is what it is computed in."""
-
-    network: nn.Module
-    config: CeiTConfig
-    class_names: Sequence[str] | None
-    preprocessing: Preprocessing
-    training: dict[str, Any]
-    device: torch.device
-    precision: str
-
-
-def _load(checkpoint: str, precision: Precision) -> _LoadedModel:
+def _load(
+    checkpoint: str, precision: Precision
+) -> tuple[CeiT | ExportedNetwork, nn.Module, dict[str, Any], torch.device, str]:
+    """The model, what computes it, what its file says of the training, where, and in which number format."""
     if is_exported(checkpoint):
-        device, computed_in = torch.device("cpu"), exported_precision(Path(checkpoint), precision)
-        model = network = load_exported(checkpoint, precision=computed_in)
-        training = model.description.network.training
-        written_in = model.description.precision
+        computed_in = exported_precision(Path(checkpoint), precision)
+        exported = load_exported(checkpoint, precision=computed_in)
+        written_in, training = exported.description.precision, exported.description.network.training
         name = {"float32": written_in, "bf16": "bf16" if written_in == "float32" else f"{written_in}+bf16"}[computed_in]
-    else:
-        device = default_device()
-        model, description = load_checkpoint(checkpoint), read_description(checkpoint)
-        shape = model.config.in_chans, *model.config.image_hw
-        name = chosen(precision, device)
-        network = prepare(model.to(device), "eager", name, image_shape=shape)  # which is what predicts
-        training = description and description.training
-    config, preprocessing = geometry_of(model), preprocessing_of(model)
-    return _LoadedModel(AsModule(network), config, model.class_names, preprocessing, training or {}, device, name)
+        return exported, AsModule(exported), training or {}, torch.device("cpu"), name
+    device = default_device()
+    model, description = load_checkpoint(checkpoint), read_description(checkpoint)
+    shape = model.config.in_chans, *model.config.image_hw
+    name = chosen(precision, device)
+    network = prepare(model.to(device), "eager", name, image_shape=shape)  # which is what predicts
+    return model, AsModule(network), (description and description.training) or {}, device, name
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -118,10 +103,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add = adding_to(parser)
     add("--checkpoint", MODEL, required=True, metavar="RUN|FILE")
     add("--data", "data set's name, folder of class folders, or labels file", required=True, metavar="NAME|DIR")
-    text = (
-        "which images: test, validation or train as the run had them; new, which came after it; or all "
-        "(default: all that the run was not trained on or chosen by)"
-    )
+    text = "which images: test, validation or train as the run had them; new, which came after it; or all (default: "
+    text += "all that the run was not trained on or chosen by)"
     add("--split", text, choices=ASKABLE)
     add("--json", JSON, action="store_true")
     add("--skip-broken", "leave out images that cannot be read, and name them", action="store_true")

@@ -21,7 +21,6 @@ from rich.text import Text
 from ceit.atomic import require_place
 from ceit.cli._parser import JSON, Parser, adding_to
 from ceit.cli._terminal import facts, tell
-from ceit.data.preprocessing import Preprocessing
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, pictures_in, shared_out, synthetic
 from ceit.inference.exported import FORMATS, SUFFIXES
@@ -57,10 +56,9 @@ def main(arguments: list[str]) -> None:
         refuse_existing(options.output)
     model = load_checkpoint(options.checkpoint)
     description = read_description(options.checkpoint)
-    training = (description and description.training) or {}
-    preprocessing = preprocessing_of(model)
-    model.preprocessing = preprocessing.as_dict()
-    check, calibration = _images(options, model, preprocessing, training)
+    training = description and description.training
+    model.preprocessing = preprocessing_of(model).as_dict()
+    check, calibration = _images(options, model, training or {})
     report = export(
         model,
         options.output,
@@ -70,15 +68,14 @@ def main(arguments: list[str]) -> None:
         calibration=None if calibration is None else calibration.images,
         any_size=options.dynamic_size,
         overwrite=options.overwrite,
-        training=description and description.training,
+        training=training,
     )
     files = [options.output, options.output.with_suffix(".bin")] if options.format == "openvino" else [options.output]
     sizes = {str(file): file.stat().st_size for file in files}
     if options.json:
         calibrated = None if calibration is None else {"images": len(calibration), "from": calibration.origin}
-        print(
-            json.dumps({"checkpoint": options.checkpoint, "files": sizes, "calibration": calibrated} | asdict(report))
-        )
+        document = {"checkpoint": options.checkpoint, "files": sizes, "calibration": calibrated}
+        print(json.dumps(document | asdict(report)))
     else:
         _print_report(report, sizes, calibration)
 
@@ -113,10 +110,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def _images(
-    options: argparse.Namespace, model: CeiT, preprocessing: Preprocessing, training: dict[str, Any]
+    options: argparse.Namespace, model: CeiT, training: dict[str, Any]
 ) -> tuple[ExampleImages, ExampleImages | None]:
     """What to check with, and what to calibrate with for int8: never the same, and of a data set never a test split."""
-    seen_as: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing}
+    seen_as: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing_of(model)}
     int8, small = options.precision == "int8", max(model.config.image_hw) <= IN_MEMORY_SIDE
     count = (2000 if small else 500) if int8 else (256 if small else 64)
     if options.images:
