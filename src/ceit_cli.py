@@ -177,8 +177,7 @@ def _print_anything() -> None:
 
 
 def _plainer(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
+    assert isinstance(error, UnicodeEncodeError)  # nothing is read here
     letters = error.object[error.start : error.end]
     plain = (PLAINER.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in letters)
     return "".join(plain), error.end

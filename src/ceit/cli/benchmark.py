@@ -109,19 +109,15 @@ def make_parser() -> Parser:
     add("--img-size", "a side of the images, or height and width", type=int, nargs="+", metavar="PX")
     add = adding_to(parser.add_argument_group("how it is measured"))
     add("--batch-sizes", "images per batch", nargs="+", type=positive, default=[1, 8, 16, 64], metavar="N")
-    text = "images per training step (default: 16, of small images 128)"
-    add("--train-batch-size", text, type=positive, metavar="N")
-    add(
-        "--rounds", "turns of every model; more of them tell smaller differences", type=positive, default=5, metavar="N"
-    )
+    add("--train-batch-size", "images per training step (default: 16, small ones 128)", type=positive, metavar="N")
+    add("--rounds", "turns of every model; more tell smaller differences", type=positive, default=5, metavar="N")
     add("--seconds", "how long a turn lasts, at least", type=float, default=1.0, metavar="S")
     add("--threads", "cores that compute one model", type=positive, default=usable_cores(), metavar="N")
     kinds = get_args(Memory)
     text = f"(default: the package's backends keep it, {PLAIN} leaves it to the allocator)"
     add("--freed-memory", f"what becomes of freed memory: {', '.join(kinds)} {text}", choices=kinds, metavar="HOW")
     add = adding_to(parser.add_argument_group("results"))
-    text = "everything that was measured; written after every round"
-    add("--output", text, type=expanded, required=True, metavar="FILE.json")
+    add("--output", "all that was measured, after every round", type=expanded, required=True, metavar="FILE.json")
     add("--chart", "draw images per second as bars", type=expanded, metavar="FILE.png")
     return parser
 

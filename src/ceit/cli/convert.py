@@ -48,8 +48,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("released", "the file to read", type=expanded, metavar="RELEASED.pth")
     add("output", "the file to write, with OUT.json beside it", type=expanded, metavar="OUT.safetensors")
     add("--force", "replace OUT if it exists", action="store_true")
-    text = "which state dict of a training script's file, such as model_ema (default: model or state_dict)"
-    add("--entry", text, metavar="NAME")
+    add("--entry", "which state dict of several, such as model_ema (default: model or state_dict)", metavar="NAME")
     add("--model", "which model it is, if the tensors' shapes do not tell", metavar="NAME")
     add("--num-heads", "attention heads, if the tensors' shapes do not tell", type=int, metavar="K")
     return parser.parse_args(arguments)

@@ -42,9 +42,13 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     importlib.import_module("matplotlib")  # or it would be missed when all is trained
     keep_freed_memory()
+    config, data = recipe_config("demo", seed=options.seed), options.data
     with LiveProgress(Console(stderr=True)) as live:
-        data = _at_hand(options.data, live)
-        config = recipe_config("demo", seed=options.seed)
+        try:
+            fetch(data)
+        except OSError as error:
+            live.say(f"{error}\ngoing on with digits instead of {data}: the results are not comparable")
+            data = "digits"  # which is always there
         result = train(config, data, options.output, resume="auto", say=live.say, show=live.show)
     print_report(result)
     for path in draw(result):
@@ -71,13 +75,3 @@ def draw(result: Result) -> list[Path]:
         draw_confusion(result.test.confusion, names, folder / "confusion.png"),
         draw_prediction_sheet(first.images, labels, probabilities, names, folder / "predictions.png"),
     ]
-
-
-def _at_hand(name: str, live: LiveProgress) -> str:
-    """``name`` if it is in the cache or can be fetched, else ``digits``, which is always there; said aloud."""
-    try:
-        fetch(name)
-    except OSError as error:
-        live.say(f"{error}\ngoing on with digits instead of {name}: the results are not comparable")
-        return "digits"
-    return name

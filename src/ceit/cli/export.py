@@ -83,17 +83,14 @@ def main(arguments: list[str]) -> None:
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
-    text = "the model: a run directory of ceit train, or a file of weights"
-    add("--checkpoint", text, required=True, metavar="RUN|FILE")
-    text = "what runs it: ONNX Runtime, torch (a program of torch.export) or OpenVINO"
-    add("--format", text, required=True, choices=FORMATS)
+    add("--checkpoint", "a run directory of ceit train, or a file of weights", required=True, metavar="RUN|FILE")
+    add("--format", "what runs it: ONNX Runtime, torch (by torch.export) or OpenVINO", required=True, choices=FORMATS)
     text = f"file to write; its name ends in {', '.join(f'{end} ({name})' for end, name in SUFFIXES.items())}"
     add("--output", text, required=True, type=expanded, metavar="FILE")
     text = "number format; int8 is smaller and faster, needs images to calibrate with, and is not for torch"
     add("--precision", text, choices=PRECISIONS, default="float32")
     add("--overwrite", "replace the output if it exists", action="store_true")
-    text = "take images of any sides that are multiples of the patch size (float32, not for torch)"
-    add("--dynamic-size", text, action="store_true")
+    add("--dynamic-size", "take all multiples of the patch size (float32, not for torch)", action="store_true")
     add("--json", JSON, action="store_true")
     images = parser.add_argument_group("images to compare and to calibrate with")
     add = adding_to(images.add_mutually_exclusive_group())

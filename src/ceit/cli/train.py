@@ -152,7 +152,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
 
 def _typed(arguments: list[str]) -> dict[str, Any]:
     """The options on the command line and their values, in the order in which they stand there."""
-    words = ["--help" if word == "-h" else _with_dashes(word) for word in arguments]
+    words = ["--help" if word == "-h" else word for word in arguments]
     types = dict.fromkeys(PLACES, str) | dict.fromkeys(SWITCHES, bool) | dict(dotted_options(TrainConfig))
     names = [word[2:].partition("=")[0].replace("-", "_") for word in words]
     types |= {name: Any for name in names if name.startswith(("geometry.", "optimizer_args."))}
@@ -160,11 +160,11 @@ def _typed(arguments: list[str]) -> dict[str, Any]:
     for name, hint in types.items():
         alone: dict[str, Any] = {"nargs": "?", "const": True} if hint is bool else {}
         read = partial(_value, dict if is_section(hint) else hint)
-        parser.add_argument(_option(name), dest=name, type=read, **alone)
+        parser.add_argument(_option(name), f"--{name}", dest=name, type=read, **alone)
     try:
         typed, strange = parser.parse_known_args(words)
     except ArgumentError as error:
-        _wrong_usage(f"{error.argument_name} {error.message}")
+        _wrong_usage(f"{str(error.argument_name).partition('/')[0]} {error.message}")
     if strange and strange[0].startswith("--"):
         _wrong_usage(unknown("option", strange[0].partition("=")[0], map(_option, types)))
     if strange:
@@ -174,11 +174,6 @@ def _typed(arguments: list[str]) -> dict[str, Any]:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _with_dashes(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def _value(hint: Any, text: str) -> Any:
