@@ -11,11 +11,12 @@ import errno
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 __version__ = "0.1.0"
@@ -59,9 +60,6 @@ DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 class Terminated(SystemExit):
     """SIGTERM asked the process to end. It passes through ``except Exception``, as KeyboardInterrupt does."""
 
-    def __init__(self) -> None:
-        super().__init__(TERMINATED)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
@@ -73,11 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug, arguments = _for_the_verb(sys.argv[1:] if arguments is None else arguments)
     _print_anything()
     try:
-        with _sigterm_raises():
-            try:
-                return _dispatch(arguments)
-            finally:
-                sys.stdout.flush()  # here and not at exit, where a failure could no longer be answered
+        with contextlib.ExitStack() as at_end:
+            if threading.current_thread() is threading.main_thread():  # Python lets no other handle signals
+                at_end.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _terminate))
+            at_end.callback(sys.stdout.flush)  # here and not at exit, where a failure could no longer be answered
+            return _dispatch(arguments)
     except BrokenPipeError:
         _settle_stdout()  # the reader has gone, as in `ceit info MODEL | head -1`: nobody is left to tell
         return FAILED
@@ -143,29 +141,12 @@ def _for_the_verb(arguments: Sequence[str]) -> tuple[bool, list[str]]:
     """Whether ``--debug`` is among the arguments, and all others, with dashes in the names of options: ``--top_k`` is
     ``--top-k``. What follows ``--`` is the verb's own."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    words = [_with_dashes(word) if word.startswith("--") else word for word in arguments[:end]]
+    words = [re.sub(r"^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in arguments[:end]]
     return "--debug" in words, [word for word in words if word != "--debug"] + list(arguments[end:])
 
 
-def _with_dashes(option: str) -> str:
-    name, equals, value = option.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
-        yield
-        return
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated(TERMINATED)
 
 
 def _print_anything() -> None:

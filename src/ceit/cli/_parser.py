@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 MODEL = "the model: a run directory of ceit train, a file of weights, or an exported file (.onnx, .pt2, .xml)"
@@ -23,7 +24,7 @@ class Parser(argparse.ArgumentParser):
             usage=usage,
             description=description,
             epilog=f"{examples.strip()}\n\n{notes}",
-            formatter_class=_HelpFormatter,
+            formatter_class=partial(_HelpFormatter, max_help_position=26),
             add_help=False,
         )
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # who reads it knows it
@@ -49,9 +50,6 @@ def positive(text: str) -> int:
 
 class _HelpFormatter(argparse.HelpFormatter):
     """Options with their defaults; paragraphs are wrapped, but for those with indented lines."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text

@@ -91,7 +91,9 @@ def differing_options(runs: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
     """A row for every run, then a row for every option that differs."""
-    names = _short_names([run["run"] for run in runs])
+    names = [Path(run["run"]).resolve().name for run in runs]
+    if len(set(names)) < len({run["run"] for run in runs}):  # they do not tell the runs apart
+        names = [run["run"] for run in runs]
     table = figures(["run"], ["size", "epochs", "validation", "test top-1", "test loss", "minutes"])
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for name, run in zip(names, runs, strict=True):
@@ -129,12 +131,6 @@ def _whole_lines(metrics: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ValueError(f"{metrics}, line {number} is not JSON: {error}") from error
     return whole
-
-
-def _short_names(runs: list[str]) -> list[str]:
-    """The directories' own names, if they tell the runs apart."""
-    own = [Path(run).resolve().name for run in runs]
-    return own if len(set(own)) == len(set(runs)) else runs
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

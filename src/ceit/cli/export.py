@@ -90,7 +90,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     text = "number format; int8 is smaller and faster, needs images to calibrate with, and is not for torch"
     add("--precision", text, choices=PRECISIONS, default="float32")
     add("--overwrite", "replace the output if it exists", action="store_true")
-    add("--dynamic-size", "take all multiples of the patch size (float32, not for torch)", action="store_true")
+    add("--dynamic-size", "take any image size in multiples of the patch (float32, not for torch)", action="store_true")
     add("--json", JSON, action="store_true")
     images = parser.add_argument_group("images to compare and to calibrate with")
     add = adding_to(images.add_mutually_exclusive_group())

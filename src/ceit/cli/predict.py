@@ -39,7 +39,6 @@ STDIN = "-"
 _BAR_CELLS = 10
 _GAP = "  "
 _LABEL = "label"
-_NAMED_FILES = 3  # in a sentence
 
 
 def main(arguments: list[str]) -> None:
@@ -96,10 +95,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--csv", "print CSV: a line for every image and rank", action="store_true")
     text = "write answers as they come: to FILE.csv, or to FILE.jsonl, one JSON object per image and line"
     add("--output", text, type=expanded, metavar="FILE")
-    text = (
-        "continue an interrupted --output (same model, paths written as before): answers are kept, images that could "
-        "not be read are tried again and come last"
-    )
+    text = "continue an interrupted --output (same model, paths written as before): answers are kept, images that "
+    text += "could not be read are tried again and come last"
     adding_to(results)("--resume", text, action="store_true")
     add = adding_to(parser.add_argument_group("computing"))
     add("--precision", PRECISION, choices=PRECISIONS, default="auto")
@@ -225,9 +222,8 @@ def _print_table(
     others_heading = "runners-up" if top_k > 1 and others_cells >= len("runners-up") else ""
 
     def print_line(path: str, answer: Text, style: str = "") -> None:
-        console.print(
-            Text.assemble(_end_of(path, path_cells), _GAP, answer, style=style), no_wrap=True, overflow="ellipsis"
-        )
+        line = Text.assemble(_end_of(path, path_cells), _GAP, answer, style=style)
+        console.print(line, no_wrap=True, overflow="ellipsis")
 
     heading = f"{_fit(_LABEL, label_cells)}{_GAP}{'probability':<{_BAR_CELLS + 7}}{_GAP}{others_heading}"
     print_line("image", Text(heading), "bold")
@@ -270,6 +266,5 @@ def _end_of(path: str, cells: int) -> str:
 
 
 def _first(words: Sequence[str]) -> str:
-    """Some of them, for a sentence."""
-    more = ["..."] if len(words) > _NAMED_FILES else []
-    return ", ".join([*words[:_NAMED_FILES], *more])
+    """Three of them, for a sentence."""
+    return ", ".join([*words[:3], *(["..."] if len(words) > 3 else [])])
