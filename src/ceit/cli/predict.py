@@ -135,8 +135,7 @@ def _images_of(names: Sequence[str]) -> list[str]:
     if len(lost) == len(images):
         reasons = _first(lost + empty)
         raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
-    for sentence in empty:
-        tell(sentence)
+    tell(*empty)
     return images
 
 
