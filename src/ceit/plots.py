@@ -53,15 +53,18 @@ _NAMED_CLASSES = 50  # and its classes named
 
 
 @contextmanager
-def new_figure(path: str | Path, height: float, style: Mapping[Any, Any] = STYLE) -> Iterator["Figure"]:
-    """An empty figure of ``height`` inches in the style of the package; what the block draws is saved in ``path``."""
+def new_figure(
+    path: str | Path | Sequence[Path], height: float, style: Mapping[Any, Any] = STYLE, width: float = _WIDTH
+) -> Iterator["Figure"]:
+    """An empty figure of so many inches in the style of the package; what the block draws is saved in every path."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(dict(style)):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        save_figure(figure, Path(path))
+        for each in (path,) if isinstance(path, str | Path) else path:
+            save_figure(figure, Path(each))
 
 
 def draw_curves(run_dir: str | Path) -> Path:
