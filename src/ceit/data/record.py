@@ -209,8 +209,7 @@ def source_of(found: LabelledSet, part: str) -> str:
         return next(iter(found.parts))
     if part == TEST:
         return found.reported
-    own_validation = VALIDATION in found.parts and found.reported != VALIDATION
-    return VALIDATION if part == VALIDATION and own_validation else TRAIN
+    return VALIDATION if part == VALIDATION and {VALIDATION, TEST} <= found.parts.keys() else TRAIN
 
 
 def _images(found: LabelledSet) -> dict[str, list[Row]]:

@@ -31,12 +31,10 @@ class Split(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 ``(n,)``."""
-        ...
 
     @property
     def digests(self) -> np.ndarray | None:
         """What each image is known by, uint64 ``(n,)`` of ``digest_of``; None in a set known by name: it is fixed."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -45,15 +43,12 @@ class Split(Protocol):
 
         ``cover`` may spare work: what is larger comes reduced to it, see ``ceit.data.reduced``.
         """
-        ...
 
     def key(self, index: int) -> str:
         """The sample's name, stable across runs, machines and subsets: ``class/name``, or a number."""
-        ...
 
     def subset(self, indices: Tensor) -> "Split":
         """The samples at ``indices``, in that order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -158,11 +153,7 @@ class JoinedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class SetDescription:
-    """What belongs to all images of a set.
-
-    ``skipped`` has a line per file left out, ``remarks`` what else is to be said of how the images were found and
-    shared out.
-    """
+    """What belongs to all images: ``skipped`` has a line per file left out, ``remarks`` what else is to be said."""
 
     name: str
     class_names: tuple[str, ...]

@@ -255,9 +255,8 @@ class Store:
             yield connection
 
     def _held_bytes(self) -> int:
-        ((pages,),), ((free,),), ((size,),) = (
-            self._query(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size")
-        )
+        pragmas = ("page_count", "freelist_count", "page_size")
+        pages, free, size = (self._query(f"PRAGMA {name}")[0][0] for name in pragmas)
         return (pages - free) * size
 
     def _make_room(self, copies: Sequence[Copy]) -> int:

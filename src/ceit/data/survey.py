@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Self
 
 import numpy as np
 from rich.console import Console
@@ -67,10 +66,10 @@ def survey(
     with _Report(description, len(images), is_shown=rank == 0) as report, ThreadPoolExecutor(usable_cores()) as pool:
         while block := list(islice(order, block_images)):
             unknown = reading.look_up(block)
-            report.advance(len(block) - len(unknown))
+            report.count(len(block) - len(unknown))
             for finding in map_in_order(pool, reading.read, unknown, 4 * usable_cores()):
                 reading.take(finding)
-                report.advance(1)
+                report.count(1)
                 if finding.reason is not None:
                     report.name_broken(f"{images.name(finding.index)} cannot be read ({finding.reason})")
             if processes > 1:
@@ -165,10 +164,9 @@ class _Reading:
         index, state = asked
         try:
             data = self.images.encoded(index)
-        except OSError as error:
-            return _Finding(index, state, reason=error.strerror or str(error), lasts=False)
-        except BrokenImageError as error:  # it is not all there
-            return _Finding(index, state, reason=error.reason, lasts=False)
+        except (OSError, BrokenImageError) as error:  # it is not all there
+            reason = error.strerror or str(error) if isinstance(error, OSError) else error.reason
+            return _Finding(index, state, reason=reason, lasts=False)
         digest = digest_of(data)
         fact = self.store.fact_of(digest)  # the same bytes may have lain elsewhere
         if fact is not None and (fact.reason is not None or self.pixels is None):
@@ -219,33 +217,21 @@ class _ImagesPerSecond(ProgressColumn):
         return Text("" if not task.speed else f"{task.speed:.0f} images/s")
 
 
-class _Report:
+class _Report(Progress):
     """What is said on stderr while a survey goes on: a progress bar, or a sentence where that is no terminal."""
 
     def __init__(self, description: str, images: int, is_shown: bool) -> None:
-        self.description, self.images = description, images
-        self.console = Console(stderr=True, quiet=not is_shown)
-        self.bar = Progress(
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-            *(_ImagesPerSecond(), TimeRemainingColumn()),
-            console=self.console,
-            transient=True,
-            disable=not (self.console.is_terminal and is_shown),
-        )
-        self.task = self.bar.add_task(description, total=images)
+        console = Console(stderr=True, quiet=not is_shown)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _ImagesPerSecond()
+        is_bar = console.is_terminal and is_shown
+        super().__init__(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not is_bar)
+        self.description, self.images, self.bar = description, images, self.add_task(description, total=images)
         self.began, self.read, self.named, self.is_long = time.monotonic(), 0, 0, False
 
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, images: int) -> None:
+    def count(self, images: int) -> None:
         """So many more are done."""
         self.read += images
-        self.bar.advance(self.task, images)
+        self.advance(self.bar, images)
         seconds = time.monotonic() - self.began
         if not self.is_long and seconds > LONG_SECONDS and not self.console.is_terminal:
             self.is_long = True

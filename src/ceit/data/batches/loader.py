@@ -132,8 +132,7 @@ def _check_order(split: Split, sampling: Sampling, shard_window: int) -> None:
     if shard_window < 0:
         raise ValueError(f"shard_window {shard_window} must not be negative (shards; 0 mixes all)")
     if shard_window and sampling == "balanced":
-        raise ValueError(
-            f"balanced sampling draws from all images, not from {shard_window} shards: set shard_window to 0"
-        )
+        what = f"balanced sampling draws from all images, not from {shard_window} shards"
+        raise ValueError(f"{what}: set shard_window to 0")
     if shard_window and getattr(split, "shard_of", None) is None:
         raise ValueError(f"shard_window {shard_window} needs images in shards, which these are not: set it to 0")
