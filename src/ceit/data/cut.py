@@ -77,10 +77,7 @@ def tenths_by_content(
 
 
 def tenths_by_place(labels: np.ndarray, class_names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """As ``tenths_by_content`` in exact shares, which depend on all images and their order: as runs once were cut.
-
-    Raises: ValueError for a class of fewer than three images.
-    """
+    """As ``tenths_by_content`` in exact shares, which depend on all images and their order: as runs once were cut."""
     sizes = np.bincount(labels, minlength=len(class_names))
     if sizes.min() < 3:
         smallest = class_names[int(sizes.argmin())]

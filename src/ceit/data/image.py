@@ -36,7 +36,7 @@ class BrokenImageError(UnreadableImageError):
 
 
 class RefusedImageError(UnreadableImageError):
-    """An image that is read with another setting or package, or more memory: no verdict about bytes, so not kept."""
+    """An image that could be read with another setting or package, or more memory: no verdict, so it is not kept."""
 
 
 class TooLargeError(RefusedImageError):

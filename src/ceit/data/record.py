@@ -144,10 +144,10 @@ class ImageRecord:
             used[source] = np.array(parts, object)
         return used, self._changes(found, here)
 
-    def _changes(self, found: LabelledSet, images: Mapping[str, Sequence[Row]]) -> Changes:
+    def _changes(self, found: LabelledSet, by_part: Mapping[str, Sequence[Row]]) -> Changes:
         """Contents are counted, not names: one name may stand for several images, ``1.jpg`` and ``1.png``."""
-        present_rows = [*chain.from_iterable(images.values())]
-        here, there = ([(row.source, row.name, row.content) for row in rows] for rows in (present_rows, self.rows))
+        rows_here = [*chain.from_iterable(by_part.values())]
+        here, there = ([(row.source, row.name, row.content) for row in rows] for rows in (rows_here, self.rows))
         present, recorded = (Counter(content for _, _, content in images) for images in (here, there))
         extra, lacking = present - recorded, recorded - present
         was, stays = (Counter(image for image in images if image[2] in lacking) for images in (there, here))
@@ -156,7 +156,7 @@ class ImageRecord:
         changed = min((emptied & filled).total(), lacking.total())
         same_name = Counter((name, content) for _, name, content in here)
         same_name &= Counter((name, content) for _, name, content in there)
-        known, counts = {row.class_name for row in self.rows}, Counter(row.class_name for row in present_rows)
+        known, counts = {row.class_name for row in self.rows}, Counter(row.class_name for row in rows_here)
         return Changes(
             came=extra.total() - changed,
             went=lacking.total() - changed,
@@ -174,13 +174,12 @@ class ImageRecord:
         changes = self._changes(found, _images(found))
         if changes.new_classes:
             found = with_classes(found, [name for name in found.class_names if name not in changes.new_classes])
-        named: dict[tuple[str, int, str, str], int] = {}
-        first: dict[tuple[str, int, str], int] = {}
+        index_of: dict[tuple[str | int, ...], int] = {}  # by content and class, with the name and without
         for source, images in _images(found).items():
             for index, row in enumerate(images):
                 image = source, row.content, row.class_name
-                named[*image, row.name] = index
-                first.setdefault(image, index)
+                index_of[*image, row.name] = index
+                index_of.setdefault(image, index)
         splits: dict[str, Split] = {}
         missing: list[str] = []
         for part in dict.fromkeys(row.part for row in self.rows if row.part in (TRAIN, VALIDATION, TEST)):
@@ -188,7 +187,7 @@ class ImageRecord:
             source, chosen = rows[0].source, list[int]()
             for row in rows:
                 image = source, row.content, row.class_name
-                index = named.get((*image, row.name), first.get(image))
+                index = index_of.get((*image, row.name), index_of.get(image))
                 if index is None:
                     missing.append(row.name)
                 else:

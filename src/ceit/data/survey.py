@@ -4,7 +4,6 @@ What is found is kept (see ``ceit.data.store``), so that an image is decoded onc
 and however many processes of the machine take part. Letters: n images, H height, W width, C channels.
 """
 
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -95,12 +95,9 @@ def local_share() -> tuple[int, int]:
     return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def memory_bytes() -> float:
-    """The machine's memory, or what its container or cluster job may have; infinite where the system tells nothing."""
-    limits: list[float] = [math.inf, *_limits_of_groups()]
-    with suppress(AttributeError, ValueError, OSError):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return min(limits)
+def memory_bytes() -> int:
+    """The machine's memory, or what its container or cluster job may have."""
+    return min([psutil.virtual_memory().total, *_limits_of_groups()])
 
 
 def _limits_of_groups() -> Iterator[int]:
@@ -211,10 +208,8 @@ def _order(count: int, rank: int, processes: int) -> Iterable[int]:
 
 
 class _ImagesPerSecond(ProgressColumn):
-    """How fast a bar moves."""
-
     def render(self, task: Task) -> Text:
-        return Text("" if not task.speed else f"{task.speed:.0f} images/s")
+        return Text(f"{task.speed:.0f} images/s" if task.speed else "")
 
 
 class _Report(Progress):

@@ -82,9 +82,8 @@ def make_loader(
         shard_window=shard_window,
     )
     workers = usual if workers is None else workers
-    return Loader(
-        batches, order, batch_size, shard, Workers(batches, workers, pin_memory) if workers > 0 else None, pin_memory
-    )
+    processes = Workers(batches, workers, pin_memory) if workers > 0 else None
+    return Loader(batches, order, batch_size, shard, processes, pin_memory)
 
 
 @dataclass(frozen=True)
