@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
 from threading import Event
@@ -47,17 +46,18 @@ def map_in_order(
 ) -> Generator[_Result, None, None]:
     """``work(item)`` of every item in their order, at most ``ahead`` of them begun before they are asked for.
 
-    Not by ``Future.result``: Ctrl-C may leave it holding the lock that a thread needs to say that it is done.
+    What fails raises here; no result is an exception. Not by ``Future.result``: Ctrl-C may leave it holding the lock
+    that a thread needs to say that it is done.
     """
-    source, waiting, stop = iter(items), deque[SimpleQueue[_Result | _Failed]](), Event()
+    source, waiting, stop = iter(items), deque[SimpleQueue[_Result | BaseException]](), Event()
 
-    def answer(item: _Item, to: "SimpleQueue[_Result | _Failed]") -> None:
+    def answer(item: _Item, to: "SimpleQueue[_Result | BaseException]") -> None:
         if stop.is_set():  # nobody waits for the answer
             return
         try:
             to.put(work(item))
         except BaseException as error:
-            to.put(_Failed(error))
+            to.put(error)
             raise
 
     try:
@@ -67,16 +67,11 @@ def map_in_order(
                 pool.submit(answer, item, waiting[-1])
             if not waiting:
                 return
-            if isinstance(result := waiting.popleft().get(), _Failed):
-                raise result.error
+            if isinstance(result := waiting.popleft().get(), BaseException):
+                raise result
             yield result
     finally:
         stop.set()
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: BaseException
 
 
 def with_progress_bar(items: Iterable[_Item], description: str, total: int) -> Iterator[_Item]:
