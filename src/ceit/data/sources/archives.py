@@ -98,8 +98,7 @@ def _tar_members(data: bytes) -> dict[str, bytes]:
     contents = {}
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         for member in archive:
-            file = archive.extractfile(member) if member.isreg() else None
-            if file is not None:
+            if member.isreg() and (file := archive.extractfile(member)) is not None:
                 contents[member.name.rsplit("/", 1)[-1]] = file.read()
     return contents
 

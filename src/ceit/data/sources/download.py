@@ -37,8 +37,9 @@ def fetch_named(name: str, cache: Path) -> Path:
     named, folder = SETS[name], cache / name
     if not named.sources or folder.is_dir():
         return folder
-    downloads, failures = folder.with_name(f"{name}.downloads"), []
-    for source in [*_on_the_mirror(named.sources), *named.sources]:
+    downloads, failures, mirror = folder.with_name(f"{name}.downloads"), [], _mirror()
+    mirrored = [replace(it, urls=tuple(f"{mirror}/{_name(url)}" for url in it.urls)) for it in named.sources if mirror]
+    for source in [*mirrored, *named.sources]:
         try:
             arrays = _arrays_from(source, named, downloads)
         except _SourceError as failure:
@@ -75,12 +76,6 @@ def _mirror() -> str | None:
     if not mirror:
         return None
     return mirror.rstrip("/") if "://" in mirror else expanded(mirror).resolve().as_uri()
-
-
-def _on_the_mirror(sources: Sequence[Source]) -> list[Source]:
-    """Each source with its files taken from the mirror; none if there is no mirror."""
-    base = _mirror()
-    return [replace(source, urls=tuple(f"{base}/{_name(url)}" for url in source.urls)) for source in sources if base]
 
 
 def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:

@@ -23,8 +23,8 @@ def load_named(name: str, folder: Path | None, options: LoadOptions) -> Labelled
     """
     named = SETS[name]
     arrays = _stored(name) if folder is None else _unpacked(name, folder)
-    size = options.size_for(named.image_shape[:2])
-    train, test = (_split(arrays, part, size, options.in_chans or named.image_shape[2]) for part in ("train", "test"))
+    size, chans = options.size_for(named.image_shape[:2]), options.in_chans or named.image_shape[2]
+    train, test = (_split(arrays, part, size, chans) for part in ("train", "test"))
     return LabelledSet(
         name=name,
         place=name,
@@ -59,8 +59,8 @@ def _stored(name: str) -> Arrays:
         return _digits()
     folder = cache_dir() / name
     if not folder.is_dir():
-        offline = "or use digits, which ships with the package"
-        raise ValueError(f"{name} is not in {cache_dir()}: get it with `ceit data fetch {name}`, {offline}")
+        fix = f"get it with `ceit data fetch {name}`, or use digits, which ships with the package"
+        raise ValueError(f"{name} is not in {folder.parent}: {fix}")
     # Copy on write: the arrays stay on the disk until they are read, and nothing here can change the files.
     return {key: np.load(folder / f"{key}.npy", mmap_mode="c") for key in ARRAY_NAMES}
 
@@ -77,10 +77,9 @@ def _unpacked(name: str, folder: Path) -> Arrays:
                 images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
                 if len(images) != len(labels) or labels.max() >= len(SETS[name].class_names):
                     raise ValueError(f"its {part} part has {len(images)} images and {len(labels)} labels")
+            return arrays
         except ValueError as error:
             failures.append(str(error))
-        else:
-            return arrays
     raise ValueError(f"{name} is not in {folder}: {failures[0] if failures else 'it ships with the package'}")
 
 
@@ -88,9 +87,4 @@ def _digits() -> Arrays:
     with files("ceit.data").joinpath("digits.npz").open("rb") as file, np.load(file) as stored:
         images_nhwc, labels, test = stored["images"][..., None], stored["labels"], stored["test"]
     train = np.setdiff1d(np.arange(len(labels)), test)
-    return {
-        "train_images": images_nhwc[train],
-        "train_labels": labels[train],
-        "test_images": images_nhwc[test],
-        "test_labels": labels[test],
-    }
+    return dict(zip(ARRAY_NAMES, (images_nhwc[train], labels[train], images_nhwc[test], labels[test]), strict=True))
