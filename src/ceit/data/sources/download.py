@@ -32,7 +32,7 @@ def fetch_named(name: str, cache: Path) -> Path:
     name, is tried first, then the sources in order. A download that was cut is resumed, by the next call too. The
     folder ``{train,test}_{images,labels}.npy`` appears whole or not at all, and only if the hashes are right.
 
-    Raises: ConnectionError, naming what was tried, if no source gave the set; OSError if it cannot be stored.
+    Raises: as ``choose.fetch``.
     """
     named, folder = SETS[name], cache / name
     if not named.sources or folder.is_dir():
@@ -62,10 +62,10 @@ class _SourceError(Exception):
 
 def copy_from_mirror(names: Sequence[str], folder: Path) -> list[str]:
     """Downloads files of these names into ``folder`` from CEIT_DATA_MIRROR, if set; returns what failed, and why."""
-    base, failures = _mirror(), []
-    for name in names if base else ():
+    mirror, failures = _mirror(), []
+    for name in names if mirror else ():
         try:
-            _get({f"{base}/{name}": folder / name})
+            _get({f"{mirror}/{name}": folder / name})
         except _SourceError as failure:
             failures.append(str(failure))
     return failures
@@ -96,11 +96,11 @@ def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
 
 
 def _check(arrays: Arrays, named: NamedSet) -> None:
+    classes = len(named.class_names)
     for split, images in (("train", named.train_images), ("test", named.test_images)):
         shape, labels = arrays[f"{split}_images"].shape, arrays[f"{split}_labels"]
         if shape != (images, *named.image_shape) or labels.shape != (images,):
             raise ValueError(f"{split}: shape {shape}, {len(labels)} labels; expected {(images, *named.image_shape)}")
-        classes = len(named.class_names)
         if not named.sha256 and set(np.bincount(labels, minlength=classes)) != {images // classes}:
             raise ValueError(f"{split}: not {images // classes} images of each class")
     for key, expected in named.sha256.items():
@@ -108,8 +108,7 @@ def _check(arrays: Arrays, named: NamedSet) -> None:
 
 
 def _check_hash(what: str, data: bytes, expected: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
+    if (found := hashlib.sha256(data).hexdigest()) != expected:
         raise ValueError(f"{what}: SHA-256 {found[:12]}..., expected {expected[:12]}...")
 
 
@@ -132,9 +131,9 @@ def _get(files: Mapping[str, Path]) -> None:
     Bars on stderr, if that is a terminal, show how far it is.
     """
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bars:
+    speed = TransferSpeedColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), *speed
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         for address, path in files.items():
             if path.exists():
                 continue
