@@ -48,16 +48,12 @@ class Report:
     changed_shards: tuple[str, ...]
     copies: tuple[Copies, ...]
     blank: tuple[ImageName, ...]
-    dark: tuple[ImageName, ...]
-    """Images that use 12 bits of 16 or fewer, undeclared, so that they look black."""
+    dark: tuple[ImageName, ...]  # they use 12 bits of 16 or fewer, undeclared, so that they look black
     modes: dict[str, int]
-    smallest: tuple[int, int] | None
-    largest: tuple[int, int] | None
-    """Width and height of the images of fewest and of most pixels."""
-    layout: tuple[str, ...] = ()
-    """How a folder was understood: a line for each split."""
-    remarks: tuple[str, ...] = ()
-    """What was left out or passed over before any image was read."""
+    smallest: tuple[int, int] | None  # width and height of the image of fewest pixels
+    largest: tuple[int, int] | None  # and of most
+    layout: tuple[str, ...] = ()  # how a folder was understood: a line for each split
+    remarks: tuple[str, ...] = ()  # what was left out or passed over before any image was read
     refusal: str = ""
     """Why training would not take what can be read, in its own words; empty if it would, or an error above says it."""
 

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from posixpath import basename
 from typing import BinaryIO
 
 import numpy as np
@@ -38,7 +39,9 @@ def fetch_named(name: str, cache: Path) -> Path:
     if not named.sources or folder.is_dir():
         return folder
     downloads, failures, mirror = folder.with_name(f"{name}.downloads"), [], _mirror()
-    mirrored = [replace(it, urls=tuple(f"{mirror}/{_name(url)}" for url in it.urls)) for it in named.sources if mirror]
+    mirrored = [
+        replace(it, urls=tuple(f"{mirror}/{basename(url)}" for url in it.urls)) for it in named.sources if mirror
+    ]
     for source in [*mirrored, *named.sources]:
         try:
             arrays = _arrays_from(source, named, downloads)
@@ -80,7 +83,7 @@ def _mirror() -> str | None:
 
 def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
     """The checked arrays of one source. Raises: _SourceError; downloaded files that are not right are removed."""
-    files = {url: downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / _name(url) for url in source.urls}
+    files = {url: downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / basename(url) for url in source.urls}
     _get(files)
     paths = list(files.values())
     try:
@@ -202,7 +205,3 @@ def _read(response: BinaryIO, url: str, total: int | None) -> bytes:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _name(address: str) -> str:
-    return address.rsplit("/", 1)[-1]

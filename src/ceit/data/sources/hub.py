@@ -28,7 +28,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 @dataclass(frozen=True)
 class HubSplit(EncodedSplit):
-    """Images in a table, whose files are mapped into memory: sample ``i`` is row ``numbers[i]``, and that is its key."""
+    """Images in a table, its files mapped into memory: sample ``i`` is row ``numbers[i]``, and that is its key."""
 
     place: str
     rows: "datasets.Dataset"
@@ -76,13 +76,12 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
     label_tables = {split: table.select_columns([label_column]) for split, table in tables.items()}
     cells = {split: table.with_format(None)[:][label_column] for split, table in label_tables.items()}
     class_names, labels = _labels(name, first.features[label_column], cells, remarks)
-    parts = {split: _split(f"{name} {split}", tables[split], column, labels[split]) for split in labels}
+    parts = {split: _split(f"{name} {split}", tables[split], column, of) for split, of in labels.items()}
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
     usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), options.in_chans)
     size = options.size_for(usual_size)
     form = form_for(len(everything), size, chans)
-    splits: dict[str, Split] = {}
-    lines: list[str] = []
+    splits, lines = dict[str, Split](), list[str]()
     for split, part in parts.items():
         found = survey(part, form)
         splits[split] = readable(replace(part, digests=found.digests), found, np.arange(len(part)))

@@ -63,9 +63,8 @@ def load_folder(root: Path, options: LoadOptions) -> LabelledSet:
 def understand(root: Path) -> Layout:
     """The layout of ``root``: class folders, or folders named after splits (``split_of``) that hold class folders.
 
-    Raises: ValueError, with the fix, for a folder without images, two folders for one split, class folders beside
-    splits, splits within classes, one folder that holds everything, folders that look like splits under names that are
-    not known, a class whose name cannot be told from another's, and a folder that cannot be listed.
+    Raises: ValueError, with the fix, for a folder without images or that cannot be listed, for splits that are doubled,
+    beside classes, within them, or under names not known, and for a class whose name cannot be told from another's.
     """
     if not root.is_dir():
         raise ValueError(f"data {root} is not a folder, and no table of labels: those end in .csv, .tsv or .parquet")
@@ -117,10 +116,8 @@ def _leave_out(child: Folder, images: str, splits: Sequence[Folder], top: Folder
     """A folder of images beside those of splits: said where it is a split without labels, else refused."""
     split, beside = split_of(child.name), _names(splits)
     if split == "train":
-        fix = "put the images of each class in a folder of its name"
-        raise ValueError(
-            f"{child.path} holds {images} without class folders, though {beside} beside it has them: {fix}"
-        )
+        found = f"holds {images} without class folders, though {beside} beside it has them"
+        raise ValueError(f"{child.path} {found}: put the images of each class in a folder of its name")
     if split is None:
         fix = "call it train, validation or test if it is a part, move it into the parts if it is a class"
         found = f"has {beside} for its parts, and beside them {child.name} with {images}"

@@ -12,8 +12,9 @@ from ceit.data.preprocessing import to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_unpacked
 from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.listing import usual_statistics
 from ceit.data.sources.options import LoadOptions
-from ceit.data.splits import ArraySplit, channel_statistics, from_pixels, resized
+from ceit.data.splits import ArraySplit, from_pixels, resized
 
 
 def load_named(name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
@@ -30,7 +31,7 @@ def load_named(name: str, folder: Path | None, options: LoadOptions) -> Labelled
         place=name,
         class_names=named.class_names,
         parts={"train": train, "test": test},
-        statistics=channel_statistics(train.pixels()),
+        statistics=usual_statistics(chans),  # not used: the images are in memory
         img_size=size,
         licence=named.licence,
         citation=named.citation,

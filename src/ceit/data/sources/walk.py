@@ -17,7 +17,7 @@ SYSTEM_FOLDERS = frozenset(
 SYSTEM_FILES = frozenset({".ds_store", ".directory", "desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db"})
 """Files that a system leaves in people's folders, in lower case; on a Mac ``._`` before the name of any file, too."""
 
-_HOW_TO_READ = dict.fromkeys((".heic", ".heif", ".hif"), " (install pillow-heif to read them)")
+_HOW_TO_READ: Mapping[str, str] = dict.fromkeys((".heic", ".heif", ".hif"), " (install pillow-heif to read them)")
 _NOT_OF_SUFFIXES = frozenset("!?&=@:, ")
 _SIZES_OF_SITES = tuple(f"{joint}{size}" for joint in "_-" for size in ("large", "medium", "small", "thumb"))
 _NAMED_KINDS = 6  # of what was passed over, in one line
