@@ -38,11 +38,7 @@ _BAR_CELLS = 16
 
 
 def main(arguments: list[str]) -> None:
-    """Runs ``ceit data fetch NAME``, ``ceit data check DATA`` or ``ceit data shard DATA OUT``.
-
-    Raises: ValueError for data that are no data set, an output that cannot be written, and, after printing, a set with
-    errors.
-    """
+    """Runs the verb. Raises: ValueError for no data set, a wrong output, and, after printing, a set with errors."""
     verbs = {"fetch": _fetch, "check": _check, "shard": _shard}
     parser = Parser(__doc__)
     parser.add_argument("verb", metavar="VERB", choices=verbs, help="fetch, check or shard; each has a --help")

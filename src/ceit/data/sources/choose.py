@@ -30,11 +30,9 @@ def load_dataset(
     skip_broken: bool = False,
     classes: Sequence[str] | None = None,
 ) -> ImageDataset:
-    """The data set that ``name_or_dir`` names, as training takes it: see ``load_images`` for what is read.
+    """The data set that ``name_or_dir`` names, as training takes it; ``seed`` splits one that comes unsplit.
 
-    ``seed`` splits a set that comes unsplit.
-
-    Raises: ValueError as ``load_images``, and for a set that cannot train a classifier.
+    The rest is as in ``load_images``. Raises: ValueError as there, and for a set that cannot train a classifier.
     """
     found = load_images(name_or_dir, img_size=img_size, in_chans=in_chans, skip_broken=skip_broken, classes=classes)
     return as_dataset(found, seed)

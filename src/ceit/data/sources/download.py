@@ -31,9 +31,8 @@ def fetch_named(name: str, cache: Path) -> Path:
 
     The copy that the environment variable CEIT_DATA_MIRROR offers, a URL or a directory that holds the archives by file
     name, is tried first, then the sources in order. A download that was cut is resumed, by the next call too. The
-    folder ``{train,test}_{images,labels}.npy`` appears whole or not at all, and only if the hashes are right.
-
-    Raises: as ``choose.fetch``.
+    folder ``{train,test}_{images,labels}.npy`` appears whole or not at all, and only if the hashes are right. Raises:
+    as ``choose.fetch``.
     """
     named, folder = SETS[name], cache / name
     if not named.sources or folder.is_dir():

@@ -62,10 +62,8 @@ def load_files(
     """The set of files listed under ``train``, ``validation`` and ``test``, or ``all``; they lie in or below ``place``.
 
     Classes are sorted by ``order``. ``img_size`` defaults to the median of the shorter sides rounded up to a multiple
-    of 4, if that is at most 64, else to 224; ``in_chans`` to 1 if all images are grey, else to 3.
-
-    Every file is read once, see ``ceit.data.survey``: small copies of at most 64 px stay in memory. With ``classes``
-    files of others are left out before.
+    of 4, if that is at most 64, else to 224; ``in_chans`` to 1 if all images are grey, else to 3. Every file is read
+    once, see ``ceit.data.survey``. With ``classes`` files of others are left out before.
 
     Raises: ValueError if, unless ``skip_broken``, files cannot be read, and as ``require_classes``.
     """

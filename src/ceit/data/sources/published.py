@@ -52,9 +52,7 @@ class PublishedSet:
 def load_published(name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
     """The set ``name`` out of ``folder`` or the cache, by default at 224 px and in colour.
 
-    A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is read once, see
-    ``ceit.data.survey``.
-
+    A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is read once.
     Raises: ValueError if something is missing that must be in the folder, or an annotation file is not of its form.
     """
     published, place = PUBLISHED[name], folder or cache_dir() / name
@@ -88,9 +86,8 @@ def load_published(name: str, folder: Path | None, options: LoadOptions) -> Labe
 def fetch_published(name: str, cache: Path) -> Path:
     """Gets the set into the cache unless it is there, and returns its folder, which appears whole or not at all.
 
-    Archives that CEIT_DATA_MIRROR offers are taken from there, if they are the owner's to the byte.
-
-    Raises: as ``choose.fetch``.
+    Archives that CEIT_DATA_MIRROR offers are taken from there, if they are the owner's to the byte. Raises: as
+    ``choose.fetch``.
     """
     import torchvision.datasets
 

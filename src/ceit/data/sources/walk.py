@@ -38,10 +38,8 @@ class Folder:
     """
 
     path: Path
-    passed_over: Counter[str]
-    """By kind, of everything that was listed so far in the folder that was opened."""
-    above: frozenset[tuple[int, int]]
-    """This folder and all that hold it, as the file system numbers them."""
+    passed_over: Counter[str]  # by kind, of everything that was listed so far in the folder that was opened
+    above: frozenset[tuple[int, int]]  # this folder and all that hold it, as the file system numbers them
 
     @property
     def name(self) -> str:
@@ -126,8 +124,7 @@ def open_folder(path: str | Path) -> Folder:
 def image_files(path: str | Path, unlisted: list[str] | None = None) -> tuple[list[Path], str]:
     """All images of a folder whose classes nobody asks for, and what was passed over, a line or nothing.
 
-    Raises: EmptyFolderError for a folder that has none; ValueError as ``open_folder``, and as ``Folder.walk``, which
-    takes ``unlisted``.
+    Raises: EmptyFolderError for a folder that has none; ValueError as ``open_folder`` and ``Folder.walk``.
     """
     folder = open_folder(path)
     files, line = list(folder.walk(unlisted)), passed_over_line(folder.passed_over)

@@ -22,10 +22,7 @@ from ceit.data.survey import Survey, form_for, survey
 
 
 def has_shards(root: Path) -> bool:
-    """Whether a folder holds shards, itself or in folders of splits.
-
-    Tar files beside class folders are none, nor does an ``index.json`` of somebody else tell of any.
-    """
+    """Whether a folder holds shards, itself or in folders of splits; tar files beside class folders are none."""
     return is_written_here(root) or (bool(find_shards(root)) and not has_class_folders(root))
 
 
@@ -52,8 +49,7 @@ def open_shards(root: Path) -> ShardSet:
 def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
     """The set in the shards of ``root``: the same samples in the same order as where they were written from.
 
-    Shards of others are scanned once: see ``foreign``. Up to 64 px all images are held in memory, as those of a folder
-    are.
+    Shards of others are scanned once: see ``foreign``. Images up to 64 px are held in memory, as those of a folder are.
 
     Raises: ValueError as ``open_shards``, or, unless ``skip_broken``, for samples that cannot be read.
     """

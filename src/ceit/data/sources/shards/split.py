@@ -1,7 +1,4 @@
-"""Samples in tar files, read at random by offset.
-
-Letters: n samples.
-"""
+"""Samples in tar files, read at random by offset. Letters: n samples."""
 
 import os
 import threading
