@@ -139,7 +139,7 @@ class _Reading:
         labels = {name: split.labels.tolist() for name, split in self.found.parts.items()}
         for name, index in self.places:
             counts[self.found.class_names[labels[name][index]]][name] += 1
-        prints = Prints.joined(self.prints)
+        prints = Prints(*map(np.concatenate, zip(*self.prints, strict=True)))
         skipped = [ImageName("", line, "") for line in self.found.skipped]
         in_order = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
         return Report(

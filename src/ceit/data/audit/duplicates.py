@@ -8,7 +8,7 @@ Letters: n images, p pairs.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,8 +34,7 @@ _FREQUENCIES = np.array(
 )
 
 
-@dataclass(frozen=True)
-class Prints:
+class Prints(NamedTuple):
     """What is kept of images: 108 bytes each, whatever their size.
 
     ``digest`` ``(n, 16)`` is a hash of the pixels, ``bits`` uint64 ``(n,)`` the signs of the 64 lowest frequencies,
@@ -46,11 +45,6 @@ class Prints:
     bits: np.ndarray
     coarse: np.ndarray
     contrast: np.ndarray
-
-    @classmethod
-    def joined(cls, parts: Sequence["Prints"]) -> "Prints":
-        """One after the other."""
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def small_picture(image: Image.Image) -> np.ndarray:

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 Arrays = dict[str, np.ndarray]
-Members = Callable[[str], bytes]
-"""Gives the contents of the file of that name, wherever it lies in the archives."""
+Members = Callable[[str], bytes]  # gives the contents of the file of that name, wherever it lies in the archives
 
 ARRAY_NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 

@@ -68,13 +68,11 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
 
     Raises: ValueError for a set that cannot be had, without such columns or usual splits, or with broken images.
     """
-    place = expanded(name)
-    remarks: list[str] = []
+    place, remarks = expanded(name), list[str]()
     tables = _open(name, place, remarks)
     first = next(iter(tables.values()))
     column, label_column = _columns(name, first, remarks)
-    label_tables = {split: table.select_columns([label_column]) for split, table in tables.items()}
-    cells = {split: table.with_format(None)[:][label_column] for split, table in label_tables.items()}
+    cells = {split: table.with_format(None)[label_column][:] for split, table in tables.items()}
     class_names, labels = _labels(name, first.features[label_column], cells, remarks)
     parts = {split: _split(f"{name} {split}", tables[split], column, of) for split, of in labels.items()}
     everything = [(part, row) for part in parts.values() for row in range(len(part))]

@@ -210,13 +210,11 @@ def _parts_by_ending(folders: Sequence[Folder]) -> list[Folder]:
 
 def _refuse_other_spellings(splits: dict[str, SplitFolder], root: Path) -> None:
     """A class that is written in another way where it is trained is one class to people, two to a table of names."""
-    if "train" not in splits:
-        return
-    trained = {folded(name): name for name, images in splits["train"].classes.items() if images}
+    trained = splits["train"].classes if "train" in splits else {}
+    spelt = {folded(name): name for name, images in trained.items() if images}
     for split, part in splits.items():
         for name, images in part.classes.items():
-            known = trained.get(folded(name), name)
-            if images and name not in splits["train"].classes and known != name:
+            if images and name not in trained and (known := spelt.get(folded(name))):
                 both = f"class {known!r} of folder {root} is called {name!r} in {split}"
                 raise ValueError(f"{both}: rename one of the two")
 

@@ -25,8 +25,7 @@ from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
 
-Contents = tuple[dict[str, Listing], Sequence[str]]
-"""The files of each official split, and all class names in the order of their numbers."""
+Contents = tuple[dict[str, Listing], Sequence[str]]  # of each official split; all class names in the order of numbers
 
 
 @dataclass(frozen=True, kw_only=True)
