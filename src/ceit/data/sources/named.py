@@ -25,25 +25,24 @@ def load_named(name: str, folder: Path | None, options: LoadOptions) -> Labelled
     named = SETS[name]
     arrays = _stored(name) if folder is None else _unpacked(name, folder)
     size, chans = options.size_for(named.image_shape[:2]), options.in_chans or named.image_shape[2]
-    train, test = (_split(arrays, part, size, chans) for part in ("train", "test"))
+    parts = {}
+    for part in ("train", "test"):
+        pixels_nhwc = _with_channels(arrays[f"{part}_images"], chans)
+        if max(size) <= IN_MEMORY_SIDE:
+            pixels_nhwc = resized(pixels_nhwc, size)
+        labels = torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64))
+        parts[part] = ArraySplit(from_pixels(pixels_nhwc), labels)
     return LabelledSet(
         name=name,
         place=name,
         class_names=named.class_names,
-        parts={"train": train, "test": test},
+        parts=parts,
         statistics=usual_statistics(chans),  # not used: the images are in memory
         img_size=size,
         licence=named.licence,
         citation=named.citation,
         mirror_safe=named.mirror_safe,
     )
-
-
-def _split(arrays: Arrays, part: str, size: tuple[int, int], in_chans: int) -> ArraySplit:
-    pixels_nhwc = _with_channels(arrays[f"{part}_images"], in_chans)
-    if max(size) <= IN_MEMORY_SIDE:
-        pixels_nhwc = resized(pixels_nhwc, size)
-    return ArraySplit(from_pixels(pixels_nhwc), torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64)))
 
 
 def _with_channels(pixels_nhwc: np.ndarray, channels: int) -> np.ndarray:
