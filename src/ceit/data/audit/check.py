@@ -1,6 +1,5 @@
 """A whole data set read, to find what is wrong with it; nothing is changed. What is found stands in ``report``."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ from ceit.data.pixels import looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.layout import understand
 from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
+from ceit.data.sources.shards.index import sha256_of
 from ceit.data.sources.shards.load import has_shards, open_shards
 from ceit.data.splits import ArraySplit, FileSplit, Split
 from ceit.data.threads import BLOCK_IMAGES, read_all
@@ -65,15 +65,10 @@ def _shards(root: Path) -> tuple[LabelledSet, list[str]]:
     found = open_shards(root)
     parts = {name: found.samples.subset(torch.from_numpy(rows)) for name, rows in found.rows.items()}
     written = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
-    hashes = read_all(lambda name: _sha256(root / name), list(written), "hashing shards")
+    hashes = read_all(lambda name: sha256_of(root / name), list(written), "hashing shards")
     changed = [name for name, sha256 in hashes if sha256 != written[name]]
     place = f"the folder of shards {root}"
     return _as_it_lies(name=found.index.name, place=place, class_names=found.index.class_names, parts=parts), changed
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Inspection(NamedTuple):

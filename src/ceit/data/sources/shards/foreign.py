@@ -39,9 +39,9 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {split: [] for split in (*SPLITS, UNSPLIT)}
     for path in sorted(root.glob("*.tar")):
         found[next(filter(None, map(split_of, re.split(r"[-_.]", path.stem))), UNSPLIT)].append(path)
-    for path in sorted(root.glob("*/*.tar")):
-        if split := split_of(path.parent.name):
-            found[split].append(path)
+    for folder in sorted(root.glob("*")):
+        if split := split_of(folder.name):
+            found[split] += sorted(folder.glob("*.tar"))
     return {split: paths for split, paths in found.items() if paths}
 
 

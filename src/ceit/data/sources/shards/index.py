@@ -28,6 +28,12 @@ class Shard:
     sha256: str = ""
 
 
+def sha256_of(path: Path) -> str:
+    """The hash of a whole shard, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """What ``index.json`` holds. ``img_size``, ``mean`` and ``std`` are those of the set the shards were written from.

@@ -1,6 +1,5 @@
 """A data set written as shards; what they look like stands in ``ceit.data.sources.shards.load``."""
 
-import hashlib
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.random_bits import shuffled
-from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, write_index
+from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, sha256_of, write_index
 from ceit.data.sources.shards.split import SampleTable
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.splits import FileSplit, ImageDataset, Split
@@ -69,9 +68,7 @@ def _write_all(dataset: ImageDataset, folder: Path, shard_bytes: int, say: Calla
         for path, samples in _written(dataset, split, order, folder / PREFIX[name], shard_bytes):
             for number, place in samples.items():
                 places[first + number] = len(shards), *place
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            shards.append(Shard(path.name, name, path.stat().st_size, len(samples), sha256))
+            shards.append(Shard(path.name, name, path.stat().st_size, len(samples), sha256_of(path)))
             say(f"{path.name}  {len(samples):>9,} images  {shards[-1].bytes / 2**20:>8,.1f} MB")
     labels = [label for split in present.values() for label in split.labels.tolist()]
     keys = [split.key(number) for split in present.values() for number in range(len(split))]
