@@ -138,7 +138,7 @@ def _in_other_case(path: Path, names_in: Callable[[Path], dict[str, list[str]]])
     if path.parent == path:
         return None
     folder = path.parent if os.path.isdir(path.parent) else _in_other_case(path.parent, names_in)
-    names = names_in(folder).get(_without_case(path.name), []) if folder else []
+    names = names_in(folder).get(class_name(path.name).casefold(), []) if folder else []
     return folder / names[0] if folder and len(names) == 1 else None
 
 
@@ -147,12 +147,8 @@ def _names_in(folder: Path) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     with suppress(OSError):  # whoever reads the image says why it cannot be
         for name in os.listdir(folder):
-            names.setdefault(_without_case(name), []).append(name)
+            names.setdefault(class_name(name).casefold(), []).append(name)
     return names
-
-
-def _without_case(name: str) -> str:
-    return class_name(name).casefold()
 
 
 def _distinct(
