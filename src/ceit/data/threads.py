@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from threading import Event
@@ -26,20 +27,22 @@ def read_all(
     read: Callable[[_Item], _Result], items: Sequence[_Item], description: str
 ) -> Iterator[tuple[_Item, _Result | str]]:
     """``read(item)`` of every item in their order, or the reason why that image cannot be read; with a progress bar."""
-
-    def attempt(item: _Item) -> _Result | str:
-        try:
-            return read(item)
-        except UnreadableImageError as error:
-            return error.reason
-        except OSError as error:
-            return error.strerror or str(error)
-
+    attempt = partial(or_reason, read)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         closing(map_in_order(pool, attempt, items, BLOCK_IMAGES)) as results,  # else the pool finishes what is queued
     ):
         yield from with_progress_bar(zip(items, results, strict=True), description, len(items))
+
+
+def or_reason(read: Callable[[_Item], _Result], item: _Item) -> _Result | str:
+    """``read(item)``, or the reason why that image cannot be read."""
+    try:
+        return read(item)
+    except UnreadableImageError as error:
+        return error.reason
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def map_in_order(
