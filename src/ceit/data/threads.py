@@ -15,7 +15,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ceit.data.image import UnreadableImageError
+from ceit.data.image import or_reason
 
 BLOCK_IMAGES = 1024  # read before they are asked for: what is held in memory at once
 
@@ -33,16 +33,6 @@ def read_all(
         closing(map_in_order(pool, attempt, items, BLOCK_IMAGES)) as results,  # else the pool finishes what is queued
     ):
         yield from with_progress_bar(zip(items, results, strict=True), description, len(items))
-
-
-def or_reason(read: Callable[[_Item], _Result], item: _Item) -> _Result | str:
-    """``read(item)``, or the reason why that image cannot be read."""
-    try:
-        return read(item)
-    except UnreadableImageError as error:
-        return error.reason
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def map_in_order(

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.data.image import read_image
+from ceit.data.image import or_reason, read_image
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
-from ceit.data.threads import map_in_order, or_reason
+from ceit.data.threads import map_in_order
 from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
