@@ -35,7 +35,7 @@ from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import sharing_cores
 from ceit.inference.device import default_device
 from ceit.inference.exported import is_exported, load_exported
-from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, geometry_of, preprocessing_of
+from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, preprocessing_of
 from ceit.model import CeiTConfig
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
@@ -110,8 +110,8 @@ def _load(checkpoint: str, precision: Precision) -> _LoadedModel:
         name = chosen(precision, device)
         network = prepare(model.to(device), "eager", name, image_shape=shape)  # which is what predicts
         training = description and description.training
-    config, preprocessing = geometry_of(model), preprocessing_of(model)
-    return _LoadedModel(AsModule(network), config, model.class_names, preprocessing, training or {}, device, name)
+    network, preprocessing = AsModule(network), preprocessing_of(model)
+    return _LoadedModel(network, model.config, model.class_names, preprocessing, training or {}, device, name)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:

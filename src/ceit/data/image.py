@@ -20,6 +20,7 @@ _MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
 _EXTRAS = {"AVIF": "Pillow 11.3 or newer", "HEIF": "the package pillow-heif: pip install 'ceit-vision[heif]'"}
 _HEADER_BYTES = 1 << 16  # enough of most files to know an image's size
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -81,6 +82,16 @@ def read_image(
     limit = pillow.limit_megapixels()
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     return _reduced(_read(data, decode, limit, name or _name(source)), cover)
+
+
+def or_reason(read: Callable[[_Item], _Result], item: _Item) -> _Result | str:
+    """``read(item)``, or the reason why that image cannot be read."""
+    try:
+        return read(item)
+    except UnreadableImageError as error:
+        return error.reason
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tuple[int, int], str]:

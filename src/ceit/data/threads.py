@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from threading import Event
@@ -13,7 +14,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ceit.data.image import UnreadableImageError
+from ceit.data.image import or_reason
 
 BLOCK_IMAGES = 1024  # read before they are asked for: what is held in memory at once
 
@@ -25,15 +26,7 @@ def read_all(
     read: Callable[[_Item], _Result], items: Sequence[_Item], description: str
 ) -> Iterator[tuple[_Item, _Result | str]]:
     """``read(item)`` of every item in their order, or the reason why that image cannot be read; with a progress bar."""
-
-    def attempt(item: _Item) -> _Result | str:
-        try:
-            return read(item)
-        except UnreadableImageError as error:
-            return error.reason
-        except OSError as error:
-            return error.strerror or str(error)
-
+    attempt = partial(or_reason, read)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         closing(map_in_order(pool, attempt, items, BLOCK_IMAGES)) as results,  # else the pool finishes what is queued
