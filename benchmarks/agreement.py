@@ -28,7 +28,7 @@ from ceit.data.splits import ImageDataset
 from ceit.data.threads import usable_cores
 from ceit.inference.backend import BACKENDS, PRECISIONS_OF, Network, prepare
 from ceit.inference.device import machine
-from ceit.inference.predictor import default_preprocessing, stored_preprocessing
+from ceit.inference.predictor import preprocessing_of
 from ceit.model import CeiT
 from ceit.weights import load_checkpoint
 
@@ -86,7 +86,7 @@ def compare(
     Raises: ValueError for a checkpoint or data that cannot be read, or whose classes differ in number.
     """
     model = load_checkpoint(checkpoint)
-    preprocessing = stored_preprocessing(model) or default_preprocessing(model)
+    preprocessing = preprocessing_of(model)
     dataset = load_dataset(data, img_size=model.config.image_hw, in_chans=model.config.in_chans)
     if len(dataset.class_names) != model.config.num_classes:
         raise ValueError(

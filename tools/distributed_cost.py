@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ceit.model.complexity import complexity
 from ceit.model.variants import config_of
-from ceit.study.cost import BYTES_OF_A_JPEG, GPU_FLOPS
+from ceit.study.cluster import BYTES_OF_A_JPEG, GPU_FLOPS
 
 MODELS = {
     "T": "ceit_tiny_patch16_224",

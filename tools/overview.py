@@ -66,7 +66,7 @@ def evidence_table(found: list[tuple[Study, dict[str, list[Record]]]]) -> str:
             if compared is None:
                 continue
             first, second = ([cell["test"]["top1_percent"] for cell in cells] for cells in zip(*pairs, strict=True))
-            words = [one, report.percent(first), f"{other}, {report.percent(second)}"]
+            words = [one, report.with_spread(first), f"{other}, {report.with_spread(second)}"]
             words += [f"**{mean(compared.gains):+.2f}**", str(len(pairs)), report.p_value(max(compared.p_values))]
             words += [report.p_value(compared.p_of_seeds), report.verdict_of(records, one, other, compared)]
             rows.append(words)
@@ -126,11 +126,10 @@ def locality_table(study: Study, scale: str, records: dict[str, list[Record]]) -
         if not cells:
             continue
         same = [
-            report.with_spread([cell["shift_consistency_percent"][pixels] for cell in cells], 1, " %")
-            for pixels in shifts
+            report.with_spread([cell["shift_consistency_percent"][pixels] for cell in cells], 1) for pixels in shifts
         ]
         distances = zip(*(cell["attention_distance"] for cell in cells), strict=True)
-        by_block = ", ".join(report.with_spread(list(values), 2) for values in distances)
+        by_block = ", ".join(report.with_spread(list(values), unit="") for values in distances)
         rows.append([arm.name, str(len(cells)), *same, by_block])
     model = scales()[scale].options.get("model")
     if model is not None:

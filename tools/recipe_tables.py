@@ -13,7 +13,7 @@ import yaml
 
 from ceit.data.sources.known_sets import SETS
 from ceit.model.config import CeiTConfig
-from ceit.study.cost import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, macs, training_flops_on
+from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, macs, training_flops_on
 from ceit.train.recipe import recipe_config, recipe_names
 
 CPU_FLOPS = 0.11e12

@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,15 +52,18 @@ _NAMED_CLASSES = 50  # and its classes named
 
 
 @contextmanager
-def new_figure(path: str | Path, height: float, style: Mapping[Any, Any] = STYLE) -> Iterator["Figure"]:
-    """An empty figure of ``height`` inches in the style of the package; what the block draws is saved in ``path``."""
+def new_figure(
+    path: str | Path | Sequence[Path], height: float, style: Mapping[Any, Any] = STYLE, width: float = _WIDTH
+) -> Iterator["Figure"]:
+    """An empty figure of so many inches in the style of the package; what the block draws is saved in every path."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(dict(style)):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        save_figure(figure, Path(path))
+        for each in (path,) if isinstance(path, str | Path) else path:
+            save_figure(figure, Path(each))
 
 
 def draw_curves(run_dir: str | Path) -> Path:
@@ -133,7 +135,10 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
             axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor", fontsize=size)
             axes.set_yticks(range(len(labels)), labels, fontsize=size)
         if len(labels) <= _WRITTEN_CELLS:
-            _write_cells(axes, percent)
+            for (row, column), value in np.ndenumerate(percent):
+                if value > 0:
+                    text, colour = f"{value:.{0 if value >= 9.95 else 1}f}", "white" if value > 30 else "#333333"
+                    axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
         else:
             figure.colorbar(image, shrink=0.6, ticks=[0, 1, 5, 10, 25, 50, 100], format="%d%%")
     return Path(path)
@@ -213,14 +218,6 @@ def label_epochs(axes: "Axes", title: str = "Validation accuracy, top-1 in %") -
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _write_cells(axes: "Axes", percent: np.ndarray) -> None:
-    for row, column in product(range(len(percent)), repeat=2):
-        value = percent[row, column]
-        if value > 0:
-            text, colour = f"{value:.{0 if value >= 9.95 else 1}f}", "white" if value > 30 else "#333333"
-            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

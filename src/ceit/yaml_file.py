@@ -1,6 +1,8 @@
 """YAML that people write: in files, and on the command line."""
 
 import re
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import yaml
@@ -31,6 +33,17 @@ def text_of(kind: str, file: str) -> str:
 def read_yaml(kind: str, file: str) -> Any:
     """The values in a file. Raises: ValueError as ``text_of`` and ``parse_yaml``."""
     return parse_yaml(str(expanded(file)), text_of(kind, file))
+
+
+@cache
+def packaged_yaml(folder: str) -> dict[str, str]:
+    """The text of every YAML file that comes with the package in a folder, by its name without the ending."""
+    found = sorted(files("ceit").joinpath(folder).iterdir(), key=lambda entry: entry.name)
+    return {
+        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
+        for entry in found
+        if entry.name.endswith(".yaml")
+    }
 
 
 def parse_yaml(name: str, text: str, *, as_written: bool = False) -> Any:

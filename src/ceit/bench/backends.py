@@ -7,14 +7,17 @@ AdamW, and the memory allocator as a process has it that sets nothing.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from ceit.bench.arms import Arm, Shape, build
 from ceit.inference import backend as inference
 from ceit.inference.backend import Network, graph_of, in_runtime, network_for_inference, prepare
+from ceit.inference.graphs import save_openvino
 
 PLAIN = "plain"
 PRECISIONS_OF: dict[str, tuple[str, ...]] = {PLAIN: ("float32", "bf16"), **inference.PRECISIONS_OF}
@@ -25,20 +28,10 @@ TRAINABLE = {name: ("float32", "bf16") for name in (PLAIN, "eager", "compile")}
 Step = Callable[[Tensor, Tensor], None]
 
 
-def network_of(
-    model: nn.Module,
-    backend: str,
-    precision: str,
-    *,
-    image_shape: Shape,
-    batch_size: int,
-    threads: int,
-    calibration: Tensor | None = None,
-) -> Network:
-    """As ``prepare``, for ``plain`` too; of that, the module itself, put into eval mode. Raises: as ``prepare``."""
+def network_of(model: nn.Module, backend: str, precision: str, **options: Any) -> Network:
+    """As ``prepare``, with its options, for ``plain`` too: there the module itself, put into eval mode."""
     if backend != PLAIN:
-        sizes = {"image_shape": image_shape, "batch_size": batch_size}
-        return prepare(model, backend, precision, **sizes, threads=threads, calibration=calibration)
+        return prepare(model, backend, precision, **options)
     model.eval()
 
     def plain(images_bchw: Tensor) -> Tensor:
@@ -75,20 +68,14 @@ def save(
     Returns the file to ``load``. Raises: as the exporters do.
     """
     if backend in TRAINABLE:  # those of torch
-        from safetensors.torch import save_model
-
         path = folder / "model.safetensors"
         save_model(model, str(path))
         return path
-    graph = graph_of(network_for_inference(model), backend, precision, image_shape=shape, calibration=calibration)
+    graph = graph_of(network_for_inference(model), backend, precision, shape, calibration=calibration)
     if backend == "onnxruntime":
-        import onnx
-
         path = folder / "model.onnx"
-        onnx.save(graph, str(path))
+        path.write_bytes(graph.SerializeToString())
     else:
-        from ceit.inference.graphs import save_openvino
-
         path = folder / "model.xml"
         save_openvino(graph, path)
     return path
@@ -98,8 +85,6 @@ def load(file: Path, arm: Arm, shape: Shape, batch: int, threads: int) -> Networ
     """The network in what ``save`` wrote for an arm, ready to run."""
     if arm.backend not in TRAINABLE:
         return in_runtime(file, arm.backend, arm.precision, threads=threads)
-    from safetensors.torch import load_model
-
     model = build(arm.model)
     load_model(model, str(file))
     return network_of(model, arm.backend, arm.precision, image_shape=shape, batch_size=batch, threads=threads)

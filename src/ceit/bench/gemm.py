@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ceit.inference.graphs import openvino_core, silence_telemetry
+from ceit.inference.graphs import openvino_core
 
 SIZES = (1024, 2048, 3072)
 LIBRARIES = ("torch", "openvino")
@@ -57,7 +57,7 @@ def _torch_products(dtype: torch.dtype, size: int) -> dict[str, Call]:
 
 
 def _openvino_product(precision: str, size: int, threads: int) -> Call:
-    silence_telemetry()
+    core = openvino_core()
     openvino: Any = importlib.import_module("openvino")
     opset13 = openvino.opset13
     random = np.random.default_rng(0)
@@ -77,6 +77,6 @@ def _openvino_product(precision: str, size: int, threads: int) -> Call:
         "INFERENCE_NUM_THREADS": str(threads),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino_core().compile_model(model, "CPU", options).create_infer_request()
+    request = core.compile_model(model, "CPU", options).create_infer_request()
     request.set_input_tensor(openvino.Tensor(values))
     return request.infer

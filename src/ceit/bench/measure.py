@@ -8,7 +8,7 @@ in every round too. So whatever else the machine does falls on all of them alike
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryDirectory
@@ -68,14 +68,8 @@ class _Turn:
     row: dict[str, Any]
     failed: bool = False
 
-    def warm_up(self) -> None:
-        """One round that does not count."""
-        kept = len(self.found["seconds"])
-        self.take(0.0, 1)
-        del self.found["seconds"][kept:]
-
-    def take(self, seconds: float, least: int) -> None:
-        """One round's calls."""
+    def take(self, seconds: float, least: int, *, counts: bool = True) -> None:
+        """One round's calls; one that does not count warms up."""
         if self.failed:
             return
         time.sleep(SETTLE_SECONDS)
@@ -84,7 +78,8 @@ class _Turn:
         except ArmError as error:
             self.failed = True
             self.row["errors"].append(f"{self.name}: {error}")
-        else:
+            return
+        if counts:
             self.found["seconds"].append(answer["seconds"])
 
 
@@ -114,7 +109,11 @@ class _Run:
 
     def __init__(self, arms: list[Arm], settings: Settings, say: Say, save: Save) -> None:
         self.arms, self.settings, self.say, self.save = arms, settings, say, save
-        self.rows = [_row(arm, settings) for arm in arms]
+        self.rows: list[dict[str, Any]] = [
+            {"model": arm.model.label, **arm.as_dict(), "freed_memory": settings.memory(arm.backend)}
+            | {"inference": {}, "train": {}, "deployment": {}, "errors": []}
+            for arm in arms
+        ]
         self.result: dict[str, Any] = {
             "complete": False,
             "machine": _machine(settings.threads),
@@ -139,11 +138,15 @@ class _Run:
                 self.say(f"{heading}: preparing {arm.label}")
                 with _errors_into(row):
                     process = processes.enter_context(Process(settings.threads, memory=row["freed_memory"]))
-                    turns.append(_turn_of(kind, batch, arm, row, process, settings))
-                    turns[-1].warm_up()  # before the next process asks how much memory is free
+                    row |= process.ask("build", arm=arm.as_dict())
+                    row[f"{kind}_macs"] = process.ask("macs", kind=kind)["macs"]
+                    size = batch or settings.train_batch_size or (128 if max(row["image_shape"][1:]) <= 64 else 16)
+                    found = row[kind][str(size)] = {"seconds": []}
+                    turns.append(_Turn(f"{kind}, batch {size}", process, {"do": kind, "batch": size}, found, row))
+                    turns[-1].take(0.0, 1, counts=False)  # before the next process asks how much memory is free
             products = list(self._product_turns(processes))
             for turn in products:
-                turn.warm_up()
+                turn.take(0.0, 1, counts=False)
             for number in range(settings.rounds):
                 self.say(f"{heading}: round {number + 1} of {settings.rounds}")
                 for turn in products:
@@ -199,30 +202,6 @@ class _Run:
                         yield _Turn(name, process, request, found, found)
 
 
-def _row(arm: Arm, settings: Settings) -> dict[str, Any]:
-    return {
-        "model": arm.model.label,
-        **arm.as_dict(),
-        "freed_memory": settings.memory(arm.backend),
-        "inference": {},
-        "train": {},
-        "deployment": {},
-        "errors": [],
-    }
-
-
-def _turn_of(
-    kind: str, batch: int | None, arm: Arm, row: dict[str, Any], process: Process, settings: Settings
-) -> _Turn:
-    """Builds the arm, and notes what it is."""
-    row |= process.ask("build", arm=arm.as_dict())
-    row[f"{kind}_macs"] = process.ask("macs", kind=kind)["macs"]
-    if batch is None:
-        batch = settings.train_batch_size or (128 if max(row["image_shape"][1:]) <= 64 else 16)
-    found = row[kind][str(batch)] = {"seconds": []}
-    return _Turn(f"{kind}, batch {batch}", process, {"do": kind, "batch": batch}, found, row)
-
-
 @contextmanager
 def _errors_into(row: dict[str, Any]) -> Iterator[None]:
     try:
@@ -233,12 +212,10 @@ def _errors_into(row: dict[str, Any]) -> Iterator[None]:
 
 
 def _machine(threads: int) -> dict[str, Any]:
-    packages = {}
+    packages: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
     return {
         **machine(torch.device("cpu")),
         "threads": threads,

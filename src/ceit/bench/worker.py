@@ -1,7 +1,7 @@
 """The process that one arm is measured in: it does what its parent asks for, one JSON line each, and sleeps between.
 
 An own process for each arm, because threads of one library spin for a while after their work and would disturb another
-library measured next in the same process. What is imported here is imported late: start-up time is measured too.
+library measured next in the same process.
 """
 
 import contextlib
@@ -12,6 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from ceit.bench import arms, backends, gemm
+from ceit.inference.memory import keep_freed_memory
 
 FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError)
 FAILURES += (OSError, RuntimeError, TypeError, ValueError)
@@ -24,11 +29,7 @@ class Worker:
     """Answers requests; each public method is one, its keywords the request's further fields."""
 
     def __init__(self, threads: int, keep_memory: bool) -> None:
-        import torch
-
         if keep_memory:
-            from ceit.inference.memory import keep_freed_memory
-
             keep_freed_memory()
         torch.set_num_threads(threads)
         self.threads = threads
@@ -39,20 +40,14 @@ class Worker:
 
     def build(self, arm: dict[str, Any]) -> dict[str, Any]:
         """Build the arm's module; what it is."""
-        from ceit.bench import arms
-
         self.arm = arms.Arm.from_dict(arm)
         self.model = arms.build(self.arm.model)
         self.shape = arms.image_shape(self.arm.model, self.model)
-        return {
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "image_shape": self.shape,
-        }
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return {"parameters": parameters, "image_shape": self.shape}
 
     def macs(self, kind: str) -> dict[str, int]:
         """MACs for one image: of a forward pass for ``inference``, of forward and backward for ``train``."""
-        from ceit.bench import arms
-
         count = {"inference": arms.inference_macs, "train": arms.training_macs}[kind]
         return {"macs": count(self.model, self.shape)}
 
@@ -66,55 +61,44 @@ class Worker:
 
     def products(self, library: str, precision: str) -> dict[str, Any]:
         """What the library multiplies matrices with in that precision, by name."""
-        from ceit.bench.gemm import products
-
-        return {"names": list(products(library, precision, 32, self.threads))}
+        return {"names": list(gemm.products(library, precision, 32, self.threads))}
 
     def multiply(
         self, library: str, product: str, precision: str, size: int, seconds: float, least: int
     ) -> dict[str, Any]:
         """Seconds of each matrix product."""
-        from ceit.bench.gemm import products
-
-        def made() -> Callable[[], object]:
-            return products(library, precision, size, self.threads)[product]
-
-        return self._timed((product, precision, size), made, seconds, least)
+        key = product, precision, size
+        return self._timed(key, lambda: gemm.products(library, precision, size, self.threads)[product], seconds, least)
 
     def save(self, folder: str) -> dict[str, Any]:
         """Write what the arm needs at run time; the file to load, and the bytes of all that was written."""
-        from ceit.bench.backends import save
-
-        path = save(self.model, self.arm.backend, self.arm.precision, self.shape, Path(folder), self._calibration())
+        path = backends.save(
+            self.model, self.arm.backend, self.arm.precision, self.shape, Path(folder), self._calibration()
+        )
         return {"file": str(path), "bytes": sum(file.stat().st_size for file in Path(folder).iterdir())}
 
-    def first(self, arm: dict[str, Any], file: str, image_shape: list[int], batch: int) -> dict[str, Any]:
+    def first(self, arm: dict[str, Any], file: str, image_shape: Any, batch: int) -> dict[str, Any]:
         """From a saved file to the first logits, and memory: the most that the process held up to the end of three
         batches, and what a batch takes for itself beyond what the process holds between batches."""
-        import torch
-
-        from ceit.bench.arms import Arm
-        from ceit.bench.backends import load
-
-        channels, height, width = image_shape
-        network = load(Path(file), Arm.from_dict(arm), (channels, height, width), batch, self.threads)
+        network = backends.load(Path(file), arms.Arm.from_dict(arm), tuple(image_shape), batch, self.threads)
         images = torch.randn(batch, *image_shape)
         with torch.inference_mode():
             network(images)
         arrived = time.time()
-        before, resting = peak_bytes(), resident_bytes()
-        forget_peak()
+        before, resting = _of_status("VmHWM"), _of_status("VmRSS")
+        with contextlib.suppress(OSError):  # let the peak begin anew; where that fails it stays the whole process's
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         with torch.inference_mode():
             for _ in range(2):
                 network(images)
-        running = peak_bytes()
+        running = _of_status("VmHWM")
         if before is None or resting is None or running is None:
             return {"arrived": arrived, "peak_bytes": None, "batch_bytes": None}
         return {"arrived": arrived, "peak_bytes": max(before, running), "batch_bytes": running - resting}
 
     def memory(self) -> dict[str, Any]:
         """Resident memory now and at its highest since the process began."""
-        return {"resident_bytes": resident_bytes(), "peak_bytes": peak_bytes()}
+        return {"resident_bytes": _of_status("VmRSS"), "peak_bytes": _of_status("VmHWM")}
 
     def _timed(
         self, key: tuple[Any, ...], make: Callable[[], Callable[[], object]], seconds: float, least: int
@@ -125,18 +109,10 @@ class Worker:
         return {"seconds": timed(self.calls[key], seconds, least)}
 
     def _inference(self, batch: int) -> Callable[[], object]:
-        import torch
-
-        from ceit.bench.backends import network_of
-
-        network = network_of(
-            self.model,
-            self.arm.backend,
-            self.arm.precision,
-            image_shape=self.shape,
-            batch_size=batch,
-            threads=self.threads,
-            calibration=self._calibration(),
+        options = {"image_shape": self.shape, "batch_size": batch, "threads": self.threads}
+        calibration = self._calibration()
+        network = backends.network_of(
+            self.model, self.arm.backend, self.arm.precision, **options, calibration=calibration
         )
         images = torch.randn(batch, *self.shape)
 
@@ -147,22 +123,12 @@ class Worker:
         return call
 
     def _training(self, batch: int) -> Callable[[], object]:
-        import torch
-
-        from ceit.bench.backends import training_step
-
-        step = training_step(
-            self.model,
-            bf16=self.arm.precision == "bf16",
-            compiled=self.arm.backend == "compile",
-            fused=self.arm.backend != "plain",
-        )
+        backend, bf16 = self.arm.backend, self.arm.precision == "bf16"
+        step = backends.training_step(self.model, bf16=bf16, compiled=backend == "compile", fused=backend != "plain")
         images, labels = torch.randn(batch, *self.shape), torch.randint(0, self.model.num_classes, (batch,))
         return lambda: step(images, labels)
 
     def _calibration(self) -> Any:
-        import torch
-
         if "int8" not in self.arm.precision:
             return None
         return torch.randn(_CALIBRATION_IMAGES, *self.shape, generator=torch.Generator().manual_seed(0))
@@ -179,23 +145,8 @@ def timed(call: Callable[[], object], seconds: float, least: int) -> list[float]
     return found
 
 
-def resident_bytes() -> int | None:
-    """Memory that this process holds now; None where the system does not tell."""
-    return _of_status("VmRSS")
-
-
-def peak_bytes() -> int | None:
-    """The most that this process ever held; None where the system does not tell."""
-    return _of_status("VmHWM")
-
-
-def forget_peak() -> None:
-    """Let ``peak_bytes`` begin anew, where the system can; elsewhere it stays that of the whole process."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
 def _of_status(field: str) -> int | None:
+    """Bytes that this process holds (``VmRSS``) or held at most (``VmHWM``); None where the system does not tell."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None

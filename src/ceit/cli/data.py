@@ -15,7 +15,7 @@ from inspect import getdoc
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ceit.atomic import replace_files, require_place
@@ -38,11 +38,7 @@ _BAR_CELLS = 16
 
 
 def main(arguments: list[str]) -> None:
-    """Runs ``ceit data fetch NAME``, ``ceit data check DATA`` or ``ceit data shard DATA OUT``.
-
-    Raises: ValueError for data that are no data set, an output that cannot be written, and, after printing, a set with
-    errors.
-    """
+    """Runs the verb. Raises: ValueError for no data set, a wrong output, and, after printing, a set with errors."""
     verbs = {"fetch": _fetch, "check": _check, "shard": _shard}
     parser = Parser(__doc__)
     parser.add_argument("verb", metavar="VERB", choices=verbs, help="fetch, check or shard; each has a --help")
@@ -172,15 +168,18 @@ def print_report(report: Report) -> None:
         "classes that a split lacks": list(map(Text, report.untested_classes)),
     }
     for title, lines in lists.items():
-        _print_list(console, title, lines)
+        if lines:
+            console.print(Text(title, "bold"))
+            for line in lines[:_LISTED_FINDINGS]:
+                console.print(Text.assemble("  ", line), soft_wrap=True)
+            if (more := len(lines) - _LISTED_FINDINGS) > 0:
+                console.print(Text(f"  ... {more:,} more; --json has all", "dim"))
+            console.print()
 
 
 def _findings(report: Report) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(justify="center")
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
+    columns = Column(justify="center"), Column(), Column(justify="right"), Column(style="dim")
+    table = Table(*columns, box=None, show_header=False, pad_edge=False)
 
     def add(what: str, count: int, remark: str = "", error: bool = False) -> None:
         mark, style = ("✓", "green") if not count else ("✗", "bold red") if error else ("!", "yellow")
@@ -222,13 +221,10 @@ def _kinds(groups: Sequence[Copies]) -> str:
 
 def _classes(report: Report) -> Table:
     """Images of every class; of very many classes the largest and the smallest."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("class", no_wrap=True, max_width=32)
-    for split in report.splits:
-        table.add_column(split, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    first = report.splits[0]
-    names = list(report.counts)
+    first, names = report.splits[0], list(report.counts)
+    splits = [Column(split, justify="right", no_wrap=True) for split in report.splits]
+    columns = Column("class", no_wrap=True, max_width=32), *splits, Column("", no_wrap=True)
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     most = max((by_split[first] for by_split in report.counts.values()), default=0)
     if left_out := len(names) - _LISTED_CLASSES if len(names) > _LISTED_CLASSES else 0:
         names.sort(key=lambda name: -report.counts[name][first])
@@ -241,19 +237,8 @@ def _classes(report: Report) -> Table:
             table.add_row(Text(name), *(Text(f"{count:,}", "" if count else "bold red") for count in counts), share)
     sums = [sum(by_split[split] for by_split in report.counts.values()) for split in report.splits]
     table.add_section()
-    table.add_row(Text("all", "bold"), *(Text(f"{count:,}", "bold") for count in sums))
+    table.add_row("all", *(f"{count:,}" for count in sums), style="bold")
     return table
-
-
-def _print_list(console: Console, title: str, lines: list[Text]) -> None:
-    if not lines:
-        return
-    console.print(Text(title, "bold"))
-    for line in lines[:_LISTED_FINDINGS]:
-        console.print(Text.assemble("  ", line), soft_wrap=True)
-    if (more := len(lines) - _LISTED_FINDINGS) > 0:
-        console.print(Text(f"  ... {more:,} more; --json has all", "dim"))
-    console.print()
 
 
 def _name(image: ImageName) -> Text:

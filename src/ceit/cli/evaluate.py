@@ -32,7 +32,7 @@ from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import sharing_cores
 from ceit.inference.device import default_device
 from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
-from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, geometry_of, preprocessing_of
+from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, preprocessing_of
 from ceit.model import CeiT
 from ceit.train.metrics import evaluate
 from ceit.weights import load_checkpoint, read_description
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     """
     options = _parsed(arguments)
     model, network, training, device, precision = _load(options.checkpoint, options.precision)
-    preprocessing, config = preprocessing_of(model), geometry_of(model)
+    preprocessing, config = preprocessing_of(model), model.config
     image_hw = config.image_hw
     found = load_images(options.data, img_size=image_hw, in_chans=config.in_chans, skip_broken=options.skip_broken)
     if "images" not in training and training.get("data") in {*SETS, *PUBLISHED} - {found.name}:

@@ -14,30 +14,23 @@ examples:
 """
 
 import argparse
-import importlib
-import os
 import shlex
 from dataclasses import replace
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from ceit.cli._cells import print_cells, print_table, training
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
-from ceit.inference.memory import keep_freed_memory
 from ceit.messages import unknown
 from ceit.paths import expanded
-from ceit.study.cells import Cell, Places, path_of, read_cell, read_record, same_elsewhere
+from ceit.study.cells import Places, path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study, scale_of, scales, study_names
 from ceit.study.report import write_report
 from ceit.study.reproduce import chosen_rates, reproduce
-from ceit.study.run import seconds_needed
-from ceit.train.interruption import Interrupted
 
 ALL = "all"
 
@@ -49,24 +42,22 @@ def main(arguments: list[str]) -> None:
     """
     options, asked = parse(arguments)
     if options.list:
-        print_studies(Console())
+        studies = [(name, load_study(name)) for name in study_names()]
+        rows = [(name, ", ".join(study.scales), study.question) for name, study in studies]
+        print_table(["study", "scales", "question"], rows)
         return
     places = Places(options.results, options.runs)
     if options.dry_run:
         counted: set[str] = set()
         left = [
-            print_plan(study, scale, places, _command([name], scale.name, options), counted)
+            print_plan(study, scale, places, _command(name, scale.name, options), counted)
             for name, study, scale in asked
         ]
         if len(left) > 1 and any(left):
             print(f"{sum(left) / 3600:.1f} hours left for all studies")
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("ceit reproduce runs in one process: --dry-run prints the commands for several")
-    for needed in ("matplotlib", "scipy"):  # or they would be missed when all is trained
-        importlib.import_module(needed)
-    keep_freed_memory()
-    try:
+    command, several = ["ceit", "reproduce", *arguments], "--dry-run prints the commands for several"
+    with training(command, several=several, needs=["matplotlib", "scipy"]):
         for wait in (False, True):  # what other processes are running of one study need not delay the next
             for _, study, scale in asked:
                 with LiveProgress(Console(stderr=True)) as live:
@@ -74,11 +65,6 @@ def main(arguments: list[str]) -> None:
                 if wait:
                     for path in write_report(places.results, study, scale.name):
                         print(path)
-    except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
-        said = (
-            f"stopped, nothing that was saved is lost; go on with: {_command(options.studies, options.scale, options)}"
-        )
-        raise Interrupted(said, getattr(stop, "terminated", False)) from None
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, Study, Scale]]]:
@@ -94,30 +80,26 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, Stu
         parser.error(f"name a study, or {ALL}; --list shows them")
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
-    names = _of_scale(options.scale or "cifar10") if options.studies == [ALL] else options.studies
-    return options, [(name, *_study_at(name, options.scale, options.seeds)) for name in names]
+    names = options.studies
+    if names == [ALL]:
+        wanted = options.scale or "cifar10"
+        if wanted not in scales():
+            raise ValueError(unknown("scale", wanted, scales()))
+        names = [name for name in study_names() if wanted in load_study(name).scales]
+    asked = []
+    for name in names:
+        study = load_study(name)
+        scale = scale_of(study, options.scale or ("cifar10" if "cifar10" in study.scales else study.scales[0]))
+        asked.append((name, replace(study, seeds={scale.name: options.seeds}) if options.seeds else study, scale))
+    return options, asked
 
 
-def _of_scale(scale: str) -> list[str]:
-    """The studies that run at a scale. Raises: ValueError for an unknown one."""
-    if scale not in scales():
-        raise ValueError(unknown("scale", scale, scales()))
-    return [name for name in study_names() if scale in load_study(name).scales]
-
-
-def _study_at(name: str, scale_name: str | None, seeds: int | None) -> tuple[Study, Scale]:
-    """A study with its scale, CIFAR-10 unless it does not run there, and as many seeds as asked."""
-    study = load_study(name)
-    scale = scale_of(study, scale_name or ("cifar10" if "cifar10" in study.scales else study.scales[0]))
-    return (study if seeds is None else replace(study, seeds={scale.name: seeds})), scale
-
-
-def _command(names: list[str], scale: str | None, options: argparse.Namespace) -> str:
-    """What was called, for studies and a scale."""
-    words = ["ceit", "reproduce", *names, *([] if scale is None else ["--scale", scale])]
-    words += [] if options.seeds is None else ["--seeds", str(options.seeds)]
-    for name, place, usual in (("results", options.results, Places.results), ("runs", options.runs, Places.runs)):
-        words += [] if place == usual else [f"--{name}", str(place)]
+def _command(study: str, scale: str, options: argparse.Namespace) -> str:
+    """What runs one of the studies alone."""
+    words = ["ceit", "reproduce", study, "--scale", scale]
+    for name, usual in (("seeds", None), ("results", Places.results), ("runs", Places.runs)):
+        value = getattr(options, name)
+        words += [] if value == usual else [f"--{name}", str(value)]
     return shlex.join(words)
 
 
@@ -134,17 +116,6 @@ def _parser() -> Parser:
     add("--results", "tables, figures and the measured numbers", type=expanded, default=Places.results, metavar="DIR")
     add("--runs", "run directories", type=expanded, default=Places.runs, metavar="DIR")
     return parser
-
-
-def print_studies(console: Console) -> None:
-    """Every study of the package, its scales and its question."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("study", "scales", "question"):
-        table.add_column(column, no_wrap=column == "study")
-    for name in study_names():
-        study = load_study(name)
-        table.add_row(name, ", ".join(study.scales), Text(study.question))
-    console.print(table)
 
 
 def print_plan(study: Study, scale: Scale, places: Places, command: str, counted: set[str]) -> float:
@@ -166,49 +137,24 @@ def print_plan(study: Study, scale: Scale, places: Places, command: str, counted
     if before:
         first = [cell for cell in load_study(TUNING).cells(scale, {}) if cell.digest not in counted]
         cells = [*first, *cells]
-    left = print_cells(cells, places, Console(), counted, guessed=before)
+    needed = {arm for cell in cells for arm in cell.needs}  # whose models are asked for: trained here in any case
+    rows = []
+    for cell in cells:
+        if before:  # the rates are guessed, so those of finished cells need not agree
+            record = read_record(path) if (path := path_of(places.results, cell)).is_file() else None
+        else:
+            record = read_cell(places.results, cell)
+        is_twin = cell.digest in counted or same_elsewhere(places.results, cell) is not None
+        is_shared = record is None and is_twin and cell.arm not in needed
+        counted.add(cell.digest)
+        words = [f"{cell.study}/{cell.name}", str(cell.config().epochs), f"{cell.config().peak_lr:g}"]
+        rows.append((cell, words, record, is_shared))
+    left = print_cells(["cell", "epochs", "peak lr"], rows)
+    print(f"{len(cells)} cells, {left / 3600:.1f} hours left on this machine")
+    if any(is_shared for *_, is_shared in rows):
+        print("shared: the same run as a cell of another study, trained once")
     if before:
         print(f"the study {TUNING} comes first: it chooses the learning rates")
     if any(cell.config().distillation.teacher for cell in cells):
         print("what a teacher computes is not counted")
-    return left
-
-
-def print_cells(cells: list[Cell], places: Places, console: Console, counted: set[str], *, guessed: bool) -> float:
-    """A row for every cell; the times of those that are not finished are estimated from measured steps.
-
-    ``guessed``: learning rates are, so those of finished cells need not agree. Returns the seconds that are left.
-    """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("cell", overflow="fold")
-    for column in ("epochs", "peak lr", "minutes", ""):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    needed = {arm for cell in cells for arm in cell.needs}  # whose models are asked for: trained here in any case
-    left, any_shared, seconds_of_arm = 0.0, False, dict[tuple[str, str], float]()
-    for cell in cells:
-        path = path_of(places.results, cell)
-        record = read_cell(places.results, cell) if not guessed else read_record(path) if path.is_file() else None
-        key = cell.study, cell.arm
-        twin = cell.digest in counted or same_elsewhere(places.results, cell) is not None
-        shared = twin and cell.arm not in needed
-        counted.add(cell.digest)
-        if record is not None:
-            seconds_of_arm[key] = record["train_seconds"]
-        elif not shared and key not in seconds_of_arm:
-            seconds_of_arm[key] = seconds_needed(cell)
-        to_run = record is None and not shared
-        left += seconds_of_arm[key] if to_run else 0
-        any_shared = any_shared or (record is None and shared)
-        config = cell.config()
-        table.add_row(
-            Text(f"{cell.study}/{cell.name}"),
-            str(config.epochs),
-            f"{config.peak_lr:g}",
-            f"{seconds_of_arm[key] / 60:.1f}" if to_run or record else "",
-            Text("done", "green") if record else Text("to run" if to_run else "shared", "dim"),
-        )
-    console.print(table)
-    console.print(f"{len(cells)} cells, {left / 3600:.1f} hours left on this machine", highlight=False)
-    if any_shared:
-        console.print("shared: the same run as a cell of another study, trained once")
     return left

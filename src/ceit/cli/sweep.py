@@ -5,23 +5,14 @@ Trials are ranked by validation accuracy. Stopped or killed, the same command go
 usage: ceit sweep FILE.yaml [options]
 """
 
-import importlib
-import os
-import shlex
-
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from ceit.cli._cells import print_cells, print_table, training
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress
-from ceit.inference.memory import keep_freed_memory
-from ceit.study.cells import Cell, read_cell
-from ceit.study.run import seconds_needed
+from ceit.study.cells import read_cell
 from ceit.study.sweep import Sweep, run_sweep
 from ceit.study.sweep_report import notes, ranked, table_rows, write_sweep_report
-from ceit.train.interruption import Interrupted
 
 EXAMPLE = """example, a file my_sweep.yaml:
   recipe: demo
@@ -40,9 +31,6 @@ EXAMPLE = """example, a file my_sweep.yaml:
   ceit sweep my_sweep.yaml
   ceit train --recipe runs/sweep/best.yaml --data photos/ --output runs/best"""
 
-_FREE = {"peak_lr", "warmup_lr", "warmup_epochs", "final_lr", "weight_decay", "label_smoothing", "layer_decay", "seed"}
-"""Options that cost no time: a run's estimate holds for all that differ in these alone."""
-
 
 def main(arguments: list[str]) -> None:
     """Run what is not finished of the sweep, then rank the trials.
@@ -54,22 +42,13 @@ def main(arguments: list[str]) -> None:
         options.file, data=options.data, output=options.output, trials=options.trials, total_time=options.total_time
     )
     if options.dry_run:
-        print_cells(sweep, Console())
+        print_plan(sweep)
         return
-    if options.report:
-        print_report(sweep, Console())
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("ceit sweep runs in one process: start the same command again to share the runs out")
-    importlib.import_module("matplotlib")  # or it would be missed when all is trained
-    keep_freed_memory()
-    try:
-        with LiveProgress(Console(stderr=True)) as live:
+    if not options.report:
+        command, several = ["ceit", "sweep", *arguments], "start the same command again to share the runs out"
+        with training(command, several=several, needs=["matplotlib"]), LiveProgress(Console(stderr=True)) as live:
             run_sweep(sweep, live.say, live.show)
-    except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
-        said = f"stopped, nothing that was saved is lost; go on with: {shlex.join(['ceit', 'sweep', *arguments])}"
-        raise Interrupted(said, getattr(stop, "terminated", False)) from None
-    print_report(sweep, Console())
+    print_report(sweep)
 
 
 def parser() -> Parser:
@@ -87,55 +66,24 @@ def parser() -> Parser:
     return made
 
 
-def print_cells(sweep: Sweep, console: Console) -> None:
-    """A row for every run; the time of those that are not finished is estimated from steps measured now."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for head in ("run", *map(_short, sweep.choices), "minutes", ""):
-        table.add_column(head, justify="right" if head == "minutes" else "left", overflow="fold")
-    left, seconds_of_run = 0.0, dict[str, float]()
-    for trial in sweep.all_trials:
-        for cell in trial.cells:
-            record, cost = read_cell(sweep.places.results, cell), _cost(cell)
-            if record is None and cost not in seconds_of_run:
-                seconds_of_run[cost] = seconds_needed(cell)
-            seconds = seconds_of_run[cost] if record is None else record["train_seconds"]
-            left += seconds if record is None else 0
-            values = [Text(str(value)) for value in trial.options.values()]
-            status = (
-                Text("to run", "dim") if record is None else Text("failed" if "failed" in record else "done", "green")
-            )
-            table.add_row(cell.name, *values, f"{seconds / 60:.1f}", status)
-    console.print(table)
-    console.print(
-        f"{len(sweep.all_trials)} trials, {len(sweep.cells)} runs, {left / 3600:.1f} hours left on this machine"
-        + (f"; total_time {sweep.total_time} may end it earlier" if sweep.total_time else ""),
-        highlight=False,
-    )
+def print_plan(sweep: Sweep) -> None:
+    """A row for every run, then the time that is left."""
+    rows = [
+        (cell, [cell.name, *map(str, trial.options.values())], read_cell(sweep.places.results, cell), False)
+        for trial in sweep.all_trials
+        for cell in trial.cells
+    ]
+    left = print_cells(["run", *sweep.choices], rows)
+    earlier = f"; total_time {sweep.total_time} may end it earlier" if sweep.total_time else ""
+    print(f"{len(sweep.all_trials)} trials, {len(rows)} runs, {left / 3600:.1f} hours left on this machine{earlier}")
 
 
-def _short(option: str) -> str:
-    """Of a dotted option the last word: a terminal is narrow."""
-    return option.rpartition(".")[2]
-
-
-def _cost(cell: Cell) -> str:
-    """The same for runs that take equally long."""
-    return repr({key: value for key, value in sorted(cell.options.items()) if key not in _FREE})
-
-
-def print_report(sweep: Sweep, console: Console) -> None:
+def print_report(sweep: Sweep) -> None:
     """Write table, figure and best recipe; print the table and the files."""
     found = ranked(sweep)
     if not found:
         raise ValueError("no run of the sweep is finished yet: ceit sweep FILE.yaml without --report trains them")
-    heads, rows = table_rows(sweep, found)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for head in heads:
-        table.add_column(_short(head), overflow="fold")
-    for words in rows:
-        table.add_row(*map(Text, words))
-    console.print(table)
-    for words in (*notes(sweep, found), *map(str, write_sweep_report(sweep, found))):
-        console.print(words, markup=False, highlight=False, soft_wrap=True)
+    print_table(*table_rows(sweep, found))
+    print("\n".join([*notes(sweep, found), *map(str, write_sweep_report(sweep, found))]))
     if found[0].failure is not None:
         raise ValueError(f"no trial was trained to its end with every seed; the first failed: {found[0].failure}")

@@ -16,7 +16,7 @@ from ceit.data.random_bits import random_bits, shuffled
 
 PARTS_STREAM, VALIDATION_STREAM, SHARE_STREAM = 0, 1, 2  # independent draws of one image, for cuts after one another
 _EPOCH = -1  # no epoch of training has this number
-_TENTH = 0.1
+_NEEDS_THREE = "a set that is not split yet needs 3 of each"
 
 
 def digest_of(encoded: bytes) -> int:
@@ -71,22 +71,17 @@ def tenths_by_content(
         members = labels == label
         if (contents := len(np.unique(digests[members]))) < 3:
             copies = "" if contents == members.sum() else f" ({members.sum()} files, the others are copies)"
-            raise ValueError(
-                f"class {name!r} has {contents} images{copies}: a set that is not split yet needs 3 of each"
-            )
-    test, validation, train = by_content(digests, labels, (_TENTH, _TENTH), seed, PARTS_STREAM, least=1)
+            raise ValueError(f"class {name!r} has {contents} images{copies}: {_NEEDS_THREE}")
+    test, validation, train = by_content(digests, labels, (0.1, 0.1), seed, PARTS_STREAM, least=1)
     return {"train": train, "validation": validation, "test": test}
 
 
 def tenths_by_place(labels: np.ndarray, class_names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """As ``tenths_by_content`` in exact shares, which depend on all images and their order: as runs once were cut.
-
-    Raises: ValueError for a class of fewer than three images.
-    """
+    """As ``tenths_by_content`` in exact shares, which depend on all images and their order: as runs once were cut."""
     sizes = np.bincount(labels, minlength=len(class_names))
     if sizes.min() < 3:
         smallest = class_names[int(sizes.argmin())]
-        raise ValueError(f"class {smallest!r} has {sizes.min()} images: a set that is not split yet needs 3 of each")
+        raise ValueError(f"class {smallest!r} has {sizes.min()} images: {_NEEDS_THREE}")
     tenths = np.maximum(1, np.rint(sizes / 10).astype(np.int64))
     test = stratified(labels, tenths, seed)
     rest = np.setdiff1d(np.arange(len(labels)), test)

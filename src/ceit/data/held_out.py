@@ -43,23 +43,20 @@ def to_measure(
         return _of_dataset(as_dataset(found, training.get("seed", 0)), training, asked)
     if record is not None:
         return _by_record(found, record, asked)
-    if training.get("images") == FIXED:
-        remark = (
-            f"the run was trained on {training.get('data', 'a set known by name')}, of which it keeps no record: "
-            "images of that set are not recognised here and are measured too"
-        )
-        return replace(_others(found, asked), remarks=(remark,))
-    if "seed" not in training:
-        remark = (
-            "this checkpoint tells nothing of its training: images that it was trained on, if any, are measured too"
-        )
+    if is_fixed := training.get("images") == FIXED:
+        known = f"the run was trained on {training.get('data', 'a set known by name')}, of which it keeps no record"
+        effect = "images of that set are not recognised here and are measured too"
+    elif "seed" not in training:
+        known = "this checkpoint tells nothing of its training"
+        effect = "images that it was trained on, if any, are measured too"
+    else:
+        known = "this checkpoint has no record of its images"
+        effect = "what has changed in the data since it was trained cannot be known"
+    remark = f"{known}: {effect}"
+    is_test_part = found.unsplit is None and TRAIN not in found.parts
+    if is_fixed or "seed" not in training or is_test_part:
         return replace(_others(found, asked), remarks=(remark,))
     old = "images" not in training
-    remark = (
-        "this checkpoint has no record of its images: what has changed in the data since it was trained cannot be known"
-    )
-    if found.unsplit is None and "train" not in found.parts:  # a test part alone
-        return replace(_others(found, asked), remarks=(remark,))
     try:
         dataset = as_dataset(cut_by_place(found) if old else found, training.get("seed", 0))
         dataset = dataset if asked in (TRAIN, VALIDATION) else without_copies(dataset)
@@ -72,38 +69,35 @@ def to_measure(
 
 
 def _all(found: LabelledSet, record: ImageRecord | None) -> Measured:
-    remarks: list[str] = []
+    remarks: tuple[str, ...] = ()
     if record is not None and not found.is_fixed:
         used, _ = record.parts_in(found)
-        counts = {part: sum(int((of == part).sum()) for of in used.values()) for part in (TRAIN, VALIDATION)}
-        if sum(counts.values()):
-            remarks.append(
-                f"of these images the run was trained on {counts[TRAIN]:,} and chosen by {counts[VALIDATION]:,}"
-            )
-    return Measured(JoinedSplit.of(list(found.parts.values())), ALL, tuple(remarks))
+        trained, chosen = (sum(np.count_nonzero(of == part) for of in used.values()) for part in (TRAIN, VALIDATION))
+        if trained or chosen:
+            remarks = (f"of these images the run was trained on {trained:,} and chosen by {chosen:,}",)
+    return Measured(JoinedSplit.of(list(found.parts.values())), ALL, remarks)
 
 
 def _by_record(found: LabelledSet, record: ImageRecord, asked: str | None) -> Measured:
     used, changes = record.parts_in(found)
     remarks = [str(changes)] if str(changes) and changes.came < sum(map(len, used.values())) else []
     if asked in (VALIDATION, TRAIN, NEW):
-        chosen = {source: of == asked for source, of in used.items()}
-        return _chosen(found, chosen, asked, remarks)
-    sources = list(found.parts) if found.unsplit is not None else [found.reported]
-    if missing := [source for source in sources if source not in found.parts]:
-        raise ValueError(f"{found.place} has no {missing[0]} part: choose --split train, new or all")
-    held_out = (TEST,) if asked == TEST and found.unsplit is not None else (TEST, NEW)
-    chosen = {source: np.isin(used[source], held_out) for source in sources}
-    left_out = sum(int(np.isin(used[source], (TRAIN, VALIDATION, COPY, UNUSED)).sum()) for source in sources)
-    new = sum(int((used[source] == NEW).sum()) for source in sources)
-    if found.unsplit is None and left_out:
-        remarks.append(
-            f"{left_out:,} images of the {found.reported} part were trained on or chosen by, or are copies: left out"
-        )
-    if found.unsplit is not None and left_out and new and asked is None:
+        return _chosen(found, {source: of == asked for source, of in used.items()}, asked, remarks)
+    is_unsplit = found.unsplit is not None
+    if not is_unsplit:
+        if found.reported not in used:
+            raise ValueError(f"{found.place} has no {found.reported} part: choose --split train, new or all")
+        used = {found.reported: used[found.reported]}
+    left_out = sum(np.isin(of, (TRAIN, VALIDATION, COPY, UNUSED)).sum() for of in used.values())
+    new = sum(np.count_nonzero(of == NEW) for of in used.values())
+    if left_out and not is_unsplit:
+        why = "were trained on or chosen by, or are copies"
+        remarks.append(f"{left_out:,} images of the {found.reported} part {why}: left out")
+    if left_out and is_unsplit and new and asked is None:
         remarks.append(f"new images are measured too ({new:,}); --split test leaves them out")
-    whole = found.unsplit is not None and not left_out
-    return _chosen(found, chosen, ALL if whole else TEST, remarks)
+    held_out = (TEST,) if asked == TEST and is_unsplit else (TEST, NEW)
+    chosen = {source: np.isin(of, held_out) for source, of in used.items()}
+    return _chosen(found, chosen, TEST if left_out or not is_unsplit else ALL, remarks)
 
 
 def _others(found: LabelledSet, asked: str | None) -> Measured:
@@ -126,9 +120,8 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
     if asked == TRAIN:
         return Measured(train, TRAIN)
     if validation is None:
-        raise ValueError(
-            f"{dataset.name} has no validation split, and the checkpoint tells of none; choose test or train"
-        )
+        what = f"{dataset.name} has no validation split, and the checkpoint tells of none"
+        raise ValueError(f"{what}; choose test or train")
     return Measured(validation, VALIDATION)
 
 
@@ -177,9 +170,8 @@ def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split)
     given = [found.class_names[label] for label in split.labels.unique().tolist()]
     if strange := [name for name in given if name not in number]:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        raise ValueError(
-            f"class {strange[0]!r}{more} of {found.name} is not among the {len(class_names)} of the checkpoint"
-        )
+        what = f"class {strange[0]!r}{more} of {found.name}"
+        raise ValueError(f"{what} is not among the {len(class_names)} of the checkpoint")
     return replace(split, labels=torch.tensor([number.get(name, -1) for name in found.class_names])[split.labels])
 
 
@@ -192,18 +184,16 @@ def used_for(part: str, found: LabelledSet, record: ImageRecord | None) -> Split
 
 
 def _joined(found: LabelledSet, chosen: Mapping[str, np.ndarray]) -> Split | None:
-    parts = [
-        found.parts[source].subset(torch.from_numpy(np.flatnonzero(of))) for source, of in chosen.items() if of.any()
-    ]
+    chosen = {source: np.flatnonzero(of) for source, of in chosen.items() if of.any()}
+    parts = [found.parts[source].subset(torch.from_numpy(indices)) for source, indices in chosen.items()]
     return (parts[0] if len(parts) == 1 else JoinedSplit.of(parts)) if parts else None
 
 
 def _chosen(found: LabelledSet, chosen: Mapping[str, np.ndarray], name: str, remarks: Sequence[str]) -> Measured:
-    split = _joined(found, chosen)
-    if split is None:
-        total = sum(map(len, found.parts.values()))
-        raise ValueError(
-            f"none of the {total:,} images of {found.place} is {'a new one' if name == NEW else f'of the {name} part'} "
-            "of this run: --split all measures all, also those that it was trained on"
-        )
-    return Measured(split, name, tuple(remarks))
+    if (split := _joined(found, chosen)) is not None:
+        return Measured(split, name, tuple(remarks))
+    total, kind = sum(map(len, found.parts.values())), "a new one" if name == NEW else f"of the {name} part"
+    raise ValueError(
+        f"none of the {total:,} images of {found.place} is {kind} of this run: --split all measures all, also those "
+        "that it was trained on"
+    )

@@ -13,12 +13,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ceit.data import pillow, tiff
 from ceit.data.image_kind import SNIFFED_BYTES, kind_of
-from ceit.data.image_metadata import as_it_lies, orientation, upright, without_metadata
+from ceit.data.image_metadata import LYING, TURNS, orientation, without_metadata
 from ceit.data.pixels import to_eight_bits
 
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
+_EXTRAS = {"AVIF": "Pillow 11.3 or newer", "HEIF": "the package pillow-heif: pip install 'ceit-vision[heif]'"}
 _HEADER_BYTES = 1 << 16  # enough of most files to know an image's size
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -35,10 +37,7 @@ class BrokenImageError(UnreadableImageError):
 
 
 class RefusedImageError(UnreadableImageError):
-    """An image that is not read as things are here.
-
-    No verdict about bytes, so not to be kept: with another setting or package, or more memory, the same file is read.
-    """
+    """An image that could be read with another setting or package, or more memory: no verdict, so it is not kept."""
 
 
 class TooLargeError(RefusedImageError):
@@ -76,7 +75,7 @@ def read_image(
 
     def decode(image: Image.Image) -> Image.Image:
         if cover is not None and image.format in {"JPEG", "MPO"}:
-            height, width = as_it_lies(cover, orientation(image))
+            height, width = cover[::-1] if orientation(image) in LYING else cover
             image.draft(None, (width, height))
         return _as_mode(image, mode)
 
@@ -85,20 +84,30 @@ def read_image(
     return _reduced(_read(data, decode, limit, name or _name(source)), cover)
 
 
+def or_reason(read: Callable[[_Item], _Result], item: _Item) -> _Result | str:
+    """``read(item)``, or the reason why that image cannot be read."""
+    try:
+        return read(item)
+    except UnreadableImageError as error:
+        return error.reason
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tuple[int, int], str]:
     """Width and height, and Pillow's mode, without decoding. Raises: as ``read_image``."""
-    limit, name = pillow.limit_megapixels(), name or _name(source)
+    limit = pillow.limit_megapixels()
+
+    def header(data: bytes) -> tuple[tuple[int, int], str]:
+        return _read(data, lambda image: (image.size, image.mode), limit, name or _name(source))
+
     if isinstance(source, bytes):
-        return _read(source, _header, limit, name)
+        return header(source)
     with open(source, "rb") as file:
         start = file.read(_HEADER_BYTES)
-        try:
-            return _read(start, _header, limit, name)
-        except BrokenImageError:
-            rest = file.read()
-            if not rest:
-                raise
-        return _read(start + rest, _header, limit, name)
+        with suppress(BrokenImageError):  # what follows may be needed
+            return header(start)
+        return header(start + file.read())
 
 
 def image_mode(in_chans: int) -> str:
@@ -147,13 +156,10 @@ def _name(source: str | Path | bytes) -> str:
     return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _header(image: Image.Image) -> tuple[tuple[int, int], str]:
-    return image.size, image.mode
-
-
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     pixels = to_eight_bits(image, mode)  # a TIFF is upright from here on
-    return upright(pixels, orientation(image))
+    turned = orientation(image)
+    return pixels.transpose(TURNS[turned]) if turned in TURNS else pixels
 
 
 def _read(data: bytes, use: Callable[[Image.Image], _Result], limit_megapixels: float, name: str) -> _Result:
@@ -172,7 +178,11 @@ def _read(data: bytes, use: Callable[[Image.Image], _Result], limit_megapixels: 
 def _use(data: bytes, use: Callable[[Image.Image], _Result], limit_megapixels: float, name: str) -> _Result:
     try:
         with _opened(data) as image:
-            _check_size(image.size, limit_megapixels, name)
+            megapixels = math.prod(image.size) / 1e6
+            if megapixels > limit_megapixels:
+                fix = f"{pillow.LIMIT_VARIABLE}={math.ceil(megapixels)} in the environment allows them"
+                reason = f"{image.width} x {image.height} pixels, above the limit of {limit_megapixels:.4g} megapixels"
+                raise TooLargeError(f"{name} is too large ({reason}; {fix})", f"{reason}; {fix}")
             with pillow.limit_lifted() if pillow.above_limit(image.size) else nullcontext():
                 return use(image)
     except (RefusedImageError, MemoryError):
@@ -208,20 +218,9 @@ def _white_is_zero(data: bytes) -> Image.Image | None:
     return image
 
 
-def _check_size(size: tuple[int, int], limit_megapixels: float, name: str) -> None:
-    megapixels = size[0] * size[1] / 1e6
-    if megapixels > limit_megapixels:
-        fix = f"{pillow.LIMIT_VARIABLE}={math.ceil(megapixels)} in the environment allows them"
-        reason = f"{size[0]} x {size[1]} pixels, above the limit of {limit_megapixels:.4g} megapixels; {fix}"
-        raise TooLargeError(f"{name} is too large ({reason})", reason)
-
-
 def _missing() -> dict[str, str]:
     """The kinds of images that are not decoded here, and what would decode them."""
     return {kind: needed for kind, needed in _EXTRAS.items() if kind not in pillow.formats()}
-
-
-_EXTRAS = {"AVIF": "Pillow 11.3 or newer", "HEIF": "the package pillow-heif: pip install 'ceit-vision[heif]'"}
 
 
 def _reason(error: Exception, data: bytes, name: str) -> str:

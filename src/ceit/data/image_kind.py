@@ -3,16 +3,11 @@
 SNIFFED_BYTES = 32
 
 _STARTS = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
 }
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})  # bytes of the second header, by version
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
@@ -29,4 +24,4 @@ def kind_of(start: bytes) -> str:
     if start[:2] == b"BM":  # any text may start with these letters
         is_bmp = start[6:10] == bytes(4) and int.from_bytes(start[14:18], "little") in _BMP_HEADERS
         return "BMP" if is_bmp else ""
-    return next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), "")
+    return next((kind for kind, starts in _STARTS.items() if start.startswith(starts)), "")

@@ -19,7 +19,7 @@ TURNS = {
 }
 """What puts an image upright, by its EXIF orientation; 1 and what is no orientation leave it as it lies."""
 
-_LYING = frozenset({5, 6, 7, 8})  # width and height change places
+LYING = frozenset({5, 6, 7, 8})  # width and height change places
 _DAMAGE = (SyntaxError, struct.error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, OSError)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -35,17 +35,6 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in TURNS else 1
 
 
-def upright(image: Image.Image, turned: int) -> Image.Image:
-    """The image put upright, if its orientation is ``turned``."""
-    return image.transpose(TURNS[turned]) if turned in TURNS else image
-
-
-def as_it_lies(size_hw: tuple[int, int], turned: int) -> tuple[int, int]:
-    """Height and width in the file of what is to have ``size_hw`` when it is upright."""
-    height, width = size_hw
-    return (width, height) if turned in _LYING else (height, width)
-
-
 def without_metadata(data: bytes) -> bytes:
     """The same pixels without what else a JPEG, PNG or TIFF holds, but for an orientation; other bytes as they are."""
     if data.startswith(b"\xff\xd8\xff"):
@@ -59,8 +48,9 @@ def _bare_jpeg(data: bytes) -> bytes:
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
         segment = data[at:end]
         if segment.startswith(b"Exif\0\0", 4):
-            exif = Image.Exif()
-            exif[ExifTags.Base.Orientation] = _orientation_of(segment[4:])
+            exif, carrier = Image.Exif(), Image.new("1", (1, 1))
+            carrier.info["exif"] = segment[4:]
+            exif[ExifTags.Base.Orientation] = orientation(carrier)
             content = exif.tobytes()
             segment = b"\xff\xe1" + (len(content) + 2).to_bytes(2) + content
         elif _is_metadata(marker, segment[4:]):
@@ -77,12 +67,6 @@ def _is_metadata(marker: int, content: bytes) -> bool:
     if marker == 0xEE and content.startswith(b"Adobe"):
         return len(content) < 12
     return 0xE0 <= marker <= 0xEF or marker == 0xFE  # or a comment
-
-
-def _orientation_of(data: bytes) -> int:
-    image = Image.new("1", (1, 1))
-    image.info["exif"] = data
-    return orientation(image)
 
 
 def _bare_png(data: bytes) -> bytes:

@@ -98,15 +98,13 @@ def as_dataset(found: LabelledSet, seed: int) -> ImageDataset:
         parts = {name: images.subset(torch.from_numpy(chosen)) for name, chosen in indices.items()}
     else:
         if "train" not in found.parts:
-            raise ValueError(
-                f"{found.place} has no training images, only {' and '.join(found.parts)}: add a part named train"
-            )
+            there = " and ".join(found.parts)
+            raise ValueError(f"{found.place} has no training images, only {there}: add a part named train")
         if found.parts["train"].digests is not None:
             _require_classes(found, found.parts["train"])
         parts = {"test" if name == found.reported else name: part for name, part in found.parts.items()}
-    for name, part in parts.items():
-        if not len(part):
-            raise ValueError(f"the {name} part of {found.place} has no image that can be read")
+    if empty := [name for name, part in parts.items() if not len(part)]:
+        raise ValueError(f"the {empty[0]} part of {found.place} has no image that can be read")
     return with_parts(found, parts["train"], parts.get("validation"), parts["test"])
 
 
@@ -122,27 +120,25 @@ def without_copies(dataset: ImageDataset) -> ImageDataset:
 
     A fixed set stays as it is. Raises: ValueError if nothing is left to test on.
     """
-    copies = _copies(dataset)
-    if not copies.any():
+    is_copy = _is_copy(dataset)
+    if not is_copy.any():
         return dataset
-    if copies.all():
+    if is_copy.all():
         raise ValueError(f"every test image of {dataset.name} is a copy of a training or validation image: take others")
-    line = (
-        f"{copies.sum():,} of {len(copies):,} test images of {dataset.name} are copies of training or validation "
-        "images: they are not measured (ceit data check names them)"
-    )
-    test = dataset.test.subset(torch.from_numpy(np.flatnonzero(~copies)))
+    line = f"{is_copy.sum():,} of {len(is_copy):,} test images of {dataset.name} are copies of training or validation "
+    line += "images: they are not measured (ceit data check names them)"
+    test = dataset.test.subset(torch.from_numpy(np.flatnonzero(~is_copy)))
     return replace(dataset, test=test, remarks=(*dataset.remarks, line))
 
 
 def copies_in_test(dataset: ImageDataset) -> Split | None:
     """The test images that ``without_copies`` leaves out; None if there are none."""
-    copies = _copies(dataset)
-    return dataset.test.subset(torch.from_numpy(np.flatnonzero(copies))) if copies.any() else None
+    is_copy = _is_copy(dataset)
+    return dataset.test.subset(torch.from_numpy(np.flatnonzero(is_copy))) if is_copy.any() else None
 
 
-def _copies(dataset: ImageDataset) -> np.ndarray:
-    """Which test images are copies, bool ``(n,)``."""
+def _is_copy(dataset: ImageDataset) -> np.ndarray:
+    """Of each test image, bool ``(n,)``."""
     known = [split.digests for split in (dataset.train, dataset.validation) if split is not None]
     contents = [digests for digests in known if digests is not None]
     if dataset.test.digests is None or not contents:
@@ -156,9 +152,8 @@ def _require_classes(found: LabelledSet, train: Split) -> None:
     for name, part in found.parts.items():
         if len(strange := part.labels[counts[part.labels] == 0]):
             class_name = min(found.class_names[label] for label in strange.unique().tolist())
-            raise ValueError(
-                f"class {class_name!r} of {found.place} is in {name} but not in train: add it or remove it"
-            )
+            where = f"class {class_name!r} of {found.place} is in {name} but not in train"
+            raise ValueError(f"{where}: add it or remove it")
     trained = [name for name, count in zip(found.class_names, counts.tolist(), strict=True) if count]
     if len(trained) < 2:
         only = f"only the class {trained[0]!r}" if trained else "no training image that can be read"

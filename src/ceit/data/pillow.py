@@ -5,7 +5,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
@@ -62,13 +62,10 @@ def limit_megapixels() -> float:
     text = os.environ.get(LIMIT_VARIABLE, "").strip()
     if not text:
         return _pillows_limit() / 1e6
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = 0.0
-    if not limit > 0:
-        raise ValueError(f"{LIMIT_VARIABLE} must be a number above 0, got {text!r}")
-    return limit
+    with suppress(ValueError):
+        if (limit := float(text)) > 0:
+            return limit
+    raise ValueError(f"{LIMIT_VARIABLE} must be a number above 0, got {text!r}")
 
 
 def above_limit(size: tuple[int, int]) -> bool:

@@ -36,10 +36,7 @@ def to_eight_bits(image: Image.Image, mode: str) -> Image.Image:
 
 
 def looks_dark_for_its_depth(image: Image.Image) -> bool:
-    """Whether an image that ``read_image`` gave uses 12 bits of 16 or fewer, undeclared, so that it is nearly black.
-
-    An image that is all black is no such one.
-    """
+    """Whether an image of ``read_image`` uses 12 bits of 16 or fewer, undeclared: nearly black, but not all black."""
     return image.info.get(_UNUSED_BITS, 0) >= _MANY_UNUSED
 
 

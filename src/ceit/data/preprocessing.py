@@ -10,12 +10,7 @@ from torch import Tensor
 
 from ceit.messages import unknown
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 _THIN = 16  # the most that is made of an image for each part that is kept
 
 
@@ -58,9 +53,8 @@ class Preprocessing:
         """``(pixels / 255 - mean) / std`` of uint8 ``(..., W, C)``, float32 of the same shape."""
         width, channels = pixels_hwc.shape[-2:]
         if channels != self.in_chans:
-            raise ValueError(
-                f"the image has {channels} channels, the preprocessing {self.in_chans}: read it with in_chans"
-            )
+            what = f"the image has {channels} channels, the preprocessing {self.in_chans}"
+            raise ValueError(f"{what}: read it with in_chans")
         values = torch.from_numpy(pixels_hwc).float().div_(255)
         # Whole rows against repeated constants: broadcasting over an innermost dimension of three is four times slower.
         rows = values.view(-1, width * channels)

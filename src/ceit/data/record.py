@@ -9,10 +9,11 @@ Letters: n images.
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +33,7 @@ _HEAD = ("part", "source", "class", "name", "content")
 _NAMED_CLASSES = 3  # of the new ones, in a sentence
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One image: what the run used it for, the part that it came in, its class, its key and its digest."""
 
     part: str
@@ -76,12 +76,8 @@ class ImageRecord:
     @classmethod
     def of(cls, parts: Mapping[str, Split], found: LabelledSet) -> "ImageRecord":
         """The record of the splits that a run has made of ``found``."""
-        rows = []
-        for part, split in parts.items():
-            source = source_of(found, part)
-            for index, (label, content) in enumerate(zip(split.labels.tolist(), _digests(split), strict=True)):
-                rows.append(Row(part, source, found.class_names[label], split.key(index), content))
-        return cls(tuple(rows))
+        rows = (_rows(part, source_of(found, part), split, found) for part, split in parts.items())
+        return cls(tuple(chain.from_iterable(rows)))
 
     def write(self, folder: Path) -> None:
         """As ``images.csv``, whole or not at all."""
@@ -96,7 +92,7 @@ class ImageRecord:
         text = io.StringIO()
         writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")  # a name may hold anything
         writer.writerow(_HEAD)
-        writer.writerows((row.part, row.source, row.class_name, row.name, f"{row.content:016x}") for row in self.rows)
+        writer.writerows((*row[:-1], f"{row.content:016x}") for row in self.rows)
         return text.getvalue().encode(errors="surrogateescape")
 
     @classmethod
@@ -116,9 +112,8 @@ class ImageRecord:
                 raise ValueError(f"it has no part {min(strange)!r}")
             rows = tuple(Row(part, source, name, key, int(content, 16)) for part, source, name, key, content in lines)
         except (ValueError, IndexError, csv.Error) as error:
-            raise ValueError(
-                f"{path} is no record of a run's images ({error}): put back the one that it wrote"
-            ) from error
+            what = f"{path} is no record of a run's images ({error})"
+            raise ValueError(f"{what}: put back the one that it wrote") from error
         return cls(rows)
 
     @classmethod
@@ -143,15 +138,16 @@ class ImageRecord:
         for row in sorted(self.rows, key=lambda row: _WEIGHT[row.part], reverse=True):
             by_content[row.content] = row.part
             by_name[row.source, row.name] = row.part
-        used: dict[str, list[str]] = {source: [] for source in found.parts}
-        for source, key, content in _images(found):
-            used[source].append(by_content.get(content) or by_name.get((source, key), NEW))
-        return {source: np.array(parts, object) for source, parts in used.items()}, self._changes(found)
+        here, used = _images(found), {}
+        for source, rows in here.items():
+            parts = [by_content.get(row.content) or by_name.get((source, row.name), NEW) for row in rows]
+            used[source] = np.array(parts, object)
+        return used, self._changes(found, here)
 
-    def _changes(self, found: LabelledSet) -> Changes:
+    def _changes(self, found: LabelledSet, by_part: Mapping[str, Sequence[Row]]) -> Changes:
         """Contents are counted, not names: one name may stand for several images, ``1.jpg`` and ``1.png``."""
-        here = list(_images(found))
-        there = [(row.source, row.name, row.content) for row in self.rows]
+        rows_here = [*chain.from_iterable(by_part.values())]
+        here, there = ([(row.source, row.name, row.content) for row in rows] for rows in (rows_here, self.rows))
         present, recorded = (Counter(content for _, _, content in images) for images in (here, there))
         extra, lacking = present - recorded, recorded - present
         was, stays = (Counter(image for image in images if image[2] in lacking) for images in (there, here))
@@ -160,26 +156,14 @@ class ImageRecord:
         changed = min((emptied & filled).total(), lacking.total())
         same_name = Counter((name, content) for _, name, content in here)
         same_name &= Counter((name, content) for _, name, content in there)
+        known, counts = {row.class_name for row in self.rows}, Counter(row.class_name for row in rows_here)
         return Changes(
             came=extra.total() - changed,
             went=lacking.total() - changed,
             changed=changed,
             renamed=(present & recorded).total() - same_name.total(),
-            new_classes=self._new_classes(found),
+            new_classes={name: counts[name] for name in found.class_names if counts[name] and name not in known},
         )
-
-    def _new_classes(self, found: LabelledSet) -> dict[str, int]:
-        """How many images each class has that came since."""
-        known = {row.class_name for row in self.rows}
-        labels = torch.cat([split.labels for split in found.parts.values()])
-        counts = torch.bincount(labels, minlength=len(found.class_names)).tolist()
-        named = zip(found.class_names, counts, strict=True)
-        return {name: count for name, count in named if count and name not in known}
-
-    def _of_its_classes(self, found: LabelledSet) -> LabelledSet:
-        """Without the images of classes that came since."""
-        came = self._new_classes(found)
-        return with_classes(found, [name for name in found.class_names if name not in came]) if came else found
 
     def restored(self, found: LabelledSet) -> tuple[ImageDataset, Changes]:
         """The data set that the run was started with, out of data that may have changed since: same images, same order.
@@ -187,15 +171,15 @@ class ImageRecord:
         Images that came are left out. Raises: ValueError, with counts, if an image that it trains, chooses or tests by
         is gone, changed or of another class.
         """
-        changes = self._changes(found)
-        found = self._of_its_classes(found)
-        named: dict[tuple[str, int, str, str], int] = {}
-        first: dict[tuple[str, int, str], int] = {}
-        for source, split in found.parts.items():
-            for index, (label, content) in enumerate(zip(split.labels.tolist(), _digests(split), strict=True)):
-                image = source, content, found.class_names[label]
-                named[*image, split.key(index)] = index
-                first.setdefault(image, index)
+        changes = self._changes(found, _images(found))
+        if changes.new_classes:
+            found = with_classes(found, [name for name in found.class_names if name not in changes.new_classes])
+        index_of: dict[tuple[str | int, ...], int] = {}  # by content and class, with the name and without
+        for source, images in _images(found).items():
+            for index, row in enumerate(images):
+                image = source, row.content, row.class_name
+                index_of[*image, row.name] = index
+                index_of.setdefault(image, index)
         splits: dict[str, Split] = {}
         missing: list[str] = []
         for part in dict.fromkeys(row.part for row in self.rows if row.part in (TRAIN, VALIDATION, TEST)):
@@ -203,7 +187,7 @@ class ImageRecord:
             source, chosen = rows[0].source, list[int]()
             for row in rows:
                 image = source, row.content, row.class_name
-                index = named.get((*image, row.name), first.get(image))
+                index = index_of.get((*image, row.name), index_of.get(image))
                 if index is None:
                     missing.append(row.name)
                 else:
@@ -224,18 +208,17 @@ def source_of(found: LabelledSet, part: str) -> str:
         return next(iter(found.parts))
     if part == TEST:
         return found.reported
-    own_validation = VALIDATION in found.parts and found.reported != VALIDATION
-    return VALIDATION if part == VALIDATION and own_validation else TRAIN
+    return VALIDATION if part == VALIDATION and {VALIDATION, TEST} <= found.parts.keys() else TRAIN
 
 
-def _images(found: LabelledSet) -> Iterator[tuple[str, str, int]]:
-    """Part, key and digest of every image, part by part."""
-    for source, split in found.parts.items():
-        for index, content in enumerate(_digests(split)):
-            yield source, split.key(index), content
+def _images(found: LabelledSet) -> dict[str, list[Row]]:
+    """Every image of the data, part by part; what it is used for is not known yet."""
+    return {source: _rows(NEW, source, split, found) for source, split in found.parts.items()}
 
 
-def _digests(split: Split) -> list[int]:
+def _rows(part: str, source: str, split: Split, found: LabelledSet) -> list[Row]:
+    """A row for every image of a split."""
     if split.digests is None:
         raise ValueError("the images of a set known by name have no digests, and need none")
-    return split.digests.tolist()
+    images = enumerate(zip(split.labels.tolist(), split.digests.tolist(), strict=True))
+    return [Row(part, source, found.class_names[label], split.key(i), content) for i, (label, content) in images]

@@ -6,7 +6,6 @@ Letters: H height, W width.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -36,9 +35,9 @@ class Form:
         fitted = "" if self.size is None else " {}x{}".format(*self.size)
         return "{}x{}x{}".format(self.in_chans, *self.cover) + fitted
 
-    def read(self, source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
-        """The image in this form; ``name`` is what errors call it. Raises: as ``read_image``."""
-        image = read_image(source, self.in_chans, self.cover, name)
+    def read(self, source: bytes | Image.Image) -> Image.Image:
+        """The image in this form. Raises: as ``read_image``."""
+        image = read_image(source, self.in_chans, self.cover)
         return image if self.size is None else fit(image, self.size)
 
     def is_worth_keeping(self, data: bytes, image: Image.Image) -> bool:

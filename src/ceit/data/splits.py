@@ -58,10 +58,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """Images in memory: uint8 ``(n, C, H, W)`` whose channels lie innermost, and int64 labels ``(n,)``.
-
-    ``keys`` are the names of the samples; without any they are numbered.
-    """
+    """Images in memory: uint8 ``(n, C, H, W)`` whose channels lie innermost; without ``keys`` they are numbered."""
 
     images: Tensor
     labels: Tensor
@@ -126,20 +123,15 @@ class JoinedSplit:
     labels: Tensor
     where: np.ndarray
     """``(n, 2)``: which split, and which of its images."""
+    digests: np.ndarray | None
 
     @classmethod
     def of(cls, splits: Sequence[Split]) -> "JoinedSplit":
-        """All images of all splits."""
+        """All images of all splits; without digests if one has none."""
         places = [np.stack([np.full(len(s), number), np.arange(len(s))], 1) for number, s in enumerate(splits)]
-        return cls(tuple(splits), torch.cat([split.labels for split in splits]), np.concatenate(places))
-
-    @property
-    def digests(self) -> np.ndarray | None:
-        """Those of the splits, None if one has none."""
-        known = [split.digests for split in self.splits if split.digests is not None]
-        if len(known) < len(self.splits):
-            return None
-        return np.array([known[number][index] for number, index in self.where.tolist()], np.uint64)
+        known = [split.digests for split in splits if split.digests is not None]
+        digests = np.concatenate(known) if len(known) == len(splits) else None
+        return cls(tuple(splits), torch.cat([split.labels for split in splits]), np.concatenate(places), digests)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -153,16 +145,14 @@ class JoinedSplit:
         return self.splits[number].key(place)
 
     def subset(self, indices: Tensor) -> "JoinedSplit":
-        return replace(self, labels=self.labels[indices], where=self.where[indices.numpy()])
+        chosen = indices.numpy()
+        digests = None if self.digests is None else self.digests[chosen]
+        return replace(self, labels=self.labels[indices], where=self.where[chosen], digests=digests)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetDescription:
-    """What belongs to all images of a set.
-
-    ``skipped`` has a line per file left out, ``remarks`` what else is to be said of how the images were found and
-    shared out.
-    """
+    """What belongs to all images: ``skipped`` has a line per file left out, ``remarks`` what else is to be said."""
 
     name: str
     class_names: tuple[str, ...]
@@ -176,10 +166,7 @@ class SetDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset(SetDescription):
-    """A data set as training takes it: its splits, of which ``validation`` is None where the set has none.
-
-    ``mean`` and ``std`` are per channel, of the training images in 0..1.
-    """
+    """A data set as training takes it; ``mean`` and ``std`` are per channel, of the training images in 0..1."""
 
     train: Split
     validation: Split | None
@@ -221,8 +208,7 @@ def cut_validation(
     another apart. Raises: ValueError if the part would be empty or could not leave every class an image.
     """
     labels = split.labels.numpy()
-    count = percent_or_count
-    if not isinstance(count, int):
+    if isinstance(count := percent_or_count, float):
         count = max(round(len(labels) * count / 100), int(count > 0))
     sizes = np.bincount(labels)
     most = len(labels) - np.count_nonzero(sizes)

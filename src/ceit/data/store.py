@@ -13,13 +13,13 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,8 +46,6 @@ CREATE TABLE IF NOT EXISTS pixels (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
 """
 
 _HOLDS = "reader = ? AND limit_megapixels <= ?"  # as something else may decode, or refuse what was let through
-
-_Value = TypeVar("_Value")
 
 
 class Fact(NamedTuple):
@@ -106,7 +104,8 @@ class Store:
     def __init__(self, folder: Path | None, trouble: str | None = None) -> None:
         """Opens the file in ``folder``. Raises: ValueError for a CEIT_CACHE_GB that is no number."""
         self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
+        self._connection, self._is_open = sqlite3.connect(":memory:", check_same_thread=False), False
+        self._connection.close()
         self.path = None if folder is None else folder / FILE_NAME
         self.limit_bytes = 0
         self.trouble = trouble
@@ -122,23 +121,19 @@ class Store:
     def facts(self, states: Sequence[str]) -> dict[str, Fact]:
         """What is known of the images in these states."""
         by_name, judge = {_name(state): state for state in states}, _judge()
-
-        def ask() -> dict[str, Fact]:
-            question = f"SELECT state, digest, reason FROM facts WHERE {_HOLDS} AND state IN"
+        question = f"SELECT state, digest, reason FROM facts WHERE {_HOLDS} AND state IN"
+        with self._attempt():
             rows = self._rows(question, list(by_name), judge)
             return {by_name[name]: Fact(digest % 2**64, reason) for name, digest, reason in rows}
-
-        return self._attempt(ask, {})
+        return {}
 
     def fact_of(self, digest: int) -> Fact | None:
         """What is known of an image with this digest, wherever it lay."""
         values = _signed(digest), *_judge()
-
-        def ask() -> Fact | None:
+        with self._attempt():
             rows = self._query(f"SELECT reason FROM facts WHERE digest = ? AND {_HOLDS} LIMIT 1", values)
             return Fact(digest, rows[0][0]) if rows else None
-
-        return self._attempt(ask, None)
+        return None
 
     def copy(self, digest: int, form: str) -> np.ndarray | None:
         """The copy in this form, uint8 ``(H, W, C)``."""
@@ -147,51 +142,42 @@ class Store:
     def copies(self, digests: Sequence[int], form: str) -> dict[int, np.ndarray]:
         """The copies in this form that are there, by digest."""
         by_name = {_copy_name(digest, form): digest for digest in digests}
-
-        def ask() -> dict[int, np.ndarray]:
-            rows = self._rows(
-                "SELECT name, shape, sum, bytes FROM copies JOIN pixels USING (id) WHERE name IN", list(by_name)
-            )
+        question = "SELECT name, shape, sum, bytes FROM copies JOIN pixels USING (id) WHERE name IN"
+        with self._attempt():
             return {
                 by_name[name]: np.frombuffer(data, np.uint8).reshape([int(side) for side in shape.split()])
-                for name, shape, checksum, data in rows
+                for name, shape, checksum, data in self._rows(question, list(by_name))
                 if _checksum(shape, data) == checksum
             }
-
-        return self._attempt(ask, {})
+        return {}
 
     def touch(self, digests: Sequence[int], form: str) -> None:
         """Notes that these copies are in use, so that older ones are dropped before them."""
-        now = int(time.time())
-
-        def note() -> None:
-            rows = self._rows("SELECT id, used FROM copies WHERE name IN", [_copy_name(d, form) for d in digests])
+        now, names = int(time.time()), [_copy_name(digest, form) for digest in digests]
+        if not self._writable:
+            return
+        with self._attempt():
+            rows = self._rows("SELECT id, used FROM copies WHERE name IN", names)
             if stale := [(now, number) for number, used in rows if used < now - RECENT_SECONDS // 2]:
                 with self._transaction() as connection:
                     connection.executemany("UPDATE copies SET used = ? WHERE id = ?", stale)
-
-        if self._writable:
-            self._attempt(note, None)
 
     def add(self, facts: Iterable[tuple[str, Fact]], copies: Sequence[Copy]) -> None:
         """Keeps facts by state, and copies as far as they fit; those not used for longest are dropped for them."""
         judge = _judge()
         rows = [(_name(state), *judge, _signed(fact.digest), fact.reason) for state, fact in facts]
-
-        def keep() -> None:
-            with self._transaction() as connection:
-                connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)", rows)
-                kept = self._make_room(copies)
-                for copy in copies[:kept]:
-                    self._insert(connection, copy)
-                self.refused_copies += len(copies) - kept
-
-        if self._writable and (rows or copies):
-            self._attempt(keep, None)
+        if not self._writable or not (rows or copies):
+            return
+        with self._attempt(), self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)", rows)
+            kept = self._make_room(copies)
+            for copy in copies[:kept]:
+                self._insert(connection, copy)
+            self.refused_copies += len(copies) - kept
 
     def is_another_file(self) -> bool:
         """Whether the file was removed or replaced since it was opened."""
-        if self.path is None or self._connection is None:
+        if self.path is None or not self._is_open:
             return False
         try:
             return self.path.stat().st_ino != self._inode
@@ -201,9 +187,8 @@ class Store:
     def close(self) -> None:
         """Closes the file; what was kept stays."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+            self._connection.close()
+            self._is_open = False
 
     def __del__(self) -> None:
         self.close()
@@ -213,7 +198,7 @@ class Store:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False)
-        self._connection, self._inode = connection, self.path.stat().st_ino
+        self._connection, self._is_open, self._inode = connection, True, self.path.stat().st_ino
         # A rollback journal works on network drives, where the processes of several machines share the folder; SQLite's
         # write-ahead log does not. After a power cut the file may be damaged, and is then begun anew.
         for setting in ("page_size = 16384", "journal_mode = TRUNCATE", "synchronous = OFF"):
@@ -224,43 +209,36 @@ class Store:
                     connection.execute(statement)
         self.limit_bytes = size_limit_bytes(self.path.parent, self._held_bytes())
 
-    def _attempt(self, act: Callable[[], _Value], otherwise: _Value) -> _Value:
-        """``act()``, or ``otherwise`` where the file does not allow it."""
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Leaves undone what the file does not allow."""
         with self._lock:
-            if self._connection is None:
-                return otherwise
             try:
-                return act()
+                yield
             except (sqlite3.Error, OSError) as error:
-                self._give_up(error)
-                return otherwise
+                if self._is_open:  # else it was given up before
+                    self._give_up(error)
 
     def _give_up(self, error: sqlite3.Error | OSError) -> None:
         """Goes on without writing, or without the file; a damaged one is begun anew, once."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the lower byte says what kind it is
         self.trouble = f"{self.path} cannot be used ({error})"
-        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) and self._connection is not None:
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) and self._is_open:
             self._writable = False
             return
         self.close()
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) and not self._renewed:
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) and self.path is not None and not self._renewed:
             self._renewed = True
             try:
-                self._remove()
+                if self.path.stat().st_ino == self._inode:  # else another process has put a new one in its place
+                    self.path.with_name(f"{FILE_NAME}-journal").unlink(missing_ok=True)
+                    self.path.unlink()
                 self._open()
                 self.trouble = None
             except (sqlite3.Error, OSError) as again:
                 self._give_up(again)
 
-    def _remove(self) -> None:
-        """Removes the file that was opened, unless another process has put a new one in its place."""
-        assert self.path is not None
-        if self.path.stat().st_ino == self._inode:
-            self.path.with_name(f"{FILE_NAME}-journal").unlink(missing_ok=True)
-            self.path.unlink()
-
     def _query(self, question: str, values: Sequence[object] = ()) -> list[tuple]:
-        assert self._connection is not None
         return self._connection.execute(question, values).fetchall()
 
     def _rows(self, question: str, names: Sequence[bytes], values: Sequence[object] = ()) -> Iterator[tuple]:
@@ -272,21 +250,13 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it is kept, or nothing."""
-        connection = self._connection
-        assert connection is not None
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
             yield connection
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
 
     def _held_bytes(self) -> int:
-        ((pages,),), ((free,),), ((size,),) = (
-            self._query(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size")
-        )
+        pragmas = ("page_count", "freelist_count", "page_size")
+        pages, free, size = (self._query(f"PRAGMA {name}")[0][0] for name in pragmas)
         return (pages - free) * size
 
     def _make_room(self, copies: Sequence[Copy]) -> int:

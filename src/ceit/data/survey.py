@@ -4,7 +4,6 @@ What is found is kept (see ``ceit.data.store``), so that an image is decoded onc
 and however many processes of the machine take part. Letters: n images, H height, W width, C channels.
 """
 
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Self
 
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -67,10 +66,10 @@ def survey(
     with _Report(description, len(images), is_shown=rank == 0) as report, ThreadPoolExecutor(usable_cores()) as pool:
         while block := list(islice(order, block_images)):
             unknown = reading.look_up(block)
-            report.advance(len(block) - len(unknown))
+            report.count(len(block) - len(unknown))
             for finding in map_in_order(pool, reading.read, unknown, 4 * usable_cores()):
                 reading.take(finding)
-                report.advance(1)
+                report.count(1)
                 if finding.reason is not None:
                     report.name_broken(f"{images.name(finding.index)} cannot be read ({finding.reason})")
             if processes > 1:
@@ -96,12 +95,9 @@ def local_share() -> tuple[int, int]:
     return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def memory_bytes() -> float:
-    """The machine's memory, or what its container or cluster job may have; infinite where the system tells nothing."""
-    limits: list[float] = [math.inf, *_limits_of_groups()]
-    with suppress(AttributeError, ValueError, OSError):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return min(limits)
+def memory_bytes() -> int:
+    """The machine's memory, or what its container or cluster job may have."""
+    return min([psutil.virtual_memory().total, *_limits_of_groups()])
 
 
 def _limits_of_groups() -> Iterator[int]:
@@ -165,10 +161,9 @@ class _Reading:
         index, state = asked
         try:
             data = self.images.encoded(index)
-        except OSError as error:
-            return _Finding(index, state, reason=error.strerror or str(error), lasts=False)
-        except BrokenImageError as error:  # it is not all there
-            return _Finding(index, state, reason=error.reason, lasts=False)
+        except (OSError, BrokenImageError) as error:  # it is not all there
+            reason = error.strerror or str(error) if isinstance(error, OSError) else error.reason
+            return _Finding(index, state, reason=reason, lasts=False)
         digest = digest_of(data)
         fact = self.store.fact_of(digest)  # the same bytes may have lain elsewhere
         if fact is not None and (fact.reason is not None or self.pixels is None):
@@ -213,39 +208,25 @@ def _order(count: int, rank: int, processes: int) -> Iterable[int]:
 
 
 class _ImagesPerSecond(ProgressColumn):
-    """How fast a bar moves."""
-
     def render(self, task: Task) -> Text:
-        return Text("" if not task.speed else f"{task.speed:.0f} images/s")
+        return Text(f"{task.speed:.0f} images/s" if task.speed else "")
 
 
-class _Report:
+class _Report(Progress):
     """What is said on stderr while a survey goes on: a progress bar, or a sentence where that is no terminal."""
 
     def __init__(self, description: str, images: int, is_shown: bool) -> None:
-        self.description, self.images = description, images
-        self.console = Console(stderr=True, quiet=not is_shown)
-        self.bar = Progress(
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-            *(_ImagesPerSecond(), TimeRemainingColumn()),
-            console=self.console,
-            transient=True,
-            disable=not (self.console.is_terminal and is_shown),
-        )
-        self.task = self.bar.add_task(description, total=images)
+        console = Console(stderr=True, quiet=not is_shown)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _ImagesPerSecond()
+        is_bar = console.is_terminal and is_shown
+        super().__init__(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not is_bar)
+        self.description, self.images, self.bar = description, images, self.add_task(description, total=images)
         self.began, self.read, self.named, self.is_long = time.monotonic(), 0, 0, False
 
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, images: int) -> None:
+    def count(self, images: int) -> None:
         """So many more are done."""
         self.read += images
-        self.bar.advance(self.task, images)
+        self.advance(self.bar, images)
         seconds = time.monotonic() - self.began
         if not self.is_long and seconds > LONG_SECONDS and not self.console.is_terminal:
             self.is_long = True

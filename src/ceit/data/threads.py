@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from threading import Event
@@ -14,7 +14,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ceit.data.image import UnreadableImageError
+from ceit.data.image import or_reason
 
 BLOCK_IMAGES = 1024  # read before they are asked for: what is held in memory at once
 
@@ -26,15 +26,7 @@ def read_all(
     read: Callable[[_Item], _Result], items: Sequence[_Item], description: str
 ) -> Iterator[tuple[_Item, _Result | str]]:
     """``read(item)`` of every item in their order, or the reason why that image cannot be read; with a progress bar."""
-
-    def attempt(item: _Item) -> _Result | str:
-        try:
-            return read(item)
-        except UnreadableImageError as error:
-            return error.reason
-        except OSError as error:
-            return error.strerror or str(error)
-
+    attempt = partial(or_reason, read)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         closing(map_in_order(pool, attempt, items, BLOCK_IMAGES)) as results,  # else the pool finishes what is queued
@@ -47,17 +39,18 @@ def map_in_order(
 ) -> Generator[_Result, None, None]:
     """``work(item)`` of every item in their order, at most ``ahead`` of them begun before they are asked for.
 
-    Not by ``Future.result``: Ctrl-C may leave it holding the lock that a thread needs to say that it is done.
+    What fails raises here; no result is an exception. Not by ``Future.result``: Ctrl-C may leave it holding the lock
+    that a thread needs to say that it is done.
     """
-    source, waiting, stop = iter(items), deque[SimpleQueue[_Result | _Failed]](), Event()
+    source, waiting, stop = iter(items), deque[SimpleQueue[_Result | BaseException]](), Event()
 
-    def answer(item: _Item, to: "SimpleQueue[_Result | _Failed]") -> None:
+    def answer(item: _Item, to: "SimpleQueue[_Result | BaseException]") -> None:
         if stop.is_set():  # nobody waits for the answer
             return
         try:
             to.put(work(item))
         except BaseException as error:
-            to.put(_Failed(error))
+            to.put(error)
             raise
 
     try:
@@ -67,16 +60,11 @@ def map_in_order(
                 pool.submit(answer, item, waiting[-1])
             if not waiting:
                 return
-            if isinstance(result := waiting.popleft().get(), _Failed):
-                raise result.error
+            if isinstance(result := waiting.popleft().get(), BaseException):
+                raise result
             yield result
     finally:
         stop.set()
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: BaseException
 
 
 def with_progress_bar(items: Iterable[_Item], description: str, total: int) -> Iterator[_Item]:

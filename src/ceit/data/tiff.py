@@ -1,6 +1,7 @@
 """The directory of a TIFF file, its list of tags, changed without touching its pixels."""
 
 import struct
+from itertools import compress
 
 PHOTOMETRIC = 262
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
@@ -26,20 +27,16 @@ def without_metadata(data: bytes) -> bytes:
     dropped = {(_MAX_SAMPLE, kind) for kind in range(13) if kind != _SHORT}  # on which libtiff gives up
     if not any(tag == _CHANNELS and (short or long) > 1 for tag, _, _, short, long in heads):
         dropped.add((_PLANAR, _SHORT))  # one channel has no order
-    kept = [
-        entry
-        for entry, (tag, kind, *_) in zip(entries, heads, strict=True)
-        if tag in _PIXEL_TAGS and (tag, kind) not in dropped
-    ]
+    is_kept = (tag in _PIXEL_TAGS and (tag, kind) not in dropped for tag, kind, *_ in heads)
+    kept = [*compress(entries, is_kept)]
     return _with_directory(data, start, struct.pack(order + "H", len(kept)) + b"".join(kept) + bytes(4))
 
 
 def black_is_zero(data: bytes) -> bytes:
     """The file that declares its values, of which zero was white, as ones of which zero is black; others unchanged."""
     order, start, entries = _directory(data)
-    white, black = (
-        struct.pack(order + "HHIHH", PHOTOMETRIC, _SHORT, 1, value, 0) for value in (WHITE_IS_ZERO, BLACK_IS_ZERO)
-    )
+    values = WHITE_IS_ZERO, BLACK_IS_ZERO
+    white, black = (struct.pack(order + "HHIHH", PHOTOMETRIC, _SHORT, 1, value, 0) for value in values)
     changed = [black if entry == white else entry for entry in entries]
     return _with_directory(data, start, struct.pack(order + "H", len(changed)) + b"".join(changed))
 

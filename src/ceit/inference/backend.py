@@ -59,16 +59,9 @@ def prepare(
     require(backend, precision)
     network = network_for_inference(model)
     if backend in ("eager", "compile"):
-        return InTorch(network, precision, compiled=backend == "compile")
-    graph = graph_of(
-        network.cpu().float(),
-        backend,
-        precision,
-        image_shape=image_shape,
-        batch_size=batch_size,
-        calibration=calibration,
-        attention=precision == "int8",
-    )
+        return _in_torch(network, precision, compiled=backend == "compile")
+    options: dict[str, Any] = {"batch_size": batch_size, "calibration": calibration, "attention": precision == "int8"}
+    graph = graph_of(network.cpu().float(), backend, precision, image_shape, **options)
     return in_runtime(graph, backend, precision, threads=threads)
 
 
@@ -89,24 +82,26 @@ def graph_of(
     network: nn.Module,
     backend: str,
     precision: str,
-    *,
     image_shape: tuple[int, int, int],
+    *,
     batch_size: int | None = None,
     calibration: Tensor | None = None,
+    any_size: bool = False,
     attention: bool = False,
 ) -> Any:
     """What ``onnxruntime`` or ``openvino`` computes: an ONNX or an OpenVINO model, in int8 if the precision says so.
 
-    ``attention`` is that of ``quantized_openvino``. Raises: ValueError for int8 without calibration images.
+    ``any_size`` is as in ``exported_program``, ``attention`` as in ``quantized_openvino``.
+    Raises: ValueError for int8 without calibration images.
     """
     if "int8" not in precision:
         calibration = None
     elif calibration is None:
         raise ValueError(f"{precision} on {backend} needs calibration images: pass some hundred training images")
     if backend == "onnxruntime":
-        graph = onnx_model(network, image_shape, batch_size=batch_size)
+        graph = onnx_model(network, image_shape, batch_size=batch_size, any_size=any_size)
         return graph if calibration is None else quantized_onnx(graph, calibration)
-    graph = openvino_model(network, image_shape)
+    graph = openvino_model(network, image_shape, any_size=any_size)
     return graph if calibration is None else quantized_openvino(graph, calibration, attention=attention)
 
 
@@ -117,29 +112,30 @@ def in_runtime(graph: Any, backend: str, precision: str, *, threads: int | None 
     return OpenVino(graph, precision="bf16" if "bf16" in precision else "float32", threads=threads)
 
 
-class InTorch:
-    """A network in torch, eager or compiled, with its weights in the precision; on the device it is on.
+def _in_torch(network: nn.Module, precision: str, *, compiled: bool) -> Network:
+    """The network in torch, eager or compiled, with its weights in the precision; on the device it is on.
 
     In bf16 all weights and activations are bf16, products are summed in float32 inside.
     On the CPU linear layers over tokens are computed as 1x1 convolutions, a view away: oneDNN multiplies them faster
     than the library that torch calls for matrix products, on some processors by a third.
     """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    network = network.to(dtype).requires_grad_(False)
+    device = next(network.parameters()).device
+    if device.type == "cpu":
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.Linear:
+                    setattr(module, name, _PointwiseLinear(child))
+    forward = torch.compile(network, dynamic=False) if compiled else network  # a graph for each batch size
 
-    def __init__(self, network: nn.Module, precision: str, *, compiled: bool) -> None:
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        network = network.to(self.dtype).requires_grad_(False)
-        self.device = next(network.parameters()).device
-        if self.device.type == "cpu":
-            _multiply_as_convolutions(network)
-        self.compiled = compiled
-        self.network = torch.compile(network, dynamic=False) if compiled else network  # a graph for each batch size
-
-    def __call__(self, images: Tensor) -> Tensor:
+    def logits(images: Tensor) -> Tensor:
         # freezing folds constants and lays weights out as products want them; as an option of compile it has no effect
-        frozen = inductor.patch(freezing=True) if self.compiled else nullcontext()
+        frozen = inductor.patch(freezing=True) if compiled else nullcontext()
         with torch.no_grad(), frozen:
-            images = images.to(self.device, self.dtype, memory_format=torch.channels_last)
-            return self.network(images).float()
+            return forward(images.to(device, dtype, memory_format=torch.channels_last)).float()
+
+    return logits
 
 
 class AsModule(nn.Module):
@@ -151,13 +147,6 @@ class AsModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
-
-
-def _multiply_as_convolutions(network: nn.Module) -> None:
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear:
-                setattr(module, name, _PointwiseLinear(child))
 
 
 class _PointwiseLinear(nn.Module):

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import psutil
@@ -43,19 +43,13 @@ def usage() -> Usage:
         cores = [cores[number] for number in os.sched_getaffinity(0) if number < len(cores)] or cores
     counted = _BUSY if psutil.Process().nice() <= 0 else (*_BUSY, "nice")  # what is polite gives way, unless we are too
     machine = sum(getattr(core, name, 0.0) for core in cores for name in counted)
-    workers = {child.pid: _used_by(child.pid) for child in multiprocessing.active_children() if child.pid is not None}
+    own: dict[int, float] = {}
+    for pid in [child.pid for child in multiprocessing.active_children() if child.pid is not None]:
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            own[pid] = sum(psutil.Process(pid).cpu_times()[:2])  # user and system
     ended = os.times()  # asked last: active_children has just waited for some
-    own = {_SELF: time.process_time(), _ENDED: ended.children_user + ended.children_system, **workers}
+    own |= {_SELF: time.process_time(), _ENDED: ended.children_user + ended.children_system}
     return Usage(time.monotonic(), machine, own, len(cores))
-
-
-def _used_by(pid: int) -> float:
-    """Seconds of the cores that a process has used; none if it has just ended."""
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return times.user + times.system
 
 
 def taken_by_others(before: Usage, after: Usage) -> float:

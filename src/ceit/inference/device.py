@@ -22,10 +22,7 @@ def default_device() -> torch.device:
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast, None for none.
-
-    ``auto`` takes bf16 where the machine computes it natively.
-    """
+    """The dtype of autocast, None for none. ``auto`` takes bf16 where the machine computes it natively."""
     if precision == "auto":
         precision = "bf16" if computes_bf16(device) else "float32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

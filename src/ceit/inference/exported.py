@@ -58,15 +58,21 @@ class ExportedDescription:
 class ExportedNetwork:
     """An exported file, ready to run: images float32 ``(B, C, H, W)`` to logits float32 ``(B, classes)``, on the CPU.
 
+    ``image_hw`` is the size in pixels that it was exported for. ``class_names``, in the order of the logits, and
+    ``preprocessing``, as ``Preprocessing.from_dict`` takes it, are None where the checkpoint did not know them.
+
     Raises: ValueError for images of a shape that the file does not take.
     """
 
     def __init__(self, description: ExportedDescription, run: OnnxRuntime | OpenVino | torch.nn.Module) -> None:
-        self.description = description
-        self._run = run
+        self.description, self._run = description, run
+        network = description.network
+        self.config, self.class_names, self.preprocessing = network.config, network.class_names, network.preprocessing
+        self.image_hw, self.in_chans = network.config.image_hw, network.config.in_chans
+        self.num_classes = network.config.num_classes
 
     def __call__(self, images: Tensor) -> Tensor:
-        config = self.description.network.config
+        config = self.config
         channels, *image_hw = images.shape[1:] if images.dim() == 4 else (0, 0, 0)
         multiples = min(image_hw) > 0 and not any(side % config.patch_size for side in image_hw)
         fits = multiples if self.description.any_size else tuple(image_hw) == config.image_hw
@@ -80,32 +86,6 @@ class ExportedNetwork:
         with torch.no_grad():
             return self._run(images)
 
-    @property
-    def image_hw(self) -> tuple[int, int]:
-        """Height and width in pixels that it was exported for."""
-        return self.description.network.config.image_hw
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of an image."""
-        return self.description.network.config.in_chans
-
-    @property
-    def num_classes(self) -> int:
-        """Logits of an image."""
-        return self.description.network.config.num_classes
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """The classes in the order of the logits, where the checkpoint knew them."""
-        names = self.description.network.class_names
-        return None if names is None else list(names)
-
-    @property
-    def preprocessing(self) -> dict[str, Any] | None:
-        """How images are prepared, as ``Preprocessing.from_dict`` takes it."""
-        return self.description.network.preprocessing
-
 
 def is_exported(path: str | Path) -> bool:
     """Whether the name is that of an exported file: ``.onnx``, ``.pt2`` or ``.xml``."""
@@ -113,11 +93,7 @@ def is_exported(path: str | Path) -> bool:
 
 
 def load_exported(
-    path: str | Path,
-    *,
-    precision: Literal["float32", "bf16"] = "float32",
-    threads: int | None = None,
-    callers: int = 1,
+    path: str | Path, *, precision: Literal["float32", "bf16"] = "float32", threads: int | None = None, callers: int = 1
 ) -> ExportedNetwork:
     """The network in a file that ``ceit export`` wrote; nothing in the file is executed.
 
@@ -134,7 +110,16 @@ def load_exported(
     if precision == "bf16" and path.suffix != ".xml":
         raise ValueError(f"{path} cannot be run in bf16: only OpenVINO's .xml can, others run in float32")
     try:
-        text, run = _READERS[path.suffix](path, precision, threads, callers)
+        if path.suffix == ".onnx":
+            run = OnnxRuntime(path.read_bytes(), threads=threads)
+            text = run.metadata.get(METADATA_KEY, "")
+        elif path.suffix == ".pt2":
+            program, text = program_file.from_bytes(path.read_bytes())
+            run = program.module()
+        else:
+            model = _openvino_model(path)
+            run = OpenVino(model, precision=precision, threads=threads, callers=callers)
+            text = rt_info(model, METADATA_KEY)
         if not text:
             raise ValueError("it was not written by ceit export, so its classes and preprocessing are not known")
         return ExportedNetwork(ExportedDescription.from_json(text), run)
@@ -142,19 +127,7 @@ def load_exported(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_onnx(path: Path, _precision: str, threads: int | None, _callers: int) -> tuple[str, OnnxRuntime]:
-    run = OnnxRuntime(path.read_bytes(), threads=threads)
-    return run.metadata.get(METADATA_KEY, ""), run
-
-
-def _read_program(path: Path, _precision: str, _threads: int | None, _callers: int) -> tuple[str, torch.nn.Module]:
-    program, text = program_file.from_bytes(path.read_bytes())
-    return text, program.module()
-
-
-def _read_openvino(
-    path: Path, precision: Literal["float32", "bf16"], threads: int | None, callers: int
-) -> tuple[str, OpenVino]:
+def _openvino_model(path: Path) -> Any:
     weights = path.with_suffix(".bin").read_bytes()
     try:
         model = openvino_core().read_model(path.read_bytes(), weights)
@@ -163,12 +136,9 @@ def _read_openvino(
     digest = rt_info(model, WEIGHTS_KEY)
     if digest and digest != hashlib.sha256(weights).hexdigest():
         raise ValueError(f"{path.with_suffix('.bin').name} is damaged or belongs to another model")
-    return rt_info(model, METADATA_KEY), OpenVino(model, precision=precision, threads=threads, callers=callers)
+    return model
 
 
 def rt_info(model: Any, key: str) -> str:
     """A text that an OpenVINO model carries, empty if it does not."""
     return str(model.get_rt_info(key).astype(str)) if model.has_rt_info(key) else ""
-
-
-_READERS: dict[str, Any] = {".onnx": _read_onnx, ".pt2": _read_program, ".xml": _read_openvino}

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ceit.atomic import replace_files, require_place
-from ceit.inference import graphs, program_file, quantize
+from ceit.inference import graphs, program_file
+from ceit.inference.backend import graph_of
 from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import METADATA_KEY, SUFFIXES, WEIGHTS_KEY, ExportedDescription, Format, load_exported
 from ceit.inference.folding import fuse
@@ -31,9 +32,6 @@ MAX_ERROR = 1e-4
 MIN_AGREEMENT_PERCENT = 98.5
 """An int8 export must name the class that the network names for this share of the images, at least."""
 _BATCH = 16
-
-Files = dict[str, bytes]
-"""Contents by suffix; of several the last is the one to name."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +87,20 @@ def export(
         refuse_existing(file)
     if not model.config.num_classes:
         raise ValueError("a network of 0 classes has no head: there is nothing to export")
-    if precision == "int8" and calibration is None:
-        raise ValueError("int8 needs calibration images")
-    description = ExportedDescription(
-        Description(model.config, name_of(model.config), model.class_names, model.preprocessing, training),
-        format,
-        precision,
-        any_size,
-        __version__,
-    )
-    write = _WRITERS[format](fuse(model), calibration if precision == "int8" else None, any_size)
+    said = Description(model.config, name_of(model.config), model.class_names, model.preprocessing, training)
+    description = ExportedDescription(said, format, precision, any_size, __version__)
+    network, image_shape = fuse(model), (model.config.in_chans, *model.config.image_hw)
+    if format == "torch":
+        graph: Any = graphs.exported_program(network, image_shape)
+    else:
+        runtime = "onnxruntime" if format == "onnx" else format
+        graph = graph_of(network, runtime, precision, image_shape, calibration=calibration, any_size=any_size)
     with TemporaryDirectory(prefix="ceit-") as folder:
         trial = Path(folder, file.name)
-        for suffix, content in write(description).items():
+        for suffix, content in _contents(graph, description).items():
             trial.with_suffix(suffix).write_bytes(content)
         report = _compare(model, trial, description, check)
-    checked = write(replace(description, check=asdict(report)))
+    checked = _contents(graph, replace(description, check=asdict(report)))
     replace_files({file.with_suffix(suffix): content for suffix, content in checked.items()})
     return report
 
@@ -131,54 +127,26 @@ def suffix_of(format: str) -> str:
     return next(suffix for suffix, known in SUFFIXES.items() if known == format)
 
 
-def _onnx_writer(model: CeiT, calibration: Tensor | None, any_size: bool) -> Callable[[ExportedDescription], Files]:
-    import onnx
+def _contents(graph: Any, description: ExportedDescription) -> dict[str, bytes]:
+    """What the files of a graph hold, by suffix, with the description inside; the last is the one to name."""
+    text = description.to_json()
+    if description.format == "torch":
+        return {".pt2": program_file.to_bytes(graph, text)}
+    if description.format == "onnx":
+        import onnx
 
-    graph = graphs.onnx_model(model, _image_shape(model), any_size=any_size)
-    if calibration is not None:
-        graph = quantize.quantized_onnx(graph, calibration)
-    graph.producer_name, graph.producer_version = "ceit", __version__
-
-    def write(description: ExportedDescription) -> Files:
-        onnx.helper.set_model_props(graph, {METADATA_KEY: description.to_json()})
+        graph.producer_name, graph.producer_version = "ceit", __version__
+        onnx.helper.set_model_props(graph, {METADATA_KEY: text})
         onnx.checker.check_model(graph, full_check=True)
         return {".onnx": graph.SerializeToString()}
-
-    return write
-
-
-def _program_writer(model: CeiT, _: Tensor | None, any_size: bool) -> Callable[[ExportedDescription], Files]:
-    program = graphs.exported_program(model, _image_shape(model), any_size=any_size)
-    return lambda description: {".pt2": program_file.to_bytes(program, description.to_json())}
-
-
-def _openvino_writer(model: CeiT, calibration: Tensor | None, any_size: bool) -> Callable[[ExportedDescription], Files]:
-    graph = graphs.openvino_model(model, _image_shape(model), any_size=any_size)
-    if calibration is not None:
-        graph = quantize.quantized_openvino(graph, calibration)
-
-    def write(description: ExportedDescription) -> Files:
-        graph.set_rt_info(description.to_json(), METADATA_KEY)
-        with TemporaryDirectory(prefix="ceit-") as folder:
-            place = Path(folder, "model.xml")
-            graphs.save_openvino(graph, place)
-            weights = place.with_suffix(".bin").read_bytes()
-            graph.set_rt_info(hashlib.sha256(weights).hexdigest(), WEIGHTS_KEY)
-            graphs.save_openvino(graph, place)
-            return {".bin": weights, ".xml": place.read_bytes()}
-
-    return write
-
-
-_WRITERS: dict[str, Callable[..., Callable[[ExportedDescription], Files]]] = {
-    "onnx": _onnx_writer,
-    "torch": _program_writer,
-    "openvino": _openvino_writer,
-}
-
-
-def _image_shape(model: CeiT) -> tuple[int, int, int]:
-    return model.config.in_chans, *model.config.image_hw
+    graph.set_rt_info(text, METADATA_KEY)
+    with TemporaryDirectory(prefix="ceit-") as folder:
+        place = Path(folder, "model.xml")
+        graphs.save_openvino(graph, place)
+        weights = place.with_suffix(".bin").read_bytes()
+        graph.set_rt_info(hashlib.sha256(weights).hexdigest(), WEIGHTS_KEY)
+        graphs.save_openvino(graph, place)
+        return {".bin": weights, ".xml": place.read_bytes()}
 
 
 def _compare(model: CeiT, file: Path, description: ExportedDescription, check: ExampleImages) -> Report:
@@ -187,27 +155,18 @@ def _compare(model: CeiT, file: Path, description: ExportedDescription, check: E
     wanted = _in_batches(eager, check.images)
     got = _in_batches(network, check.images)
     errors = [_error(got, wanted)]
-    agreement_percent = _percent(got.argmax(1) == wanted.argmax(1))
+    agreement_percent = _same(got, wanted.argmax(1))
     for image_hw in _other_sizes(model) if description.any_size else ():
         images = F.interpolate(check.images[:_BATCH], image_hw, mode="bilinear")
         eager.set_input_size(model.config.image_hw)
         eager.load_state_dict(model.state_dict())  # positions are interpolated from those of the checkpoint
         eager.set_input_size(image_hw)
         errors.append(_error(_in_batches(network, images), _in_batches(eager, images)))
-    report = Report(
-        description.format,
-        description.precision,
-        description.any_size,
-        len(check),
-        check.origin,
-        check.real,
-        max(errors, key=lambda error: error if error == error else float("inf")),
-        agreement_percent,
-        None if check.labels is None else _percent(got.argmax(1) == check.labels),
-        None if check.labels is None else _percent(wanted.argmax(1) == check.labels),
-    )
-    reason = refusal(report)
-    if reason:
+    right = (None, None) if check.labels is None else (_same(got, check.labels), _same(wanted, check.labels))
+    worst = max(errors, key=lambda error: error if error == error else float("inf"))
+    kind = description.format, description.precision, description.any_size
+    report = Report(*kind, len(check), check.origin, check.real, worst, agreement_percent, *right)
+    if reason := refusal(report):
         raise ValueError(
             f"the export is refused and nothing was written: over {len(check)} images ({check.origin}) {reason}"
         )
@@ -245,5 +204,6 @@ def _error(got: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def _percent(hits: Tensor) -> float:
-    return 100 * hits.double().mean().item()
+def _same(logits: Tensor, classes: Tensor) -> float:
+    """Percent of the images that are given their class."""
+    return 100 * (logits.argmax(1) == classes).double().mean().item()

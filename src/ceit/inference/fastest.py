@@ -17,16 +17,13 @@ from ceit.inference.backend import BACKENDS, PRECISIONS, PRECISIONS_OF, Network,
 from ceit.inference.device import machine
 from ceit.messages import unknown
 from ceit.model.ceit import CeiT
+from ceit.weights import Description
+from ceit.weights.checkpoint import fingerprint
 
 LEAST_AGREEMENT = 0.985
 """Share of images whose first answer must be that of eager float32, for ``auto`` to take a precision."""
 
-_NEEDS: dict[str, tuple[str, ...]] = {
-    "eager": (),
-    "compile": (),
-    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("openvino",),
-}
+_NEEDS = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 _LEAST_IMAGES = 16
 _TIMED_CALLS = 7
 
@@ -44,6 +41,7 @@ class Candidate:
     error: str | None = None
 
 
+@dataclass(frozen=True)
 class Optimized:
     """A network made ready: images float32 ``(B, C, H, W)`` to logits float32 ``(B, classes)``.
 
@@ -51,8 +49,10 @@ class Optimized:
     named by the caller.
     """
 
-    def __init__(self, network: Network, backend: str, precision: str, measured: tuple[Candidate, ...] = ()) -> None:
-        self.network, self.backend, self.precision, self.measured = network, backend, precision, measured
+    network: Network
+    backend: str
+    precision: str
+    measured: tuple[Candidate, ...] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -94,20 +94,18 @@ def optimize(
     def prepared(backend: str, precision: str) -> Network:
         return prepare(model, backend, precision, image_shape=shape, calibration=calibration)
 
-    if backend != "auto" and precision != "auto":
-        return Optimized(prepared(backend, precision), backend, precision)
     candidates = [
         (name, number_format)
         for name in (BACKENDS if backend == "auto" else (backend,))
         for number_format in PRECISIONS_OF[name]
         if precision == number_format or (precision == "auto" and (images is not None or number_format == "float32"))
-        if backend == name or all(importlib.util.find_spec(package) for package in _NEEDS[name])
+        if backend == name or all(importlib.util.find_spec(package) for package in _NEEDS.get(name, ()))
     ]
     if not candidates:
         raise ValueError(f"no backend that is installed has precision {precision!r}: pip install 'ceit-vision[export]'")
     if len(candidates) == 1:
         return Optimized(prepared(*candidates[0]), *candidates[0])
-    cache_name = f"optimize/{_key(model, candidates, batch_size, images, least_agreement)}.json"
+    cache_name = f"optimize/{_key(model, images, candidates, batch_size, least_agreement)}.json"
     if remember and (remembered := recall(cache_name)) is not None:
         chosen = Candidate(**json.loads(remembered))
         return Optimized(prepared(chosen.backend, chosen.precision), chosen.backend, chosen.precision, (chosen,))
@@ -147,21 +145,10 @@ def _images_per_second(network: Network, images: Tensor) -> float:
     return len(images) / statistics.median(seconds[1:])
 
 
-def _key(
-    model: CeiT,
-    candidates: list[tuple[str, str]],
-    batch_size: int,
-    images: Tensor | None,
-    least_agreement: float,
-) -> str:
+def _key(model: CeiT, images: Tensor | None, *choice: object) -> str:
     """Of all that the choice depends on: the weights, the images, the machine and the versions."""
-    digest = hashlib.sha256()
     tensors = dict(model.state_dict()) | ({} if images is None else {"images": images})
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     runtimes = {name: version(name) for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)}
     device = next(model.parameters()).device
-    said = [asdict(model.config), candidates, batch_size, least_agreement, str(device), machine(device), runtimes]
-    digest.update(json.dumps(said, default=str).encode())
-    return digest.hexdigest()
+    said = [fingerprint(tensors, Description(model.config)), *choice, str(device), machine(device), runtimes]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

@@ -70,13 +70,13 @@ def onnx_model(
 
 
 def openvino_model(
-    network: nn.Module, image_shape: tuple[int, int, int], *, batch_size: int | None = None, any_size: bool = False
+    network: nn.Module, image_shape: tuple[int, int, int], *, any_size: bool = False
 ) -> "openvino.Model":
-    """The network as an OpenVINO model; arguments and errors as of ``exported_program``.
+    """The network as an OpenVINO model for any batch; arguments and errors as of ``exported_program``.
 
     By way of ONNX: from torch's own operators OpenVINO does not recognise attention once products are int8.
     """
-    content = onnx_model(network, image_shape, batch_size=batch_size, any_size=any_size).SerializeToString()
+    content = onnx_model(network, image_shape, any_size=any_size).SerializeToString()
     model = openvino_core().read_model(io.BytesIO(content))
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({OUTPUT})

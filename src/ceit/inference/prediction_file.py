@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -29,8 +30,6 @@ NAME_ERRORS = sys.getfilesystemencodeerrors()
 """How names of files that are not text come into a string, and out of it as the bytes that they were."""
 
 Lines = Callable[[Prediction], str]
-_Found = tuple[str, bool]
-"""The path of an image in a file, and whether it has an answer there, not an error."""
 
 
 class _Stored(NamedTuple):
@@ -66,19 +65,15 @@ class Origin(NamedTuple):
 
 def csv_lines(prediction: Prediction) -> str:
     """A line for every rank, or one with the error."""
-    path = prediction.path or ""
-    if prediction.error is not None:
-        return _csv_line(path, "", "", "", prediction.error)
-    return "".join(
-        _csv_line(path, rank, score.label, f"{score.probability:.6f}", "")
-        for rank, score in enumerate(prediction.predictions, 1)
-    )
-
-
-def _csv_line(*values: object) -> str:
-    file = io.StringIO()
-    csv.writer(file).writerow(values)  # which ends its line in CR LF, and therefore quotes a name that holds either
-    return file.getvalue().removesuffix("\r\n") + "\n"
+    rows: list[tuple[object, ...]] = [
+        (rank, score.label, f"{score.probability:.6f}", "") for rank, score in enumerate(prediction.predictions, 1)
+    ]
+    lines = ""
+    for row in rows if prediction.error is None else [("", "", "", prediction.error)]:
+        file = io.StringIO()
+        csv.writer(file).writerow([prediction.path, *row])  # ends in CR LF, and so quotes a name that holds either
+        lines += file.getvalue().removesuffix("\r\n") + "\n"
+    return lines
 
 
 def json_line(prediction: Prediction) -> str:
@@ -198,31 +193,20 @@ def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_St
     Raises: ValueError for anything but answers of these classes and ranks.
     """
     found: list[_Stored] = []
-    read = end = 0
-    is_at_end = False
-
-    def whole_lines(content: Iterable[bytes]) -> Iterator[str]:
-        nonlocal read, is_at_end
-        for line in content:
-            if not line.endswith(b"\n"):
-                break
-            read += len(line)
-            yield line.decode(errors=NAME_ERRORS)
-        is_at_end = True
-
+    head = FORMS[file.suffix][0].encode()
     with file.open("rb") as content:
-        lines, head = whole_lines(content), FORMS[file.suffix][0]
+        lines = (line.decode(errors=NAME_ERRORS) for line in content if line.endswith(b"\n"))
         try:
-            if head and next(lines, head) != head:
-                raise ValueError(f"its first line is not {head}")
-            end = read
+            first = content.readline()
+            if (first and not first.endswith(b"\n")) or (head and first not in (b"", head)):
+                raise ValueError(f"its first line is {first}")
+            end = content.seek(len(head))
             for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names)):
-                found.append(_Stored(path, is_answer, end, read))
-                end = read
-            if not end and content.tell():
-                raise ValueError("not one whole line")
+                start, end = end, content.tell()
+                found.append(_Stored(path, is_answer, start, end))
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            if not (is_at_end and isinstance(error, csv.Error)):  # else it was cut within a name of several lines
+            was_cut_in_a_name = isinstance(error, csv.Error) and getgeneratorstate(lines) == GEN_CLOSED  # of two lines
+            if not was_cut_in_a_name:
                 raise ValueError(
                     f"{file} holds other things than answers of this model with --top-k {ranks}: name another --output"
                 ) from error
@@ -233,16 +217,16 @@ def _keep_answers(file: Path, found: Sequence[_Stored]) -> None:
     """Leave nothing in a file but the answers among what was found in it, all at once: images with errors go."""
     head = FORMS[file.suffix][0].encode()
     answers = [image for image in found if image.is_answer]
+
+    def pieces() -> Iterator[bytes]:
+        yield head
+        with file.open("rb") as content:
+            for image in answers:
+                content.seek(image.start)
+                yield content.read(image.end - image.start)
+
     if file.stat().st_size != len(head) + sum(image.end - image.start for image in answers):
-        replace_files({file.resolve(): _pieces(file, head, answers)})
-
-
-def _pieces(file: Path, head: bytes, images: Iterable[_Stored]) -> Iterator[bytes]:
-    yield head
-    with file.open("rb") as content:
-        for image in images:
-            content.seek(image.start)
-            yield content.read(image.end - image.start)
+        replace_files({file.resolve(): pieces()})
 
 
 def _side_file(file: Path) -> Path:
@@ -250,7 +234,8 @@ def _side_file(file: Path) -> Path:
     return place.with_name(f"{place.name}.model.json")
 
 
-def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found]:
+def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[tuple[str, bool]]:
+    """The path of every image, and whether it has an answer there, not an error."""
     expected = 1
     for path, rank, label, _probability, error in csv.reader(lines, strict=True):
         if (rank, label in class_names) != (("", False) if error else (str(expected), True)):
@@ -260,7 +245,7 @@ def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> It
             yield path, not error
 
 
-def _in_json_lines(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[_Found]:
+def _in_json_lines(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[tuple[str, bool]]:
     for line in lines:
         image = json.loads(line)
         if "error" not in image:

@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.data.image import UnreadableImageError, read_image
+from ceit.data.image import or_reason, read_image
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
 from ceit.data.threads import map_in_order
 from ceit.inference.backend import Network, prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
-from ceit.model import CeiT, CeiTConfig
+from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.weights import load_checkpoint
 
@@ -67,14 +67,6 @@ class Prediction:
         return {"path": self.path, "predictions": [score._asdict() for score in self.predictions]}
 
 
-class _Read(NamedTuple):
-    """An image on its way to the network: what it sees, uint8 ``(H, W, C)``, or why there is nothing to see."""
-
-    path: str | None
-    pixels_hwc: np.ndarray | None = None
-    error: str | None = None
-
-
 class Predictor:
     """Classifies images.
 
@@ -100,8 +92,7 @@ class Predictor:
         folded, in torch, in ``precision``; an exported network computes on the CPU, in what it was loaded in.
         Raises: ValueError if names or preprocessing do not fit the model.
         """
-        geometry = geometry_of(model)
-        classes = geometry.num_classes
+        geometry, classes = model.config, model.config.num_classes
         if class_names is None:
             logger.warning("the checkpoint names no classes: they are called class 0 to class %d", classes - 1)
             class_names = [f"class {i}" for i in range(classes)]
@@ -120,18 +111,12 @@ class Predictor:
         else:
             self.device = torch.device("cpu")
             self.network = network or model
-        self.model = model
-        self.image_hw, self.in_chans = geometry.image_hw, geometry.in_chans
-        self.class_names = tuple(class_names)
-        self.preprocessing = preprocessing
+        self.model, self.image_hw, self.in_chans = model, geometry.image_hw, geometry.in_chans
+        self.class_names, self.preprocessing = tuple(class_names), preprocessing
 
     @classmethod
     def from_checkpoint(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        device: torch.device | str | None = None,
-        precision: Precision = "float32",
+        cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None, precision: Precision = "float32"
     ) -> Self:
         """The predictor in a run directory, a file of weights or an exported file.
 
@@ -139,10 +124,8 @@ class Predictor:
         """
         path = expanded(path)
         if is_exported(path):
-            exported = load_exported(
-                path, precision=exported_precision(path, precision), threads=1, callers=torch.get_num_threads()
-            )
-            return cls.from_model(exported)
+            computed_in, callers = exported_precision(path, precision), torch.get_num_threads()
+            return cls.from_model(load_exported(path, precision=computed_in, threads=1, callers=callers))
         return cls.from_model(load_checkpoint(path), device=device, precision=precision)
 
     @classmethod
@@ -154,13 +137,8 @@ class Predictor:
         precision: Precision = "float32",
     ) -> Self:
         """The predictor of a network that carries its class names and preprocessing, as one that was loaded does."""
-        return cls(
-            model,
-            class_names=model.class_names,
-            preprocessing=stored_preprocessing(model),
-            device=device,
-            precision=precision,
-        )
+        stored = None if model.preprocessing is None else Preprocessing.from_dict(model.preprocessing)
+        return cls(model, class_names=model.class_names, preprocessing=stored, device=device, precision=precision)
 
     def predict(
         self, images: ImageInput | Iterable[ImageInput], *, top_k: int = 5, batch_size: int | None = None
@@ -204,27 +182,26 @@ class Predictor:
             torch.set_num_threads(cores)  # the last thread to set it has set it for all threads to come
 
     def _answer(self, images: Sequence[ImageInput], top_k: int, stop: Event) -> list[Prediction]:
-        read: list[_Read] = []
+        paths, read = list[str | None](), list[np.ndarray | str]()
         for image in images:
             if stop.is_set():  # nobody waits for the answer
                 return []
-            read.append(self._read(image))
-        pixels = [one.pixels_hwc for one in read if one.pixels_hwc is not None]
+            paths.append(os.fspath(image) if isinstance(image, str | os.PathLike) else None)
+            read.append(or_reason(self._read, image))
+        pixels = [one for one in read if not isinstance(one, str)]
         scores = iter(self._scores(self.preprocessing.normalise(np.stack(pixels)), top_k) if pixels else [])
-        return [Prediction(one.path, () if one.pixels_hwc is None else next(scores), one.error) for one in read]
+        return [
+            Prediction(path, error=one) if isinstance(one, str) else Prediction(path, next(scores))
+            for path, one in zip(paths, read, strict=True)
+        ]
 
-    def _read(self, source: ImageInput) -> _Read:
-        path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-        try:
-            if isinstance(source, np.ndarray | Tensor):
-                source = to_pillow(source)
-            cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
-            image = read_image(source if isinstance(source, Image.Image) else expanded(source), self.in_chans, cover)
-            return _Read(path, to_array(self.preprocessing.fit(image, self.image_hw)))
-        except UnreadableImageError as error:
-            return _Read(path, error=error.reason)
-        except OSError as error:
-            return _Read(path, error=error.strerror or str(error))
+    def _read(self, source: ImageInput) -> np.ndarray:
+        """What the network sees of an image, uint8 ``(H, W, C)``."""
+        if isinstance(source, np.ndarray | Tensor):
+            source = to_pillow(source)
+        cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
+        image = read_image(source if isinstance(source, Image.Image) else expanded(source), self.in_chans, cover)
+        return to_array(self.preprocessing.fit(image, self.image_hw))
 
     def _scores(self, images_bhwc: Tensor, top_k: int) -> list[tuple[Score, ...]]:
         with torch.inference_mode():
@@ -250,24 +227,14 @@ def exported_precision(path: Path, precision: Precision) -> Literal["float32", "
     return chosen(precision, torch.device("cpu"))
 
 
-def geometry_of(model: CeiT | ExportedNetwork) -> CeiTConfig:
-    """What a network is made for: the size and channels of images, the number of classes."""
-    return model.config if isinstance(model, CeiT) else model.description.network.config
-
-
 def preprocessing_of(model: CeiT | ExportedNetwork) -> Preprocessing:
-    """What the model's checkpoint says, else ImageNet's. Raises: ValueError as both."""
-    return stored_preprocessing(model) or default_preprocessing(model)
-
-
-def stored_preprocessing(model: CeiT | ExportedNetwork) -> Preprocessing | None:
-    """What the model's checkpoint says of preprocessing, None if nothing. Raises: ValueError if it is incomplete."""
-    return None if model.preprocessing is None else Preprocessing.from_dict(model.preprocessing)
+    """What the model's checkpoint says, else ImageNet's. Raises: ValueError if it is incomplete or does not fit."""
+    return default_preprocessing(model) if model.preprocessing is None else Preprocessing.from_dict(model.preprocessing)
 
 
 def default_preprocessing(model: CeiT | ExportedNetwork) -> Preprocessing:
     """ImageNet's, as the logger says; small images are taken whole. Raises: ValueError unless it has 3 channels."""
-    config = geometry_of(model)
+    config = model.config
     if config.in_chans != IMAGENET.in_chans:
         raise ValueError(
             f"the checkpoint has no preprocessing, and ImageNet's does not fit its {config.in_chans} channels; "

@@ -83,32 +83,23 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[str]:
             yield from _strange_values(program)
 
 
-def _strange_values(value: Any) -> Iterator[str]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _strange_values(item)
-    elif isinstance(value, dict):
+def _strange_values(program: dict[str, Any]) -> Iterator[str]:
+    for value in _dictionaries(program):
         for key, item in value.items():
-            if key == "target" and not _is_known(item):
+            if key == "target" and item not in _OWN_TARGETS and not _TARGET.fullmatch(str(item)):
                 yield f"the operator {item!r}"
             elif key == "expr_str" and not _SHAPE.fullmatch(item):
                 yield f"the shape {item!r}"
             elif key in ("in_spec", "out_spec"):
-                yield from _strange_trees(json.loads(item))
+                types = [tree.get("type") for tree in _dictionaries(json.loads(item))]
+                yield from (f"inputs of the type {kind!r}" for kind in types if kind not in _TREE_TYPES)
             elif key in ("metadata", "custom_obj_values", "treespec_namedtuple_fields") and item:
                 yield f"{key} {str(item)[:60]!r}"
-            yield from _strange_values(item)
 
 
-def _is_known(target: object) -> bool:
-    return target in _OWN_TARGETS or _TARGET.fullmatch(str(target)) is not None
-
-
-def _strange_trees(tree: Any) -> Iterator[str]:
-    if isinstance(tree, list):
-        for item in tree:
-            yield from _strange_trees(item)
-    elif isinstance(tree, dict):
-        if tree.get("type") not in _TREE_TYPES:
-            yield f"inputs of the type {tree.get('type')!r}"
-        yield from _strange_trees(tree.get("children_spec", []))
+def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
+    """All in a value of JSON, at any depth."""
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _dictionaries(item)

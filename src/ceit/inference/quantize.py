@@ -75,11 +75,9 @@ def _main(folder: Path, kind: str) -> None:
     silence_telemetry()
     import nncf
 
-    images = np.load(folder / _IMAGES)
-    without = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
-
     def quantize(model: Any, ignored: list[str], batch_size: int) -> Any:
-        batches = _batches(images, batch_size)
+        batches = _batches(np.load(folder / _IMAGES), batch_size)
+        without = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
         return nncf.quantize(
             model,
             nncf.Dataset(batches),
@@ -98,12 +96,7 @@ def _main(folder: Path, kind: str) -> None:
         folding = Manager()
         folding.register_pass(ConstantFolding())  # a weight that is computed would not be seen as one
         folding.run_passes(model)
-        batch = model.inputs[0].get_partial_shape()[0]
-        quantized = quantize(
-            model,
-            _float_in_openvino(model, attention=kind.endswith("attention")),
-            batch.get_length() if batch.is_static else _BATCH,
-        )
+        quantized = quantize(model, _float_in_openvino(model, attention=kind.endswith("attention")), _BATCH)
         openvino.save_model(quantized, folder / f"{_AFTER}.xml", compress_to_fp16=False)
     else:
         import onnx

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ceit.inference.graphs import openvino_core
+from ceit.inference.graphs import INPUT, openvino_core
 
 if TYPE_CHECKING:
     import onnx
@@ -35,8 +35,6 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime has a dozen classes of its own, with no base of theirs
             raise ValueError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
-        self._input = self._session.get_inputs()[0].name
-        self._output = self._session.get_outputs()[0].name
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -44,8 +42,8 @@ class OnnxRuntime:
         return self._session.get_modelmeta().custom_metadata_map
 
     def __call__(self, images: Tensor) -> Tensor:
-        feed = {self._input: images.detach().to("cpu", torch.float32).contiguous().numpy()}
-        return torch.from_numpy(self._session.run([self._output], feed)[0])
+        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        return torch.from_numpy(self._session.run(None, {INPUT: array})[0])
 
 
 class OpenVino:
@@ -82,15 +80,14 @@ class OpenVino:
         self._requests_of: dict[tuple[int, tuple[int, ...], int], list[Any]] = {}
         try:
             self._model = openvino_core().read_model(model) if isinstance(model, Path) else model
-            shape = self._model.inputs[0].get_partial_shape()
-            self._fixed_batch, self._any_size = shape[0].is_static, shape[2].is_dynamic
+            self._any_size = self._model.inputs[0].get_partial_shape()[2].is_dynamic
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
 
     def __call__(self, images: Tensor) -> Tensor:
         array = images.detach().to("cpu", torch.float32).contiguous().numpy()
         part = max(1, min(_MOST_IMAGES, round(_PIXELS / array[0, 0].size)))
-        if self._fixed_batch or len(array) < part * self._threads:
+        if len(array) < part * self._threads:
             return torch.from_numpy(self._results([array], streams=1)[0])
         whole = len(array) - len(array) % part
         parts = [array[start : start + part] for start in range(0, whole, part)]

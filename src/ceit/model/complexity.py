@@ -242,7 +242,37 @@ def analysis(config: CeiTConfig) -> tuple[Cost, ...]:
 
     Source: arXiv 2103.11816, the complexity analysis.
     """
-    return (*_stem_costs(config), *_leff_costs(config), *_lca_costs(config))
+    dim, expanded, depth, patches = config.embed_dim, config.expanded_dim, config.depth, config.grid[0] * config.grid[1]
+    stem = [("ViT patch embedding", "N*P^2*I*D", _patch_embedding(config).macs)]
+    if config.stem == "i2t":
+        stem.append(("I2T", "M*s^2*I*C + N*(P/S)^2*C*D", Complexity(tuple(_i2t(config))).macs))
+    if (hybrid := resnet50_stem(config)) is not None:
+        stem.append(("hybrid ResNet-50 stem", "", hybrid.macs))
+    parts = {"stem": stem}
+    mlp = 2 * dim * expanded  # of one token
+    if config.feed_forward == "leff":
+        depthwise = config.leff_kernel_size**2 * expanded
+        parts["LeFF, per patch and block"] = [
+            ("expand and project", "2*D*E", mlp),
+            ("depth-wise conv adds", "k^2*E", depthwise),
+        ]
+        parts["LeFF, all blocks"] = [
+            ("MLP in its place", "L*T*2*D*E", depth * (patches + 1) * mlp),
+            ("LeFF", "L*N*(2*D*E + k^2*E)", depth * patches * (mlp + depthwise)),
+            ("depth-wise conv adds", "L*N*k^2*E", depth * patches * depthwise),
+            ("class token skips, saves", "L*2*D*E", depth * mlp),
+        ]
+    if config.lca:
+        products = 2 * depth**2 * dim
+        parts["LCA, the layer"] = [
+            ("all L tokens ask", "4*L*D^2 + 2*L^2*D + 2*L*D*E", 4 * depth * dim**2 + products + depth * mlp),
+            ("only the last asks", "2*(L+1)*D^2 + 2*L*D + 2*D*E", Complexity(tuple(_lca(config))).macs),
+        ]
+        parts["LCA, attention products"] = [
+            ("all L tokens ask, O(L^2)", "2*L^2*D", products),
+            ("only the last asks, O(L)", "2*L*D", products // depth),
+        ]
+    return tuple(Cost(part, *row, ratio=row[2] / rows[0][2]) for part, rows in parts.items() for row in rows)
 
 
 def letters(config: CeiTConfig) -> dict[str, int]:
@@ -263,57 +293,6 @@ def letters(config: CeiTConfig) -> dict[str, int]:
         "s": config.stem_kernel_size,
         "k": config.leff_kernel_size,
     }
-
-
-def _stem_costs(config: CeiTConfig) -> Iterator[Cost]:
-    rows = [("ViT patch embedding", "N*P^2*I*D", _patch_embedding(config).macs)]
-    if config.stem == "i2t":
-        rows.append(("I2T", "M*s^2*I*C + N*(P/S)^2*C*D", Complexity(tuple(_i2t(config))).macs))
-    hybrid = resnet50_stem(config)
-    if hybrid is not None:
-        rows.append(("hybrid ResNet-50 stem", "", hybrid.macs))
-    yield from _costs("stem", rows)
-
-
-def _leff_costs(config: CeiTConfig) -> Iterator[Cost]:
-    if config.feed_forward != "leff":
-        return
-    dim, expanded, depth, patches = config.embed_dim, config.expanded_dim, config.depth, config.grid[0] * config.grid[1]
-    projections, depthwise = 2 * dim * expanded, config.leff_kernel_size**2 * expanded
-    rows = [
-        ("expand and project", "2*D*E", projections),
-        ("depth-wise conv adds", "k^2*E", depthwise),
-    ]
-    yield from _costs("LeFF, per patch and block", rows)
-    rows = [
-        ("MLP in its place", "L*T*2*D*E", depth * (patches + 1) * projections),
-        ("LeFF", "L*N*(2*D*E + k^2*E)", depth * patches * (projections + depthwise)),
-        ("depth-wise conv adds", "L*N*k^2*E", depth * patches * depthwise),
-        ("class token skips, saves", "L*2*D*E", depth * projections),
-    ]
-    yield from _costs("LeFF, all blocks", rows)
-
-
-def _lca_costs(config: CeiTConfig) -> Iterator[Cost]:
-    if not config.lca:
-        return
-    dim, expanded, depth = config.embed_dim, config.expanded_dim, config.depth
-    products = 2 * depth**2 * dim
-    rows = [
-        ("all L tokens ask", "4*L*D^2 + 2*L^2*D + 2*L*D*E", 4 * depth * dim**2 + products + 2 * depth * dim * expanded),
-        ("only the last asks", "2*(L+1)*D^2 + 2*L*D + 2*D*E", Complexity(tuple(_lca(config))).macs),
-    ]
-    yield from _costs("LCA, the layer", rows)
-    rows = [
-        ("all L tokens ask, O(L^2)", "2*L^2*D", products),
-        ("only the last asks, O(L)", "2*L*D", products // depth),
-    ]
-    yield from _costs("LCA, attention products", rows)
-
-
-def _costs(part: str, rows: list[tuple[str, str, int]]) -> Iterator[Cost]:
-    for name, formula, macs in rows:
-        yield Cost(part, name, formula, macs, macs / rows[0][2])
 
 
 def resnet50_stages(config: CeiTConfig) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ceit.atomic import write_text
 from ceit.train.config import TrainConfig, config_from
+from ceit.train.recipe import nested, read_recipe
 from ceit.version import __version__
 
 FORMAT = 1
@@ -57,12 +58,16 @@ class Cell:
         return list(arms_in(self.options))
 
     @property
+    def asked(self) -> Record:
+        """What its file says beside what was found, as JSON has it; the recipe is in the options."""
+        given = {key: value for key, value in vars(self).items() if key != "recipe" and value is not None}
+        return json.loads(json.dumps(given))
+
+    @property
     def digest(self) -> str:
         """Of the training run: the same for cells of other studies with the same data and options."""
-        of_one_study = self.study if self.needs else None  # arms are those of the study
-        run = [self.data, self.options, of_one_study, *([self.time_budget] if self.time_budget else [])]
-        text = json.dumps(run, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        run = [self.data, self.options, self.time_budget, self.needs and self.study]  # whose arms it needs
+        return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -85,30 +90,15 @@ class Places:
         return {arm: self.run_of(replace(cell, arm=arm)) / "model.safetensors" for arm in cell.needs}
 
 
-def folder_of(root: Path, study: str, scale: str) -> Path:
-    """Where the cells of a study at a scale lie."""
-    return root / study / scale
-
-
 def path_of(root: Path, cell: Cell) -> Path:
     """The file of a cell."""
-    return folder_of(root, cell.study, cell.scale) / f"{cell.name}.json"
+    return root / cell.study / cell.scale / f"{cell.name}.json"
 
 
 def write_cell(root: Path, cell: Cell, found: Record) -> None:
     """Seal and write what was found; the file appears whole or not at all."""
-    record: Record = {
-        "format": FORMAT,
-        "study": cell.study,
-        "scale": cell.scale,
-        "arm": cell.arm,
-        "seed": cell.seed,
-        "data": cell.data,
-        "options": cell.options,
-        **({"time_budget": cell.time_budget} if cell.time_budget else {}),
-        "code": {"ceit": __version__, "source": source_digest()},
-        **found,
-    }
+    code = {"ceit": __version__, "source": source_digest()}
+    record: Record = {"format": FORMAT, **cell.asked, "code": code, **found}
     path = path_of(root, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(record | {"sha256": _digest(record)}, indent=1, ensure_ascii=False) + "\n")
@@ -123,8 +113,7 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
     if not path.is_file():
         return None
     record = read_record(path)
-    wanted = json.loads(json.dumps({"data": cell.data} | cell.options))
-    found = {"data": record["data"]} | record["options"]
+    wanted, found = ({"data": run["data"]} | run["options"] for run in (cell.asked, record))
     for key in sorted(wanted.keys() | found.keys()):
         if found.get(key) != wanted.get(key):
             raise ValueError(
@@ -138,39 +127,29 @@ def read_record(path: Path) -> Record:
     """A cell's file. Raises: ValueError if it is not as it was written."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record.pop("sha256") == _digest(record) and record["format"] == FORMAT:
-            return record
-        reason = None
+        if (record.pop("sha256"), record["format"]) != (_digest(record), FORMAT):
+            raise ValueError("its digest or its format is another one")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = error
-    raise ValueError(
-        f"{path} is not as it was written when the cell was finished: restore it, or remove it and its run directory "
-        "to measure it again"
-    ) from reason
+        raise ValueError(
+            f"{path} is not as it was written when the cell was finished: restore it, or remove it and its run "
+            "directory to measure it again"
+        ) from error
+    return record
 
 
 def same_elsewhere(root: Path, cell: Cell) -> Path | None:
     """Another study's file of a run that was this one: the same data, options and seed; no copy of a third one's."""
-    options = json.loads(json.dumps(cell.options))
     if cell.needs:
         return None
+    wanted = cell.asked
     for path in sorted(root.glob(f"*/{cell.scale}/*.seed{cell.seed}.json")):
-        record = None if path == path_of(root, cell) else _read_if_sealed(path)
-        if (
-            record is not None
-            and "measured_as" not in record
-            and record["data"] == cell.data
-            and record["options"] == options
-        ):
+        try:
+            record = None if path == path_of(root, cell) else read_record(path)
+        except ValueError:  # its own study says so
+            record = None
+        if record and "measured_as" not in record and all(record[key] == wanted[key] for key in ("data", "options")):
             return path
     return None
-
-
-def _read_if_sealed(path: Path) -> Record | None:
-    try:
-        return read_record(path)
-    except ValueError:  # its own study says so
-        return None
 
 
 def pack(right: list[bool]) -> str:
@@ -205,10 +184,15 @@ def slug(arm: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", arm.lower().replace("+", " plus ").replace("%", " percent ")).strip("-")
 
 
-def joined(options: Options, further: Options) -> Options:
+def recipe_options(recipe: str | None) -> Options:
+    """The options of a recipe in sections, none without one. Raises: ValueError as ``read_recipe``."""
+    return {} if recipe is None else nested(read_recipe(recipe))
+
+
+def joined(*layers: Options) -> Options:
     """Options with further ones over them, sections joined key by key."""
-    result = dict(options)
-    for key, value in further.items():
+    result: Options = {}
+    for key, value in (item for layer in layers for item in layer.items()):
         both = isinstance(value, dict) and isinstance(result.get(key), dict) and "arm" not in value
         result[key] = joined(result[key], value) if both else value
     return result

@@ -1,20 +1,60 @@
-"""What a study takes on machines that are not here: hours by formula, disk, and the commands, ready to be run."""
+"""What training takes on machines that are not here: hours by formula, disk, and a study's commands, ready to run."""
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from ceit.data.cache import cache_dir
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.model.complexity import complexity
+from ceit.model.config import CeiTConfig
+from ceit.model.variants import config_of
 from ceit.study.cells import Cell, Places, path_of, with_models
-from ceit.study.cost import BYTES_OF_A_JPEG, GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, training_flops_on
 from ceit.study.plan import TUNING, Study
+from ceit.train.config import TrainConfig
 from ceit.train.recipe import flat_keys, read_recipe
 
+GPU_FLOPS = 50e12
+"""Operations a second that one GPU is assumed to sustain: an assumption for the estimates, not a measurement."""
+GPUS_OF_A_NODE = 8
+BYTES_OF_A_JPEG = 110_000
+"""An ImageNet training image on average, an assumption."""
 _COPIES_IN_A_CHECKPOINT = 4  # the weights, their average, and AdamW's two moments, in float32
 _BYTES = 4
+
+
+def geometry_on(config: TrainConfig, data: str) -> CeiTConfig:
+    """The network that a configuration trains on a set known by name."""
+    own: dict[str, Any] = {"num_classes": len(SETS[data].class_names) if data in SETS else PUBLISHED[data].classes}
+    if data in SETS:
+        height, width, own["in_chans"] = SETS[data].image_shape
+        own["img_size"] = height, width
+    if config.img_size is not None:
+        own["img_size"] = config.img_size
+    return config_of(config.model, **{**config.geometry, **own})
+
+
+def images_shown_on(config: TrainConfig, data: str) -> int:
+    """Images that a configuration trains on in all its epochs, repeats counted, those cut off for validation not."""
+    images = (SETS.get(data) or PUBLISHED[data]).train_images
+    if data in SETS or not PUBLISHED[data].validation_images:
+        images -= round(images * config.validation_percent / 100)
+    images = round(images * config.train_percent / 100)
+    return config.epochs_for(images) * images
+
+
+def training_flops_on(config: TrainConfig, data: str) -> int:
+    """``3 * 2 * MACs * images``: forward and twice as much backward, two operations a MAC. Evaluation is left out."""
+    return 3 * 2 * macs(geometry_on(config, data)) * images_shown_on(config, data)
+
+
+def macs(geometry: CeiTConfig) -> int:
+    """MACs of one image forward, without the dead rows where the network skips them."""
+    cost = complexity(geometry)
+    return cost.live_macs if geometry.skip_dead else cost.macs
 
 
 def gpu_hours(cell: Cell) -> float:
@@ -25,8 +65,7 @@ def gpu_hours(cell: Cell) -> float:
 def data_bytes(data: str) -> int:
     """A set known by name on the disk: images in memory to the byte, files at an assumed size each."""
     if data in SETS:
-        height, width, channels = SETS[data].image_shape
-        return (SETS[data].train_images + SETS[data].test_images) * height * width * channels
+        return (SETS[data].train_images + SETS[data].test_images) * math.prod(SETS[data].image_shape)
     named = PUBLISHED[data]
     return (named.train_images + named.validation_images + named.test_images) * BYTES_OF_A_JPEG
 

@@ -26,15 +26,11 @@ def shift_consistency(model: CeiT, images: Tensor, shifts: tuple[int, ...] = SHI
     most = max(shifts)
     wide = F.pad(images, (most,) * 4, mode="reflect")
     unmoved = model(images).argmax(1)
-
-    def answers(down: int, right: int) -> Tensor:
-        top, left = most + down, most + right
-        return model(wide[..., top : top + height, left : left + width]).argmax(1)
-
     consistency = {}
     for pixels in shifts:
-        same = [answers(*move) == unmoved for move in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))]
-        consistency[pixels] = 100 * torch.stack(same).float().mean().item()
+        corners = ((most + y * pixels, most + x * pixels) for y, x in ((1, 0), (-1, 0), (0, 1), (0, -1)))
+        moved = [model(wide[..., top : top + height, left : left + width]).argmax(1) for top, left in corners]
+        consistency[pixels] = 100 * (torch.stack(moved) == unmoved).float().mean().item()
     return consistency
 
 

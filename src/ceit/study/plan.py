@@ -23,16 +23,15 @@ A cell is one arm with one seed: one training run.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.resources import files
 from typing import Any, Literal, Self
 
 from ceit.messages import unknown
-from ceit.options import as_fields
+from ceit.options import Count, as_fields
 from ceit.paths import expanded
-from ceit.study.cells import Cell, Options, arms_in, joined, slug, with_models
+from ceit.study.cells import Cell, Options, arms_in, joined, recipe_options, slug, with_models
 from ceit.train.config import config_from
-from ceit.train.recipe import flat_keys, nested, read_recipe
-from ceit.yaml_file import parse_yaml, read_yaml
+from ceit.train.recipe import flat_keys
+from ceit.yaml_file import packaged_yaml, parse_yaml, read_yaml
 
 TUNING = "learning_rate"
 """The study that the others take their learning rates from."""
@@ -59,7 +58,7 @@ class Arm:
     name: str
     options: Options = field(default_factory=dict)
     at: dict[str, Options] = field(default_factory=dict)
-    times: int = 1
+    times: Count = 1
     tuned_as: Literal["CeiT", "DeiT"] | None = "CeiT"
     each_learning_rate: bool = False
     recipe: str | None = None
@@ -77,25 +76,21 @@ class Arm:
         """The arms whose models it asks for, at any scale."""
         return [needed for options in (self.options, *self.at.values()) for needed in arms_in(options)]
 
-    def check(self, where: str, before: list[str]) -> None:
+    def check(self, before: Mapping[str, Self]) -> None:
         """Raises: ValueError for options that no recipe has, that the study sets itself, or an arm not ``before``."""
-        where = f"{where}, arm {self.name!r}"
-        if self.times < 1:
-            raise ValueError(f"{where}: times {self.times} must be at least 1")
         for options in (self.options, *self.at.values()):
             if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-                raise ValueError(f"{where}: options must hold 'name: value' lines, not {options!r}")
-            try:
-                flat_keys(options)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
+                raise ValueError(f"options must hold 'name: value' lines, not {options!r}")
+            flat_keys(options)
             if "seed" in options:
-                raise ValueError(f"{where}: the seed is the cell's own: leave it out of the options")
+                raise ValueError("the seed is the cell's own: leave it out of the options")
             if "peak_lr" in options and (self.tuned_as or self.each_learning_rate):
-                raise ValueError(f"{where}: peak_lr is that of {self.tuned_as}: set tuned_as: null to choose it here")
+                raise ValueError(f"peak_lr is that of {self.tuned_as}: set tuned_as: null to choose it here")
         for needed in self.needs:
             if needed not in before:
-                raise ValueError(f"{where} needs arm {needed!r}, which must stand before it")
+                raise ValueError(f"it needs arm {needed!r}, which must stand before it")
+            if before[needed].each_learning_rate:
+                raise ValueError(f"it needs {needed!r}, which is one for each learning rate")
 
 
 @dataclass(frozen=True)
@@ -116,12 +111,11 @@ class Study:
         """The arms, those for each learning rate written out."""
         found: list[Arm] = []
         for arm in self.arms:
+            for rate in scale.learning_rates if arm.each_learning_rate else []:
+                options = arm.options | {"peak_lr": rate}
+                found.append(replace(arm, name=f"{arm.name}, {rate:g}", options=options, tuned_as=None))
             if not arm.each_learning_rate:
                 found.append(arm)
-                continue
-            for rate in scale.learning_rates:
-                options = joined(arm.options, {"peak_lr": rate})
-                found.append(replace(arm, name=f"{arm.name}, {rate:g}", options=options, tuned_as=None))
         return found
 
     def cells(self, scale: Scale, rates: Mapping[str, float]) -> list[Cell]:
@@ -130,23 +124,19 @@ class Study:
         ``rates``: the learning rate of each family in ``FAMILIES`` that an arm is ``tuned_as``.
         """
         number = self.seeds.get(scale.name, scale.seeds)
-        return [self.cell(scale, arm, seed, rates) for seed in range(number) for arm in self.arms_at(scale)]
+        return [self._cell(scale, arm, seed, rates) for seed in range(number) for arm in self.arms_at(scale)]
 
-    def cell(self, scale: Scale, arm: Arm, seed: int, rates: Mapping[str, float]) -> Cell:
-        """One arm with one seed."""
+    def _cell(self, scale: Scale, arm: Arm, seed: int, rates: Mapping[str, float]) -> Cell:
         recipe = arm.recipe or scale.recipe
-        options = {} if recipe is None else nested(read_recipe(recipe))
-        if arm.recipe is None:
-            options = joined(options, scale.options)
-        options = joined(joined(options, arm.options), arm.at.get(scale.name, {}))
+        of_scale = {} if arm.recipe else scale.options
+        options = joined(recipe_options(recipe), of_scale, arm.options, arm.at.get(scale.name, {}))
         if arm.times != 1:
             usual = config_from(with_models(options, {}))
             if usual.epochs is None:
                 raise ValueError(f"study {self.name}, arm {arm.name!r}: times {arm.times} needs epochs in the options")
-            longer = {"epochs": usual.epochs * arm.times, "warmup_epochs": usual.warmup_epochs * arm.times}
-            options = joined(options, longer)
+            options |= {"epochs": usual.epochs * arm.times, "warmup_epochs": usual.warmup_epochs * arm.times}
         if arm.tuned_as is not None:
-            options = joined(options, {"peak_lr": rates[arm.tuned_as]})
+            options |= {"peak_lr": rates[arm.tuned_as]}
         return Cell(self.name, scale.name, arm.name, seed, arm.data or scale.data, options | {"seed": seed}, recipe)
 
     @property
@@ -174,40 +164,35 @@ class Study:
         return replace(study, scales=study.scales or list(scales()))
 
     def _check(self) -> None:
-        where, names = f"study {self.name}", [arm.name for arm in self.arms]
-        known = scales()
+        where, known = f"study {self.name}", scales()
         for scale in (*self.scales, *self.seeds, *(scale for arm in self.arms for scale in arm.at)):
             if scale not in known:
                 raise ValueError(f"{where}: {unknown('scale', str(scale), known)}")
         for scale, number in self.seeds.items():
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{where}: seeds of {scale} {number!r} must be a whole number, at least 1")
-        if len({slug(arm) for arm in names}) < len(names):
+        if len({slug(arm.name) for arm in self.arms}) < len(self.arms):
             raise ValueError(f"{where}: two arms differ in punctuation alone, but their files are named after them")
-        for number, arm in enumerate(self.arms):
-            arm.check(where, names[:number])
-        by_name = {arm.name: arm for arm in self.arms}
+        by_name: dict[str, Arm] = {}
         for arm in self.arms:
-            if many := [needed for needed in arm.needs if by_name[needed].each_learning_rate]:
-                raise ValueError(f"{where}: arm {arm.name!r} needs {many[0]!r}, which is one for each learning rate")
+            try:
+                arm.check(by_name)
+            except ValueError as error:
+                raise ValueError(f"{where}, arm {arm.name!r}: {error}") from error
+            by_name[arm.name] = arm
         for pair in self.compare:
-            for arm in pair:
-                if arm not in names:
-                    raise ValueError(f"{where}: {unknown('arm', arm, names)}")
-                if by_name[arm].each_learning_rate:
-                    raise ValueError(f"{where}: arm {arm!r} is one for each learning rate and cannot be compared")
-            one, other = (by_name[arm] for arm in pair)
-            if one.test_set != other.test_set:
-                raise ValueError(f"{where}: {one.name!r} and {other.name!r} are tested on different images")
+            for name in pair:
+                if name not in by_name:
+                    raise ValueError(f"{where}: {unknown('arm', name, by_name)}")
+                if by_name[name].each_learning_rate:
+                    raise ValueError(f"{where}: arm {name!r} is one for each learning rate and cannot be compared")
+            if by_name[pair[0]].test_set != by_name[pair[1]].test_set:
+                raise ValueError(f"{where}: {pair[0]!r} and {pair[1]!r} are tested on different images")
 
 
 def study_names() -> list[str]:
     """The studies that come with the package."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in files("ceit").joinpath("studies").iterdir()
-        if entry.name.endswith(".yaml") and entry.name != "scales.yaml"
-    )
+    return [name for name in packaged_yaml("studies") if name != "scales"]
 
 
 def load_study(name_or_file: str) -> Study:
@@ -216,18 +201,14 @@ def load_study(name_or_file: str) -> Study:
         return Study.from_dict(expanded(name_or_file).stem, read_yaml("study", name_or_file))
     if name_or_file not in study_names():
         raise ValueError(unknown("study", name_or_file, study_names()))
-    text = files("ceit").joinpath("studies", f"{name_or_file}.yaml").read_text(encoding="utf-8")
-    return Study.from_dict(name_or_file, parse_yaml(name_or_file, text))
+    return Study.from_dict(name_or_file, parse_yaml(name_or_file, packaged_yaml("studies")[name_or_file]))
 
 
 @cache
 def scales() -> dict[str, Scale]:
     """The scales, by name."""
-    text = files("ceit").joinpath("studies", "scales.yaml").read_text(encoding="utf-8")
-    return {
-        name: Scale(name, **as_fields(f"scale {name}", values, Scale))
-        for name, values in parse_yaml("scales", text).items()
-    }
+    found = parse_yaml("scales", packaged_yaml("studies")["scales"])
+    return {name: Scale(name, **as_fields(f"scale {name}", values, Scale)) for name, values in found.items()}
 
 
 def scale_of(study: Study, name: str) -> Scale:

@@ -6,15 +6,15 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ceit.atomic import write_text
-from ceit.plots import BLUE, COLOURS, MARKERS, ORANGE, STYLE, save_figure
-from ceit.study.cells import Record, folder_of, read_record, slug, unpack
+from ceit.plots import BLUE, COLOURS, MARKERS, ORANGE, label_epochs, new_figure
+from ceit.study.cells import Record, read_record, slug, unpack
 from ceit.study.plan import Study, scales
 from ceit.study.significance import LEVEL, Comparison, compare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TABLE, FIGURE = "table.md", "figure"
+TABLE, FIGURES = "table.md", ("figure.png", "figure.svg")
 TEST_IN_WORDS = (
     "*Better* means better on every one of several seeds (McNemar's exact test on the same test images, "
     f"p < {LEVEL:g}); *worse* alike. The largest p is that of the seeds, and compares networks. p over seeds is a "
@@ -31,9 +31,12 @@ def write_report(root: Path, study: Study, scale: str) -> list[Path]:
     records = records_of(root, study, scale)
     if not records:
         raise ValueError(f"study {study.name} at {scale} has no finished cell: ceit reproduce {study.name} runs them")
-    folder = folder_of(root, study.name, scale)
-    write_text(folder / TABLE, f"# {study.title}\n\n{study.question}\n\n{tables(study, scale, records)}\n")
-    return [folder / TABLE, *_draw(study, scale, records, folder / FIGURE)]
+    table, *figures = (root / study.name / scale / name for name in (TABLE, *FIGURES))
+    write_text(table, f"# {study.title}\n\n{study.question}\n\n{tables(study, scale, records)}\n")
+    arms, curves = [arm.name for arm in study.arms_at(scales()[scale]) if arm.name in records], study.figure == "curves"
+    with new_figure(figures, 3.6 if curves else 0.9 + 0.42 * len(arms)) as figure:
+        (_draw_curves if curves else _draw_points)(figure.add_subplot(), arms, records)
+    return [table, *figures]
 
 
 def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
@@ -43,14 +46,12 @@ def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
     """
     found: dict[str, list[Record]] = {}
     names = {arm.name for arm in study.arms_at(scales()[scale])}
-    for path in folder_of(root, study.name, scale).glob("*.seed*.json"):
+    for path in (root / study.name / scale).glob("*.seed*.json"):
         record = read_record(path)
         named = f"{slug(record['arm'])}.seed{record['seed']}.json"  # a copy under another name is no further seed
         if record["arm"] in names and path.name == named:
             found.setdefault(record["arm"], []).append(record)
-    for records in found.values():
-        records.sort(key=lambda record: record["seed"])
-    return found
+    return {arm: sorted(records, key=lambda record: record["seed"]) for arm, records in found.items()}
 
 
 def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
@@ -60,11 +61,11 @@ def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
         parts.append(comparison_table(study, records))
     if study.figure == "curves":
         parts.append(catching_up_table(study, records))
-    seeds = sum(map(len, records.values()))
-    machines = sorted({machine_of(record) for cells in records.values() for record in cells})
-    versions = {record["code"]["source"] for cells in records.values() for record in cells}
+    cells = [record for seeds in records.values() for record in seeds]
+    machines = sorted({machine_of(record) for record in cells})
+    versions = {record["code"]["source"] for record in cells}
     of_code = f" {len(versions)} versions of the code." if len(versions) > 1 else ""
-    number = f"{seeds} cell{'s' if seeds > 1 else ''}"
+    number = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
     parts.append(f"{number} on {scale}: {scales()[scale].about}. Measured on {'; '.join(machines)}.{of_code}")
     return "\n\n".join(parts)
 
@@ -90,7 +91,7 @@ def accuracy_table(study: Study, scale: str, records: dict[str, list[Record]]) -
             str(len(cells)),
             _mean(cell["best"]["validation_top1_percent"] for cell in cells),
             f"**{mean(accuracies):.2f} %**",
-            spread(accuracies),
+            f"± {stdev(accuracies):.2f}" if len(accuracies) > 1 else "-",
         ]
         for device in devices:
             seconds = [cell["train_seconds"] for cell in cells if device_of(cell) == device]
@@ -124,8 +125,7 @@ def catching_up_table(study: Study, records: dict[str, list[Record]]) -> str:
             rows.append([one, "*not measured yet*", "", ""])
             continue
         goals = [last["curve"][-1]["validation_top1_percent"] or 0 for _, last in pairs]
-        epochs = [_first_epoch(cell, goal) for (cell, _), goal in zip(pairs, goals, strict=True)]
-        reached = ", ".join("not" if epoch is None else str(epoch) for epoch in epochs)
+        reached = ", ".join(_first_epoch(cell, goal) for (cell, _), goal in zip(pairs, goals, strict=True))
         total = f"{pairs[0][0]['epochs']}, against {pairs[0][1]['epochs']}"
         rows.append([one, f"{_mean(goals)}, {other}", reached, total])
     return markdown(heads, rows)
@@ -137,17 +137,7 @@ def comparison_of(records: dict[str, list[Record]], one: str, other: str) -> Com
     return compare([unpack(a) for a, _ in pairs], [unpack(b) for _, b in pairs]) if pairs else None
 
 
-def spread(values: list[float]) -> str:
-    """The standard deviation, or a dash for a single value."""
-    return f"± {stdev(values):.2f}" if len(values) > 1 else "-"
-
-
-def percent(values: list[float]) -> str:
-    """Mean and spread of top-1, as far as there is one."""
-    return with_spread(values, 2, " %")
-
-
-def with_spread(values: list[float], digits: int, unit: str = "") -> str:
+def with_spread(values: list[float], digits: int = 2, unit: str = " %") -> str:
     """The mean, and the standard deviation as far as there is one."""
     return f"{mean(values):.{digits}f}{unit}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
@@ -187,26 +177,13 @@ def pairs_of(records: dict[str, list[Record]], one: str, other: str) -> list[tup
     return [(record, second[record["seed"]]) for record in records.get(one, []) if record["seed"] in second]
 
 
-def _first_epoch(cell: Record, goal: float) -> int | None:
-    return next((line["epoch"] for line in cell["curve"] if (line["validation_top1_percent"] or 0) >= goal), None)
+def _first_epoch(cell: Record, goal: float) -> str:
+    return next((str(line["epoch"]) for line in cell["curve"] if (line["validation_top1_percent"] or 0) >= goal), "not")
 
 
 def _mean(values: Iterable[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{mean(known):.2f} %" if known else "-"
-
-
-def _draw(study: Study, scale: str, records: dict[str, list[Record]], path: Path) -> list[Path]:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    arms = [arm.name for arm in study.arms_at(scales()[scale]) if arm.name in records]
-    with rc_context(STYLE):
-        height = 3.6 if study.figure == "curves" else 0.9 + 0.42 * len(arms)
-        figure = Figure(figsize=(8.0, height), layout="constrained")
-        axes = figure.add_subplot()
-        (_draw_curves if study.figure == "curves" else _draw_points)(axes, arms, records)
-        return [save_figure(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
 
 
 def _draw_points(axes: "Axes", arms: list[str], records: dict[str, list[Record]]) -> None:
@@ -216,14 +193,8 @@ def _draw_points(axes: "Axes", arms: list[str], records: dict[str, list[Record]]
         average = mean(accuracies)
         axes.plot(accuracies, [row] * len(accuracies), "o", color=BLUE, markerfacecolor="none", markersize=6)
         axes.plot([average, average], [row - 0.28, row + 0.28], color=ORANGE)
-        axes.annotate(
-            f"mean {average:.2f}",
-            (max(accuracies), row),
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            color="#333333",
-        )
+        last = max(accuracies), row
+        axes.annotate(f"mean {average:.2f}", last, (8, 0), textcoords="offset points", va="center", color="#333333")
     axes.set_yticks(range(len(arms)), arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.margins(x=0.12)
@@ -232,8 +203,6 @@ def _draw_points(axes: "Axes", arms: list[str], records: dict[str, list[Record]]
 
 
 def _draw_curves(axes: "Axes", arms: list[str], records: dict[str, list[Record]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for number, arm in enumerate(arms):
         colour, cells = COLOURS[number % len(COLOURS)], records[arm]
         curves = [[line["validation_top1_percent"] for line in cell["curve"]] for cell in cells]
@@ -245,9 +214,7 @@ def _draw_curves(axes: "Axes", arms: list[str], records: dict[str, list[Record]]
         means = [mean(values) for values in zip(*curves, strict=False)]  # while all of them ran
         label, marker = f"{arm}: {means[-1]:.2f}", MARKERS[number % len(MARKERS)]
         axes.plot(range(1, len(means) + 1), means, color=colour, marker=marker, markersize=4, label=label)
-    axes.set_title("Validation accuracy, top-1 in %: every seed, and the mean")
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    label_epochs(axes, "Validation accuracy, top-1 in %: every seed, and the mean")
     axes.legend(loc="lower right", handlelength=1.6)
 
 

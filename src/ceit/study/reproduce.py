@@ -1,7 +1,7 @@
 """Running a study: the learning rates first, then cell by cell."""
 
 from dataclasses import replace
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from ceit.data.batches.loader import make_loader
 from ceit.data.splits import ImageDataset
 from ceit.model import CeiT
 from ceit.study.cells import Cell, Places, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
-from ceit.study.locality import attention_distances, shift_consistency
+from ceit.study.locality import SHIFTS, attention_distances, shift_consistency
 from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study
-from ceit.study.run import finish, found_by, once, run_cells, train_cell
+from ceit.study.run import finish, found_by, run_cells, train_cell
 from ceit.train.learner import Say
 from ceit.train.log import Show
 
@@ -32,7 +32,7 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
         say(f"the learning rates of {scale.name} are chosen first: study {TUNING}")
         reproduce(load_study(TUNING), scale, places, say, show)
         rates = chosen_rates(scale, places)
-    cells, say_once = study.cells(scale, rates or {}), once(say)
+    cells, say_once = study.cells(scale, rates or {}), cache(say)
     needed = {arm for cell in cells for arm in cell.needs}  # their models too, not only what they found
 
     def is_ready(cell: Cell) -> bool:
@@ -44,17 +44,13 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
             say_once(words)
             run_cell(cell, places, say, show)
         else:
-            copy_twin(cell, twin, places)
+            found = {key: value for key, value in read_record(twin).items() if key not in OF_THE_CELL}
+            measured_as = twin.relative_to(places.results).as_posix()
+            write_cell(places.results, cell, found | {"measured_as": measured_as})
             say(f"{words} is the same run as {twin}")
 
     run_cells(cells, places, run, say, wait=wait, is_ready=is_ready)
     return cells
-
-
-def copy_twin(cell: Cell, twin: Path, places: Places) -> None:
-    """Write what another study found in the same run."""
-    found = {key: value for key, value in read_record(twin).items() if key not in OF_THE_CELL}
-    write_cell(places.results, cell, found | {"measured_as": twin.relative_to(places.results).as_posix()})
 
 
 def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
@@ -98,24 +94,22 @@ def run_cell(cell: Cell, places: Places, say: Say, show: Show) -> None:
 
 
 def _locality(model: CeiT, dataset: ImageDataset) -> dict[str, Any]:
-    parameter = next(model.parameters())
-    device = parameter.device
-    part = dataset.test.subset(torch.arange(min(_LOOKED_AT, len(dataset.test))))
+    parameter, number = next(model.parameters()), min(_LOOKED_AT, len(dataset.test))
+    part = dataset.test.subset(torch.arange(number))
     loader = make_loader(part, batch_size=250, img_size=dataset.img_size, preprocessing=dataset.preprocessing)
     model.eval()
-    shifts, distances, sizes = [], [], []
+    weights, shifts, distances = [], [], []  # of every batch
     for images, labels in loader.epoch(0):
-        images = images.to(device, parameter.dtype)
-        shifts.append(shift_consistency(model, images))
+        images = images.to(parameter.device, parameter.dtype)
+        weights.append(len(labels) / number)
+        shifts.append(list(shift_consistency(model, images).values()))
         distances.append(attention_distances(model, images))
-        sizes.append(len(labels))
-    weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
-    by_shift = torch.tensor([list(found.values()) for found in shifts], dtype=torch.float64)
-    by_block = torch.tensor(distances, dtype=torch.float64)
+    mean_shift, mean_distance = (
+        (torch.tensor(weights, dtype=torch.float64) @ torch.tensor(found, dtype=torch.float64)).tolist()
+        for found in (shifts, distances)
+    )
     return {
-        "images": sum(sizes),
-        "shift_consistency_percent": {
-            str(pixels): round(value, 3) for pixels, value in zip(shifts[0], (weights @ by_shift).tolist(), strict=True)
-        },
-        "attention_distance": [round(value, 4) for value in (weights @ by_block).tolist()],
+        "images": number,
+        "shift_consistency_percent": {str(n): round(value, 3) for n, value in zip(SHIFTS, mean_shift, strict=True)},
+        "attention_distance": [round(value, 4) for value in mean_distance],
     }

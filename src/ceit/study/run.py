@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -51,7 +52,7 @@ def run_cells(
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):  # or it would be found out when the first cell is trained
             pass
-    say = once(say)
+    say = cache(say)  # the same thing once only
     while waiting := [cell for cell in cells if read_cell(places.results, cell) is None]:
         others = 0
         for cell in waiting:
@@ -72,18 +73,6 @@ def run_cells(
                 return
             say(f"waiting: other processes are running the {word}s that are left, {others}, or what these need")
             time.sleep(_LOOK_AGAIN_SECONDS)
-
-
-def once(say: Say) -> Say:
-    """Says the same thing once only."""
-    said = set[str]()
-
-    def say_once(words: str) -> None:
-        if words not in said:
-            said.add(words)
-            say(words)
-
-    return say_once
 
 
 def train_cell(

@@ -1,21 +1,6 @@
 """Sweeps: which options of a recipe suit one's own data best, by validation accuracy.
 
-A sweep is a YAML file:
-
-    recipe        by name or file; what it does not set keeps its default
-    data, output  as those of ``ceit train``; the command line may give others
-    search        random (unless given) or grid
-    trials        random: how many choices of options are tried
-    seeds         each trial is trained once with each; [0] unless given
-    options       dotted as on the command line, or in sections; each with one of:
-      [A, B]                 values to choose from; {choice: [A, B]} is the same
-      {int: [A, B]}          whole numbers from A to B
-      {uniform: [A, B]}      numbers from A to B
-      {log_uniform: [A, B]}  numbers from A to B, as many between 1 and 10 as between 10 and 100
-      A                      the same value in all trials
-    budget        of each run: {epochs: N}, {samples: N} or {time_budget: 10m}; the recipe's unless given
-    total_time    of all runs together, such as 2h
-    search_seed   another one draws other trials; 0 unless given
+A sweep is a YAML file: the fields of ``Sweep``, explained with the ways to write an option's values in docs/sweep.md.
 
 A trial is one choice of options. It is named after its options, so a file that is changed keeps what was trained
 before. A cell is one trial with one seed, one training run; words for users call it a run.
@@ -27,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
@@ -36,14 +21,14 @@ from ceit.lock import InUseError
 from ceit.messages import unknown
 from ceit.model.config import CeiTConfig
 from ceit.model.variants import config_of
-from ceit.options import as_fields
+from ceit.options import as_fields, fits
 from ceit.paths import expanded
-from ceit.study.cells import Cell, Options, Places, joined, read_cell, write_cell
+from ceit.study.cells import Cell, Options, Places, joined, read_cell, recipe_options, write_cell
 from ceit.study.run import finish, found_by, run_cells, train_cell
-from ceit.train.config import SECTIONS, known_keys
+from ceit.train.config import FROM_THE_DATA, SECTIONS, known_keys
 from ceit.train.learner import Say
 from ceit.train.log import Show
-from ceit.train.recipe import nested, read_recipe, seconds_of
+from ceit.train.recipe import nested, seconds_of
 from ceit.yaml_file import read_yaml
 
 FOLDER = "trials"
@@ -57,40 +42,40 @@ _VALIDATION = ("classes", "validation_percent", "overfit_batches", "limit_batche
 
 @dataclass(frozen=True)
 class Choices:
-    """The values that an option may take: listed, or all between two."""
+    """The values that an option may take: listed, or of ``uniform`` and ``log_uniform`` all between two."""
 
     kind: Kind
-    values: list[Any]
+    values: Sequence[Any]
 
     @classmethod
-    def read(cls, option: str, given: list[Any] | dict[Kind, Any]) -> Self:
-        """As it is written in the file. Raises: ValueError for a range that is none."""
-        kind, values = ("choice", given) if isinstance(given, list) else next(iter(given.items()))
+    def read(cls, option: str, given: Any) -> Self:
+        """As the file has it; one value alone is a list of one. Raises: ValueError for a range that is none."""
+        if isinstance(given, dict):
+            kind, values = next(iter(given.items()))
+        else:
+            kind, values = "choice", given if isinstance(given, list) else [given]
         if not isinstance(values, list) or not values:
             raise ValueError(f"{option}: {kind} {values!r} must be a list of values, such as [1, 2]")
         if kind == "choice":
             if any(value in values[:place] for place, value in enumerate(values)):
                 raise ValueError(f"{option}: {values} has a value twice")
             return cls(kind, values)
-        numbers = all(isinstance(value, int if kind == "int" else int | float) for value in values)
-        if not numbers or len(values) != 2 or not values[0] < values[1]:
-            what = "whole numbers" if kind == "int" else "numbers"
+        what, number = ("whole numbers", int) if kind == "int" else ("numbers", float)
+        if len(values) != 2 or not all(fits(value, number) for value in values) or not values[0] < values[1]:
             raise ValueError(f"{option}: {kind} {values} must be two {what}, the lower one first")
         if kind == "log_uniform" and values[0] <= 0:
             raise ValueError(f"{option}: log_uniform {values} must be above 0; uniform takes any numbers")
-        return cls(kind, values)
+        return cls(kind, range(values[0], values[1] + 1) if kind == "int" else values)
 
     @property
-    def listed(self) -> Sequence[Any] | None:
-        """All values, None where they are too many to list."""
-        if self.kind == "int":
-            return range(self.values[0], self.values[1] + 1)
-        return self.values if self.kind == "choice" else None
+    def number(self) -> float:
+        """How many values there are, infinite between two."""
+        return len(self.values) if self.kind in ("choice", "int") else math.inf
 
     def at(self, share: float) -> Any:
         """The value at a share of the way, ``0 <= share < 1``."""
-        if self.listed is not None:
-            return self.listed[int(share * len(self.listed))]
+        if self.number < math.inf:
+            return self.values[int(share * len(self.values))]
         low, high = self.values
         drawn = low * (high / low) ** share if self.kind == "log_uniform" else low + (high - low) * share
         return min(max(low, float(f"{drawn:.{_DIGITS}g}")), high)
@@ -155,79 +140,73 @@ class Sweep:
         return Places(expanded(self.output), expanded(self.output))
 
     @cached_property
-    def _options(self) -> Options:
-        """The options of the file, dotted."""
-        return dict(_dotted(self.options))
-
-    @cached_property
-    def _recipe(self) -> Options:
-        return {} if self.recipe is None else nested(read_recipe(self.recipe))
+    def _all_choices(self) -> dict[str, Choices]:
+        """What the file says of every option, by dotted name."""
+        return {option: Choices.read(option, given) for option, given in _dotted(self.options)}
 
     @cached_property
     def choices(self) -> dict[str, Choices]:
-        """The options that differ between trials. Raises: ValueError for a range that is none."""
-        found = {
-            key: Choices.read(key, given) for key, given in self._options.items() if isinstance(given, list | dict)
-        }
-        return {key: choices for key, choices in found.items() if choices.listed is None or len(choices.listed) > 1}
+        """The options that differ between trials."""
+        return {option: choices for option, choices in self._all_choices.items() if choices.number > 1}
+
+    @cached_property
+    def _start(self) -> Options:
+        """What trials begin with: the recipe, and the first value of every option."""
+        first = {option: choices.at(0.0) for option, choices in self._all_choices.items()}
+        return joined(recipe_options(self.recipe), nested(first))
 
     @cached_property
     def all_trials(self) -> list[Trial]:
         """Every trial, in the order in which they are run; more ``trials`` add to the end."""
-        chosen = self._grid() if self.search == "grid" else itertools.islice(self._drawn(), self.trials)
-        return [self._trial(options) for options in chosen]
+        if self.search == "random":
+            return [self._trial(options) for options in itertools.islice(self._drawn(), self.trials)]
+        combinations = itertools.product(*(choices.values for choices in self.choices.values()))
+        return [self._trial(dict(zip(self.choices, values, strict=True))) for values in combinations]
 
     @property
     def cells(self) -> list[Cell]:
         """Every seed of the first trial, then of the second, and so on."""
         return [cell for trial in self.all_trials for cell in trial.cells]
 
-    def _grid(self) -> Iterator[Options]:
-        """Every combination, the last option's values first."""
-        listed = [choices.listed or [] for choices in self.choices.values()]
-        return (dict(zip(self.choices, values, strict=True)) for values in itertools.product(*listed))
-
     def _drawn(self) -> Iterator[Options]:
         """Combinations drawn at random, each one once; each value is a function of search seed, number and option."""
         seen: list[Options] = []
         for number in itertools.count():
-            options = {name: choices.at(self._share(number, name)) for name, choices in self.choices.items()}
+            options: Options = {}
+            for option, choices in self.choices.items():
+                digest = hashlib.sha256(f"{self.search_seed} {number} {option}".encode()).digest()
+                options[option] = choices.at(int.from_bytes(digest[:6]) / 2**48)
             if options not in seen:
                 seen.append(options)
                 yield options
 
-    def _share(self, number: int, option: str) -> float:
-        digest = hashlib.sha256(f"{self.search_seed} {number} {option}".encode()).digest()
-        return int.from_bytes(digest[:6]) / 2**48
-
     def _trial(self, chosen: Options) -> Trial:
-        fixed = {
-            key: Choices.read(key, value).at(0.0) if isinstance(value, list | dict) else value
-            for key, value in self._options.items()
-        }
-        length = {key: value for key, value in self.budget.items() if key != "time_budget"}
-        length |= {"epochs": None} if "samples" in length else {}
-        options = joined(joined(self._recipe, nested(fixed | chosen)), length)
-        time_budget = self.budget.get("time_budget")
-        data = absolute(self.data)
+        length = self.budget | ({"epochs": None} if "samples" in self.budget else {})
+        time_budget, data = length.pop("time_budget", None), absolute(self.data)
+        options = joined(self._start, nested(chosen), length)
         text = json.dumps([data, options | {"seed": None}, time_budget], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:8]
-        cells = [
-            Cell(FOLDER, "", name, seed, data, options | {"seed": seed}, self.recipe, time_budget)
-            for seed in self.seeds
-        ]
-        return Trial(chosen, cells)
+        cell = Cell(FOLDER, "", name, 0, data, options, self.recipe, time_budget)
+        return Trial(chosen, [replace(cell, seed=seed, options=options | {"seed": seed}) for seed in self.seeds])
 
     def _check(self) -> None:
         """Raises: ValueError for the first thing that is wrong."""
-        whole = [isinstance(seed, int) and not isinstance(seed, bool) for seed in self.seeds]
-        if not self.seeds or not all(whole) or len(set(self.seeds)) < len(self.seeds):
+        if not self.seeds or not all(fits(seed, int) for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} must be whole numbers, each once, such as [0, 1]")
         if self.total_time is not None:
             seconds_of(self.total_time)
-        self._check_budget()
-        known = _known_options()
-        for option in self._options:
+        for key, value in self.budget.items():
+            if key not in _BUDGETS:
+                raise ValueError(unknown("budget", str(key), _BUDGETS))
+            if len(self.budget) > 1:
+                raise ValueError(f"budget {self.budget} must be one of {', '.join(_BUDGETS)}")
+            if key == "time_budget":
+                seconds_of(str(value))
+            elif not isinstance(value, int):
+                raise ValueError(f"budget {self.budget} must be a whole number")
+        network = {f"geometry.{f.name}" for f in fields(CeiTConfig) if f.name not in FROM_THE_DATA}
+        known = network | {key for key in known_keys() if key not in SECTIONS}
+        for option, _ in _dotted(self.options):
             if option not in known and not option.startswith("optimizer_args."):
                 raise ValueError(unknown("option", option, known))
             if option == "seed":
@@ -237,47 +216,37 @@ class Sweep:
         for option in self.choices:
             if option in _VALIDATION:
                 raise ValueError(f"{option} chooses the images of the validation: give it one value for all trials")
-        if not self.choices:
-            raise ValueError("options hold nothing to choose from: list values, such as peak_lr: [1e-3, 3e-3]")
         self._check_number()
         for trial in self.all_trials:
             try:
-                _check_run(trial.cells[0])
+                config = trial.cells[0].config()
+                size = {} if config.img_size is None else {"img_size": config.img_size}
+                config_of(config.model, **config.geometry, **size)
+                if config.validation_percent == 0:
+                    raise ValueError("validation_percent 0 may leave no images to rank the trials by: set it above 0")
             except (ValueError, TypeError) as error:
                 raise ValueError(f"the trial with {trial.words}: {error}") from error
 
-    def _check_budget(self) -> None:
-        if not self.budget:
-            return
-        for key in self.budget:
-            if key not in _BUDGETS:
-                raise ValueError(unknown("budget", str(key), _BUDGETS))
-        if len(self.budget) > 1:
-            raise ValueError(f"budget {self.budget} must be one of {', '.join(_BUDGETS)}")
-        if "time_budget" in self.budget:
-            seconds_of(str(self.budget["time_budget"]))
-        elif not isinstance(next(iter(self.budget.values())), int):
-            raise ValueError(f"budget {self.budget} must be a whole number")
-
     def _check_number(self) -> None:
         """Of trials: what is asked for, and what there can be."""
-        endless = [name for name, choices in self.choices.items() if choices.listed is None]
-        combinations = math.prod(len(choices.listed or ()) for choices in self.choices.values())
-        if self.search == "grid":
-            if endless:
-                raise ValueError(
-                    f"a grid needs values that can be listed: list those of {endless[0]}, or search: random"
-                )
-            if self.trials is not None:
-                raise ValueError(f"a grid tries all {combinations} combinations: leave out trials, or search: random")
-        elif self.trials is None or self.trials < 1:
-            raise ValueError("a random search needs the number of trials, at least 1, such as trials: 12")
-        elif not endless and self.trials > combinations:
-            raise ValueError(f"there are {combinations} combinations, not {self.trials}: search: grid tries them all")
+        if not self.choices:
+            raise ValueError("options hold nothing to choose from: list values, such as peak_lr: [1e-3, 3e-3]")
+        endless = [option for option, choices in self.choices.items() if choices.number == math.inf]
+        combinations = math.prod(choices.number for choices in self.choices.values())
+        if self.search == "random":
+            if self.trials is None or self.trials < 1:
+                raise ValueError("a random search needs the number of trials, at least 1, such as trials: 12")
+            if self.trials > combinations:
+                number = f"{combinations} combinations, not {self.trials}"
+                raise ValueError(f"there are {number}: search: grid tries them all")
+        elif endless:
+            raise ValueError(f"a grid needs values that can be listed: list those of {endless[0]}, or search: random")
+        elif self.trials is not None:
+            raise ValueError(f"a grid tries all {combinations} combinations: leave out trials, or search: random")
 
 
-def run_sweep(sweep: Sweep, say: Say, show: Show) -> list[Cell]:
-    """Run every cell that is not finished, within the total time, and return those that are left.
+def run_sweep(sweep: Sweep, say: Say, show: Show) -> None:
+    """Run every cell that is not finished, within the total time.
 
     A run that fails in training is finished: its reason is recorded, and the others go on. Several processes share the
     cells as in ``run_cells``; the total time is of all of them together.
@@ -298,12 +267,8 @@ def run_sweep(sweep: Sweep, say: Say, show: Show) -> list[Cell]:
         run_trial(cell, places, say, show)
 
     run_cells(cells, places, run, say, word="run", is_enough=is_enough)
-    left = [cell for cell in cells if read_cell(places.results, cell) is None]
-    if left:
-        say(
-            f"total_time {sweep.total_time} is used up: {len(left)} of {len(cells)} runs are left; a longer one goes on"
-        )
-    return left
+    if left := sum(read_cell(places.results, cell) is None for cell in cells):
+        say(f"total_time {sweep.total_time} is used up: {left} of {len(cells)} runs are left; a longer one goes on")
 
 
 def run_trial(cell: Cell, places: Places, say: Say, show: Show) -> None:
@@ -333,15 +298,6 @@ def run_trial(cell: Cell, places: Places, say: Say, show: Show) -> None:
     say(f"{cell.name}: validation top-1 {found['best']['validation_top1_percent']:.2f} %")
 
 
-def _check_run(cell: Cell) -> None:
-    """Raises: ValueError or TypeError for options that no run takes, or that leave nothing to rank by."""
-    config = cell.config()
-    size = {} if config.img_size is None else {"img_size": config.img_size}
-    config_of(config.model, **config.geometry, **size)
-    if config.validation_percent == 0:
-        raise ValueError("validation_percent 0 may leave no images to rank the trials by: set it above 0")
-
-
 def _dotted(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Options in sections as dotted ones; ``{uniform: [0, 1]}`` is no section."""
     for key, value in options.items():
@@ -349,9 +305,3 @@ def _dotted(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _known_options() -> set[str]:
-    """Dotted names of the options of runs, those of the network among them."""
-    network = {f.name for f in fields(CeiTConfig)} - {"img_size", "in_chans", "num_classes"}
-    return {key for key in known_keys() if key not in SECTIONS} | {f"geometry.{name}" for name in network}

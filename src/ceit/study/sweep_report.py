@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ceit.atomic import write_text
-from ceit.plots import BLUE, ORANGE, STYLE, save_figure
-from ceit.study.cells import Options, Record, read_cell
-from ceit.study.report import markdown, percent
+from ceit.plots import BLUE, ORANGE, new_figure
+from ceit.study.cells import Record, read_cell
+from ceit.study.report import FIGURES, TABLE, markdown, with_spread
 from ceit.study.sweep import Sweep, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TABLE, FIGURE, BEST = "table.md", "figure", "best.yaml"
+BEST = "best.yaml"
 _PANELS_IN_A_ROW = 3
 
 
@@ -64,13 +64,14 @@ def ranked(sweep: Sweep) -> list[Ranked]:
 
 def write_sweep_report(sweep: Sweep, found: Sequence[Ranked]) -> list[Path]:
     """Write ``table.md`` and, of what was trained to its end, ``figure.png``, ``figure.svg`` and ``best.yaml``."""
-    folder = sweep.places.results
-    write_text(folder / TABLE, "\n".join([markdown(*table_rows(sweep, found)), "", *notes(sweep, found)]) + "\n")
-    written = [folder / TABLE]
-    if whole := [entry for entry in found if entry.is_whole]:
-        write_text(folder / BEST, best_recipe(sweep, whole[0]))
-        written += [*draw_sweep(sweep, whole, folder / FIGURE), folder / BEST]
-    return written
+    table, *figures, best = (sweep.places.results / name for name in (TABLE, *FIGURES, BEST))
+    write_text(table, "\n".join([markdown(*table_rows(sweep, found)), "", *notes(sweep, found)]) + "\n")
+    whole = [entry for entry in found if entry.is_whole]
+    if not whole:
+        return [table]
+    draw_sweep(sweep, whole, figures)
+    write_text(best, best_recipe(sweep, whole[0]))
+    return [table, *figures, best]
 
 
 def notes(sweep: Sweep, found: Sequence[Ranked]) -> list[str]:
@@ -81,10 +82,10 @@ def notes(sweep: Sweep, found: Sequence[Ranked]) -> list[str]:
     elif found[0].is_whole:
         cells = found[0].trial.cells
         reports = [(sweep.places.run_of(cell) / "test.json").read_text(encoding="utf-8") for cell in cells]
+        accuracy = with_spread([json.loads(report)["top1_percent"] for report in reports])
         lines.append(
-            f"Test top-1 of the best trial: {percent([json.loads(report)['top1_percent'] for report in reports])}. It "
-            "was read after the choice, of this trial alone. Its validation accuracy is a little too good, because it "
-            "was chosen by it."
+            f"Test top-1 of the best trial: {accuracy}. It was read after the choice, of this trial alone. Its "
+            "validation accuracy is a little too good, because it was chosen by it."
         )
     return lines
 
@@ -96,7 +97,7 @@ def table_rows(sweep: Sweep, found: Sequence[Ranked]) -> tuple[list[str], list[l
     for rank, entry in enumerate(found, start=1):
         options = [str(value) for value in entry.trial.options.values()]
         minutes = mean(record["train_seconds"] for record in entry.records) / 60
-        accuracy = percent(entry.accuracies) if entry.accuracies else "-"
+        accuracy = with_spread(entry.accuracies) if entry.accuracies else "-"
         seeds = f"{len(entry.accuracies)} of {len(entry.trial.cells)}"
         status = (
             f"failed: {entry.failure.partition(':')[0]}" if entry.failure else "" if entry.is_whole else "unfinished"
@@ -109,30 +110,24 @@ def table_rows(sweep: Sweep, found: Sequence[Ranked]) -> tuple[list[str], list[l
 def best_recipe(sweep: Sweep, best: Ranked) -> str:
     """The options of a trial as a recipe, with words on where they come from."""
     cell = best.trial.cells[0]
-    options: Options = {key: value for key, value in cell.options.items() if key != "seed" and value != {}}
+    options = {key: value for key, value in cell.options.items() if key != "seed" and value != {}}
     length = f" --time-budget {cell.time_budget}" if cell.time_budget else ""
     return (
-        f"# The best of a sweep by validation accuracy: trial {best.trial.name}, {percent(best.accuracies)} over "
+        f"# The best of a sweep by validation accuracy: trial {best.trial.name}, {with_spread(best.accuracies)} over "
         f"seeds {', '.join(str(cell.seed) for cell in best.trial.cells)}\n"
         f"# Run:  ceit train --recipe {sweep.places.results / BEST} --data {sweep.data} --output DIR{length}\n"
         f"# {best.trial.words}\n" + yaml.safe_dump(options, sort_keys=False)
     )
 
 
-def draw_sweep(sweep: Sweep, found: Sequence[Ranked], path: Path) -> list[Path]:
+def draw_sweep(sweep: Sweep, found: Sequence[Ranked], paths: Sequence[Path]) -> None:
     """Validation accuracy over the values of each option: a ring for every trial, the best one filled."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    options = list(sweep.choices)
-    columns = min(_PANELS_IN_A_ROW, len(options))
-    lines = -(-len(options) // columns)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 3.2 * columns, 0.8 + 2.6 * lines), layout="constrained")
-        for number, option in enumerate(options, start=1):
+    columns = min(_PANELS_IN_A_ROW, len(sweep.choices))
+    lines = -(-len(sweep.choices) // columns)
+    with new_figure(paths, 0.8 + 2.6 * lines, width=1.2 + 3.2 * columns) as figure:
+        for number, option in enumerate(sweep.choices, start=1):
             _draw_option(figure.add_subplot(lines, columns, number), sweep, option, found)
         figure.suptitle("Validation accuracy, top-1 in %: every trial, mean over its seeds")
-        return [save_figure(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
 
 
 def _draw_option(axes: "Axes", sweep: Sweep, option: str, found: Sequence[Ranked]) -> None:
@@ -146,7 +141,7 @@ def _draw_option(axes: "Axes", sweep: Sweep, option: str, found: Sequence[Ranked
         axes.set_xlim(-0.5, len(choices.values) - 0.5)
         values = [choices.values.index(value) for value in values]
     else:
-        low, high = choices.values
+        low, high = choices.values[0], choices.values[-1]
         axes.set_xscale("log" if choices.kind == "log_uniform" else "linear")
         room = 0.05 * (high - low)
         axes.set_xlim(*((low / 1.2, high * 1.2) if choices.kind == "log_uniform" else (low - room, high + room)))

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from ceit.messages import unknown
 from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
-from ceit.yaml_file import parse_yaml, text_of
+from ceit.yaml_file import packaged_yaml, parse_yaml, text_of
 
 
 def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,11 +38,7 @@ def flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def recipe_names() -> list[str]:
     """Recipes that come with the package."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in files("ceit").joinpath("recipes").iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    return list(packaged_yaml("recipes"))
 
 
 def read_recipe(name_or_file: str) -> dict[str, Any]:
@@ -54,7 +49,7 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     if name_or_file.endswith((".yaml", ".yml")):
         text = text_of("recipe", name_or_file)
     elif name_or_file in recipe_names():
-        text = files("ceit").joinpath("recipes", f"{name_or_file}.yaml").read_text(encoding="utf-8")
+        text = packaged_yaml("recipes")[name_or_file]
     else:
         raise ValueError(unknown("recipe", name_or_file, recipe_names()))
     values = parse_yaml(f"recipe {name_or_file}", text) or {}

@@ -150,7 +150,13 @@ def network_of(
 ) -> CeiT:
     """What ``load_checkpoint`` makes of a file that has been read."""
     try:
-        config = _config_of(stored, model_name, img_size, geometry)
+        expected = None if model_name is None else config_of(model_name, **geometry)
+        if stored.description is None:
+            config = config_from_shapes(stored.state, name=model_name, expected=expected, img_size=img_size, **geometry)
+        else:
+            if model_name is not None and expected is not None:
+                require_same(stored.description.config, model_name, expected)
+            config = replace(stored.description.config, **geometry)
         network = require_fit(stored.state, config)
         state = {key: stored.state[key].to(like.dtype).contiguous() for key, like in network.state_dict().items()}
         if in_chans is not None and in_chans != config.in_chans:
@@ -190,17 +196,6 @@ def fingerprint(state: Mapping[str, Tensor], description: Description) -> str:
         digest.update(key.encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _config_of(
-    stored: StoredNetwork, name: str | None, img_size: ImageSize | None, geometry: dict[str, Any]
-) -> CeiTConfig:
-    expected = None if name is None else config_of(name, **geometry)
-    if stored.description is None:
-        return config_from_shapes(stored.state, name=name, expected=expected, img_size=img_size, **geometry)
-    if name is not None and expected is not None:
-        require_same(stored.description.config, name, expected)
-    return replace(stored.description.config, **geometry)
 
 
 def _adapt(network: CeiT, config: CeiTConfig, num_classes: int | None, img_size: ImageSize | None, path: Path) -> None:

@@ -116,14 +116,10 @@ def _architecture(config: CeiTConfig) -> dict[str, Any]:
 def _refuse_difference(holder: str, held: Mapping[str, Any], name: str, wanted: Mapping[str, Any]) -> None:
     different = [key for key in held if key in wanted and held[key] != wanted[key]]
     if different:
+        mine, others = (", ".join(f"{key} {values[key]}" for key in different) for values in (held, wanted))
         raise ValueError(
-            f"the weights are of {holder} with {_listed(held, different)}, "
-            f"but {name} has {_listed(wanted, different)}; name the model that they were made with"
+            f"the weights are of {holder} with {mine}, but {name} has {others}; name the model that they were made with"
         )
-
-
-def _listed(values: Mapping[str, Any], keys: list[str]) -> str:
-    return ", ".join(f"{key} {values[key]}" for key in keys)
 
 
 def _fields_in_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:

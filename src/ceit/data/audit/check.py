@@ -1,8 +1,8 @@
 """A whole data set read, to find what is wrong with it; nothing is changed. What is found stands in ``report``."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,15 +14,18 @@ from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import read_header
-from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset
+from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset, with_classes
 from ceit.data.pixels import looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.layout import understand
 from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
+from ceit.data.sources.shards.index import sha256_of
 from ceit.data.sources.shards.load import has_shards, open_shards
 from ceit.data.splits import ArraySplit, FileSplit, Split
 from ceit.data.threads import BLOCK_IMAGES, read_all
 from ceit.paths import expanded
+
+_as_it_lies = partial(LabelledSet, img_size=LARGE_SIZE, statistics=usual_statistics(3))
 
 
 def check(data: str | Path) -> Report:
@@ -33,63 +36,39 @@ def check(data: str | Path) -> Report:
 
     Raises: ValueError for data that are no data set at all.
     """
-    found = _find(str(data))
+    root, is_named = expanded(data), place_of(str(data)) is not None
+    layout, changed_shards = list[str](), list[str]()
+    if is_named or not root.is_dir():
+        found = load_images(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
+        parts = {name: found.parts[name] for name in ("train", "validation", "test", UNSPLIT) if name in found.parts}
+        found = replace(found, parts=parts)
+    elif has_shards(root):
+        found, changed_shards = _shards(root)
+    else:
+        understood = understand(root)
+        layout, names = understood.lines(), {name for part in understood.splits.values() for name in part.classes}
+        class_names = tuple(sorted(names))
+        parts = {split: part.listing.split(class_names) for split, part in understood.splits.items()}
+        found = _as_it_lies(name=root.resolve().name, place=f"folder {root}", class_names=class_names, parts=parts)
+        found = replace(found, remarks=understood.remarks)
     reading = _Reading(found)
-    for name in found.splits:
+    for name in found.parts:
         reading.read(name)
-    return reading.report()
+    report = reading.report(tuple(layout), tuple(changed_shards))
+    if is_named or ("train" in report.splits and report.untrained_classes):  # which is an error of its own
+        return report
+    return replace(report, refusal=reading.refusal(report))
 
 
-@dataclass
-class _Found:
-    """A data set to check; ``skipped`` has a line per image that could not even be loaded.
-
-    ``place`` is what messages call it, ``layout`` is how a folder was understood, ``remarks`` what is to be said of any
-    data.
-    """
-
-    name: str
-    place: str
-    class_names: tuple[str, ...]
-    splits: dict[str, Split]
-    skipped: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    is_fixed: bool = False
-    changed_shards: tuple[str, ...] = ()
-    layout: tuple[str, ...] = ()
-
-
-def _find(data: str) -> _Found:
-    root = expanded(data)
-    if place_of(data) is None and root.is_dir():
-        return _find_shards(root) if has_shards(root) else _find_folder(root)
-    found = load_images(data, img_size=LARGE_SIZE, skip_broken=True)  # of this size: as they lie on the disk
-    order = [name for name in ("train", "validation", "test", UNSPLIT) if name in found.parts]
-    splits = {name: found.parts[name] for name in order}
-    return _Found(found.name, found.place, found.class_names, splits, found.skipped, found.remarks, found.is_fixed)
-
-
-def _find_folder(root: Path) -> _Found:
-    layout = understand(root)
-    names = tuple(sorted({name for part in layout.splits.values() for name in part.classes}))
-    splits = {split: part.listing.split(names) for split, part in layout.splits.items()}
-    lines = tuple(layout.lines())
-    return _Found(root.resolve().name, f"folder {root}", names, dict(splits), layout=lines, remarks=layout.remarks)
-
-
-def _find_shards(root: Path) -> _Found:
+def _shards(root: Path) -> tuple[LabelledSet, list[str]]:
+    """Their images, and the names of those shards that have changed since they were written."""
     found = open_shards(root)
-    splits: dict[str, Split] = {name: found.samples.subset(torch.from_numpy(rows)) for name, rows in found.rows.items()}
+    parts = {name: found.samples.subset(torch.from_numpy(rows)) for name, rows in found.rows.items()}
     written = {shard.name: shard.sha256 for shard in found.index.shards if shard.sha256}
-    hashes = read_all(lambda name: _sha256(root / name), list(written), "hashing shards")
-    changed = tuple(name for name, sha256 in hashes if sha256 != written[name])
+    hashes = read_all(lambda name: sha256_of(root / name), list(written), "hashing shards")
+    changed = [name for name, sha256 in hashes if sha256 != written[name]]
     place = f"the folder of shards {root}"
-    return _Found(found.index.name, place, found.index.class_names, splits, changed_shards=changed)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _as_it_lies(name=found.index.name, place=place, class_names=found.index.class_names, parts=parts), changed
 
 
 class _Inspection(NamedTuple):
@@ -120,7 +99,7 @@ def _inspect(split: Split, index: int) -> _Inspection:
 class _Reading:
     """The images read so far; ``places`` has split and index of each, ``contents`` its digest."""
 
-    found: _Found
+    found: LabelledSet
     places: list[tuple[str, int]] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
     prints: list[Prints] = field(default_factory=list)
@@ -131,7 +110,7 @@ class _Reading:
 
     def read(self, name: str) -> None:
         """Reads one split, keeping of each image its prints."""
-        split = self.found.splits[name]
+        split = self.found.parts[name]
         waiting: list[_Inspection] = []
         for index, found in read_all(lambda index: _inspect(split, index), range(len(split)), f"reading {name}"):
             if isinstance(found, str):
@@ -148,59 +127,43 @@ class _Reading:
                 self._keep(waiting)
         self._keep(waiting)
 
-    def report(self) -> Report:
-        """What all splits have shown."""
-        splits = tuple(self.found.splits)
+    def report(self, layout: tuple[str, ...], changed_shards: tuple[str, ...]) -> Report:
+        """What all splits have shown, but for a refusal."""
+        splits = tuple(self.found.parts)
         counts = {name: dict.fromkeys(splits, 0) for name in self.found.class_names}
-        labels = {name: split.labels.tolist() for name, split in self.found.splits.items()}
+        labels = {name: split.labels.tolist() for name, split in self.found.parts.items()}
         for name, index in self.places:
             counts[self.found.class_names[labels[name][index]]][name] += 1
-        prints = Prints.joined(self.prints)
+        prints = Prints(*map(np.concatenate, zip(*self.prints, strict=True)))
         skipped = [ImageName("", line, "") for line in self.found.skipped]
         in_order = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
-        report = Report(
+        return Report(
             name=self.found.name,
             splits=splits,
             counts=counts,
             unreadable=(*self.unreadable, *skipped),
-            changed_shards=self.found.changed_shards,
+            changed_shards=changed_shards,
             copies=tuple(self._copies(prints, group) for group in find_copies(prints, self._picture)),
             blank=tuple(self._name(*self.places[i]) for i in np.flatnonzero(prints.contrast < BLANK_CONTRAST)),
             dark=tuple(self.dark),
             modes=dict(self.modes.most_common()),
             smallest=in_order[0] if in_order else None,
             largest=in_order[-1] if in_order else None,
-            layout=self.found.layout,
+            layout=layout,
             remarks=self.found.remarks,
         )
-        if self.found.is_fixed or ("train" in splits and report.untrained_classes):  # which is an error of its own
-            return report
-        return replace(report, refusal=self._refusal(report))
 
-    def _refusal(self, report: Report) -> str:
+    def refusal(self, report: Report) -> str:
         """Why training would not take the images that can be read; empty if it would."""
-        kept = [number for number, name in enumerate(report.counts) if name not in report.empty_classes]
-        numbers = torch.full((len(report.counts),), -1)
-        numbers[torch.tensor(kept, dtype=torch.int64)] = torch.arange(len(kept))
         parts: dict[str, Split] = {}
-        for name, split in self.found.splits.items():
-            if not len(split):  # a split that shards only tell of
-                continue
-            good = [i for i, (place, _) in enumerate(self.places) if place == name]
-            part = split.subset(torch.tensor([self.places[i][1] for i in good], dtype=torch.int64))
-            digests = np.array([self.contents[i] for i in good], np.uint64)
-            parts[name] = replace(part, labels=numbers[part.labels], digests=digests)
-        class_names = tuple(self.found.class_names[number] for number in kept)
-        kept_set = LabelledSet(
-            name=self.found.name,
-            place=self.found.place,
-            class_names=class_names,
-            parts=parts,
-            statistics=usual_statistics(3),
-            img_size=LARGE_SIZE,
-        )
+        for name, split in self.found.parts.items():
+            if len(split):  # else shards only tell of it
+                good = [i for i, (place, _) in enumerate(self.places) if place == name]
+                part = split.subset(torch.tensor([self.places[i][1] for i in good], dtype=torch.int64))
+                parts[name] = replace(part, digests=np.array([self.contents[i] for i in good], np.uint64))
+        classes = [name for name, by_split in report.counts.items() if any(by_split.values())]
         try:
-            as_dataset(kept_set, seed=0)
+            as_dataset(with_classes(replace(self.found, parts=parts), classes), seed=0)
         except ValueError as error:
             return str(error)
         return ""
@@ -211,14 +174,14 @@ class _Reading:
 
     def _picture(self, place: int) -> np.ndarray:
         name, index = self.places[place]
-        return small_picture(self.found.splits[name].read(index, in_chans=3))
+        return small_picture(self.found.parts[name].read(index, in_chans=3))
 
     def _copies(self, prints: Prints, group: list[int]) -> Copies:
         digests = {prints.digest[i].tobytes() for i in group}
         return Copies(len(digests) == 1, tuple(self._name(*self.places[i]) for i in group))
 
     def _name(self, split_name: str, index: int, note: str = "") -> ImageName:
-        split = self.found.splits[split_name]
+        split = self.found.parts[split_name]
         name = split.key(index)
         if isinstance(split, FileSplit):
             name = shown_path(split.paths[index], split.root).as_posix()

@@ -8,7 +8,7 @@ Letters: n images, p pairs.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ FINE_SHARE = 0.35  # the same at 32 x 32 in colour, as a share of the flatter im
 CROWDING = 4  # times as many images at twice the distance make a pair a look-alike and no copy
 _BAND_BITS = 16
 _REACH = 128  # neighbours that an image is compared with, at most, among those that share a band
+_ONES = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8)).reshape(-1, 16).sum(1).astype(np.uint8)
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 _COSINES = np.cos(np.pi * np.arange(12)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE)).astype(np.float32)
 _FREQUENCIES = np.array(
@@ -33,8 +34,7 @@ _FREQUENCIES = np.array(
 )
 
 
-@dataclass(frozen=True)
-class Prints:
+class Prints(NamedTuple):
     """What is kept of images: 108 bytes each, whatever their size.
 
     ``digest`` ``(n, 16)`` is a hash of the pixels, ``bits`` uint64 ``(n,)`` the signs of the 64 lowest frequencies,
@@ -45,12 +45,6 @@ class Prints:
     bits: np.ndarray
     coarse: np.ndarray
     contrast: np.ndarray
-
-    @classmethod
-    def joined(cls, parts: Sequence["Prints"]) -> "Prints":
-        """One after the other."""
-        fields = ("digest", "bits", "coarse", "contrast")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
 def small_picture(image: Image.Image) -> np.ndarray:
@@ -101,7 +95,7 @@ def _candidates(prints: Prints, among: np.ndarray) -> np.ndarray:
     pairs, distances = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     for i, j in _sharing_a_band(prints.bits[among]):
         i, j = among[i], among[j]
-        near = _bit_count(prints.bits[i] ^ prints.bits[j]) <= MOST_BITS
+        near = _ONES[(prints.bits[i] ^ prints.bits[j]).view(np.uint16).reshape(-1, 4)].sum(1) <= MOST_BITS
         i, j = i[near], j[near]
         distance = np.sqrt(((prints.coarse[i].astype(np.float32) - prints.coarse[j]) ** 2).mean(1))
         alike = distance <= 2 * COARSE_LEVELS
@@ -163,11 +157,3 @@ def _root(leader: np.ndarray, index: int) -> int:
     while leader[index] != index:
         index = int(leader[index])
     return index
-
-
-def _bit_count(values: np.ndarray) -> np.ndarray:
-    """The number of ones in each uint64 ``(p,)``."""
-    return _ONES[values.view(np.uint16).reshape(-1, 4)].sum(1)
-
-
-_ONES = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8)).reshape(-1, 16).sum(1).astype(np.uint8)

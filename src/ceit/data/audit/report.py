@@ -6,6 +6,7 @@ people to know.
 """
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 
@@ -47,19 +48,14 @@ class Report:
     changed_shards: tuple[str, ...]
     copies: tuple[Copies, ...]
     blank: tuple[ImageName, ...]
-    dark: tuple[ImageName, ...]
-    """Images that use 12 bits of 16 or fewer, undeclared, so that they look black."""
+    dark: tuple[ImageName, ...]  # they use 12 bits of 16 or fewer, undeclared, so that they look black
     modes: dict[str, int]
-    smallest: tuple[int, int] | None
-    largest: tuple[int, int] | None
-    """Width and height of the images of fewest and of most pixels."""
-    layout: tuple[str, ...] = ()
-    """How a folder was understood: a line for each split."""
-    remarks: tuple[str, ...] = ()
-    """What was left out or passed over before any image was read."""
+    smallest: tuple[int, int] | None  # width and height of the image of fewest pixels
+    largest: tuple[int, int] | None  # and of most
+    layout: tuple[str, ...] = ()  # how a folder was understood: a line for each split
+    remarks: tuple[str, ...] = ()  # what was left out or passed over before any image was read
     refusal: str = ""
-    """Why training would not take what can be read, in its own words; empty where an error above says it, or it would.
-    """
+    """Why training would not take what can be read, in its own words; empty if it would, or an error above says it."""
 
     @property
     def images(self) -> int:
@@ -79,28 +75,25 @@ class Report:
     @property
     def untrained_classes(self) -> tuple[str, ...]:
         """Classes that have images, but none to train on."""
-        first = self.splits[0]
-        return tuple(name for name, by_split in self.counts.items() if any(by_split.values()) and not by_split[first])
+        counts, first = self.counts.items(), self.splits[0]
+        return tuple(name for name, by_split in counts if any(by_split.values()) and not by_split[first])
 
     @property
     def untested_classes(self) -> tuple[str, ...]:
         """Classes to train on that another split lacks."""
-        first = self.splits[0]
-        return tuple(name for name, by_split in self.counts.items() if by_split[first] and not all(by_split.values()))
+        counts, first = self.counts.items(), self.splits[0]
+        return tuple(name for name, by_split in counts if by_split[first] and not all(by_split.values()))
 
     @property
     def balance(self) -> tuple[tuple[str, int], tuple[str, int]] | None:
         """The classes of most and of fewest images to train on, among those that have any."""
-        sizes = {name: by_split[self.splits[0]] for name, by_split in self.counts.items() if by_split[self.splits[0]]}
-        if not sizes:
-            return None
-        most, fewest = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
-        return (most, sizes[most]), (fewest, sizes[fewest])
+        sizes = [(name, by_split[self.splits[0]]) for name, by_split in self.counts.items() if by_split[self.splits[0]]]
+        return (max(sizes, key=itemgetter(1)), min(sizes, key=itemgetter(1))) if sizes else None
 
     @property
     def errors(self) -> tuple[str, ...]:
         """Each kind of error there is, counted in words, and why training would refuse the set."""
-        return (*self._counted, *filter(None, [self.refusal]))
+        return (*self._counted, self.refusal) if self.refusal else self._counted
 
     @property
     def verdict(self) -> str:

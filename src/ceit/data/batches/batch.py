@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,8 @@ class Batches(Dataset[Batch]):
         augment = ImageAugmentation(self.augmentation, self.preprocessing, self.img_size)
         seeds = random_bits(self.seed, epoch, draws, SINGLE_IMAGE_STREAM) >> np.uint64(32)
         rows_bh, columns_bw = self.augmentation.source_rows_and_columns(self.img_size, self.seed, epoch, draws)
-        for image_hwc, index, seed, rows, columns in zip(
-            images_bhwc, indices, seeds.tolist(), rows_bh, columns_bw, strict=True
-        ):
+        variations = zip(seeds.tolist(), rows_bh, columns_bw, strict=True)
+        for image_hwc, index, (seed, rows, columns) in zip(images_bhwc, indices, variations, strict=True):
             with seeded(seed):
                 image_hwc.copy_(augment(self.split.read(index, in_chans, cover), rows, columns))
         return images_bhwc
@@ -92,8 +92,8 @@ class ImageAugmentation:
     """
 
     def __init__(self, augmentation: Augmentation, preprocessing: Preprocessing, img_size: tuple[int, int]) -> None:
-        self.preprocessing, self.img_size = preprocessing, img_size
-        self.crop: Callable[[Image.Image], Any] | None = None
+        self.preprocessing = preprocessing
+        self.crop: Callable[[Image.Image], Any] = partial(preprocessing.fit, size=img_size)
         self.rand_augment = self.erase = None
         if augmentation.crop_scale is not None:
             self.crop = RandomResizedCropAndInterpolation(
@@ -114,11 +114,10 @@ class ImageAugmentation:
 
     def __call__(self, image: Image.Image, rows: np.ndarray, columns: np.ndarray) -> Tensor:
         """The image as float32 ``(H, W, C)``, of these rows and columns of what was cropped."""
-        image = self.preprocessing.fit(image, self.img_size) if self.crop is None else self.crop(image)
+        image = self.crop(image)
         if self.rand_augment is not None:
             image = self.rand_augment(image)
-        pixels_hwc = to_array(image).take(rows, 0).take(columns, 1)
-        image_hwc = self.preprocessing.normalise(pixels_hwc)
+        image_hwc = self.preprocessing.normalise(to_array(image).take(rows, 0).take(columns, 1))
         if self.erase is not None:
             self.erase(image_hwc.permute(2, 0, 1))  # in place
         return image_hwc

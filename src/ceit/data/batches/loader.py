@@ -82,9 +82,8 @@ def make_loader(
         shard_window=shard_window,
     )
     workers = usual if workers is None else workers
-    return Loader(
-        batches, order, batch_size, shard, Workers(batches, workers, pin_memory) if workers > 0 else None, pin_memory
-    )
+    processes = Workers(batches, workers, pin_memory) if workers > 0 else None
+    return Loader(batches, order, batch_size, shard, processes, pin_memory)
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,7 @@ def _check_order(split: Split, sampling: Sampling, shard_window: int) -> None:
     if shard_window < 0:
         raise ValueError(f"shard_window {shard_window} must not be negative (shards; 0 mixes all)")
     if shard_window and sampling == "balanced":
-        raise ValueError(
-            f"balanced sampling draws from all images, not from {shard_window} shards: set shard_window to 0"
-        )
+        what = f"balanced sampling draws from all images, not from {shard_window} shards"
+        raise ValueError(f"{what}: set shard_window to 0")
     if shard_window and getattr(split, "shard_of", None) is None:
         raise ValueError(f"shard_window {shard_window} needs images in shards, which these are not: set it to 0")

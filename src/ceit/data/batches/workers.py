@@ -115,9 +115,8 @@ class _InWorker(Dataset[Batch | Exception]):
 def _shared(batch: Batch) -> Batch | ValueError:
     """The batch in shared memory, or why not: where it is sent from, in another thread, nobody would hear of that."""
     try:
-        for tensor in batch:
-            if len(tensor):  # there is no sharing nothing
-                tensor.share_memory_()
+        for tensor in filter(len, batch):  # there is no sharing nothing
+            tensor.share_memory_()
     except RuntimeError as error:
         place = "shared memory"
         if os.path.isdir(_SHARED_MEMORY):
@@ -181,10 +180,7 @@ def _end_when_the_parent_says(parent: int) -> None:
 
 
 def usual_workers() -> int:
-    """One process for each core that this process may use, at most 8; none on macOS and Windows.
-
-    Several training processes of one machine share its cores.
-    """
+    """At most 8, one for each usable core, which the training processes of a machine share; 0 on macOS and Windows."""
     if sys.platform in ("darwin", "win32"):
         return 0
     return max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

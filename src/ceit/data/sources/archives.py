@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 Arrays = dict[str, np.ndarray]
-Members = Callable[[str], bytes]
-"""Gives the contents of the file of that name, wherever it lies in the archives."""
+Members = Callable[[str], bytes]  # gives the contents of the file of that name, wherever it lies in the archives
 
 ARRAY_NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -98,8 +97,7 @@ def _tar_members(data: bytes) -> dict[str, bytes]:
     contents = {}
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         for member in archive:
-            file = archive.extractfile(member) if member.isreg() else None
-            if file is not None:
+            if member.isreg() and (file := archive.extractfile(member)) is not None:
                 contents[member.name.rsplit("/", 1)[-1]] = file.read()
     return contents
 

@@ -9,7 +9,7 @@ from ceit.data.cache import cache_dir
 from ceit.data.labelled import LabelledSet, as_dataset, of_classes
 from ceit.data.sources.download import fetch_named
 from ceit.data.sources.hub import PREFIX, load_hub
-from ceit.data.sources.known_sets import SETS, NamedSet
+from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.layout import load_folder
 from ceit.data.sources.named import load_named
 from ceit.data.sources.options import LoadOptions, SizeChoice
@@ -30,11 +30,9 @@ def load_dataset(
     skip_broken: bool = False,
     classes: Sequence[str] | None = None,
 ) -> ImageDataset:
-    """The data set that ``name_or_dir`` names, as training takes it: see ``load_images`` for what is read.
+    """The data set that ``name_or_dir`` names, as training takes it; ``seed`` splits one that comes unsplit.
 
-    ``seed`` splits a set that comes unsplit.
-
-    Raises: ValueError as ``load_images``, and for a set that cannot train a classifier.
+    The rest is as in ``load_images``. Raises: ValueError as there, and for a set that cannot train a classifier.
     """
     found = load_images(name_or_dir, img_size=img_size, in_chans=in_chans, skip_broken=skip_broken, classes=classes)
     return as_dataset(found, seed)
@@ -86,26 +84,23 @@ def absolute(name_or_dir: str | Path) -> str:
 def fetch(name: str, cache: Path | None = None) -> Path:
     """Gets the set ``name`` into the cache unless it is there, and returns its folder, which is whole or not there.
 
-    Raises: ValueError for an unknown name or a set that only its owner gives; ConnectionError, naming what was tried,
-    if no source gave the set; OSError if it cannot be stored.
+    Raises: ValueError for an unknown name or a set that only its owner gives, and says where to ask for it;
+    ConnectionError, naming what was tried, if no source gave the set; OSError if it cannot be stored.
     """
-    if name in PUBLISHED:
-        return fetch_published(name, cache or cache_dir())
-    if name not in SETS:
+    if name not in SETS and name not in PUBLISHED:
         raise ValueError(unknown("data set", name, [*SETS, *PUBLISHED]))
-    return fetch_named(name, cache or cache_dir())
+    return (fetch_named if name in SETS else fetch_published)(name, cache or cache_dir())
 
 
 def describe(name: str) -> str:
     """What a set known by name is and whose, a line each: title, size, licence and citation."""
-    known = SETS[name] if name in SETS else PUBLISHED[name]
-    if isinstance(known, NamedSet):
-        height, width, channels = known.image_shape
-        size = f"{len(known.class_names)} classes of {height} x {width} x {channels} pixels"
-        validation_images = 0
+    if name in SETS:
+        known, to_validate = SETS[name], 0
+        size = f"{len(known.class_names)} classes of {' x '.join(map(str, known.image_shape))} pixels"
     else:
-        size, validation_images = f"{known.classes:,} classes of photographs", known.validation_images
-    counts = {"to train": known.train_images, "to validate": validation_images, "to test": known.test_images}
+        known, to_validate = PUBLISHED[name], PUBLISHED[name].validation_images
+        size = f"{known.classes:,} classes of photographs"
+    counts = {"to train": known.train_images, "to validate": to_validate, "to test": known.test_images}
     images = ", ".join(f"{count:,} {use}" for use, count in counts.items() if count)
     return f"{known.title}: {size}\nimages     {images}\nlicence    {known.licence}\ncitation   {known.citation}"
 

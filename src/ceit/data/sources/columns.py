@@ -54,22 +54,21 @@ def read_columns(path: Path, required: Sequence[Sequence[str]], known: Sequence[
 
 def _read_csv(path: Path, required: Sequence[Sequence[str]], known: Sequence[str]) -> Columns:
     text = re.sub(r"\Asep=.\r?\n", "", _text(path))  # Excel's own first line
-    headers = {separator: set(map(_plain, _header(text, separator))) for separator in SEPARATORS}
-    fitting = [sep for sep in SEPARATORS if all(headers[sep] & set(group) for group in required)]
-    separator = [*fitting, SEPARATORS[0]][0]
+    readers = {separator: csv.reader(io.StringIO(text, newline=""), delimiter=separator) for separator in SEPARATORS}
+    headers = {sep: set(map(_plain, next(filter(_is_filled, reader), []))) for sep, reader in readers.items()}
+    fitting = (sep for sep in SEPARATORS if all(headers[sep] & set(group) for group in required))
+    separator = next(fitting, SEPARATORS[0])
     try:
         rows = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)))
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV file in UTF-8 ({error})") from error
-    filled = [(number, [cell.strip() for cell in row]) for number, row in rows if any(map(str.strip, row))]
+    filled = [(number, [cell.strip() for cell in row]) for number, row in rows if _is_filled(row)]
     start, header = filled.pop(0) if filled else (0, [])
     _refuse_twins(path, header, known)
     for number, row in filled:
         if len(row) != len(header):
-            raise ValueError(
-                f"row {number - start} of {path} has {len(row)} cells, its header {len(header)}: put cells that hold "
-                f"{separator!r} in quotes"
-            )
+            cells = f"row {number - start} of {path} has {len(row)} cells, its header {len(header)}"
+            raise ValueError(f"{cells}: put cells that hold {separator!r} in quotes")
     cells = [[_cell(row[index]) for _, row in filled] for index in range(len(header))]
     return Columns(path, header, cells, [number - start for number, _ in filled])
 
@@ -107,19 +106,17 @@ def _refuse_twins(path: Path, names: Sequence[str], known: Sequence[str]) -> Non
 
 def _text(path: Path) -> str:
     data = path.read_bytes()
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
+        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds zero bytes")
+    except ValueError as error:
         raise ValueError(f"{path} is no CSV file in UTF-8 ({error}): save it as CSV UTF-8") from error
-    if "\0" in text:
-        raise ValueError(f"{path} is no CSV file in UTF-8 (it holds zero bytes): save it as CSV UTF-8")
     return text
 
 
-def _header(text: str, separator: str) -> list[str]:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    return next((row for row in rows if any(map(str.strip, row))), [])
+def _is_filled(row: Sequence[str]) -> bool:
+    return any(map(str.strip, row))
 
 
 def _plain(name: str) -> str:

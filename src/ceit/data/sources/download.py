@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from posixpath import basename
 from typing import BinaryIO
 
 import numpy as np
@@ -30,15 +31,17 @@ def fetch_named(name: str, cache: Path) -> Path:
 
     The copy that the environment variable CEIT_DATA_MIRROR offers, a URL or a directory that holds the archives by file
     name, is tried first, then the sources in order. A download that was cut is resumed, by the next call too. The
-    folder ``{train,test}_{images,labels}.npy`` appears whole or not at all, and only if the hashes are right.
-
-    Raises: ConnectionError, naming what was tried, if no source gave the set; OSError if it cannot be stored.
+    folder ``{train,test}_{images,labels}.npy`` appears whole or not at all, and only if the hashes are right. Raises:
+    as ``choose.fetch``.
     """
     named, folder = SETS[name], cache / name
     if not named.sources or folder.is_dir():
         return folder
-    downloads, failures = folder.with_name(f"{name}.downloads"), []
-    for source in [*_on_the_mirror(named.sources), *named.sources]:
+    downloads, failures, mirror = folder.with_name(f"{name}.downloads"), [], _mirror()
+    mirrored = [
+        replace(it, urls=tuple(f"{mirror}/{basename(url)}" for url in it.urls)) for it in named.sources if mirror
+    ]
+    for source in [*mirrored, *named.sources]:
         try:
             arrays = _arrays_from(source, named, downloads)
         except _SourceError as failure:
@@ -61,10 +64,10 @@ class _SourceError(Exception):
 
 def copy_from_mirror(names: Sequence[str], folder: Path) -> list[str]:
     """Downloads files of these names into ``folder`` from CEIT_DATA_MIRROR, if set; returns what failed, and why."""
-    base, failures = _mirror(), []
-    for name in names if base else ():
+    mirror, failures = _mirror(), []
+    for name in names if mirror else ():
         try:
-            _get({f"{base}/{name}": folder / name})
+            _get({f"{mirror}/{name}": folder / name})
         except _SourceError as failure:
             failures.append(str(failure))
     return failures
@@ -77,15 +80,9 @@ def _mirror() -> str | None:
     return mirror.rstrip("/") if "://" in mirror else expanded(mirror).resolve().as_uri()
 
 
-def _on_the_mirror(sources: Sequence[Source]) -> list[Source]:
-    """Each source with its files taken from the mirror; none if there is no mirror."""
-    base = _mirror()
-    return [replace(source, urls=tuple(f"{base}/{_name(url)}" for url in source.urls)) for source in sources if base]
-
-
 def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
     """The checked arrays of one source. Raises: _SourceError; downloaded files that are not right are removed."""
-    files = {url: downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / _name(url) for url in source.urls}
+    files = {url: downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / basename(url) for url in source.urls}
     _get(files)
     paths = list(files.values())
     try:
@@ -101,11 +98,11 @@ def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
 
 
 def _check(arrays: Arrays, named: NamedSet) -> None:
+    classes = len(named.class_names)
     for split, images in (("train", named.train_images), ("test", named.test_images)):
         shape, labels = arrays[f"{split}_images"].shape, arrays[f"{split}_labels"]
         if shape != (images, *named.image_shape) or labels.shape != (images,):
             raise ValueError(f"{split}: shape {shape}, {len(labels)} labels; expected {(images, *named.image_shape)}")
-        classes = len(named.class_names)
         if not named.sha256 and set(np.bincount(labels, minlength=classes)) != {images // classes}:
             raise ValueError(f"{split}: not {images // classes} images of each class")
     for key, expected in named.sha256.items():
@@ -113,8 +110,7 @@ def _check(arrays: Arrays, named: NamedSet) -> None:
 
 
 def _check_hash(what: str, data: bytes, expected: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
+    if (found := hashlib.sha256(data).hexdigest()) != expected:
         raise ValueError(f"{what}: SHA-256 {found[:12]}..., expected {expected[:12]}...")
 
 
@@ -137,9 +133,9 @@ def _get(files: Mapping[str, Path]) -> None:
     Bars on stderr, if that is a terminal, show how far it is.
     """
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bars:
+    speed = TransferSpeedColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), *speed
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         for address, path in files.items():
             if path.exists():
                 continue
@@ -208,7 +204,3 @@ def _read(response: BinaryIO, url: str, total: int | None) -> bytes:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _name(address: str) -> str:
-    return address.rsplit("/", 1)[-1]

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face ``datasets`` library, by name or out of a folder."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 @dataclass(frozen=True)
 class HubSplit(EncodedSplit):
-    """Images in a table, decoded when they are needed: sample ``i`` is row ``numbers[i]``, and that is its key.
-
-    The table lies in files mapped into memory, which worker processes share.
-    """
+    """Images in a table, its files mapped into memory: sample ``i`` is row ``numbers[i]``, and that is its key."""
 
     place: str
     rows: "datasets.Dataset"
@@ -66,25 +64,22 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
     The images are those of the one column of type Image; the labels the first column of type ClassLabel, or else the
     column named ``label`` (``labels``, ``class``, ``target``) of text or whole numbers. Splits are the official ones.
     Of several such columns, and of splits that are left out for another name or for want of labels, there is a remark.
-    Sizes and channels are found as in a folder, and small images held in memory. All are read once, see
-    ``ceit.data.survey``.
+    The rest is as in a folder.
 
     Raises: ValueError for a set that cannot be had, without such columns or usual splits, or with broken images.
     """
-    place = expanded(name)
-    remarks: list[str] = []
+    place, remarks = expanded(name), list[str]()
     tables = _open(name, place, remarks)
     first = next(iter(tables.values()))
     column, label_column = _columns(name, first, remarks)
-    cells = {split: _cells(table, label_column) for split, table in tables.items()}
+    cells = {split: table.with_format(None)[label_column][:] for split, table in tables.items()}
     class_names, labels = _labels(name, first.features[label_column], cells, remarks)
-    parts = {split: _split(f"{name} {split}", tables[split], column, labels[split]) for split in labels}
+    parts = {split: _split(f"{name} {split}", tables[split], column, of) for split, of in labels.items()}
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
     usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), options.in_chans)
     size = options.size_for(usual_size)
     form = form_for(len(everything), size, chans)
-    splits: dict[str, Split] = {}
-    lines: list[str] = []
+    splits, lines = dict[str, Split](), list[str]()
     for split, part in parts.items():
         found = survey(part, form)
         splits[split] = readable(replace(part, digests=found.digests), found, np.arange(len(part)))
@@ -128,8 +123,7 @@ def _open(name: str, place: Path, remarks: list[str]) -> dict[str, "datasets.Dat
     for split in SPLITS:
         if len(same := [name for name, of in names.items() if of == split]) > 1:
             raise ValueError(f"{PREFIX}{name} has {len(same)} splits for {split}: {', '.join(same)}; save it with one")
-    tables = {split: loaded[name] for name, split in names.items()}
-    if not tables:
+    if not names:
         found = ", ".join(map(str, loaded)) or "none"
         raise ValueError(f"{PREFIX}{name} has no split train, validation or test: its splits are {found}")
     remarks += [
@@ -137,7 +131,7 @@ def _open(name: str, place: Path, remarks: list[str]) -> dict[str, "datasets.Dat
         for split, table in loaded.items()
         if str(split) not in names
     ]
-    return tables
+    return {split: loaded[name] for name, split in names.items()}
 
 
 def _columns(name: str, table: "datasets.Dataset", remarks: list[str]) -> tuple[str, str]:
@@ -147,7 +141,8 @@ def _columns(name: str, table: "datasets.Dataset", remarks: list[str]) -> tuple[
     features = table.features
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labels += [column for column in LABEL_COLUMNS if column in features and _is_plain(features[column])]
+    plain = ("string", "large_string", "int", "uint")
+    labels += [name for name in LABEL_COLUMNS if getattr(features.get(name), "dtype", "").startswith(plain)]
     if len(images) != 1 or not labels:
         found = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
         needed = f"one column of type Image and one of type ClassLabel, or named {' or '.join(LABEL_COLUMNS)}"
@@ -157,10 +152,6 @@ def _columns(name: str, table: "datasets.Dataset", remarks: list[str]) -> tuple[
         listed = " or ".join(map(repr, others))
         remarks.append(f"column {chosen!r} of {PREFIX}{name} is the class, not {listed}")
     return images[0], chosen
-
-
-def _is_plain(feature: Any) -> bool:
-    return getattr(feature, "dtype", "").startswith(("string", "large_string", "int", "uint"))
 
 
 def _labels(
@@ -177,22 +168,15 @@ def _labels(
     if isinstance(feature, datasets.ClassLabel):
         values, class_names = range(len(feature.names)), feature.names
     else:
-        values = class_names = sorted({cell for column in cells.values() for cell in column})
+        values = class_names = sorted(set(chain(*cells.values())))
     numbers = {value: number for number, value in enumerate(values)}
-    labels = {
-        split: torch.tensor([numbers[cell] for cell in column], dtype=torch.int64) for split, column in cells.items()
-    }
+    labels = {split: torch.tensor([numbers[cell] for cell in of], dtype=torch.int64) for split, of in cells.items()}
     return tuple(map(str, class_names)), labels
 
 
 def _is_label(cell: Any) -> bool:
     """Whether it is one: unlabelled test images have -1 or nothing in its place."""
     return cell is not None and (isinstance(cell, str) or cell >= 0)
-
-
-def _cells(table: "datasets.Dataset", column: str) -> list[Any]:
-    """A whole column, as Python's own values."""
-    return table.select_columns([column]).with_format(None)[:][column]
 
 
 def _split(place: str, table: "datasets.Dataset", column: str, labels: Tensor) -> HubSplit:

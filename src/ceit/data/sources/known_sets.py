@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ceit.data.sources.archives import Arrays, Members, cifar_binary, cifar_png, idx
 
@@ -10,11 +11,9 @@ from ceit.data.sources.archives import Arrays, Members, cifar_binary, cifar_png,
 class Source:
     """One way to a set: the files to download and how they become arrays."""
 
-    urls: tuple[str, ...]
-    """As ``web_address`` takes them."""
+    urls: tuple[str, ...]  # as ``web_address`` takes them
     decode: Callable[[Members], Arrays]
-    sha256: tuple[str, ...] = ()
-    """Of the downloaded files, where known."""
+    sha256: tuple[str, ...] = ()  # of the downloaded files, where known
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ class NamedSet:
     test_images: int
     licence: str
     citation: str
-    sources: tuple[Source, ...] = ()
-    """Tried in order: the official one, other copies, package managers last."""
+    sources: tuple[Source, ...] = ()  # tried in order: the official one, other copies, package managers last
     sha256: dict[str, str] = field(default_factory=dict)
     """Of each decoded array, uint8 in C order. Without: shapes and the number of images a class are checked."""
     mirror_safe: bool = True
@@ -45,11 +43,16 @@ sunflower sweet_pepper table tank telephone television tiger tractor train trout
 willow_tree wolf woman worm
 """
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_CIFAR_LICENCE = "none stated; the authors ask to be cited, https://www.cs.toronto.edu/~kriz/cifar.html"
-_CIFAR_CITATION = (
-    "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, "
-    "University of Toronto, 2009"
+_like_cifar = partial(
+    NamedSet,
+    image_shape=(32, 32, 3),
+    train_images=50_000,
+    test_images=10_000,
+    licence="none stated; the authors ask to be cited, https://www.cs.toronto.edu/~kriz/cifar.html",
+    citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, University of "
+    "Toronto, 2009",
 )
+_like_mnist = partial(NamedSet, image_shape=(28, 28, 1), train_images=60_000, test_images=10_000)
 _CIFAR10_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 _IDX_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
@@ -59,14 +62,9 @@ def _idx_source(base: str) -> Source:
 
 
 SETS: dict[str, NamedSet] = {
-    "cifar10": NamedSet(
+    "cifar10": _like_cifar(
         title="CIFAR-10",
         class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        image_shape=(32, 32, 3),
-        train_images=50_000,
-        test_images=10_000,
-        licence=_CIFAR_LICENCE,
-        citation=_CIFAR_CITATION,
         sources=(
             Source(
                 ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
@@ -88,14 +86,9 @@ SETS: dict[str, NamedSet] = {
             "test_labels": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
         },
     ),
-    "cifar100": NamedSet(
+    "cifar100": _like_cifar(
         title="CIFAR-100",
         class_names=tuple(_CIFAR100_CLASSES.split()),
-        image_shape=(32, 32, 3),
-        train_images=50_000,
-        test_images=10_000,
-        licence=_CIFAR_LICENCE,
-        citation=_CIFAR_CITATION,
         sources=(
             Source(
                 ("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",),
@@ -105,12 +98,9 @@ SETS: dict[str, NamedSet] = {
             ),
         ),
     ),
-    "fashion_mnist": NamedSet(
+    "fashion_mnist": _like_mnist(
         title="Fashion-MNIST",
         class_names=_CLOTHES,
-        image_shape=(28, 28, 1),
-        train_images=60_000,
-        test_images=10_000,
         licence="MIT, copyright 2017 Zalando SE",
         citation="H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine "
         "Learning Algorithms, arXiv 1708.07747, 2017",
@@ -126,13 +116,10 @@ SETS: dict[str, NamedSet] = {
             "test_labels": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
         },
     ),
-    "mnist": NamedSet(
+    "mnist": _like_mnist(
         title="MNIST",
         mirror_safe=False,
         class_names=tuple("0123456789"),
-        image_shape=(28, 28, 1),
-        train_images=60_000,
-        test_images=10_000,
         licence="CC BY-SA 3.0, copyright Y. LeCun and C. Cortes",
         citation="Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, Gradient-Based Learning Applied to Document "
         "Recognition, Proceedings of the IEEE 86(11), 1998",

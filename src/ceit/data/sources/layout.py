@@ -38,12 +38,11 @@ class SplitFolder:
 
 @dataclass(frozen=True)
 class Layout:
-    """A folder as it is understood; of one that comes unsplit the only split is ``UNSPLIT``."""
+    """A folder as it is understood, and a line for what is left out or was not to be expected."""
 
     root: Path
     splits: dict[str, SplitFolder]
     remarks: tuple[str, ...]
-    """What is left out or was not to be expected, a line each."""
 
     def lines(self) -> list[str]:
         """A line for each split: where it lies, and what it holds."""
@@ -64,9 +63,8 @@ def load_folder(root: Path, options: LoadOptions) -> LabelledSet:
 def understand(root: Path) -> Layout:
     """The layout of ``root``: class folders, or folders named after splits (``split_of``) that hold class folders.
 
-    Raises: ValueError, with the fix, for a folder without images, two folders for one split, class folders beside
-    splits, splits within classes, one folder that holds everything, folders that look like splits under names that are
-    not known, a class whose name cannot be told from another's, and a folder that cannot be listed.
+    Raises: ValueError, with the fix, for a folder without images or that cannot be listed, for splits that are doubled,
+    beside classes, within them, or under names not known, and for a class whose name cannot be told from another's.
     """
     if not root.is_dir():
         raise ValueError(f"data {root} is not a folder, and no table of labels: those end in .csv, .tsv or .parquet")
@@ -74,8 +72,7 @@ def understand(root: Path) -> Layout:
     folders = _split_folders(top, remarks)
     for folder in folders.values():
         _refuse_wrapper(folder, top)
-        if not folder.filled:
-            raise ValueError(_no_images(folder))
+        _refuse_empty(folder)
     splits = {split: SplitFolder(folder.path, _classes(folder, root, remarks)) for split, folder in folders.items()}
     _refuse_other_spellings(splits, root)
     if line := passed_over_line(top.passed_over):
@@ -102,9 +99,8 @@ def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
         return {UNSPLIT: top}
     for split in SPLITS:
         if len(same := [child for of, child in named if of == split]) > 1:
-            raise ValueError(
-                f"folder {top.path} has {len(same)} folders for {split}, {_names(same)}: keep one of them there"
-            )
+            have = f"has {len(same)} folders for {split}, {_names(same)}"
+            raise ValueError(f"folder {top.path} {have}: keep one of them there")
     splits = [child for _, child in named]
     for child in top.folders:
         if child not in splits and (images := sum(1 for _ in child.walk())):
@@ -120,15 +116,12 @@ def _leave_out(child: Folder, images: str, splits: Sequence[Folder], top: Folder
     """A folder of images beside those of splits: said where it is a split without labels, else refused."""
     split, beside = split_of(child.name), _names(splits)
     if split == "train":
-        raise ValueError(
-            f"{child.path} holds {images} without class folders, though {beside} beside it has them: put the images of "
-            f"each class in a folder of its name"
-        )
+        found = f"holds {images} without class folders, though {beside} beside it has them"
+        raise ValueError(f"{child.path} {found}: put the images of each class in a folder of its name")
     if split is None:
-        raise ValueError(
-            f"folder {top.path} has {beside} for its parts, and beside them {child.name} with {images}: call it train, "
-            f"validation or test if it is a part, move it into the parts if it is a class, or out of the folder"
-        )
+        fix = "call it train, validation or test if it is a part, move it into the parts if it is a class"
+        found = f"has {beside} for its parts, and beside them {child.name} with {images}"
+        raise ValueError(f"folder {top.path} {found}: {fix}, or out of the folder")
     remarks.append(f"left out: {child.name}, {images} without class folders")
 
 
@@ -137,10 +130,8 @@ def _refuse_loose_splits(top: Folder, remarks: list[str]) -> None:
     filled = [child for child in top.folders if child.images]
     loose = [child for child in filled if split_of(child.name)]
     if loose and (len(loose) > 1 or len(loose) == len(filled)):
-        raise ValueError(
-            f"{_names(loose)} of folder {top.path} hold images without class folders: put those of each class in a "
-            f"folder of its name, or name them in {_TABLE}{_tables_in(top.path)}"
-        )
+        fix = f"put those of each class in a folder of its name, or name them in {_TABLE}{_tables_in(top.path)}"
+        raise ValueError(f"{_names(loose)} of folder {top.path} hold images without class folders: {fix}")
     remarks += [f"{child.name} is taken as a class, like the folders beside it" for child in loose]
 
 
@@ -167,15 +158,11 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
     classes: dict[str, list[Path]] = {}
     for child in folder.folders:
         if printable(child.name) != child.name:
-            raise ValueError(
-                f"the name of class folder {os.fsencode(child.name)!r} in {folder.path} is not UTF-8: rename it"
-            )
-        name = class_name(child.name)
-        if name in classes:
-            raise ValueError(
-                f"folder {folder.path} has two class folders called {name!r}, whose accents are stored differently: "
-                f"move the images of one into the other"
-            )
+            name = os.fsencode(child.name)
+            raise ValueError(f"the name of class folder {name!r} in {folder.path} is not UTF-8: rename it")
+        if (name := class_name(child.name)) in classes:
+            twins = f"two class folders called {name!r}, whose accents are stored differently"
+            raise ValueError(f"folder {folder.path} has {twins}: move the images of one into the other")
         classes[name] = list(child.walk())
     if folder.images and classes:
         remarks.append(f"left out: {_count(len(folder.images), 'image')}{where} in no class folder")
@@ -196,25 +183,19 @@ def _refuse_nested_splits(folder: Folder) -> None:
         inside = child.filled
         parts = [inner for inner in inside if split_of(inner.name)]
         if len(parts) > 1 or (parts and len(parts) == len(inside)):
-            raise ValueError(
-                f"class folder {child.path} has {_names(parts)} inside: turn it around, "
-                f"{folder.path / parts[0].name / child.name}, or list the images in {_TABLE}"
-            )
+            fix = f"turn it around, {folder.path / parts[0].name / child.name}, or list the images in {_TABLE}"
+            raise ValueError(f"class folder {child.path} has {_names(parts)} inside: {fix}")
+    rename, otherwise = "call them train, validation and test", f"if they are classes, list the images in {_TABLE}"
     if parts := _parts_by_ending(folder.filled):
-        raise ValueError(
-            f"{_names(parts)} of folder {folder.path} are named as parts of a set: call them train, validation and "
-            f"test, with a folder of images for each class inside; if they are classes, list the images in {_TABLE}"
-        )
+        fix = f"{rename}, with a folder of images for each class inside; {otherwise}"
+        raise ValueError(f"{_names(parts)} of folder {folder.path} are named as parts of a set: {fix}")
     nested = [child for child in folder.folders if not child.images and child.filled]
     inside = [{folded(inner.name) for inner in _unwrapped(child).filled} for child in nested]
     times = Counter(name for names in inside for name in names)
     shared = [name for name, count in times.items() if count > 1]
     if len(times) > 1 and len(shared) * 2 >= len(times):
-        raise ValueError(
-            f"{_names(nested)} of folder {folder.path} hold the same folders, {_listed(sorted(shared))}: call them "
-            f"train, validation and test if they are the parts of the set; if they are classes, list the images in "
-            f"{_TABLE}"
-        )
+        have = f"{_names(nested)} of folder {folder.path} hold the same folders, {_listed(sorted(shared))}"
+        raise ValueError(f"{have}: {rename} if they are the parts of the set; {otherwise}")
 
 
 def _parts_by_ending(folders: Sequence[Folder]) -> list[Folder]:
@@ -229,23 +210,21 @@ def _parts_by_ending(folders: Sequence[Folder]) -> list[Folder]:
 
 def _refuse_other_spellings(splits: dict[str, SplitFolder], root: Path) -> None:
     """A class that is written in another way where it is trained is one class to people, two to a table of names."""
-    if "train" not in splits:
-        return
-    trained = {folded(name): name for name, images in splits["train"].classes.items() if images}
+    trained = splits["train"].classes if "train" in splits else {}
+    spelt = {folded(name): name for name, images in trained.items() if images}
     for split, part in splits.items():
         for name, images in part.classes.items():
-            known = trained.get(folded(name), name)
-            if images and name not in splits["train"].classes and known != name:
-                raise ValueError(
-                    f"class {known!r} of folder {root} is called {name!r} in {split}: rename one of the two"
-                )
+            if images and name not in trained and (known := spelt.get(folded(name))):
+                both = f"class {known!r} of folder {root} is called {name!r} in {split}"
+                raise ValueError(f"{both}: rename one of the two")
 
 
-def _no_images(top: Folder) -> str:
-    here = f"has {_count(len(top.images), 'image')} in no class folder" if top.images else "has no images"
-    passed = passed_over_line(top.passed_over)
-    fix = f"it must hold a folder of images for each class{_tables_in(top.path)}"
-    return f"folder {top.path} {here}{f' ({passed})' if passed else ''}: {fix}"
+def _refuse_empty(folder: Folder) -> None:
+    if not folder.filled:
+        found = f"{_count(len(folder.images), 'image')} in no class folder" if folder.images else "no images"
+        passed = f" ({line})" if (line := passed_over_line(folder.passed_over)) else ""
+        fix = f"it must hold a folder of images for each class{_tables_in(folder.path)}"
+        raise ValueError(f"folder {folder.path} has {found}{passed}: {fix}")
 
 
 def _tables_in(folder: Path) -> str:
@@ -261,8 +240,8 @@ def _names(folders: Iterable[Folder]) -> str:
 def _listed(names: Iterable[str]) -> str:
     """The first names and how many more there are."""
     all_names = list(names)
-    more = [f"{len(all_names) - _NAMED} more"] if len(all_names) > _NAMED else []
-    *some, last = [*all_names[:_NAMED], *more]
+    first, others = all_names[:_NAMED], all_names[_NAMED:]
+    *some, last = [*first, f"{len(others)} more"] if others else first
     return f"{', '.join(some)} and {last}" if some else last
 
 

@@ -13,7 +13,7 @@ import torch
 from ceit.data.image import read_header
 from ceit.data.labelled import LabelledSet, require_classes
 from ceit.data.preprocessing import IMAGENET
-from ceit.data.reduced import IN_MEMORY_SIDE
+from ceit.data.reduced import IN_MEMORY_SIDE, Size
 from ceit.data.sources.options import LoadOptions
 from ceit.data.splits import FileSplit, readable
 from ceit.data.survey import form_for, survey
@@ -62,10 +62,8 @@ def load_files(
     """The set of files listed under ``train``, ``validation`` and ``test``, or ``all``; they lie in or below ``place``.
 
     Classes are sorted by ``order``. ``img_size`` defaults to the median of the shorter sides rounded up to a multiple
-    of 4, if that is at most 64, else to 224; ``in_chans`` to 1 if all images are grey, else to 3.
-
-    Every file is read once, see ``ceit.data.survey``: small copies of at most 64 px stay in memory. With ``classes``
-    files of others are left out before.
+    of 4, if that is at most 64, else to 224; ``in_chans`` to 1 if all images are grey, else to 3. Every file is read
+    once, see ``ceit.data.survey``. With ``classes`` files of others are left out before.
 
     Raises: ValueError if, unless ``skip_broken``, files cannot be read, and as ``require_classes``.
     """
@@ -87,11 +85,7 @@ def load_files(
         first += len(listing.paths)
     class_names = tuple(sorted({name for listing in kept.values() for name in listing.class_names}, key=order))
     counts = Counter(name for listing in listings.values() for name in listing.class_names)
-    lost = [
-        f"class {name!r} is left out: none of its {count:,} images can be read"
-        for name, count in counts.items()
-        if name not in class_names
-    ]
+    lost = [(name, count) for name, count in counts.items() if name not in class_names]
     parts = {
         split: readable(replace(listing.split(class_names), digests=found.digests[rows[split]]), found, rows[split])
         for split, listing in kept.items()
@@ -104,15 +98,13 @@ def load_files(
         statistics=usual_statistics(chans),
         img_size=size,
         skipped=lines,
-        remarks=(*remarks, *lost),
+        remarks=(*remarks, *(f"class {name!r} is left out: none of its {n:,} images can be read" for name, n in lost)),
     )
 
 
 def usual_geometry(
-    items: Sequence[_Item],
-    header: Callable[[_Item], tuple[tuple[int, int], str]],
-    in_chans: int | None = None,
-) -> tuple[tuple[int, int], int]:
+    items: Sequence[_Item], header: Callable[[_Item], tuple[Size, str]], in_chans: int | None = None
+) -> tuple[Size, int]:
     """Usual size and channels, from the headers: size, and Pillow's mode.
 
     The size is that of up to 1,000 images spread over the set. Unless ``in_chans`` is asked for, one image in colour

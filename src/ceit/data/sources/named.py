@@ -12,8 +12,9 @@ from ceit.data.preprocessing import to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_unpacked
 from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.listing import usual_statistics
 from ceit.data.sources.options import LoadOptions
-from ceit.data.splits import ArraySplit, channel_statistics, from_pixels, resized
+from ceit.data.splits import ArraySplit, from_pixels, resized
 
 
 def load_named(name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
@@ -23,26 +24,25 @@ def load_named(name: str, folder: Path | None, options: LoadOptions) -> Labelled
     """
     named = SETS[name]
     arrays = _stored(name) if folder is None else _unpacked(name, folder)
-    size = options.size_for(named.image_shape[:2])
-    train, test = (_split(arrays, part, size, options.in_chans or named.image_shape[2]) for part in ("train", "test"))
+    size, chans = options.size_for(named.image_shape[:2]), options.in_chans or named.image_shape[2]
+    parts = {}
+    for part in ("train", "test"):
+        pixels_nhwc = _with_channels(arrays[f"{part}_images"], chans)
+        if max(size) <= IN_MEMORY_SIDE:
+            pixels_nhwc = resized(pixels_nhwc, size)
+        labels = torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64))
+        parts[part] = ArraySplit(from_pixels(pixels_nhwc), labels)
     return LabelledSet(
         name=name,
         place=name,
         class_names=named.class_names,
-        parts={"train": train, "test": test},
-        statistics=channel_statistics(train.pixels()),
+        parts=parts,
+        statistics=usual_statistics(chans),  # not used: the images are in memory
         img_size=size,
         licence=named.licence,
         citation=named.citation,
         mirror_safe=named.mirror_safe,
     )
-
-
-def _split(arrays: Arrays, part: str, size: tuple[int, int], in_chans: int) -> ArraySplit:
-    pixels_nhwc = _with_channels(arrays[f"{part}_images"], in_chans)
-    if max(size) <= IN_MEMORY_SIDE:
-        pixels_nhwc = resized(pixels_nhwc, size)
-    return ArraySplit(from_pixels(pixels_nhwc), torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64)))
 
 
 def _with_channels(pixels_nhwc: np.ndarray, channels: int) -> np.ndarray:
@@ -59,8 +59,8 @@ def _stored(name: str) -> Arrays:
         return _digits()
     folder = cache_dir() / name
     if not folder.is_dir():
-        offline = "or use digits, which ships with the package"
-        raise ValueError(f"{name} is not in {cache_dir()}: get it with `ceit data fetch {name}`, {offline}")
+        fix = f"get it with `ceit data fetch {name}`, or use digits, which ships with the package"
+        raise ValueError(f"{name} is not in {folder.parent}: {fix}")
     # Copy on write: the arrays stay on the disk until they are read, and nothing here can change the files.
     return {key: np.load(folder / f"{key}.npy", mmap_mode="c") for key in ARRAY_NAMES}
 
@@ -77,10 +77,9 @@ def _unpacked(name: str, folder: Path) -> Arrays:
                 images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
                 if len(images) != len(labels) or labels.max() >= len(SETS[name].class_names):
                     raise ValueError(f"its {part} part has {len(images)} images and {len(labels)} labels")
+            return arrays
         except ValueError as error:
             failures.append(str(error))
-        else:
-            return arrays
     raise ValueError(f"{name} is not in {folder}: {failures[0] if failures else 'it ships with the package'}")
 
 
@@ -88,9 +87,4 @@ def _digits() -> Arrays:
     with files("ceit.data").joinpath("digits.npz").open("rb") as file, np.load(file) as stored:
         images_nhwc, labels, test = stored["images"][..., None], stored["labels"], stored["test"]
     train = np.setdiff1d(np.arange(len(labels)), test)
-    return {
-        "train_images": images_nhwc[train],
-        "train_labels": labels[train],
-        "test_images": images_nhwc[test],
-        "test_labels": labels[test],
-    }
+    return dict(zip(ARRAY_NAMES, (images_nhwc[train], labels[train], images_nhwc[test], labels[test]), strict=True))

@@ -14,12 +14,7 @@ _NAMED_IMAGES = 3  # of the broken ones, in an error
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """``img_size`` and ``in_chans`` (1 or 3) are those of the set unless given.
-
-    ``skip_broken`` leaves unreadable files out and names them. ``classes`` are those asked for, None for all.
-
-    Raises: ValueError for a size or a number of channels that no image can have.
-    """
+    """As ``choose.load_images`` takes them. Raises: ValueError for a size or channels that no image can have."""
 
     img_size: SizeChoice = None
     in_chans: int | None = None
@@ -39,6 +34,6 @@ class LoadOptions:
     def require_whole(self, lines: Sequence[str], count: int) -> None:
         """``lines`` name the broken ones of ``count`` images. Raises: ValueError for any that are not to be skipped."""
         if lines and not self.skip_broken:
-            named = [*lines[:_NAMED_IMAGES], *(["..."] if len(lines) > _NAMED_IMAGES else [])]
+            named = ", ".join(lines[:_NAMED_IMAGES]) + (", ..." if len(lines) > _NAMED_IMAGES else "")
             fix = "ceit data check --json names all, --skip-broken leaves them out"
-            raise ValueError(f"{len(lines)} of {count} files cannot be read: {', '.join(named)}; {fix}")
+            raise ValueError(f"{len(lines)} of {count} files cannot be read: {named}; {fix}")

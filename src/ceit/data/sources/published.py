@@ -25,8 +25,7 @@ from ceit.data.sources.options import LoadOptions
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
 
-Contents = tuple[dict[str, Listing], Sequence[str]]
-"""The files of each official split, and all class names in the order of their numbers."""
+Contents = tuple[dict[str, Listing], Sequence[str]]  # of each official split; all class names in the order of numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,41 +39,34 @@ class PublishedSet:
     test_images: int
     licence: str
     citation: str
-    owner: str
-    """Where its owner offers it."""
-    layout: tuple[str, ...]
-    """What must lie in its folder, beginning with what ``read`` needs."""
+    owner: str  # where its owner offers it
+    layout: tuple[str, ...]  # what must lie in its folder, beginning with what ``read`` needs
     read: Callable[[Path], Contents]
-    form: str = ""
-    """More about what lies there."""
+    form: str = ""  # more about what lies there
     downloader: str = ""
     """Of a set that may be had without asking: the class of torchvision that gets it, unless its archives are there."""
-    archives: tuple[str, ...] = ()
-    """The files that it gets."""
+    archives: tuple[str, ...] = ()  # the files that it gets
 
 
 def load_published(name: str, folder: Path | None, options: LoadOptions) -> LabelledSet:
     """The set ``name`` out of ``folder`` or the cache, by default at 224 px and in colour.
 
-    A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is read once, see
-    ``ceit.data.survey``.
-
+    A set that is not whole is used as it is, and stderr says so. With ``skip_broken`` every file is read once.
     Raises: ValueError if something is missing that must be in the folder, or an annotation file is not of its form.
     """
     published, place = PUBLISHED[name], folder or cache_dir() / name
-    root = _root(place, published)
+    inner, slash, _ = published.layout[0].partition("/")
+    is_inner = slash and place.name == inner and not (place / inner).exists()  # the one that the owner's archive makes
+    root = place.parent if is_inner else place
     if missing := [entry for entry in published.layout if not (root / entry).exists()]:
         raise ValueError(f"{name} is not in {place}, where {missing[0]} is missing: {_how_to_get(name, place)}")
     parts, class_names = published.read(root)
     _say_if_partial(name, place, parts, class_names)
     size, chans, lines = options.size_for(LARGE_SIZE), options.in_chans or 3, []
-    if options.skip_broken:
-        kept = {}
-        for split, part in parts.items():
-            found = survey(part.split(class_names), Form(chans, evaluation_cover(size, usual_crop(size))))
-            lines += [f"{shown_path(part.paths[row], root)} ({reason})" for row, reason in found.broken.items()]
-            kept[split] = part.take(row for row in range(len(part.paths)) if row not in found.broken)
-        parts = kept
+    for split, part in parts.items() if options.skip_broken else ():
+        broken = survey(part.split(class_names), Form(chans, evaluation_cover(size, usual_crop(size)))).broken
+        lines += [f"{shown_path(part.paths[row], root)} ({reason})" for row, reason in broken.items()]
+        parts[split] = part.take(row for row in range(len(part.paths)) if row not in broken)
     if empty := [split for split, part in parts.items() if not part.paths]:
         raise ValueError(f"the {empty[0]} split of {name} in {place} has no image that can be read")
     return LabelledSet(
@@ -93,10 +85,8 @@ def load_published(name: str, folder: Path | None, options: LoadOptions) -> Labe
 def fetch_published(name: str, cache: Path) -> Path:
     """Gets the set into the cache unless it is there, and returns its folder, which appears whole or not at all.
 
-    Archives that CEIT_DATA_MIRROR offers are taken from there, if they are the owner's to the byte.
-
-    Raises: ValueError, saying where to ask for it, for a set that only its owner gives; ConnectionError if it could not
-    be downloaded; OSError if it cannot be stored.
+    Archives that CEIT_DATA_MIRROR offers are taken from there, if they are the owner's to the byte. Raises: as
+    ``choose.fetch``.
     """
     import torchvision.datasets
 
@@ -125,13 +115,6 @@ def fetch_published(name: str, cache: Path) -> Path:
     return folder
 
 
-def _root(place: Path, published: PublishedSet) -> Path:
-    """``place``, or the folder above it if it is itself the one that the owner's archive makes."""
-    inner = published.layout[0].split("/")[0]
-    inside = "/" in published.layout[0] and place.name == inner and not (place / inner).exists()
-    return place.parent if inside else place
-
-
 def _how_to_get(name: str, place: Path) -> str:
     published = PUBLISHED[name]
     source = f"its owner offers it at {published.owner} ({published.licence});"
@@ -143,15 +126,10 @@ def _how_to_get(name: str, place: Path) -> str:
 
 def _say_if_partial(name: str, place: Path, parts: dict[str, Listing], class_names: Sequence[str]) -> None:
     published = PUBLISHED[name]
-    official = {
-        "classes": published.classes,
-        "training": published.train_images,
-        "validation": published.validation_images,
-        "test": published.test_images,
-    }
-    counts = [len(parts[split].paths) if split in parts else 0 for split in SPLITS]
-    pairs = zip(official.items(), [len(class_names), *counts], strict=True)
-    if different := [f"{found:,} {what} of {count:,}" for (what, count), found in pairs if found != count]:
+    official = published.classes, published.train_images, published.validation_images, published.test_images
+    found = [len(class_names), *(len(parts[split].paths) if split in parts else 0 for split in SPLITS)]
+    counts = zip(found, ("classes", "training", "validation", "test"), official, strict=True)
+    if different := [f"{here:,} {what} of {count:,}" for here, what, count in counts if here != count]:
         sentence = f"{name} in {place} is not the whole published set: {', '.join(different)}"
         Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -204,8 +182,7 @@ def _read_flowers102(root: Path) -> Contents:
 
     folder, class_names = root / "flowers-102", Flowers102.classes
     labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()  # of image 1, 2, ..., and counted from 1
-    numbers = loadmat(folder / "setid.mat")
-    parts = {}
+    numbers, parts = loadmat(folder / "setid.mat"), {}
     for split, key in (("train", "trnid"), ("validation", "valid"), ("test", "tstid")):
         images = numbers[key].ravel().tolist()
         paths = [folder / "jpg" / f"image_{image:05d}.jpg" for image in images]
@@ -216,8 +193,8 @@ def _read_flowers102(root: Path) -> Contents:
 def _read_pets(root: Path) -> Contents:
     # torchvision's reader names the classes as here, but tells no paths.
     folder, names, parts = root / "oxford-iiit-pet", {}, {}
-    for split, file in (("train", "trainval"), ("test", "test")):
-        path = folder / "annotations" / f"{file}.txt"
+    for split, file in (("train", "trainval.txt"), ("test", "test.txt")):
+        path = folder / "annotations" / file
         rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if strange := [row for row in rows if len(row) != 4 or not row[1].isdigit()]:
             raise ValueError(f"{path} is no list of pets ({' '.join(strange[0])}): unpack it anew")

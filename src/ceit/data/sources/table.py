@@ -40,16 +40,15 @@ def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
     table = read_columns(path, (PATH_COLUMNS, LABEL_COLUMNS), (SPLIT_COLUMN,))
     used = [_column(table, names, remarks) for names in (PATH_COLUMNS, LABEL_COLUMNS)]
     files, labels = (table.filled(number) for number in used)
-    labels = _numbers([class_name(label) for label in labels])
+    labels = _numbers(list(map(class_name, labels)))
     splits = _splits(table, used, remarks)
     written = [_place(table, row, file) for row, file in zip(table.rows, files, strict=True)]
     places = _as_they_lie(table, written, remarks)
     kept = _distinct(table, places, labels, splits, remarks)
     if not any(place.exists() for place in places[:_FIRST_FILES]):
-        raise ValueError(
-            f"none of the first {len(places[:_FIRST_FILES])} images of {path} is there, {places[0]} for one: paths are "
-            f"relative to the folder of the table and end with the suffix of the file"
-        )
+        none = f"none of the first {len(places[:_FIRST_FILES])} images of {path} is there, {places[0]} for one"
+        fix = "paths are relative to the folder of the table and end with the suffix of the file"
+        raise ValueError(f"{none}: {fix}")
     if similar := alike(set(labels)):
         remarks.append(f"classes that differ in case or spaces alone: {', '.join(map(repr, similar))}")
     listing = Listing(path.parent, places, labels)
@@ -63,9 +62,8 @@ def _column(table: Columns, names: Sequence[str], remarks: list[str]) -> int:
     found = table.find(names)
     if not found:
         wanted, columns = " or ".join(map(repr, names)), ", ".join(map(repr, table.names)) or "none"
-        raise ValueError(
-            f"{table.place} has no column {wanted}: its columns are {columns}; rename the one that is meant"
-        )
+        fix = f"its columns are {columns}; rename the one that is meant"
+        raise ValueError(f"{table.place} has no column {wanted}: {fix}")
     if len(found) > 1:
         taken, *others = [repr(table.names[number]) for number in found]
         remarks.append(f"column {taken} of {table.place.name} is taken, not {' or '.join(others)}")
@@ -96,19 +94,17 @@ def _split_column(table: Columns, used: Sequence[int], remarks: list[str]) -> li
     number = min(candidates, key=lambda number: None in candidates[number])
     name, parts = table.names[number], candidates[number]
     if None in parts:
-        odd = parts.index(None)
-        raise ValueError(
-            f"column {name!r} of {table.place} names parts, but has {table.cells[number][odd]!r} in row "
-            f"{table.rows[odd]}: write train, validation or test, or remove the column if it tells no parts"
-        )
+        strange, row = table.cells[number][parts.index(None)], table.rows[parts.index(None)]
+        fix = "write train, validation or test, or remove the column if it tells no parts"
+        raise ValueError(f"column {name!r} of {table.place} names parts, but has {strange!r} in row {row}: {fix}")
     remarks.append(f"column {name!r} of {table.place.name} tells the parts")
     return [number]
 
 
-def _numbers(labels: Sequence[str]) -> list[str]:
+def _numbers(labels: list[str]) -> list[str]:
     """Labels that are all whole numbers without a point: pandas writes 1.0 for 1 where another number was missing."""
     if not all(re.fullmatch(r"-?[0-9]+(\.0+)?", label) for label in labels):
-        return list(labels)
+        return labels
     return [str(int(label.partition(".")[0])) if "." in label else label for label in labels]
 
 
@@ -142,8 +138,8 @@ def _in_other_case(path: Path, names_in: Callable[[Path], dict[str, list[str]]])
     if path.parent == path:
         return None
     folder = path.parent if os.path.isdir(path.parent) else _in_other_case(path.parent, names_in)
-    names = [] if folder is None else names_in(folder).get(_without_case(path.name), [])
-    return None if folder is None or len(names) != 1 else folder / names[0]
+    names = names_in(folder).get(class_name(path.name).casefold(), []) if folder else []
+    return folder / names[0] if folder and len(names) == 1 else None
 
 
 def _names_in(folder: Path) -> dict[str, list[str]]:
@@ -151,12 +147,8 @@ def _names_in(folder: Path) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     with suppress(OSError):  # whoever reads the image says why it cannot be
         for name in os.listdir(folder):
-            names.setdefault(_without_case(name), []).append(name)
+            names.setdefault(class_name(name).casefold(), []).append(name)
     return names
-
-
-def _without_case(name: str) -> str:
-    return class_name(name).casefold()
 
 
 def _distinct(
@@ -168,10 +160,9 @@ def _distinct(
         before = first.setdefault(os.path.normpath(place), number)
         for values in (labels, splits):
             if values[before] != values[number]:
-                raise ValueError(
-                    f"rows {table.rows[before]} and {table.rows[number]} of {table.place} name the same image, "
-                    f"{place.name}, as {values[before]!r} and as {values[number]!r}: remove one"
-                )
+                rows = f"rows {table.rows[before]} and {table.rows[number]} of {table.place}"
+                as_both = f"as {values[before]!r} and as {values[number]!r}"
+                raise ValueError(f"{rows} name the same image, {place.name}, {as_both}: remove one")
     if again := len(places) - len(first):
         remarks.append(f"{again:,} rows of {table.place.name} name an image again: it counts once")
     return list(first.values())

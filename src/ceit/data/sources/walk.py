@@ -10,21 +10,14 @@ from pathlib import Path
 from ceit.data.image import is_image_name, sniff
 
 SYSTEM_FOLDERS = frozenset(
-    {
-        "__macosx",  # of archives made on a Mac
-        "@eadir",  # thumbnails on a disk station
-        "#recycle",
-        "@recycle",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-    }
+    # Of archives made on a Mac, thumbnails on a disk station, and what was deleted or found again.
+    ("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information")
 )
 """Folders that a system makes beside people's own, in lower case; others that it makes begin with a dot."""
 SYSTEM_FILES = frozenset({".ds_store", ".directory", "desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db"})
 """Files that a system leaves in people's folders, in lower case; on a Mac ``._`` before the name of any file, too."""
 
-_READ_WITH = dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif")  # images where that is installed
+_HOW_TO_READ: Mapping[str, str] = dict.fromkeys((".heic", ".heif", ".hif"), " (install pillow-heif to read them)")
 _NOT_OF_SUFFIXES = frozenset("!?&=@:, ")
 _SIZES_OF_SITES = tuple(f"{joint}{size}" for joint in "_-" for size in ("large", "medium", "small", "thumb"))
 _NAMED_KINDS = 6  # of what was passed over, in one line
@@ -45,10 +38,8 @@ class Folder:
     """
 
     path: Path
-    passed_over: Counter[str]
-    """By kind, of everything that was listed so far in the folder that was opened."""
-    above: frozenset[tuple[int, int]]
-    """This folder and all that hold it, as the file system numbers them."""
+    passed_over: Counter[str]  # by kind, of everything that was listed so far in the folder that was opened
+    above: frozenset[tuple[int, int]]  # this folder and all that hold it, as the file system numbers them
 
     @property
     def name(self) -> str:
@@ -68,7 +59,7 @@ class Folder:
     @property
     def filled(self) -> list["Folder"]:
         """The folders that lie in it directly and hold an image, somewhere. Raises: as ``walk``."""
-        return [folder for folder in self.folders if next(folder.walk(), None) is not None]
+        return [folder for folder in self.folders if any(folder.walk())]
 
     def walk(self, unlisted: list[str] | None = None) -> Iterator[Path]:
         """All images in it and below it, in the order of their names.
@@ -105,7 +96,7 @@ class Folder:
             return self._entered(entry)
         if not is_folder and not name.startswith(".") and _is_image(entry):
             return Path(entry.path)
-        if is_folder or not _is_of_the_system(name):
+        if is_folder or not (name.startswith("._") or name.lower() in SYSTEM_FILES):
             self.passed_over[_kind(entry, is_folder)] += 1
         return None
 
@@ -133,8 +124,7 @@ def open_folder(path: str | Path) -> Folder:
 def image_files(path: str | Path, unlisted: list[str] | None = None) -> tuple[list[Path], str]:
     """All images of a folder whose classes nobody asks for, and what was passed over, a line or nothing.
 
-    Raises: EmptyFolderError for a folder that has none; ValueError as ``open_folder``, and as ``Folder.walk``, which
-    takes ``unlisted``.
+    Raises: EmptyFolderError for a folder that has none; ValueError as ``open_folder`` and ``Folder.walk``.
     """
     folder = open_folder(path)
     files, line = list(folder.walk(unlisted)), passed_over_line(folder.passed_over)
@@ -146,8 +136,7 @@ def image_files(path: str | Path, unlisted: list[str] | None = None) -> tuple[li
 def passed_over_line(counts: Mapping[str, int]) -> str:
     """``passed over: 12 .txt, 3 hidden``, the most frequent kinds first; empty if there was nothing."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    packages = {kind: f" (install {package} to read them)" for kind, package in _READ_WITH.items()}
-    kinds = [f"{count:,} {kind}{packages.get(kind, '')}" for kind, count in ordered[:_NAMED_KINDS]]
+    kinds = [f"{count:,} {kind}{_HOW_TO_READ.get(kind, '')}" for kind, count in ordered[:_NAMED_KINDS]]
     if others := sum(count for _, count in ordered[_NAMED_KINDS:]):
         kinds.append(f"{others:,} of other kinds")
     return f"passed over: {', '.join(kinds)}" if kinds else ""
@@ -167,10 +156,6 @@ def _cannot_be_listed(path: str | Path, error: OSError) -> ValueError:
     return ValueError(f"folder {path} cannot be listed ({error.strerror or error}): make it readable or remove it")
 
 
-def _is_of_the_system(name: str) -> bool:
-    return name.startswith("._") or name.lower() in SYSTEM_FILES
-
-
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -179,10 +164,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    if not _may_be_read(entry):
-        return False
+    name = entry.name
     try:
-        return is_image_name(entry.name) or (not _suffix(entry.name) and sniff(Path(entry.path)))
+        return _may_be_read(entry) and (is_image_name(name) or (not _suffix(name) and sniff(Path(entry.path))))
     except OSError:
         return False
 

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from tarfile import TarFile, TarInfo
 from typing import NamedTuple
@@ -21,15 +21,13 @@ from typing import NamedTuple
 from ceit.data.cache import cache_dir, file_state
 from ceit.data.cut import digest_of
 from ceit.data.image import image_suffixes
+from ceit.data.labelled import UNSPLIT
 from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.shards.index import Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
 from ceit.data.sources.shards.split import SampleTable
-from ceit.data.sources.split_names import split_of
+from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.threads import with_progress_bar
 
-_LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in the order they are asked
-_LABEL_FIELDS = ("label", "cls", "class")
-_NAME_FIELD = "class_name"
 _CLASS_NAMES = "classnames.txt"
 
 
@@ -38,15 +36,13 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
 
     ``train-00.tar`` and ``set_train_00.tar`` are of a split by their names, ``train/00.tar`` by its folder's.
     """
-    found: dict[str, list[Path]] = {}
-    for path in sorted(root.glob("*.tar")) if root.is_dir() else []:
-        words = re.split(r"[-_.]", path.stem)
-        split = next(filter(None, map(split_of, words)), "all")
-        found.setdefault(split, []).append(path)
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if (split := split_of(folder.name)) and (shards := sorted(folder.glob("*.tar"))):
-            found.setdefault(split, []).extend(shards)
-    return {split: found[split] for split in ("train", "validation", "test", "all") if split in found}
+    found: dict[str, list[Path]] = {split: [] for split in (*SPLITS, UNSPLIT)}
+    for path in sorted(root.glob("*.tar")):
+        found[next(filter(None, map(split_of, re.split(r"[-_.]", path.stem))), UNSPLIT)].append(path)
+    for folder in sorted(root.glob("*")):
+        if split := split_of(folder.name):
+            found[split] += sorted(folder.glob("*.tar"))
+    return {split: paths for split, paths in found.items() if paths}
 
 
 def scan_shards(root: Path) -> ShardSet:
@@ -56,19 +52,19 @@ def scan_shards(root: Path) -> ShardSet:
     class, and for shards of which only some belong to a split.
     """
     with suppress(OSError, ValueError):  # what is not there, or damaged, is written anew
-        return shard_set(root, *read_index(scanned_folder(root)), checked=False)
+        return shard_set(root, *read_index(scanned_folder(root)))
     index, table = _scan(root)
     with suppress(OSError):  # a cache that cannot be written costs the next run this scan, no more
         folder = scanned_folder(root)
         folder.mkdir(parents=True, exist_ok=True)
         write_index(folder, index, table)
-    return shard_set(root, index, table, checked=False)
+    return shard_set(root, index, table)
 
 
 def scanned_folder(root: Path) -> Path:
     """Where the cache keeps what is known of the shards in ``root`` as they are now."""
     state = hashlib.sha256()
-    for path in [*(path for shards in find_shards(root).values() for path in shards), root / _CLASS_NAMES]:
+    for path in [*chain(*find_shards(root).values()), root / _CLASS_NAMES]:
         state.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
     return cache_dir() / "shards" / state.hexdigest()[:32]
 
@@ -88,8 +84,8 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
     found = find_shards(root)
     if not found:
         raise ValueError(f"folder {root} has no shards: they are tar files, for example train-000000.tar")
-    if "all" in found and len(found) > 1:
-        name = found["all"][0].name
+    if UNSPLIT in found and len(found) > 1:
+        name = found[UNSPLIT][0].name
         raise ValueError(f"shard {name} of {root} belongs to no split, others do: put train-, val- or test- before it")
     samples, shards, places = list[_Sample](), list[Shard](), list[tuple[int, int, int, int]]()
     paths = [(split, path) for split, of_split in found.items() for path in of_split]
@@ -102,7 +98,7 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
     table = SampleTable.of(places, labels, [sample.key for sample in samples])
     counts = {split: sum(shard.samples for shard in shards if shard.split == split) for split in found}
     index = ShardIndex(root.resolve().name, class_names, counts, (0, 0), (), (), tuple(shards))
-    split = shard_set(root, index, table, checked=False).samples
+    split = shard_set(root, index, table).samples
     size, chans = usual_geometry(range(len(split)), split.header)
     mean, std = usual_statistics(chans)
     return replace(index, img_size=size, mean=mean, std=std), table
@@ -137,11 +133,8 @@ def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile)
         return None
     if len(images) != 1:
         raise ValueError(f"sample {key} of shard {path} has {len(images)} images: it must have one")
-    texts = {
-        suffix: _utf8(_content(archive, members[suffix]), f"{members[suffix].name} of {path}")
-        for suffix in _LABEL_SUFFIXES
-        if suffix in members
-    }
+    told = {suffix: members[suffix] for suffix in (".cls", ".json", ".txt") if suffix in members}
+    texts = {of: _utf8(_content(archive, file), f"{file.name} of {path}") for of, file in told.items()}
     try:
         label, name = _class_of(texts)
     except (AttributeError, ValueError) as error:
@@ -153,11 +146,11 @@ def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile)
 def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
     """The class, a number or a name, and the name of a numbered one where it is told."""
     record = json.loads(texts[".json"]) if ".json" in texts else {}
-    values = [texts.get(".cls"), *map(record.get, _LABEL_FIELDS), texts.get(".txt")]
+    values = [texts.get(".cls"), *map(record.get, ("label", "cls", "class")), texts.get(".txt")]
     label = next(filter(None, (str(value).strip() for value in values if value is not None)), None)
     if label is None:
         raise ValueError("neither a number nor a name")
-    return (int(label) if label.isascii() and label.isdigit() else label), record.get(_NAME_FIELD)
+    return (int(label) if label.isascii() and label.isdigit() else label), record.get("class_name")
 
 
 def _utf8(data: bytes, name: object) -> str:

@@ -28,6 +28,12 @@ class Shard:
     sha256: str = ""
 
 
+def sha256_of(path: Path) -> str:
+    """The hash of a whole shard, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """What ``index.json`` holds. ``img_size``, ``mean`` and ``std`` are those of the set the shards were written from.
@@ -49,25 +55,19 @@ class ShardIndex:
 
 @dataclass(frozen=True, eq=False)
 class ShardSet:
-    """Shards found on the disk: their index, all samples, and which of them make up each split.
-
-    ``rows`` has the one split ``all`` where the shards come unsplit. ``checked`` tells whether whoever wrote them had
-    decoded every sample.
-    """
+    """Shards on the disk: their index, all samples, and which of these make up each split; ``all`` where unsplit."""
 
     index: ShardIndex
     samples: ShardSplit
     rows: dict[str, np.ndarray]
-    checked: bool
 
 
-def shard_set(root: Path, index: ShardIndex, table: SampleTable, checked: bool) -> ShardSet:
+def shard_set(root: Path, index: ShardIndex, table: SampleTable) -> ShardSet:
     """The set of an index and its table."""
-    ends = np.cumsum([0, *index.splits.values()])
-    rows = {split: np.arange(ends[number], ends[number + 1]) for number, split in enumerate(index.splits)}
-    paths = tuple(root / shard.name for shard in index.shards)
-    samples = ShardSplit(paths, table, np.arange(ends[-1]), torch.from_numpy(table.label), table.digest)
-    return ShardSet(index, samples, rows, checked)
+    rows, paths = np.arange(len(table.label)), tuple(root / shard.name for shard in index.shards)
+    samples = ShardSplit(paths, table, rows, torch.from_numpy(table.label), table.digest)
+    rows_of_splits = np.split(rows, np.cumsum([*index.splits.values()])[:-1])
+    return ShardSet(index, samples, dict(zip(index.splits, rows_of_splits, strict=True)))
 
 
 def write_index(folder: Path, index: ShardIndex, table: SampleTable) -> None:
@@ -96,9 +96,9 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
         index, expected = ShardIndex(**given), document["samples_sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / INDEX} is no index of shards ({type(error).__name__}: {error}): {fix}") from error
-    if not (folder / SAMPLES).is_file():
-        raise ValueError(f"{folder / SAMPLES} is missing: {fix}")
-    samples = (folder / SAMPLES).read_bytes()
-    if hashlib.sha256(samples).hexdigest() != expected:
-        raise ValueError(f"{folder / SAMPLES} is not the one that {INDEX} tells of: {fix}")
+    path = folder / SAMPLES
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {fix}")
+    if hashlib.sha256(samples := path.read_bytes()).hexdigest() != expected:
+        raise ValueError(f"{path} is not the one that {INDEX} tells of: {fix}")
     return index, SampleTable.from_bytes(samples)

@@ -22,10 +22,7 @@ from ceit.data.survey import Survey, form_for, survey
 
 
 def has_shards(root: Path) -> bool:
-    """Whether a folder holds shards, itself or in folders of splits.
-
-    Tar files beside class folders are none, nor does an ``index.json`` of somebody else tell of any.
-    """
+    """Whether a folder holds shards, itself or in folders of splits; tar files beside class folders are none."""
     return is_written_here(root) or (bool(find_shards(root)) and not has_class_folders(root))
 
 
@@ -38,23 +35,21 @@ def open_shards(root: Path) -> ShardSet:
     if not is_written_here(root):
         return scan_shards(root)
     index, table = read_index(root)
-    for shard in index.shards:
-        path = root / shard.name
+    known = {root / shard.name: shard.bytes for shard in index.shards}
+    for path, size in known.items():
         if not path.is_file():
             raise ValueError(f"shard {path} is missing: copy it anew")
-        if (size := path.stat().st_size) != shard.bytes:
-            raise ValueError(f"shard {path} has {size:,} bytes, {INDEX} says {shard.bytes:,}: copy it anew")
-    known = {shard.name for shard in index.shards}
-    if strange := sorted(path.name for path in root.glob("*.tar") if path.name not in known):
-        raise ValueError(f"shard {root / strange[0]} is not in {INDEX}: remove it, or write the shards anew")
-    return shard_set(root, index, table, checked=True)
+        if (found := path.stat().st_size) != size:
+            raise ValueError(f"shard {path} has {found:,} bytes, {INDEX} says {size:,}: copy it anew")
+    if strange := set(root.glob("*.tar")) - known.keys():
+        raise ValueError(f"shard {min(strange)} is not in {INDEX}: remove it, or write the shards anew")
+    return shard_set(root, index, table)
 
 
 def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
     """The set in the shards of ``root``: the same samples in the same order as where they were written from.
 
-    Shards of others are scanned once: see ``foreign``. Up to 64 px all images are held in memory, as those of a folder
-    are.
+    Shards of others are scanned once: see ``foreign``. Images up to 64 px are held in memory, as those of a folder are.
 
     Raises: ValueError as ``open_shards``, or, unless ``skip_broken``, for samples that cannot be read.
     """
@@ -62,7 +57,7 @@ def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
     index, samples = found.index, found.samples
     size, chans = options.size_for(index.img_size), options.in_chans or len(index.mean)
     form = form_for(len(samples), size, chans)
-    if found.checked and samples.digests is not None and form.size is None:
+    if is_written_here(root) and samples.digests is not None and form.size is None:
         surveyed = Survey(samples.digests, {}, None)  # whoever wrote the shards had read the images
     else:
         surveyed = survey(samples, form)
@@ -70,16 +65,17 @@ def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
     lines = [f"{samples.key(i)} of {index.shards[shard_of[i]].name} ({why})" for i, why in surveyed.broken.items()]
     options.require_whole(lines, len(samples))
     samples = replace(samples, digests=surveyed.digests)
-    filled = {split: rows for split, rows in found.rows.items() if len(rows)}
-    statistics = (index.mean, index.std) if chans == len(index.mean) else usual_statistics(chans)
+    parts = {
+        split: readable(samples.subset(torch.from_numpy(rows)), surveyed, rows)
+        for split, rows in found.rows.items()
+        if len(rows)
+    }
     return LabelledSet(
         name=index.name,
         place=f"the folder of shards {root}",
         class_names=index.class_names,
-        parts={
-            split: readable(samples.subset(torch.from_numpy(rows)), surveyed, rows) for split, rows in filled.items()
-        },
-        statistics=statistics,
+        parts=parts,
+        statistics=(index.mean, index.std) if chans == len(index.mean) else usual_statistics(chans),
         img_size=size,
         licence=index.licence,
         citation=index.citation,

@@ -1,11 +1,8 @@
-"""Samples in tar files, read at random by offset.
-
-Letters: n samples.
-"""
+"""Samples in tar files, read at random by offset. Letters: n samples."""
 
 import os
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -94,7 +91,7 @@ class ShardSplit(EncodedSplit):
 
     def encoded(self, index: int) -> bytes:
         """Raises: BrokenImageError if the shard ends before the image does."""
-        row = int(self.rows[index])
+        row = self.rows[index]
         size = int(self.table.size[row])
         data = _opened(self._shard(index)).read(size, int(self.table.offset[row]))
         if len(data) != size:
@@ -103,9 +100,8 @@ class ShardSplit(EncodedSplit):
         return data
 
     def subset(self, indices: Tensor) -> "ShardSplit":
-        chosen = indices.numpy()
-        digests = None if self.digests is None else self.digests[chosen]
-        return ShardSplit(self.shards, self.table, self.rows[chosen], self.labels[indices], digests)
+        digests = None if self.digests is None else self.digests[indices.numpy()]
+        return replace(self, rows=self.rows[indices.numpy()], labels=self.labels[indices], digests=digests)
 
     def _shard(self, index: int) -> Path:
         return self.shards[self.table.shard[self.rows[index]]]

@@ -1,6 +1,5 @@
 """A data set written as shards; what they look like stands in ``ceit.data.sources.shards.load``."""
 
-import hashlib
 import io
 import json
 import os
@@ -16,8 +15,9 @@ from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_suffixes, is_image_name
 from ceit.data.random_bits import shuffled
-from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, write_index
+from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, sha256_of, write_index
 from ceit.data.sources.shards.split import SampleTable
+from ceit.data.sources.split_names import SPLITS
 from ceit.data.splits import FileSplit, ImageDataset, Split
 
 SHARD_BYTES = 256 * 2**20
@@ -30,15 +30,14 @@ def write_shards(
     out: Path,
     *,
     shard_bytes: int = SHARD_BYTES,
-    seed: int = 0,
     say: Callable[[str], None] = lambda _line: None,
 ) -> ShardIndex:
     """Writes every split of ``dataset`` into the folder ``out`` as shards of up to ``shard_bytes``, and an index.
 
-    Image files go in as they are, images in memory as PNG. In the shards the samples of a split are shuffled by
-    ``seed``, so that any few shards hold all classes; the table has them in their own order. The bytes depend on
-    nothing else. ``out`` appears when all is written and on the disk; a write that was stopped leaves at most
-    ``.out.partial`` beside it, which the next one clears away.
+    Image files go in as they are, images in memory as PNG. In the shards the samples of a split are shuffled, always in
+    the same way, so that any few shards hold all classes; the table has them in their own order. ``out`` appears when
+    all is written and on the disk; a write that was stopped leaves at most ``.out.partial`` beside it, which the next
+    one clears away.
 
     Raises: ValueError if ``out`` is not empty or a file; OSError if it cannot be written.
     """
@@ -50,7 +49,7 @@ def write_shards(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        index = _write_all(dataset, partial, shard_bytes, seed, say)
+        index = _write_all(dataset, partial, shard_bytes, say)
         if out.is_dir():
             out.rmdir()
         partial.rename(out)
@@ -60,22 +59,16 @@ def write_shards(
     return index
 
 
-def _write_all(
-    dataset: ImageDataset, folder: Path, shard_bytes: int, seed: int, say: Callable[[str], None]
-) -> ShardIndex:
-    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    present = {name: split for name, split in splits.items() if split is not None}
-    shards: list[Shard] = []
-    places: list[tuple[int, int, int, int]] = []
+def _write_all(dataset: ImageDataset, folder: Path, shard_bytes: int, say: Callable[[str], None]) -> ShardIndex:
+    present = {name: split for name in SPLITS if (split := getattr(dataset, name)) is not None}
+    shards, places = list[Shard](), list[tuple[int, int, int, int]]()
     for name, split in present.items():
-        first, order = len(places), shuffled(len(split), seed, _ORDER_EPOCH)
+        first, order = len(places), shuffled(len(split), 0, _ORDER_EPOCH)
         places += [(0, 0, 0, 0)] * len(split)
         for path, samples in _written(dataset, split, order, folder / PREFIX[name], shard_bytes):
             for number, place in samples.items():
                 places[first + number] = len(shards), *place
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            shards.append(Shard(path.name, name, path.stat().st_size, len(samples), sha256))
+            shards.append(Shard(path.name, name, path.stat().st_size, len(samples), sha256_of(path)))
             say(f"{path.name}  {len(samples):>9,} images  {shards[-1].bytes / 2**20:>8,.1f} MB")
     labels = [label for split in present.values() for label in split.labels.tolist()]
     keys = [split.key(number) for split in present.values() for number in range(len(split))]
@@ -111,7 +104,10 @@ def _written(
                     image = members[0][1]
                     # A USTAR header is one block, so the image begins right behind it.
                     places[number] = archive.offset + tarfile.BLOCKSIZE, len(image), digest_of(image)
-                    _add(archive, members)
+                    for name, content in members:
+                        entry = tarfile.TarInfo(name)  # of time 0, nobody's, mode 644
+                        entry.size = len(content)
+                        archive.addfile(entry, io.BytesIO(content))
                     waiting = next(samples, None)
             file.flush()
             os.fsync(file.fileno())
@@ -143,13 +139,6 @@ def _image(dataset: ImageDataset, split: Split, number: int) -> tuple[str, bytes
     buffer = io.BytesIO()
     split.read(number, dataset.in_chans).save(buffer, "PNG")
     return ".png", buffer.getvalue()
-
-
-def _add(archive: tarfile.TarFile, members: list[tuple[str, bytes]]) -> None:
-    for name, content in members:
-        entry = tarfile.TarInfo(name)  # of time 0, nobody's, mode 644
-        entry.size = len(content)
-        archive.addfile(entry, io.BytesIO(content))
 
 
 def _tar_bytes(members: list[tuple[str, bytes]]) -> int:
