@@ -48,15 +48,13 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         **options,
     )
-    processes, kind = accelerator.num_processes, accelerator.device.type
-    if config.global_batch_size % processes:
-        raise ValueError(
-            f"global_batch_size {config.global_batch_size} must be a multiple of the {processes} processes"
-        )
-    if config.mixing.on and config.global_batch_size // processes % 2:
-        share = config.global_batch_size // processes
+    batch_size, processes = config.global_batch_size, accelerator.num_processes
+    share, rest = divmod(batch_size, processes)
+    if rest:
+        raise ValueError(f"global_batch_size {batch_size} must be a multiple of the {processes} processes")
+    if config.mixing.on and share % 2:
         raise ValueError(f"each process's share of {share} images must be even to be mixed: change global_batch_size")
-    if config.batch_norm == "sync" and kind == "cpu":
+    if config.batch_norm == "sync" and accelerator.device.type == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
     return accelerator
 
@@ -108,7 +106,7 @@ def shared_gradients(model: CeiT, accelerator: Accelerator) -> nn.Module:
 
 
 @contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
+def naming_lost_processes(accelerator: Accelerator) -> Iterator[None]:
     """Says in a sentence that another process of the run is gone, where the backend only lost a connection.
 
     Raises: ValueError then.
@@ -136,21 +134,17 @@ def total_of(values: list[float], accelerator: Accelerator) -> list[float]:
     return totals.tolist()
 
 
-def from_main(value: _Value, accelerator: Accelerator) -> _Value:
+def from_main(value: _Value) -> _Value:
     """The main process's value, in every process."""
-    if accelerator.num_processes == 1:
-        return value
     return broadcast_object_list([value])[0]
 
 
-def from_all(value: _Value, accelerator: Accelerator) -> list[_Value]:
+def from_all(value: _Value) -> list[_Value]:
     """Every process's value, in every process."""
-    if accelerator.num_processes == 1:
-        return [value]
     return gather_object([value])
 
 
-def meanwhile(work: Callable[[], _Value], accelerator: Accelerator) -> _Value:
+def with_heartbeat(work: Callable[[], _Value], accelerator: Accelerator) -> _Value:
     """``work()``, which may take the processes long and unequally long: they exchange a sign of life all the while.
 
     A backend gives up a process that it waits for in vain, NCCL after ten minutes. Raises: what the work raises here;
@@ -165,7 +159,7 @@ def meanwhile(work: Callable[[], _Value], accelerator: Accelerator) -> _Value:
         wait([done], timeout=HEARTBEAT_SECONDS)
         is_done = done.done()
         failed = is_done and done.exception() is not None
-        ready, failures = total_of([float(is_done), float(failed)], accelerator)
+        ready, failures = total_of([is_done, failed], accelerator)
         if failed or (ready == accelerator.num_processes and not failures):
             return done.result()
         if failures:

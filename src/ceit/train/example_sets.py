@@ -1,6 +1,5 @@
 """Images of a data set that an exported network is calibrated with, and others that it is checked with."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,14 @@ from ceit.data.labelled import LabelledSet, of_classes
 from ceit.data.record import FILE, FIXED, TRAIN, ImageRecord
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.splits import Split
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.run_directory import saved_config
 
 
 def calibrating_and_checking(
-    checkpoint: str, data: str | None, model: CeiT, training: dict[str, Any], say: Callable[[str], None]
+    checkpoint: str, data: str | None, model: CeiT, training: dict[str, Any], say: Say
 ) -> tuple[LabelledSet, Split, Split, str]:
     """A set, by default that of the training; of it images to calibrate with, others to check with, and their name.
 

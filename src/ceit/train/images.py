@@ -1,7 +1,7 @@
 """The images of a run: which of them train, which choose the best model, which test it."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.splits import ImageDataset, Split, cut_validation
+from ceit.messages import Say
 from ceit.model import config_of
 from ceit.train.config import TrainConfig
 
@@ -42,7 +43,7 @@ class RunImages:
 def load_run_images(
     config: TrainConfig,
     data: str,
-    say: Callable[[str], None],
+    say: Say,
     resumed: Path | None = None,
     typed: Collection[str] = (),
 ) -> RunImages:
@@ -70,7 +71,7 @@ def load_run_images(
 
 
 def _shared_out(
-    config: TrainConfig, found: LabelledSet, say: Callable[[str], None], resumed: Path | None, typed: Collection[str]
+    config: TrainConfig, found: LabelledSet, say: Say, resumed: Path | None, typed: Collection[str]
 ) -> RunImages:
     """What trains, what chooses and what tests: by the seed, and for a run that goes on as it was."""
     record = None if resumed is None else ImageRecord.read(resumed)

@@ -1,6 +1,5 @@
 """The network in training, and all that makes a step of it."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,9 @@ from torch.amp import GradScaler
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import ImageDataset
 from ceit.inference.cores import FreeCores
+from ceit.messages import Say
 from ceit.model import CeiT, config_of
-from ceit.train.batch_norm import (
-    StatisticsBackup,
-    average_over_processes,
-    freeze_statistics,
-    small_batch_warning,
-)
+from ceit.train.batch_norm import average_over_processes, freeze_statistics, running_statistics, warn_of_small_batches
 from ceit.train.checkpoint import Parts
 from ceit.train.distributed import shared_gradients
 from ceit.train.objective import Objective, balanced_weights
@@ -29,8 +24,6 @@ from ceit.train.optimizer import make_optimizer, make_schedule
 from ceit.train.resolve import ResolvedRun
 from ceit.train.teacher import make_teacher
 from ceit.weights import create_model
-
-Say = Callable[[str], None]
 
 
 class Learner:
@@ -42,7 +35,7 @@ class Learner:
         model: the network.
         network: the same as it is trained: its gradients averaged over the processes, compiled if asked for.
         ema: the average of the weights, None without one.
-        backup: BatchNorm's statistics of before a step.
+        statistics: BatchNorm's, which a step that is skipped puts back.
         device_batch_size: images that a process computes at once; None for its whole share.
         checkpoints: where the run saves its state, for advice.
         cores: followed before each step; None where the number of threads stays.
@@ -65,7 +58,7 @@ class Learner:
         self.model = model.to(device, run.dtype).train()
         if config.batch_norm == "sync" and accelerator.num_processes > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is one itself
-        self.warn_of_small_batches(min(self.share, self.device_batch_size or self.share), say)
+        warn_of_small_batches(model, min(self.share, self.device_batch_size or self.share), config.batch_norm, say)
         copied = config.ema.batch_norm == "copy"
         average = {"decay": config.ema.decay, "use_warmup": config.ema.warmup, "exclude_buffers": copied}
         self.ema = ModelEmaV3(model, **average) if config.ema.decay else None
@@ -75,7 +68,7 @@ class Learner:
             self.network = cast("nn.Module", torch.compile(self.network, dynamic=False))
         self.optimizer = make_optimizer(model, config)
         self.scaler = GradScaler(device.type, enabled=config.precision == "fp16")
-        self.backup = StatisticsBackup(model)
+        self.statistics = running_statistics(model)
         weights_k = None
         if config.class_weights != "none":
             weights_k = balanced_weights(run.train.labels, len(class_names)).to(device)
@@ -120,11 +113,6 @@ class Learner:
         """One set of BatchNorm statistics over all processes, as evaluating and saving need it."""
         for network in self.candidates().values():
             average_over_processes(network, self.accelerator)
-
-    def warn_of_small_batches(self, images: int, say: Say) -> None:
-        """Say if so few images at once make BatchNorm's statistics noise."""
-        if warning := small_batch_warning(self.model, images, self.config.batch_norm):
-            say(warning)
 
 
 def starting_model(run: ResolvedRun, say: Say) -> CeiT:

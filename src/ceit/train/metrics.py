@@ -116,8 +116,11 @@ def evaluate(
         model.train(was_training)
     counts.gather(device)
     if not math.isfinite(counts.loss_sum):
-        batch = int(-_largest_of_all(-diverged_batch, device))
-        first, last = batch * loader.batch_size, min((batch + 1) * loader.batch_size, loader.images) - 1
+        first_batch = torch.tensor(diverged_batch, dtype=torch.float64, device=device)
+        if _several_processes():
+            torch.distributed.all_reduce(first_batch, torch.distributed.ReduceOp.MIN)
+        first = int(first_batch) * loader.batch_size
+        last = min(first + loader.batch_size, loader.images) - 1
         raise DivergedError(f"the loss of images {first} to {last} is {counts.loss_sum}: the weights have diverged")
     return counts.result(class_names)
 
@@ -167,23 +170,13 @@ class _Counts:
             loss=self.loss_sum / total,
             top1_percent=100 * int(self.right_k.sum()) / total,
             top5_percent=100 * self.top5 / total if self.classes >= 5 else None,
-            per_class=tuple(map(_class_accuracy, class_names, self.right_k.tolist(), self.images_k.tolist())),
+            per_class=tuple(
+                ClassAccuracy(label, images, 100 * right / images if images else None)
+                for label, images, right in zip(class_names, self.images_k.tolist(), self.right_k.tolist(), strict=True)
+            ),
             confusion=self.confusion_kk.tolist() if self.confusion_kk.size else None,
         )
 
 
 def _several_processes() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _largest_of_all(value: float, device: torch.device) -> float:
-    """The largest of the processes' values."""
-    if not _several_processes():
-        return value
-    largest = torch.tensor([value], dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    return largest.item()
-
-
-def _class_accuracy(label: str, right: int, images: int) -> ClassAccuracy:
-    return ClassAccuracy(label, images, 100 * right / images if images else None)

@@ -55,7 +55,7 @@ def device_batch_that_fits(trainer: Trainer) -> int | None:
         if size == 1:
             raise ValueError("not even one image fits into memory: take a smaller model or img_size")
         size = (size + 1) // 2
-    size = min(from_all(size, trainer.accelerator))
+    size = min(from_all(size))
     if size == share:
         return None
     trainer.say(f"{share} images a process do not fit into memory, {size} at once do: gradients are accumulated")
@@ -84,14 +84,14 @@ def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget
     ``time.monotonic``."""
     limit, test_images = PROBED_SHARE * seconds, len(trainer.dataset.test)
     with put_back(trainer):
-        times = from_main(_step_seconds(trainer, limit), trainer.accelerator)
+        times = from_main(_step_seconds(trainer, limit))
         step_seconds = sum(times) / len(times)
         image_seconds = step_seconds / trainer.run.config.global_batch_size  # no less than validation takes for one
         loader = trainer.validation_loader
         validated = 0 if loader is None else loader.images * len(trainer.learner.candidates())
         validation_seconds = validated * image_seconds
         if validated and validation_seconds < limit:
-            validation_seconds = from_main(_validation_seconds(trainer), trainer.accelerator)
+            validation_seconds = from_main(_validation_seconds(trainer))
             image_seconds = validation_seconds / validated
     return TimeBudget(
         ends=ends,
@@ -125,7 +125,7 @@ def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
         train_step(trainer.learner, *next(batches), len(times))
         times.append(time.perf_counter() - began)
         is_over = len(times) == 1 + ahead + TIMED_STEPS or sum(times) > limit_seconds
-        is_over = from_main(is_over, trainer.accelerator)
+        is_over = from_main(is_over)
     return times[1 + ahead :] or times[1:]
 
 

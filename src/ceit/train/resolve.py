@@ -5,7 +5,7 @@ Two values show only when the network computes, ``device_batch_size auto`` and t
 """
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,10 @@ from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.sources.choose import absolute
 from ceit.data.splits import ImageDataset, Split
 from ceit.inference.device import autocast_dtype
+from ceit.messages import Say
 from ceit.paths import expanded
 from ceit.train.config import Mixing, TrainConfig
-from ceit.train.distributed import from_main, meanwhile
+from ceit.train.distributed import from_main, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
 
@@ -84,7 +85,7 @@ def resolve(
     *,
     saved: SavedRun | None = None,
     typed: Collection[str] = (),
-    say: Callable[[str], None] = lambda message: None,
+    say: Say = lambda message: None,
 ) -> ResolvedRun:
     """Every choice, made once; what differs from the options is said.
 
@@ -98,12 +99,12 @@ def resolve(
     if saved is not None and goes_on:
         config = _as_measured_before(config, saved.config)
     resumed = saved.path if saved is not None and goes_on else None
-    images = meanwhile(lambda: load_run_images(config, data, say, resumed, typed), accelerator)
+    images = with_heartbeat(lambda: load_run_images(config, data, say, resumed, typed), accelerator)
     dataset = images.dataset
     config = _suited(config, images, accelerator, say)
     dtype = None
     if config.precision != "float64":
-        dtype = from_main(autocast_dtype(config.precision, accelerator.device), accelerator)
+        dtype = from_main(autocast_dtype(config.precision, accelerator.device))
     if config.precision == "auto":
         config = replace(config, precision="float32" if dtype is None else "bf16")
     train, validation = dataset.train, dataset.validation
@@ -143,9 +144,7 @@ def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConf
     return replace(config, **chosen)
 
 
-def _suited(
-    config: TrainConfig, images: RunImages, accelerator: Accelerator, say: Callable[[str], None]
-) -> TrainConfig:
+def _suited(config: TrainConfig, images: RunImages, accelerator: Accelerator, say: Say) -> TrainConfig:
     """The options without what does not suit the images."""
     chosen: dict[str, Any] = {}
     if config.augmentation.flip and not images.mirror_safe:

@@ -17,12 +17,13 @@ from torch import Tensor
 from ceit.atomic import write_text
 from ceit.data.splits import ImageDataset
 from ceit.inference.cores import sharing_cores
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
+from ceit.train.batch_norm import warn_of_small_batches
 from ceit.train.config import TrainConfig
-from ceit.train.distributed import from_main, make_accelerator, together
+from ceit.train.distributed import from_main, make_accelerator, naming_lost_processes
 from ceit.train.interruption import Interrupted
-from ceit.train.learner import Say
 from ceit.train.log import Show
 from ceit.train.metrics import Evaluation
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
@@ -80,10 +81,10 @@ def train(
     with (
         directory.owned(resume is not None, say),
         deterministic(config.deterministic),
-        together(accelerator),
+        naming_lost_processes(accelerator),
         sharing_cores(follows, say) as cores,
     ):
-        saved = from_main(directory.saved(resume), accelerator)
+        saved = from_main(directory.saved(resume))
         goes_on = saved is not None and bool(saved.checkpoints)
         if saved is not None and goes_on and time_budget_seconds is not None:
             time_budget_seconds, config = None, replace(config, epochs=saved.config["epochs"])
@@ -123,7 +124,11 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
     output = expanded(output)
     accelerator = make_accelerator(config, project_dir=output)
     directory, say, _ = _of_main_process(accelerator, output, say, lambda state: None)
-    with directory.owned(resuming=False, say=say), deterministic(config.deterministic), together(accelerator):
+    with (
+        directory.owned(resuming=False, say=say),
+        deterministic(config.deterministic),
+        naming_lost_processes(accelerator),
+    ):
         accelerator.wait_for_everyone()
         trainer = Trainer(resolve(config, data, accelerator, say=say), directory, accelerator, say=say)
         _measured(trainer)
@@ -160,11 +165,11 @@ def _measured(trainer: Trainer, time_budget_seconds: float | None = None, ends: 
         size = learner.device_batch_size = device_batch_that_fits(trainer)
         run = replace(run, config=replace(run.config, device_batch_size=size))
         if size is not None:
-            learner.warn_of_small_batches(size, say)
+            warn_of_small_batches(learner.model, size, run.config.batch_norm, say)
     if time_budget_seconds is None:
         return run
     trainer.budget = budget = measured_budget(time_budget_seconds, ends, trainer)
-    steps = from_main(budget.steps_that_fit(0), trainer.accelerator)
+    steps = from_main(budget.steps_that_fit(0))
     trainer.plan(steps)
     say(
         f"{max(0.0, ends - time.monotonic()):.0f} s are left: a step takes {budget.step_seconds:.3g} s, the end of an "

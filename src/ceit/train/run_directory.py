@@ -6,7 +6,7 @@ report), ``tensorboard/`` and ``checkpoints/`` (full state, for resuming).
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
 from ceit.lock import InUseError, locked
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_in, save_state
@@ -54,7 +55,7 @@ class RunDirectory:
     writes: bool = True
 
     @contextmanager
-    def owned(self, resuming: bool, say: Callable[[str], None]) -> Iterator[None]:
+    def owned(self, resuming: bool, say: Say) -> Iterator[None]:
         """For this run alone; one that fails before it has written anything leaves nothing behind.
 
         A run that was stopped when it had written no more than the record of its images may be begun anew.
@@ -134,7 +135,7 @@ class RunDirectory:
             self._write_config({**saved.config, "data": description["data"]})
         return changes
 
-    def cut_back(self, progress: Progress, say: Callable[[str], None]) -> None:
+    def cut_back(self, progress: Progress, say: Say) -> None:
         """Drop what a run that goes on from ``progress`` writes again: later checkpoints, and lines of the log."""
         if not self.writes:
             return

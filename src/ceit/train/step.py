@@ -70,7 +70,7 @@ def _step(
     if learning_rate is not None:
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-    learner.backup.take()
+    statistics = [statistic.clone() for statistic in learner.statistics]
     images_bchw, labels = _mixed(learner, images_bchw, labels_b, step)
     local_loss, right = _gradients(learner, learner.network, images_bchw, labels, learner.device_batch_size)
     norm = _gradient_norm(learner)
@@ -84,7 +84,8 @@ def _step(
             learner.ema.update(learner.model, step=step + 1)
     else:
         skipped = _source(learner, images_bchw, math.isfinite(local_loss))
-        learner.backup.restore()
+        for statistic, before in zip(learner.statistics, statistics, strict=True):
+            statistic.copy_(before)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
     counts = skipped is not None and (not finite or scale <= 1)
@@ -158,4 +159,4 @@ def _source(learner: Learner, images_bchw: Tensor, loss_is_finite: bool) -> str:
         sources = (source_in_forward(learner.model, part, learner.autocast()) for part in parts)
         found = next((source for source in sources if source is not None), "the loss")
     own = (loss_is_finite, process, found)  # a loss comes before the gradients that it spoils everywhere
-    return min(from_all(own, learner.accelerator))[2]
+    return min(from_all(own))[2]

@@ -15,11 +15,12 @@ from ceit.data.splits import Split
 from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import FreeCores
 from ceit.inference.device import machine
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state
 from ceit.train.distributed import from_main, total_of
 from ceit.train.interruption import Interrupted, stop_signals
-from ceit.train.learner import Learner, Say, normalised_as, starting_model
+from ceit.train.learner import Learner, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.resolve import ResolvedRun
@@ -134,7 +135,7 @@ class Trainer:
     def validate(self, network: nn.Module) -> Evaluation:
         """A network on the validation split, in the number format of training."""
         assert self.validation_loader is not None
-        return self._evaluate(network, self.validation_loader, self.run.autocast_dtype)
+        return self._evaluate(network, self.validation_loader, autocast_dtype=self.run.autocast_dtype)
 
     def save(self) -> None:
         """The full state of the run, written by the main process."""
@@ -157,7 +158,7 @@ class Trainer:
             return
         self.plan(self.progress.steps or self.run.steps)
         is_over = self.progress.epoch >= self.epochs
-        is_kept = from_main(self.directory.keeps_model_of(self.progress.best, is_over), self.accelerator)
+        is_kept = from_main(self.directory.keeps_model_of(self.progress.best, is_over))
         self.accelerator.wait_for_everyone()
         self.directory.cut_back(self.progress, self.say)
         if not is_kept:
@@ -175,7 +176,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         device, progress = self.accelerator.device, self.progress
         model = load_checkpoint(self.directory.path / "model.safetensors").to(device, self.run.dtype)
-        test = self._evaluate(self._as_deployed(model), self.loader(self.dataset.test), None, observe)
+        test = self._evaluate(self._as_deployed(model), self.loader(self.dataset.test), observe=observe)
         report = {
             "data": self.dataset.name,
             "model": self.run.config.model,
@@ -185,11 +186,11 @@ class Trainer:
             "best": progress.best,
             "train_seconds": round(progress.elapsed_seconds, 1),
             "machine": machine(device),
-            **test.as_dict(),
         }
-        self.directory.save_report(report, progress)
-        short = {key: value for key, value in test.as_dict().items() if key != "confusion"}
-        self.log.record({"event": "test", "step": progress.step, **short})
+        found = test.as_dict()
+        self.directory.save_report(report | found, progress)
+        del found["confusion"]
+        self.log.record({"event": "test", "step": progress.step, **found})
         return model, test
 
     @property
@@ -234,7 +235,7 @@ class Trainer:
         budget, progress = self.budget, self.progress
         if budget is None or progress.step < budget.next_look:
             return
-        steps = from_main(budget.look(progress.step, progress.steps), self.accelerator)
+        steps = from_main(budget.look(progress.step, progress.steps))
         budget.look_again(progress.step, steps)
         if steps != progress.steps:
             self.say(
@@ -285,9 +286,9 @@ class Trainer:
         scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}
         if self.validation_loader is None:
             scores = {"raw": progress.best_score}
-        kind = max(scores, key=lambda kind: scores[kind], default=None)
-        if kind is None:
+        if not scores:
             return
+        kind = max(scores, key=lambda kind: scores[kind])
         if scores[kind][0] > progress.best_score[0]:
             progress.last_rise = progress.epoch
         if self.run.config.select == "last" or scores[kind] > progress.best_score:
@@ -327,23 +328,10 @@ class Trainer:
             name, step = "SIGTERM" if terminated else "SIGINT", self.progress.step
             raise Interrupted(f"{name}: saved {checkpoint_name(step)} after step {step}", terminated > 0)
 
-    def _evaluate(
-        self,
-        network: nn.Module,
-        loader: Loader,
-        autocast_dtype: torch.dtype | None,
-        observe: Callable[[Tensor, Tensor], object] | None = None,
-    ) -> Evaluation:
-        return evaluate(
-            network,
-            loader,
-            class_names=self.dataset.class_names,
-            device=self.accelerator.device,
-            autocast_dtype=autocast_dtype,
-            dtype=self.run.dtype,
-            observe=observe,
-            cores=self.cores,
-        )
+    def _evaluate(self, network: nn.Module, loader: Loader, **options: Any) -> Evaluation:
+        names, device = self.dataset.class_names, self.accelerator.device
+        always = {"class_names": names, "device": device, "dtype": self.run.dtype, "cores": self.cores}
+        return evaluate(network, loader, **always, **options)
 
     def _as_deployed(self, model: CeiT) -> nn.Module:
         """The network as prediction computes it, in float32 where the run's precision is one of training only.
