@@ -53,11 +53,12 @@ def load_run_images(
     since. An option that was ``typed`` must have an effect. Raises: ValueError for a wrong model, data that cannot be
     read, or options that do not suit them.
     """
-    asked_size = {} if config.img_size is None else {"img_size": config.img_size}
-    config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
+    asked = (config.img_size, config.img_size) if isinstance(config.img_size, int) else config.img_size
+    size = {} if asked is None else {"img_size": asked}
+    config_of(config.model, **config.geometry, **size)  # a wrong model is told before the data is read
     found = load_images(
         data,
-        img_size=_hw(config.img_size) or partial(_suitable_size, config),
+        img_size=asked or partial(_suitable_size, config),
         in_chans=config.in_chans,
         skip_broken=config.skip_broken,
         classes=None if config.classes is None else [class_name(str(name)) for name in config.classes],
@@ -134,7 +135,3 @@ def _suitable_size(config: TrainConfig, native: tuple[int, int]) -> tuple[int, i
         for side, own in zip(native, model.image_hw, strict=True)
     )
     return height, width
-
-
-def _hw(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else size

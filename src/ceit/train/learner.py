@@ -15,7 +15,7 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import ImageDataset
 from ceit.inference.cores import FreeCores
 from ceit.messages import Say
-from ceit.model import CeiT, config_of
+from ceit.model import CeiT
 from ceit.train.batch_norm import average_over_processes, freeze_statistics, running_statistics, warn_of_small_batches
 from ceit.train.checkpoint import Parts
 from ceit.train.distributed import shared_gradients
@@ -123,9 +123,9 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     config, dataset = run.config, run.dataset
     height, width = dataset.img_size
     geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
-    if config.initial_checkpoint is None:
-        return CeiT(config_of(config.model, **{**config.geometry, **geometry}))
     model = create_model(config.model, checkpoint=config.initial_checkpoint, **geometry, **config.geometry)
+    if config.initial_checkpoint is None:
+        return model
     if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
         model.reset_classifier(len(dataset.class_names))
     say(f"starting from the weights of {config.initial_checkpoint}, at {height} x {width} pixels")

@@ -94,12 +94,12 @@ def resolve(
 
     Raises: ValueError for an unknown model or data set, data that cannot be read, or options that do not suit the data.
     """
-    config = with_whole_paths(config)
-    goes_on = saved is not None and bool(saved.checkpoints)
-    if saved is not None and goes_on:
-        config = _as_measured_before(config, saved.config)
-    resumed = saved.path if saved is not None and goes_on else None
-    images = with_heartbeat(lambda: load_run_images(config, data, say, resumed, typed), accelerator)
+    config = _with_whole_paths(config)
+    resumed = saved if saved is not None and saved.checkpoints else None
+    if resumed is not None:
+        config = _as_measured_before(config, resumed.config)
+    folder = None if resumed is None else resumed.path
+    images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
     dataset = images.dataset
     config = _suited(config, images, accelerator, say)
     dtype = None
@@ -109,19 +109,21 @@ def resolve(
         config = replace(config, precision="float32" if dtype is None else "bf16")
     train, validation = dataset.train, dataset.validation
     if config.overfit_batches is not None:
-        train = validation = _few(train, config.overfit_batches * config.global_batch_size, config.seed)
+        order = shuffled(len(train), config.seed, _OVERFIT_ORDER)
+        few = order[: config.overfit_batches * config.global_batch_size]
+        train = validation = train.subset(torch.from_numpy(few.astype("int64")))
     asked_epochs, epochs = config.epochs, config.epochs_for(len(train))
     config = replace(config, epochs=epochs, img_size=dataset.img_size, in_chans=dataset.in_chans)
     run = ResolvedRun(config, absolute(data), images, train, validation, dtype, steps=0)
     run = replace(run, steps=epochs * run.steps_per_epoch)
     if saved is None or asked_epochs not in (None, saved.config["epochs"]):
         return run
-    if goes_on or has_options_of(saved.config, run.description()):
+    if resumed is not None or has_options_of(saved.config, run.description()):
         return run.in_steps(saved.config.get("steps", saved.config["epochs"] * run.steps_per_epoch))
     return run
 
 
-def with_whole_paths(config: TrainConfig) -> TrainConfig:
+def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     """Files named so that they are found from any directory, when the run is resumed."""
     start, teacher = (
         None if name is None else str(expanded(name).resolve())
@@ -132,15 +134,9 @@ def with_whole_paths(config: TrainConfig) -> TrainConfig:
 
 def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
     """What the run's start has measured or seen in its images; a busy machine, and more images, may give another."""
-    chosen: dict[str, Any] = {}
-    if config.precision == "auto":
-        chosen["precision"] = saved["precision"]
-    if config.device_batch_size == "auto":
-        chosen["device_batch_size"] = saved["device_batch_size"]
-    if config.img_size is None:
-        chosen["img_size"] = tuple(saved["img_size"])
-    if config.in_chans is None:
-        chosen["in_chans"] = saved["in_chans"]
+    open_choices = {"precision": "auto", "device_batch_size": "auto", "img_size": None, "in_chans": None}
+    saved = saved | {"img_size": tuple(saved["img_size"])}
+    chosen = {key: saved[key] for key, undecided in open_choices.items() if getattr(config, key) == undecided}
     return replace(config, **chosen)
 
 
@@ -170,15 +166,9 @@ def _suited(config: TrainConfig, images: RunImages, accelerator: Accelerator, sa
     return replace(config, **chosen)
 
 
-def _few(part: Split, images: int, seed: int) -> Split:
-    chosen = shuffled(len(part), seed, _OVERFIT_ORDER)[:images]
-    return part.subset(torch.from_numpy(chosen.astype("int64")))
-
-
 def _found(dataset: ImageDataset) -> str:
     """What the data were when the run was started."""
-    sizes = [0 if part is None else len(part) for part in (dataset.train, dataset.validation, dataset.test)]
+    train, validation, test = (len(part or ()) for part in (dataset.train, dataset.validation, dataset.test))
     names = hashlib.sha256("\n".join(dataset.class_names).encode()).hexdigest()[:8]
-    return "{} training, {} validation and {} test images of {} classes ({})".format(
-        *sizes, len(dataset.class_names), names
-    )
+    images = f"{train} training, {validation} validation and {test} test images"
+    return f"{images} of {len(dataset.class_names)} classes ({names})"

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from ceit.atomic import write_text
-from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
+from ceit.data.splits import ImageDataset
 from ceit.lock import InUseError, locked
 from ceit.messages import Say
 from ceit.model import CeiT
@@ -34,7 +34,6 @@ _CONSEQUENCE = {
     "the weights will be others than without the change"
 }
 _LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images")  # of config.yaml, beside the other options
-_RESULTS = ("model.safetensors", "test.json")
 _HALF_WRITTEN = ".*.tmp"
 
 
@@ -65,10 +64,9 @@ class RunDirectory:
         if not self.writes:
             yield
             return
-        output = self.path
-        if output.exists() and not output.is_dir():
+        output, is_new = self.path, not self.path.is_dir()
+        if is_new and output.exists():
             raise ValueError(f"output {output} is a file; name a directory")
-        is_new = not output.is_dir()
         self._require_room(resuming)
         output.mkdir(parents=True, exist_ok=True)
         try:
@@ -92,7 +90,11 @@ class RunDirectory:
         held -= {path.name for path in output.glob(_HALF_WRITTEN)}
         if held == {IMAGES_FILE}:
             ImageRecord.read(output)  # a list of somebody's images of that name is not written over
-        elif held and not self._checkpoints() and ("config.yaml" not in held or held & set(_RESULTS)):
+        elif (
+            held
+            and not self._checkpoints()
+            and ("config.yaml" not in held or held & {"model.safetensors", "test.json"})
+        ):
             raise ValueError(f"output directory {output} holds files but no run that can be resumed; name another")
 
     def saved(self, resume: str | None) -> SavedRun | None:
@@ -106,9 +108,8 @@ class RunDirectory:
         if resume != "auto":
             asked = expanded(resume)
             if asked.resolve() not in [path.resolve() for path in checkpoints]:
-                raise ValueError(
-                    f"{resume} is no checkpoint of the run in {self.path}; --resume auto takes the newest there is"
-                )
+                fix = "--resume auto takes the newest there is"
+                raise ValueError(f"{resume} is no checkpoint of the run in {self.path}; {fix}")
             checkpoints = [asked]
         if not checkpoints and not (self.path / "config.yaml").is_file():
             return None
@@ -130,7 +131,16 @@ class RunDirectory:
 
         Raises: ValueError naming the first other option in which it would differ from the run that was started.
         """
-        changes = require_same(saved.config, description)
+        changes = []
+        for key, value in without_retired(saved.config).items():
+            now = description.get(key)
+            if now != value and key not in MAY_CHANGE:
+                raise ValueError(
+                    f"this run was started with {key} {value}, not {now}: a resumed run keeps its options; name "
+                    "another --output for a new run"
+                )
+            if now != value:
+                changes.append(f"{key} was {value}, now {now}{_CONSEQUENCE.get(key, '')}")
         if self.writes and saved.config["data"] != description["data"]:  # the next time it is found
             self._write_config({**saved.config, "data": description["data"]})
         return changes
@@ -153,13 +163,12 @@ class RunDirectory:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def save_model(
-        self, model: CeiT, class_names: tuple[str, ...], preprocessing: Preprocessing, training: dict[str, Any]
-    ) -> None:
+    def save_model(self, model: CeiT, dataset: ImageDataset, training: dict[str, Any]) -> None:
         """The best model so far."""
         if self.writes:
+            names, preprocessing = dataset.class_names, dataset.preprocessing
             path = self.path / "model.safetensors"
-            save_checkpoint(path, model, class_names=class_names, preprocessing=preprocessing, training=training)
+            save_checkpoint(path, model, class_names=names, preprocessing=preprocessing, training=training)
 
     def keeps_model_of(self, best: Mapping[str, Any], is_over: bool) -> bool:
         """Whether the model that lies here is the best one that a run knows of.
@@ -211,25 +220,6 @@ def saved_config(output: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not {"data", "epochs", "precision"} <= values.keys():
         raise ValueError(f"{path} is not the configuration of a run, without it the run cannot be resumed")
     return values
-
-
-def require_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Sentences for the options that a resumed run may change, and does.
-
-    Raises: ValueError naming the first other option in which it would differ from the run that was started.
-    """
-    changes = []
-    for key, value in without_retired(saved).items():
-        if asked.get(key) == value:
-            continue
-        if key in MAY_CHANGE:
-            changes.append(f"{key} was {value}, now {asked.get(key)}{_CONSEQUENCE.get(key, '')}")
-        else:
-            raise ValueError(
-                f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options; "
-                "name another --output for a new run"
-            )
-    return changes
 
 
 def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:

@@ -310,7 +310,7 @@ class Trainer:
         }
         if config.classes is not None:
             training["classes"] = list(dataset.class_names)
-        self.directory.save_model(model, dataset.class_names, dataset.preprocessing, training | self.progress.best)
+        self.directory.save_model(model, dataset, training | self.progress.best)
 
     def _has_stopped_improving(self) -> bool:
         patience, progress = self.run.config.early_stopping_epochs, self.progress
