@@ -1,11 +1,11 @@
 """What is measured before a run: the batch that fits, the time of its parts, the learning rates that work."""
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from typing import NamedTuple
 
 import torch
@@ -27,20 +27,21 @@ LOWEST_RATE, HIGHEST_RATE = 1e-7, 1.0
 @contextmanager
 def put_back(trainer: Trainer) -> Iterator[None]:
     """Weights, average, optimizer and loss scale are afterwards as they were before."""
-    parts = (trainer.learner.model, trainer.learner.optimizer, trainer.learner.scaler)
+    learner = trainer.learner
     # the copy of the weights lies on the CPU, lest it take the room that is measured
-    weights = {key: value.to("cpu", copy=True) for key, value in trainer.learner.model.state_dict().items()}
-    before = [weights, *(copy.deepcopy(part.state_dict()) for part in parts[1:])]
+    weights = {key: value.to("cpu", copy=True) for key, value in learner.model.state_dict().items()}
+    optimizer, scaler = copy.deepcopy((learner.optimizer.state_dict(), learner.scaler.state_dict()))
     try:
-        trainer.learner.start_training()
+        learner.start_training()
         yield
     finally:
-        trainer.learner.optimizer.zero_grad(set_to_none=True)
-        for part, state in zip(parts, before, strict=True):
-            if state:
-                part.load_state_dict(state)
-        if trainer.learner.ema is not None:
-            trainer.learner.ema.set(trainer.learner.model)
+        learner.optimizer.zero_grad(set_to_none=True)
+        learner.model.load_state_dict(weights)
+        learner.optimizer.load_state_dict(optimizer)
+        if scaler:
+            learner.scaler.load_state_dict(scaler)
+        if learner.ema is not None:
+            learner.ema.set(learner.model)
 
 
 def device_batch_that_fits(trainer: Trainer) -> int | None:
@@ -118,8 +119,7 @@ def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
     If the limit ends it before that, of all but the first step, which starts everything.
     """
     times: list[float] = []
-    batches, ahead = _batches(trainer), _batches_ahead(trainer)
-    is_over = False
+    batches, ahead, is_over = _batches(trainer), _batches_ahead(trainer), False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()
         train_step(trainer.learner, *next(batches), len(times))
@@ -139,16 +139,13 @@ def _validation_seconds(trainer: Trainer) -> float:
 
 def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
     """The training batches of one epoch after the other."""
-    for epoch in itertools.count():
-        yield from trainer.train_loader.epoch(epoch)
+    return chain.from_iterable(map(trainer.train_loader.epoch, count()))
 
 
 def _batches_ahead(trainer: Trainer) -> int:
     """How many batches lie ready when the first one is taken: what is slow to read shows only behind them."""
-    if trainer.train_loader.workers is None:
-        return 0
     workers = trainer.run.config.workers
-    return 2 * (usual_workers() if workers is None else workers)
+    return 0 if trainer.train_loader.workers is None else 2 * (usual_workers() if workers is None else workers)
 
 
 class RangeTest(NamedTuple):

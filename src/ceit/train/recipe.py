@@ -12,11 +12,9 @@ from ceit.yaml_file import as_written, parse_yaml, text_of
 
 def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options without those of earlier versions that say what holds anyway. Raises ValueError for one that does not."""
-    if values.get("distributed", "ddp") != "ddp":
-        raise ValueError(
-            f"distributed {values['distributed']} is gone: several processes train with DDP, "
-            "each with the whole model; leave the option out"
-        )
+    if (asked := values.get("distributed", "ddp")) != "ddp":
+        what_holds = "several processes train with DDP, each with the whole model"
+        raise ValueError(f"distributed {asked} is gone: {what_holds}; leave the option out")
     return {key: value for key, value in values.items() if key != "distributed"}
 
 
@@ -39,11 +37,8 @@ def flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def recipe_names() -> list[str]:
     """Recipes that come with the package."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in files("ceit").joinpath("recipes").iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    names = (entry.name for entry in files("ceit").joinpath("recipes").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def read_recipe(name_or_file: str) -> dict[str, Any]:

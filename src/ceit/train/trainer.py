@@ -205,21 +205,20 @@ class Trainer:
 
     def loader(self, part: Split, is_training: bool = False) -> Loader:
         """This process's share of a split: shuffled and varied to train, else as prediction sees the images."""
-        config, device = self.run.config, self.accelerator.device
-        varied = is_training and config.overfit_batches is None
+        config, varied = self.run.config, {}
+        if is_training and config.overfit_batches is None:
+            varied = {"augmentation": config.augmentation, "shuffle": True}
+            varied |= {"sampling": config.sampling, "shard_window": config.shard_window}
         return make_loader(
             part,
             batch_size=config.global_batch_size if is_training else EVALUATION_BATCH,
             img_size=self.dataset.img_size,
             preprocessing=self.dataset.preprocessing,
-            augmentation=config.augmentation if varied else None,
+            **varied,
             seed=config.seed,
-            shuffle=varied,
-            sampling=config.sampling if varied else "shuffle",
-            shard_window=config.shard_window if varied else 0,
             drop_last=is_training,
             workers=config.workers,
-            pin_memory=device.type == "cuda",
+            pin_memory=self.accelerator.device.type == "cuda",
             shard=(self.accelerator.process_index, self.accelerator.num_processes),
             limit_batches=config.limit_batches,
         )
@@ -298,19 +297,12 @@ class Trainer:
                 "weights": kind,
                 "validation_top1_percent": round(found[kind].top1_percent, 4) if found else None,
             }
-            self._save_model(candidates[kind])
-
-    def _save_model(self, model: CeiT) -> None:
-        config, dataset = self.run.config, self.dataset
-        training: dict[str, Any] = {
-            "data": dataset.name,
-            "seed": config.seed,
-            "validation_percent": config.validation_percent,
-            **self.run.images.description,
-        }
-        if config.classes is not None:
-            training["classes"] = list(dataset.class_names)
-        self.directory.save_model(model, dataset, training | self.progress.best)
+            config, dataset = self.run.config, self.dataset
+            training: dict[str, Any] = {"data": dataset.name, "seed": config.seed}
+            training |= {"validation_percent": config.validation_percent, **self.run.images.description}
+            if config.classes is not None:
+                training["classes"] = list(dataset.class_names)
+            self.directory.save_model(candidates[kind], dataset, training | progress.best)
 
     def _has_stopped_improving(self) -> bool:
         patience, progress = self.run.config.early_stopping_epochs, self.progress
