@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,10 +20,10 @@ HEARTBEAT_SECONDS = 1.0
 
 _Value = TypeVar("_Value")
 _WRAPPERS = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+    "USE_FSDP": "FSDP",
+    "USE_DEEPSPEED": "DeepSpeed",
+    "USE_MEGATRON_LM": "Megatron-LM",
+    "USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }
 
 
@@ -33,7 +33,7 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
     Raises: ValueError for what the device cannot do, a batch that the processes cannot share, or a launcher that asks
     for another computation than the options do.
     """
-    refuse_another_computation(config, os.environ)
+    _refuse_another_computation(config)
     # BatchNorm statistics are averaged before they are used, see batch_norm; skip_dead leaves parameters unused
     ddp = DistributedDataParallelKwargs(
         broadcast_buffers=False, find_unused_parameters=bool(config.geometry.get("skip_dead", False))
@@ -59,7 +59,7 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
     return accelerator
 
 
-def refuse_another_computation(config: TrainConfig, environment: Mapping[str, str]) -> None:
+def _refuse_another_computation(config: TrainConfig) -> None:
     """The options alone decide what is computed; a launcher decides how many processes there are, and where.
 
     ``accelerate launch`` hands its own settings over in the environment. Its "no" is what it says unasked. What agrees
@@ -68,26 +68,26 @@ def refuse_another_computation(config: TrainConfig, environment: Mapping[str, st
     Raises: ValueError for a setting that says something else.
     """
 
-    def setting(name: str, usual: str) -> str:
-        return environment.get(f"ACCELERATE_{name}", usual).lower()
+    def setting(name: str) -> str:
+        return os.environ.get(f"ACCELERATE_{name}", "no").lower()
 
-    if (precision := setting("MIXED_PRECISION", "no")) not in ("no", config.precision):
+    if (precision := setting("MIXED_PRECISION")) not in ("no", config.precision):
         raise ValueError(
             f"the launcher asks for mixed precision {precision}, the options for precision {config.precision}: "
             "--precision alone decides, so set the launcher's mixed precision to no"
         )
-    if (backend := setting("DYNAMO_BACKEND", "no")) != "no" and not (backend == "inductor" and config.compile):
+    if (backend := setting("DYNAMO_BACKEND")) not in ("no", "inductor" if config.compile else "no"):
         raise ValueError(
             f"the launcher asks for the dynamo backend {backend}, the options for compile "
             f"{str(config.compile).lower()}: set the launcher's dynamo backend to no, and --compile true to compile"
         )
-    if (steps := setting("GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+    if (steps := setting("GRADIENT_ACCUMULATION_STEPS")) not in ("no", "1"):
         raise ValueError(
             f"the launcher asks for {steps} gradient accumulation steps, which global_batch_size and device_batch_size "
             "decide: set the launcher's to 1"
         )
     for name, wrapper in _WRAPPERS.items():
-        if environment.get(name, "").lower() in ("1", "true", "yes", "on"):
+        if setting(name) in ("1", "true", "yes", "on"):
             raise ValueError(
                 f"the launcher asks for {wrapper}, but this run shares out its work by itself: start it with "
                 "--multi_gpu or torchrun"

@@ -30,7 +30,6 @@ class RunImages:
     dataset: ImageDataset
     record: ImageRecord | None
     is_fixed: bool = False
-    mirror_safe: bool = True
 
     @property
     def description(self) -> dict[str, str]:
@@ -41,11 +40,7 @@ class RunImages:
 
 
 def load_run_images(
-    config: TrainConfig,
-    data: str,
-    say: Say,
-    resumed: Path | None = None,
-    typed: Collection[str] = (),
+    config: TrainConfig, data: str, say: Say, resumed: Path | None = None, typed: Collection[str] = ()
 ) -> RunImages:
     """The images at the size that the model takes them, shared out.
 
@@ -68,7 +63,7 @@ def load_run_images(
     images = _shared_out(config, found, say, resumed, typed)
     for line in images.dataset.remarks:
         say(line)
-    return replace(images, mirror_safe=found.mirror_safe)
+    return images
 
 
 def _shared_out(
@@ -81,10 +76,9 @@ def _shared_out(
         if str(changes):
             say(f"{changes}; the run goes on with the images that it was started with")
         return RunImages(without_copies(dataset), record)
-    if found.is_fixed:
-        return RunImages(_split(config, as_dataset(found, config.seed))[0], None, is_fixed=True)
-    if resumed is not None:  # a run of an earlier version
-        return RunImages(_split(config, as_dataset(cut_by_place(found), config.seed))[0], None)
+    if found.is_fixed or resumed is not None:
+        parts = found if found.is_fixed else cut_by_place(found)  # as an earlier version did
+        return RunImages(_split(config, as_dataset(parts, config.seed))[0], None, found.is_fixed)
     if found.unsplit is not None:
         shares = f"{found.name} comes unsplit: about 80 % of its images train, 10 % choose the best model, 10 % test it"
         if "validation_percent" in typed:

@@ -30,10 +30,7 @@ class Learner:
     """What learns: a network with its objective, optimizer, schedule, loss scale and average of the weights.
 
     Attributes:
-        config: the options, as resolved.
-        accelerator: this process's place among all of them, and its device.
-        model: the network.
-        network: the same as it is trained: its gradients averaged over the processes, compiled if asked for.
+        network: ``model`` as it is trained: its gradients averaged over the processes, compiled if asked for.
         ema: the average of the weights, None without one.
         statistics: BatchNorm's, which a step that is skipped puts back.
         device_batch_size: images that a process computes at once; None for its whole share.
@@ -97,7 +94,8 @@ class Learner:
 
     def parts(self) -> Parts:
         """What a checkpoint holds."""
-        return Parts(self.model, None if self.ema is None else self.ema.module, self.optimizer, self.scaler)
+        networks = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
+        return Parts(networks, self.optimizer, self.scaler)
 
     def candidates(self) -> dict[str, CeiT]:
         """The networks that can be kept: raw weights, and their average."""

@@ -85,8 +85,7 @@ def evaluate(
     """
     device = torch.device(device)
     counts = _Counts(len(class_names))
-    diverged_batch = math.inf
-    done = 0
+    done, diverged_batch = 0, math.inf
     was_training = model.training
     model.eval()
     try:

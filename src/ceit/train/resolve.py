@@ -101,10 +101,9 @@ def resolve(
     folder = None if resumed is None else resumed.path
     images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
     dataset = images.dataset
-    config = _suited(config, images, accelerator, say)
-    dtype = None
-    if config.precision != "float64":
-        dtype = from_main(autocast_dtype(config.precision, accelerator.device))
+    config = _suited(config, dataset, accelerator, say)
+    dtype = None if config.precision == "float64" else autocast_dtype(config.precision, accelerator.device)
+    dtype = from_main(dtype)
     if config.precision == "auto":
         config = replace(config, precision="float32" if dtype is None else "bf16")
     train, validation = dataset.train, dataset.validation
@@ -140,12 +139,12 @@ def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConf
     return replace(config, **chosen)
 
 
-def _suited(config: TrainConfig, images: RunImages, accelerator: Accelerator, say: Say) -> TrainConfig:
+def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator, say: Say) -> TrainConfig:
     """The options without what does not suit the images."""
     chosen: dict[str, Any] = {}
-    if config.augmentation.flip and not images.mirror_safe:
+    if config.augmentation.flip and not dataset.mirror_safe:
         chosen["augmentation"] = replace(config.augmentation, flip=False)
-        say(f"mirrored images of {images.dataset.name} are other classes or none: augmentation.flip is off")
+        say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
     if config.overfit_batches is not None:
         chosen |= {
             "augmentation": Augmentation(flip=False),
@@ -157,7 +156,7 @@ def _suited(config: TrainConfig, images: RunImages, accelerator: Accelerator, sa
             f"overfitting at most {config.overfit_batches} batches: no augmentation, mixing, drop path or label "
             "smoothing, and validation on the same images"
         )
-    count = len(images.dataset.train)
+    count = len(dataset.train)
     if count < config.global_batch_size:  # a few steps an epoch even for a handful of images; even shares, for Mixup
         unit = 2 * accelerator.num_processes
         batch_size = max(unit, count // 4 // unit * unit)

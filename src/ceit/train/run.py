@@ -22,7 +22,6 @@ from ceit.paths import expanded
 from ceit.train.batch_norm import warn_of_small_batches
 from ceit.train.config import TrainConfig
 from ceit.train.distributed import from_main, make_accelerator, naming_lost_processes
-from ceit.train.interruption import Interrupted
 from ceit.train.log import Show
 from ceit.train.metrics import Evaluation
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
@@ -113,10 +112,6 @@ def train(
         try:
             trainer.fit()
             model, test = trainer.report(observe_test)
-        except Interrupted as stop:
-            raise Interrupted(
-                f"{stop}; go on with: ceit train --output {output} --resume auto", stop.terminated
-            ) from None
         finally:
             accelerator.end_training()
         progress = trainer.progress

@@ -36,7 +36,6 @@ class Trainer:
     """A resolved run, ready to begin: ``fit`` trains, with ``validate`` and ``save`` in it, ``report`` comes last.
 
     Attributes:
-        run: every choice.
         dataset: the images, normalised as the model expects them.
         learner: the network, and all that makes a step of it.
         progress: where the run stands, and the steps that it is to take.
@@ -318,7 +317,10 @@ class Trainer:
         if interrupted or terminated:
             self.save()
             name, step = "SIGTERM" if terminated else "SIGINT", self.progress.step
-            raise Interrupted(f"{name}: saved {checkpoint_name(step)} after step {step}", terminated > 0)
+            go_on = f"ceit train --output {self.directory.path} --resume auto"
+            raise Interrupted(
+                f"{name}: saved {checkpoint_name(step)} after step {step}; go on with: {go_on}", terminated > 0
+            )
 
     def _evaluate(self, network: nn.Module, loader: Loader, **options: Any) -> Evaluation:
         names, device = self.dataset.class_names, self.accelerator.device
