@@ -10,20 +10,16 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 FEW_IMAGES = 16  # per process; below, BatchNorm's statistics are noise (Wu and He, Group Normalization, ECCV 2018)
 
 
-def batch_norms(model: nn.Module) -> list[BatchNorm]:
-    """Every BatchNorm layer of a network."""
-    return [module for module in model.modules() if isinstance(module, BatchNorm)]
-
-
 def running_statistics(model: nn.Module) -> list[Tensor]:
     """Means, variances and counts of batches: what a forward pass in training moves."""
-    return [statistic for norm in batch_norms(model) for statistic in norm.buffers()]
+    return [statistic for norm in model.modules() if isinstance(norm, BatchNorm) for statistic in norm.buffers()]
 
 
 def freeze_statistics(model: nn.Module) -> None:
     """Normalise by the running statistics and leave them as they are; ``model.train()`` undoes it."""
-    for norm in batch_norms(model):
-        norm.eval()
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.eval()
 
 
 def average_over_processes(model: nn.Module, accelerator: Accelerator) -> None:
@@ -38,7 +34,7 @@ def average_over_processes(model: nn.Module, accelerator: Accelerator) -> None:
 
 def warn_of_small_batches(model: nn.Module, images: int, mode: str, say: Say) -> None:
     """Say if so few images at once make BatchNorm's statistics noise."""
-    if images < FEW_IMAGES and mode == "local" and batch_norms(model):
+    if images < FEW_IMAGES and mode == "local" and running_statistics(model):
         say(
             f"BatchNorm sees {images} images a process and step, fewer than {FEW_IMAGES}: its statistics are noisy; "
             "raise the batch per process, or set batch_norm to sync (on GPUs) or frozen (in fine-tuning)"

@@ -65,7 +65,7 @@ class Progress:
 class Parts(NamedTuple):
     """What has a state in a run; the networks are ``model`` and, if there is an average of the weights, ``ema``."""
 
-    networks: dict[str, nn.Module]
+    networks: Mapping[str, nn.Module]
     optimizer: Optimizer
     scaler: GradScaler
 

@@ -29,13 +29,10 @@ from ceit.weights import create_model
 class Learner:
     """What learns: a network with its objective, optimizer, schedule, loss scale and average of the weights.
 
-    Attributes:
-        network: ``model`` as it is trained: its gradients averaged over the processes, compiled if asked for.
-        ema: the average of the weights, None without one.
-        statistics: BatchNorm's, which a step that is skipped puts back.
-        device_batch_size: images that a process computes at once; None for its whole share.
-        checkpoints: where the run saves its state, for advice.
-        cores: followed before each step; None where the number of threads stays.
+    ``network`` is ``model`` as it is trained: its gradients averaged over the processes, compiled if asked for. ``ema``
+    is the average of the weights, None without one; ``statistics`` are BatchNorm's, which a skipped step puts back.
+    A process computes ``device_batch_size`` images at once, None for its whole share. ``checkpoints`` is where the run
+    saves its state, for advice; ``cores`` are followed before each step, None where the number of threads stays.
     """
 
     def __init__(

@@ -30,16 +30,10 @@ _OVERFIT_ORDER = -2  # no epoch of training has this number, nor has the cut of 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """Every choice of a run.
+    """Every choice of a run: each option of ``config`` has the value that the run uses.
 
-    Attributes:
-        config: all options, each with the value that this run uses.
-        data: the data's name or whole path.
-        images: the images and what each is for.
-        train: what it trains on; some images of it alone if it is to overfit.
-        validation: what it chooses the best model by.
-        autocast_dtype: number format of forward passes, None for that of the weights.
-        steps: optimizer steps in all.
+    ``data`` is a name or a whole path. ``train`` and ``validation`` are splits of ``images``, or the same few of them
+    if the run is to overfit. ``autocast_dtype`` is the number format of forward passes, None for that of the weights.
     """
 
     config: TrainConfig

@@ -35,11 +35,7 @@ EVALUATION_BATCH = 250
 class Trainer:
     """A resolved run, ready to begin: ``fit`` trains, with ``validate`` and ``save`` in it, ``report`` comes last.
 
-    Attributes:
-        dataset: the images, normalised as the model expects them.
-        learner: the network, and all that makes a step of it.
-        progress: where the run stands, and the steps that it is to take.
-        budget: the time that the run has to keep to, None without a limit.
+    ``dataset`` is normalised as the model expects it; ``budget`` is the time to keep to, None without a limit.
     """
 
     def __init__(
@@ -155,27 +151,35 @@ class Trainer:
                 self.say(f"{error}; taking the one before")
         else:
             return
-        self.plan(self.progress.steps or self.run.steps)
-        is_over = self.progress.epoch >= self.epochs
-        is_kept = from_main(self.directory.keeps_model_of(self.progress.best, is_over))
+        progress, now = self.progress, self.accelerator.num_processes
+        self.plan(progress.steps or self.run.steps)
+        is_over = progress.epoch >= self.epochs
+        is_kept = from_main(self.directory.keeps_model_of(progress.best, is_over))
         self.accelerator.wait_for_everyone()
-        self.directory.cut_back(self.progress, self.say)
+        self.directory.cut_back(progress, self.say)
         if not is_kept:
-            self.progress.best_score, self.progress.best = Progress().best_score, {}
-        self.say(f"resumed after step {self.progress.step} of {self.progress.steps} from {checkpoint}")
-        if processes != self.accelerator.num_processes:
+            progress.best_score, progress.best = Progress().best_score, {}
+        self.say(f"resumed after step {progress.step} of {progress.steps} from {checkpoint}")
+        if processes != now:
             self.say(
-                f"the run had {processes} processes, now {self.accelerator.num_processes}: the images of each step "
-                "stay the same, what is drawn in a process (mixing, drop path) and the images that share BatchNorm's "
-                "statistics change from here on"
+                f"the run had {processes} processes, now {now}: the images of each step stay the same, what is drawn "
+                "in a process (mixing, drop path) and the images that share BatchNorm's statistics change from here on"
             )
 
     def report(self, observe: Callable[[Tensor, Tensor], object] | None = None) -> tuple[CeiT, Evaluation]:
-        """The best model, as it was saved, on the test split: looked at once, after every choice was made."""
+        """The best model, as it was saved, on the test split: looked at once, after every choice was made.
+
+        It computes as prediction does, in float32 where the run's precision is one of training only.
+        """
         self.accelerator.wait_for_everyone()
         device, progress = self.accelerator.device, self.progress
         model = load_checkpoint(self.directory.path / "model.safetensors").to(device, self.run.dtype)
-        test = self._evaluate(self._as_deployed(model), self.loader(self.dataset.test), observe=observe)
+        deployed: nn.Module = model  # in float64: nothing but training computes in that
+        if self.run.dtype != torch.float64:
+            precision = "bf16" if self.run.autocast_dtype == torch.bfloat16 else "float32"
+            shape = (model.config.in_chans, *model.config.image_hw)
+            deployed = AsModule(prepare(model, "eager", precision, image_shape=shape))
+        test = self._evaluate(deployed, self.loader(self.dataset.test), observe=observe)
         report = {
             "data": self.dataset.name,
             "model": self.run.config.model,
@@ -326,13 +330,3 @@ class Trainer:
         names, device = self.dataset.class_names, self.accelerator.device
         always = {"class_names": names, "device": device, "dtype": self.run.dtype, "cores": self.cores}
         return evaluate(network, loader, **always, **options)
-
-    def _as_deployed(self, model: CeiT) -> nn.Module:
-        """The network as prediction computes it, in float32 where the run's precision is one of training only.
-
-        In float64 it is the model itself: nothing but training computes in that.
-        """
-        if self.run.dtype == torch.float64:
-            return model
-        precision = "bf16" if self.run.autocast_dtype == torch.bfloat16 else "float32"
-        return AsModule(prepare(model, "eager", precision, image_shape=(model.config.in_chans, *model.config.image_hw)))
