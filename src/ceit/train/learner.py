@@ -68,16 +68,12 @@ class Learner:
             weights_k = balanced_weights(run.train.labels, len(class_names)).to(device)
         teacher = make_teacher(config.distillation, class_names, preprocessing, device, run.dtype)
         self.objective = Objective(config, len(class_names), weights_k, teacher)
-        self.plan(run.steps, run.steps_per_epoch)
+        self.schedule = make_schedule(self.optimizer, config, run.steps_per_epoch, run.steps)
 
     @property
     def share(self) -> int:
         """Images of a step that this process computes."""
         return self.config.global_batch_size // self.accelerator.num_processes
-
-    def plan(self, steps: int, steps_per_epoch: int) -> None:
-        """Let the learning rate reach its end with the last of so many steps."""
-        self.schedule = make_schedule(self.optimizer, self.config, steps_per_epoch, steps)
 
     def learning_rate(self) -> float:
         """The rate of the layers that layer decay leaves alone."""

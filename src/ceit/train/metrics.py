@@ -98,10 +98,8 @@ def evaluate(
                 images, labels = images.to(device, dtype, non_blocking=True), labels.to(device, non_blocking=True)
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(images)
-                if logits.shape[1] != counts.classes:
-                    raise ValueError(
-                        f"the model tells {logits.shape[1]} classes apart, the data set has {counts.classes}"
-                    )
+                if (told := logits.shape[1]) != counts.classes:
+                    raise ValueError(f"the model tells {told} classes apart, the data set has {counts.classes}")
                 logits = logits if logits.dtype == torch.float64 else logits.float()
                 if not counts.add(logits, labels):
                     diverged_batch = batch

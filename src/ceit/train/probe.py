@@ -114,12 +114,14 @@ def seconds_of_an_epoch(trainer: Trainer) -> tuple[float, float]:
 
 
 def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
-    """Seconds of a few steps, each with the wait for its images, behind those that had been read ahead.
+    """Seconds of a few steps, each with the wait for its images: behind those that lay ready, where slow reading shows.
 
     If the limit ends it before that, of all but the first step, which starts everything.
     """
     times: list[float] = []
-    batches, ahead, is_over = _batches(trainer), _batches_ahead(trainer), False
+    workers = trainer.run.config.workers
+    ahead = 0 if trainer.train_loader.workers is None else 2 * (usual_workers() if workers is None else workers)
+    batches, is_over = _batches(trainer), False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()
         train_step(trainer.learner, *next(batches), len(times))
@@ -140,12 +142,6 @@ def _validation_seconds(trainer: Trainer) -> float:
 def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
     """The training batches of one epoch after the other."""
     return chain.from_iterable(map(trainer.train_loader.epoch, count()))
-
-
-def _batches_ahead(trainer: Trainer) -> int:
-    """How many batches lie ready when the first one is taken: what is slow to read shows only behind them."""
-    workers = trainer.run.config.workers
-    return 0 if trainer.train_loader.workers is None else 2 * (usual_workers() if workers is None else workers)
 
 
 class RangeTest(NamedTuple):

@@ -155,7 +155,7 @@ class RunDirectory:
             say(f"later checkpoints are dropped, the run writes them again: {len(later)} ({names})")
         for path in later:
             path.unlink()
-        cut_back(self.path / "metrics.jsonl", progress.step, progress.epoch)
+        self._cut_log(progress)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """One line of ``metrics.jsonl``."""
@@ -201,7 +201,18 @@ class RunDirectory:
         """``test.json``; what an earlier report left in the log goes."""
         if self.writes:
             write_text(self.path / "test.json", json.dumps(report, indent=1) + "\n")
-            cut_back(self.path / "metrics.jsonl", progress.step, progress.epoch, drop="test")
+            self._cut_log(progress, drop="test")
+
+    def _cut_log(self, progress: Progress, drop: str | None = None) -> None:
+        """Without the lines behind ``progress``, those of the event ``drop``, and one that a crash has cut in two."""
+        kept, log = [], self.path / "metrics.jsonl"
+        for text in lines_of(log):
+            with suppress(json.JSONDecodeError):
+                line = json.loads(text)
+                is_behind = line["event"] == "epoch" and line["epoch"] > progress.epoch
+                if line["step"] <= progress.step and not is_behind and line["event"] != drop:
+                    kept.append(json.dumps(line) + "\n")
+        write_text(log, "".join(kept))
 
     def _write_config(self, description: Mapping[str, Any]) -> None:
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(description), sort_keys=False))
@@ -226,22 +237,6 @@ def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a run has the options of the one that was started, but for its length, images and what may change."""
     free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
     return all(asked.get(key) == value for key, value in without_retired(saved).items() if key not in free)
-
-
-def cut_back(metrics: Path, step: int, epoch: int, drop: str | None = None) -> None:
-    """Drop the lines of ``metrics.jsonl`` behind ``step`` or of an epoch's end behind ``epoch``, which the resumed run
-    writes again.
-
-    A last line that a crash has cut in two is dropped too.
-    """
-    kept = []
-    for text in lines_of(metrics):
-        with suppress(json.JSONDecodeError):
-            line = json.loads(text)
-            behind = line["step"] > step or (line["event"] == "epoch" and line["epoch"] > epoch)
-            if not behind and line["event"] != drop:
-                kept.append(json.dumps(line) + "\n")
-    write_text(metrics, "".join(kept))
 
 
 def lines_of(path: Path) -> list[str]:

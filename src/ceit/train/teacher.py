@@ -63,15 +63,13 @@ def make_teacher(
     if not timm.is_model(config.teacher):
         raise ValueError(unknown("teacher", config.teacher, timm.list_models()))
     if config.checkpoint is not None and config.teacher in MODELS:
-        told = read_description(config.checkpoint)
-        network: nn.Module = load_checkpoint(config.checkpoint, model_name=None if told else config.teacher)
+        model_name = None if read_description(config.checkpoint) else config.teacher
+        network: nn.Module = load_checkpoint(config.checkpoint, model_name=model_name)
     else:
         network = _network_of_timm(config, len(class_names))
-    if network.num_classes != len(class_names):
-        raise ValueError(
-            f"teacher {config.teacher} tells {network.num_classes} classes apart, the data has {len(class_names)}: "
-            "name another"
-        )
+    told, wanted = network.num_classes, len(class_names)
+    if told != wanted:
+        raise ValueError(f"teacher {config.teacher} tells {told} classes apart, the data has {wanted}: name another")
     names = None
     if isinstance(network, CeiT) and network.preprocessing is not None:
         own, size, names = Preprocessing.from_dict(network.preprocessing), network.config.image_hw, network.class_names
