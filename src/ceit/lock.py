@@ -38,10 +38,8 @@ def locked(path: Path, say: Say = lambda message: None) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            say(
-                f"the file system of {path.parent} has no locks ({error.strerror}): nothing keeps other runs out, so "
-                "start no second one there"
-            )
+            consequence = "nothing keeps other runs out, so start no second one there"
+            say(f"the file system of {path.parent} has no locks ({error.strerror}): {consequence}")
         try:
             yield
         finally:

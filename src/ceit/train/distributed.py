@@ -82,16 +82,12 @@ def _refuse_another_computation(config: TrainConfig) -> None:
             f"{str(config.compile).lower()}: set the launcher's dynamo backend to no, and --compile true to compile"
         )
     if (steps := setting("GRADIENT_ACCUMULATION_STEPS")) not in ("no", "1"):
-        raise ValueError(
-            f"the launcher asks for {steps} gradient accumulation steps, which global_batch_size and device_batch_size "
-            "decide: set the launcher's to 1"
-        )
+        fix = "global_batch_size and device_batch_size decide: set the launcher's to 1"
+        raise ValueError(f"the launcher asks for {steps} gradient accumulation steps, which {fix}")
     for name, wrapper in _WRAPPERS.items():
         if setting(name) in ("1", "true", "yes", "on"):
-            raise ValueError(
-                f"the launcher asks for {wrapper}, but this run shares out its work by itself: start it with "
-                "--multi_gpu or torchrun"
-            )
+            fix = "this run shares out its work by itself: start it with --multi_gpu or torchrun"
+            raise ValueError(f"the launcher asks for {wrapper}, but {fix}")
 
 
 def shared_gradients(model: CeiT, accelerator: Accelerator) -> nn.Module:
@@ -117,10 +113,8 @@ def naming_lost_processes(accelerator: Accelerator) -> Iterator[None]:
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
         if accelerator.num_processes == 1 or not lost:
             raise
-        raise ValueError(
-            f"process {accelerator.process_index} has lost another process of this run, whose own message says why; "
-            "the last checkpoint is intact"
-        ) from error
+        lost_one = f"process {accelerator.process_index} has lost another process of this run"
+        raise ValueError(f"{lost_one}, whose own message says why; the last checkpoint is intact") from error
 
 
 def total_of(values: list[float], accelerator: Accelerator) -> list[float]:

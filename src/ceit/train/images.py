@@ -82,10 +82,8 @@ def _shared_out(
     if found.unsplit is not None:
         shares = f"{found.name} comes unsplit: about 80 % of its images train, 10 % choose the best model, 10 % test it"
         if "validation_percent" in typed:
-            raise ValueError(
-                f"{shares}, so --validation-percent has no effect: leave it out, or put the images into folders train "
-                "and test"
-            )
+            fix = "leave it out, or put the images into folders train and test"
+            raise ValueError(f"{shares}, so --validation-percent has no effect: {fix}")
         say(shares)
     whole, unused = _split(config, as_dataset(found, config.seed))
     dataset, copies = without_copies(whole), copies_in_test(whole)
@@ -105,19 +103,16 @@ def _split(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Sp
         try:
             train, validation = cut_validation(train, float(config.validation_percent), config.seed)
         except ValueError as error:
-            raise ValueError(
-                f"validation_percent {config.validation_percent:g}: {error}; add images or a validation part, or set "
-                "validation_percent 0 and select last"
-            ) from error
+            fix = "add images or a validation part, or set validation_percent 0 and select last"
+            raise ValueError(f"validation_percent {config.validation_percent:g}: {error}; {fix}") from error
     if config.train_percent < 100:
         count = round(len(train) * config.train_percent / 100)
         try:
             unused, train = cut_validation(train, count, config.seed, SHARE_STREAM, least=1)
         except ValueError as error:
-            raise ValueError(
-                f"train_percent {config.train_percent} leaves {count} of {len(train)} images: it must leave at least "
-                "one, and leave out one of each class; 100 takes all"
-            ) from error
+            rule = "it must leave at least one, and leave out one of each class; 100 takes all"
+            left = f"train_percent {config.train_percent} leaves {count} of {len(train)} images"
+            raise ValueError(f"{left}: {rule}") from error
     return replace(dataset, train=train, validation=validation), unused
 
 

@@ -111,10 +111,12 @@ def evaluate(
                     progress(done)
     finally:
         model.train(was_training)
-    counts.gather(device)
+    in_several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if in_several_processes:
+        counts.gather(device)
     if not math.isfinite(counts.loss_sum):
         first_batch = torch.tensor(diverged_batch, dtype=torch.float64, device=device)
-        if _several_processes():
+        if in_several_processes:
             torch.distributed.all_reduce(first_batch, torch.distributed.ReduceOp.MIN)
         first = int(first_batch) * loader.batch_size
         last = min(first + loader.batch_size, loader.images) - 1
@@ -149,8 +151,6 @@ class _Counts:
 
     def gather(self, device: torch.device) -> None:
         """Add up the counts of all processes, in each of them."""
-        if not _several_processes():
-            return
         parts = ([self.loss_sum, self.top5], self.images_k, self.right_k, self.confusion_kk.ravel())
         totals = torch.from_numpy(np.concatenate(parts)).to(device)  # float64 holds these whole numbers exactly
         torch.distributed.all_reduce(totals)
@@ -173,7 +173,3 @@ class _Counts:
             ),
             confusion=self.confusion_kk.tolist() if self.confusion_kk.size else None,
         )
-
-
-def _several_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

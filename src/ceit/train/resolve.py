@@ -90,8 +90,10 @@ def resolve(
     """
     config = _with_whole_paths(config)
     resumed = saved if saved is not None and saved.checkpoints else None
-    if resumed is not None:
-        config = _as_measured_before(config, resumed.config)
+    if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start
+        was = resumed.config | {"img_size": tuple(resumed.config["img_size"])}
+        left_open = {"precision": "auto", "device_batch_size": "auto", "img_size": None, "in_chans": None}
+        config = replace(config, **{key: was[key] for key, none in left_open.items() if getattr(config, key) == none})
     folder = None if resumed is None else resumed.path
     images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
     dataset = images.dataset
@@ -123,14 +125,6 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
         for name in (config.initial_checkpoint, config.distillation.checkpoint)
     )
     return replace(config, initial_checkpoint=start, distillation=replace(config.distillation, checkpoint=teacher))
-
-
-def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
-    """What the run's start has measured or seen in its images; a busy machine, and more images, may give another."""
-    open_choices = {"precision": "auto", "device_batch_size": "auto", "img_size": None, "in_chans": None}
-    saved = saved | {"img_size": tuple(saved["img_size"])}
-    chosen = {key: saved[key] for key, undecided in open_choices.items() if getattr(config, key) == undecided}
-    return replace(config, **chosen)
 
 
 def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator, say: Say) -> TrainConfig:

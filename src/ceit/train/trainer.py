@@ -81,10 +81,8 @@ class Trainer:
                     self.budget.epoch_ended(time.monotonic() - began, validation_seconds)
                 self._stop_if_asked(received)
         if not self.progress.best:
-            raise ValueError(
-                "no epoch ended with weights whose validation loss is finite, so none are kept: lower peak_lr "
-                f"{self.run.config.peak_lr} or set clip_norm in a new run"
-            )
+            fix = f"lower peak_lr {self.run.config.peak_lr} or set clip_norm in a new run"
+            raise ValueError(f"no epoch ended with weights whose validation loss is finite, so none are kept: {fix}")
 
     def _train_epoch(self, received: list[int]) -> None:
         """The rest of the current epoch. The state that an interruption saves is that after the last whole step."""
@@ -241,10 +239,8 @@ class Trainer:
         steps = from_main(budget.look(progress.step, progress.steps))
         budget.look_again(progress.step, steps)
         if steps != progress.steps:
-            self.say(
-                f"a step takes {budget.step_seconds:.3g} s by now: {steps} steps in all fit into the time budget, "
-                f"not {progress.steps}"
-            )
+            fitting = f"{steps} steps in all fit into the time budget, not {progress.steps}"
+            self.say(f"a step takes {budget.step_seconds:.3g} s by now: {fitting}")
             self.plan(steps)
             self.log.record({"event": "plan", "step": progress.step, "steps": steps})
 
@@ -322,10 +318,9 @@ class Trainer:
         if interrupted or terminated:
             self.save()
             name, step = "SIGTERM" if terminated else "SIGINT", self.progress.step
+            said = f"{name}: saved {checkpoint_name(step)} after step {step}"
             go_on = f"ceit train --output {self.directory.path} --resume auto"
-            raise Interrupted(
-                f"{name}: saved {checkpoint_name(step)} after step {step}; go on with: {go_on}", terminated > 0
-            )
+            raise Interrupted(f"{said}; go on with: {go_on}", terminated > 0)
 
     def _evaluate(self, network: nn.Module, loader: Loader, **options: Any) -> Evaluation:
         names, device = self.dataset.class_names, self.accelerator.device
