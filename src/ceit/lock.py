@@ -2,11 +2,9 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from ceit.messages import Say
 
 try:
     import fcntl
@@ -21,7 +19,7 @@ class InUseError(ValueError):
 
 
 @contextmanager
-def locked(path: Path, say: Say = lambda message: None) -> Iterator[None]:
+def locked(path: Path, say: Callable[[str], object] = lambda message: None) -> Iterator[None]:
     """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
 
     Where the file system has no locks nothing is held, which ``say`` gets to know; nor is it on Windows. Raises:
