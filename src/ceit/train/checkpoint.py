@@ -119,7 +119,6 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
         raise DamagedError(f"{path} cannot be resumed from, it is damaged or no checkpoint: {error}") from error
     if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no training checkpoint of format version {FORMAT_VERSION}")
-
     if header["sha256"] != _digest(tensors):
         raise DamagedError(f"{path} cannot be resumed from, it is damaged: its tensors are not those that were saved")
 

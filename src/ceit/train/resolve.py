@@ -140,10 +140,8 @@ def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator
             "label_smoothing": 0.0,
             "geometry": config.geometry | {"drop_path_rate": 0.0},
         }
-        say(
-            f"overfitting at most {config.overfit_batches} batches: no augmentation, mixing, drop path or label "
-            "smoothing, and validation on the same images"
-        )
+        effect = "no augmentation, mixing, drop path or label smoothing, and validation on the same images"
+        say(f"overfitting at most {config.overfit_batches} batches: {effect}")
     count = len(dataset.train)
     if count < config.global_batch_size:  # a few steps an epoch even for a handful of images; even shares, for Mixup
         unit = 2 * accelerator.num_processes

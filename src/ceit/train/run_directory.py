@@ -135,10 +135,8 @@ class RunDirectory:
         for key, value in without_retired(saved.config).items():
             now = description.get(key)
             if now != value and key not in MAY_CHANGE:
-                raise ValueError(
-                    f"this run was started with {key} {value}, not {now}: a resumed run keeps its options; name "
-                    "another --output for a new run"
-                )
+                fix = "a resumed run keeps its options; name another --output for a new run"
+                raise ValueError(f"this run was started with {key} {value}, not {now}: {fix}")
             if now != value:
                 changes.append(f"{key} was {value}, now {now}{_CONSEQUENCE.get(key, '')}")
         if self.writes and saved.config["data"] != description["data"]:  # the next time it is found
