@@ -17,7 +17,15 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
     temporary = {target: target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in contents}
     try:
         for target, path in temporary.items():
-            _write(path, contents[target], target)
+            content = contents[target]
+            try:
+                with path.open("wb") as file:
+                    file.writelines([content] if isinstance(content, bytes) else content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                reason = f"cannot save, what stood there before is untouched: {error.strerror}"
+                raise OSError(error.errno, reason, str(target)) from error
         for target, path in temporary.items():
             path.replace(target)
         for folder in {target.parent for target in temporary}:
@@ -40,17 +48,6 @@ def require_place(file: Path) -> None:
         raise ValueError(f"{file} cannot be written: it is a folder; name a file in it")
     if not os.access(file.parent, os.W_OK):
         raise ValueError(f"{file} cannot be written: folder {file.parent} takes no new files; name another")
-
-
-def _write(path: Path, content: bytes | Iterable[bytes], target: Path) -> None:
-    try:
-        with path.open("wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        reason = f"cannot save, what stood there before is untouched: {error.strerror}"
-        raise OSError(error.errno, reason, str(target)) from error
 
 
 def _flush_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ class InUseError(ValueError):
 
 
 @contextmanager
-def locked(path: Path, say: Callable[[str], None] = lambda message: None) -> Iterator[None]:
+def locked(path: Path, say: Callable[[str], object] = lambda message: None) -> Iterator[None]:
     """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
 
     Where the file system has no locks nothing is held, which ``say`` gets to know; nor is it on Windows. Raises:
@@ -36,10 +36,8 @@ def locked(path: Path, say: Callable[[str], None] = lambda message: None) -> Ite
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            say(
-                f"the file system of {path.parent} has no locks ({error.strerror}): nothing keeps other runs out, so "
-                "start no second one there"
-            )
+            consequence = "nothing keeps other runs out, so start no second one there"
+            say(f"the file system of {path.parent} has no locks ({error.strerror}): {consequence}")
         try:
             yield
         finally:

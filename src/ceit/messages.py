@@ -1,7 +1,10 @@
-"""Unknown names, answered with the nearest known one."""
+"""Messages to whoever started the work, and unknown names, answered with the nearest known one."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+
+Say = Callable[[str], object]
+"""Takes one message for whoever started the work."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

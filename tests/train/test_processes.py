@@ -140,7 +140,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from ceit.train import distributed
-from ceit.train.distributed import meanwhile
+from ceit.train.distributed import with_heartbeat
 distributed.HEARTBEAT_SECONDS = 0.1
 patience = InitProcessGroupKwargs(timeout=timedelta(seconds=2))  # NCCL has ten minutes
 accelerator = Accelerator(cpu=True, kwargs_handlers=[patience])
@@ -154,7 +154,7 @@ torch.distributed.all_reduce = counting
 def slow():
     time.sleep(4 * rank)
     return rank
-assert meanwhile(slow, accelerator) == rank
+assert with_heartbeat(slow, accelerator) == rank
 assert signs > 20, signs
 def failing():
     if rank:
@@ -162,7 +162,7 @@ def failing():
     time.sleep(0.3)
     return rank
 try:
-    meanwhile(failing, accelerator)
+    with_heartbeat(failing, accelerator)
 except ValueError as error:
     sys.stderr.write(f"process {rank}: {error}" + chr(10))
 """

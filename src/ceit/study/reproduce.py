@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ceit.data.batches.loader import make_loader
 from ceit.data.splits import ImageDataset
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.study.cells import Cell, Places, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
 from ceit.study.locality import SHIFTS, attention_distances, shift_consistency
 from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study
 from ceit.study.run import finish, found_by, run_cells, train_cell
-from ceit.train.learner import Say
 from ceit.train.log import Show
 
 _LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ceit.inference.device import machine
 from ceit.lock import InUseError, locked
+from ceit.messages import Say
 from ceit.model.complexity import complexity
 from ceit.study.cells import Cell, Places, Record, path_of, read_cell, write_cell
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.config import Distillation
 from ceit.train.distributed import make_accelerator
-from ceit.train.learner import Say
 from ceit.train.log import Show
 from ceit.train.probe import seconds_of_an_epoch
 from ceit.train.recipe import seconds_of

@@ -72,4 +72,5 @@ def paired_t(differences: Sequence[float]) -> float:
         raise ValueError(f"{len(differences)} differences have no spread: a t-test needs two or more")
     if len(set(differences)) == 1:
         return 0.0 if mean(differences) else 1.0
-    return float(ttest_1samp(differences, 0.0)[1])
+    _, p_value = np.asarray(ttest_1samp(differences, 0.0))
+    return float(p_value)

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args
 
 from ceit.data.sources.choose import absolute
 from ceit.lock import InUseError
-from ceit.messages import unknown
+from ceit.messages import Say, unknown
 from ceit.model.config import CeiTConfig
 from ceit.model.variants import config_of
 from ceit.options import as_fields, fits
@@ -26,7 +26,6 @@ from ceit.paths import expanded
 from ceit.study.cells import Cell, Options, Places, joined, read_cell, recipe_options, write_cell
 from ceit.study.run import finish, found_by, run_cells, train_cell
 from ceit.train.config import FROM_THE_DATA, SECTIONS, known_keys
-from ceit.train.learner import Say
 from ceit.train.log import Show
 from ceit.train.recipe import nested, seconds_of
 from ceit.yaml_file import read_yaml

@@ -63,19 +63,18 @@ class Progress:
 
 
 class Parts(NamedTuple):
-    """What has a state in a run."""
+    """What has a state in a run; the networks are ``model`` and, if there is an average of the weights, ``ema``."""
 
-    model: nn.Module
-    ema: nn.Module | None
+    networks: Mapping[str, nn.Module]
     optimizer: Optimizer
     scaler: GradScaler
 
 
 def save_state(folder: Path, progress: Progress, parts: Parts, processes: int, keep: int) -> None:
     """Write ``folder/step_N.safetensors`` whole or not at all, then drop all but the newest ``keep``."""
-    tensors = {f"model.{key}": value for key, value in parts.model.state_dict().items()}
-    if parts.ema is not None:
-        tensors |= {f"ema.{key}": value for key, value in parts.ema.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for name, network in parts.networks.items():
+        tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
     optimizer = parts.optimizer.state_dict()
     numbers: dict[str, dict[str, Any]] = {}
     for index, entries in optimizer["state"].items():
@@ -120,7 +119,6 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
         raise DamagedError(f"{path} cannot be resumed from, it is damaged or no checkpoint: {error}") from error
     if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no training checkpoint of format version {FORMAT_VERSION}")
-
     if header["sha256"] != _digest(tensors):
         raise DamagedError(f"{path} cannot be resumed from, it is damaged: its tensors are not those that were saved")
 
@@ -128,9 +126,8 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
     try:
-        parts.model.load_state_dict(part("model."))
-        if parts.ema is not None:
-            parts.ema.load_state_dict(part("ema."))
+        for name, network in parts.networks.items():
+            network.load_state_dict(part(f"{name}."))
     except RuntimeError as error:
         raise ValueError(f"{path} holds a network of another geometry than the run's") from error
     state: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in header["optimizer"]["numbers"].items()}
@@ -143,9 +140,9 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
     if header["scaler"]:
         parts.scaler.load_state_dict(header["scaler"])
     saved = header["progress"]
-    progress = Progress(**{"last_rise": saved["best"].get("epoch", 0)} | saved)  # earlier versions did not save it
-    progress.best_score = (progress.best_score[0], progress.best_score[1])  # JSON has no tuples
-    return progress, header["processes"]
+    saved.setdefault("last_rise", saved["best"].get("epoch", 0))  # earlier versions did not save it
+    saved["best_score"] = tuple(saved["best_score"])  # JSON has none
+    return Progress(**saved), header["processes"]
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,10 +20,10 @@ HEARTBEAT_SECONDS = 1.0
 
 _Value = TypeVar("_Value")
 _WRAPPERS = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+    "USE_FSDP": "FSDP",
+    "USE_DEEPSPEED": "DeepSpeed",
+    "USE_MEGATRON_LM": "Megatron-LM",
+    "USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }
 
 
@@ -33,7 +33,7 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
     Raises: ValueError for what the device cannot do, a batch that the processes cannot share, or a launcher that asks
     for another computation than the options do.
     """
-    refuse_another_computation(config, os.environ)
+    _refuse_another_computation(config)
     # BatchNorm statistics are averaged before they are used, see batch_norm; skip_dead leaves parameters unused
     ddp = DistributedDataParallelKwargs(
         broadcast_buffers=False, find_unused_parameters=bool(config.geometry.get("skip_dead", False))
@@ -48,20 +48,18 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         **options,
     )
-    processes, kind = accelerator.num_processes, accelerator.device.type
-    if config.global_batch_size % processes:
-        raise ValueError(
-            f"global_batch_size {config.global_batch_size} must be a multiple of the {processes} processes"
-        )
-    if config.mixing.on and config.global_batch_size // processes % 2:
-        share = config.global_batch_size // processes
+    batch_size, processes = config.global_batch_size, accelerator.num_processes
+    share, rest = divmod(batch_size, processes)
+    if rest:
+        raise ValueError(f"global_batch_size {batch_size} must be a multiple of the {processes} processes")
+    if config.mixing.on and share % 2:
         raise ValueError(f"each process's share of {share} images must be even to be mixed: change global_batch_size")
-    if config.batch_norm == "sync" and kind == "cpu":
+    if config.batch_norm == "sync" and accelerator.device.type == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
     return accelerator
 
 
-def refuse_another_computation(config: TrainConfig, environment: Mapping[str, str]) -> None:
+def _refuse_another_computation(config: TrainConfig) -> None:
     """The options alone decide what is computed; a launcher decides how many processes there are, and where.
 
     ``accelerate launch`` hands its own settings over in the environment. Its "no" is what it says unasked. What agrees
@@ -70,30 +68,26 @@ def refuse_another_computation(config: TrainConfig, environment: Mapping[str, st
     Raises: ValueError for a setting that says something else.
     """
 
-    def setting(name: str, usual: str) -> str:
-        return environment.get(f"ACCELERATE_{name}", usual).lower()
+    def setting(name: str) -> str:
+        return os.environ.get(f"ACCELERATE_{name}", "no").lower()
 
-    if (precision := setting("MIXED_PRECISION", "no")) not in ("no", config.precision):
+    if (precision := setting("MIXED_PRECISION")) not in ("no", config.precision):
         raise ValueError(
             f"the launcher asks for mixed precision {precision}, the options for precision {config.precision}: "
             "--precision alone decides, so set the launcher's mixed precision to no"
         )
-    if (backend := setting("DYNAMO_BACKEND", "no")) != "no" and not (backend == "inductor" and config.compile):
+    if (backend := setting("DYNAMO_BACKEND")) not in ("no", "inductor" if config.compile else "no"):
         raise ValueError(
             f"the launcher asks for the dynamo backend {backend}, the options for compile "
             f"{str(config.compile).lower()}: set the launcher's dynamo backend to no, and --compile true to compile"
         )
-    if (steps := setting("GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
-        raise ValueError(
-            f"the launcher asks for {steps} gradient accumulation steps, which global_batch_size and device_batch_size "
-            "decide: set the launcher's to 1"
-        )
+    if (steps := setting("GRADIENT_ACCUMULATION_STEPS")) not in ("no", "1"):
+        fix = "global_batch_size and device_batch_size decide: set the launcher's to 1"
+        raise ValueError(f"the launcher asks for {steps} gradient accumulation steps, which {fix}")
     for name, wrapper in _WRAPPERS.items():
-        if environment.get(name, "").lower() in ("1", "true", "yes", "on"):
-            raise ValueError(
-                f"the launcher asks for {wrapper}, but this run shares out its work by itself: start it with "
-                "--multi_gpu or torchrun"
-            )
+        if setting(name) in ("1", "true", "yes", "on"):
+            fix = "this run shares out its work by itself: start it with --multi_gpu or torchrun"
+            raise ValueError(f"the launcher asks for {wrapper}, but {fix}")
 
 
 def shared_gradients(model: CeiT, accelerator: Accelerator) -> nn.Module:
@@ -108,7 +102,7 @@ def shared_gradients(model: CeiT, accelerator: Accelerator) -> nn.Module:
 
 
 @contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
+def naming_lost_processes(accelerator: Accelerator) -> Iterator[None]:
     """Says in a sentence that another process of the run is gone, where the backend only lost a connection.
 
     Raises: ValueError then.
@@ -119,10 +113,8 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
         if accelerator.num_processes == 1 or not lost:
             raise
-        raise ValueError(
-            f"process {accelerator.process_index} has lost another process of this run, whose own message says why; "
-            "the last checkpoint is intact"
-        ) from error
+        lost_one = f"process {accelerator.process_index} has lost another process of this run"
+        raise ValueError(f"{lost_one}, whose own message says why; the last checkpoint is intact") from error
 
 
 def total_of(values: list[float], accelerator: Accelerator) -> list[float]:
@@ -136,21 +128,17 @@ def total_of(values: list[float], accelerator: Accelerator) -> list[float]:
     return totals.tolist()
 
 
-def from_main(value: _Value, accelerator: Accelerator) -> _Value:
+def from_main(value: _Value) -> _Value:
     """The main process's value, in every process."""
-    if accelerator.num_processes == 1:
-        return value
     return broadcast_object_list([value])[0]
 
 
-def from_all(value: _Value, accelerator: Accelerator) -> list[_Value]:
+def from_all(value: _Value) -> list[_Value]:
     """Every process's value, in every process."""
-    if accelerator.num_processes == 1:
-        return [value]
     return gather_object([value])
 
 
-def meanwhile(work: Callable[[], _Value], accelerator: Accelerator) -> _Value:
+def with_heartbeat(work: Callable[[], _Value], accelerator: Accelerator) -> _Value:
     """``work()``, which may take the processes long and unequally long: they exchange a sign of life all the while.
 
     A backend gives up a process that it waits for in vain, NCCL after ten minutes. Raises: what the work raises here;
@@ -165,7 +153,7 @@ def meanwhile(work: Callable[[], _Value], accelerator: Accelerator) -> _Value:
         wait([done], timeout=HEARTBEAT_SECONDS)
         is_done = done.done()
         failed = is_done and done.exception() is not None
-        ready, failures = total_of([float(is_done), float(failed)], accelerator)
+        ready, failures = total_of([is_done, failed], accelerator)
         if failed or (ready == accelerator.num_processes and not failures):
             return done.result()
         if failures:

@@ -1,6 +1,5 @@
 """Images of a data set that an exported network is calibrated with, and others that it is checked with."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,18 @@ from ceit.data.labelled import LabelledSet, of_classes
 from ceit.data.record import FILE, FIXED, TRAIN, ImageRecord
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.splits import Split
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.run_directory import saved_config
 
 
 def calibrating_and_checking(
-    checkpoint: str, data: str | None, model: CeiT, training: dict[str, Any], say: Callable[[str], None]
+    checkpoint: str, data: str | None, model: CeiT, training: dict[str, Any], say: Say
 ) -> tuple[LabelledSet, Split, Split, str]:
     """A set, by default that of the training; of it images to calibrate with, others to check with, and their name.
 
-    Raises: ValueError or OSError if there are none.
+    Raises: ValueError or OSError if there are none, or those that lie where the training's did are others.
     """
     record = ImageRecord.of_run(checkpoint, training)
     source = data or _place_of_training(checkpoint, training, record)
@@ -29,7 +29,10 @@ def calibrating_and_checking(
     if not data:
         if training.get("classes") is not None:
             found = of_classes(found, training["classes"])
-        _require_own(found, model, record)
+        if record is not None and used_for(TRAIN, found, record) is None:
+            raise ValueError(f"{found.place} has none of the images that the run was trained on")
+        if record is None and model.class_names is not None and set(model.class_names) != set(found.class_names):
+            raise ValueError(f"{found.place} has other classes than the checkpoint")
     return found, *to_calibrate_and_check(found, record, training)
 
 
@@ -57,11 +60,3 @@ def _is_of(saved: dict[str, Any], training: dict[str, Any]) -> bool:
     known = place_of(saved["data"])
     name = Path(saved["data"]).name if known is None else known[0]
     return (name, saved.get("seed")) == (training["data"], training.get("seed"))
-
-
-def _require_own(found: LabelledSet, model: CeiT, record: ImageRecord | None) -> None:
-    """Raises: ValueError for data that lie where those of the training did, and are others."""
-    if record is not None and used_for(TRAIN, found, record) is None:
-        raise ValueError(f"{found.place} has none of the images that the run was trained on")
-    if record is None and model.class_names is not None and set(model.class_names) != set(found.class_names):
-        raise ValueError(f"{found.place} has other classes than the checkpoint")

@@ -1,5 +1,6 @@
 """Where a loss or a gradient that is not finite comes from."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +19,11 @@ def source_in_forward(model: nn.Module, images_bchw: Tensor, autocast: Any) -> s
         return "the images"
     found: list[str] = []
 
-    def note(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(name)
+    def note(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not found and isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(name)
 
-        return hook
-
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad(), autocast:
             model(images_bchw)

@@ -1,7 +1,7 @@
 """The images of a run: which of them train, which choose the best model, which test it."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.splits import ImageDataset, Split, cut_validation
+from ceit.messages import Say
 from ceit.model import config_of
 from ceit.train.config import TrainConfig
 
@@ -29,7 +30,6 @@ class RunImages:
     dataset: ImageDataset
     record: ImageRecord | None
     is_fixed: bool = False
-    mirror_safe: bool = True
 
     @property
     def description(self) -> dict[str, str]:
@@ -40,11 +40,7 @@ class RunImages:
 
 
 def load_run_images(
-    config: TrainConfig,
-    data: str,
-    say: Callable[[str], None],
-    resumed: Path | None = None,
-    typed: Collection[str] = (),
+    config: TrainConfig, data: str, say: Say, resumed: Path | None = None, typed: Collection[str] = ()
 ) -> RunImages:
     """The images at the size that the model takes them, shared out.
 
@@ -52,11 +48,12 @@ def load_run_images(
     since. An option that was ``typed`` must have an effect. Raises: ValueError for a wrong model, data that cannot be
     read, or options that do not suit them.
     """
-    asked_size = {} if config.img_size is None else {"img_size": config.img_size}
-    config_of(config.model, **{**config.geometry, **asked_size})  # a wrong model is told before the data is read
+    asked = (config.img_size, config.img_size) if isinstance(config.img_size, int) else config.img_size
+    size = {} if asked is None else {"img_size": asked}
+    config_of(config.model, **config.geometry, **size)  # a wrong model is told before the data is read
     found = load_images(
         data,
-        img_size=_hw(config.img_size) or partial(_suitable_size, config),
+        img_size=asked or partial(_suitable_size, config),
         in_chans=config.in_chans,
         skip_broken=config.skip_broken,
         classes=None if config.classes is None else [class_name(str(name)) for name in config.classes],
@@ -66,11 +63,11 @@ def load_run_images(
     images = _shared_out(config, found, say, resumed, typed)
     for line in images.dataset.remarks:
         say(line)
-    return replace(images, mirror_safe=found.mirror_safe)
+    return images
 
 
 def _shared_out(
-    config: TrainConfig, found: LabelledSet, say: Callable[[str], None], resumed: Path | None, typed: Collection[str]
+    config: TrainConfig, found: LabelledSet, say: Say, resumed: Path | None, typed: Collection[str]
 ) -> RunImages:
     """What trains, what chooses and what tests: by the seed, and for a run that goes on as it was."""
     record = None if resumed is None else ImageRecord.read(resumed)
@@ -79,17 +76,14 @@ def _shared_out(
         if str(changes):
             say(f"{changes}; the run goes on with the images that it was started with")
         return RunImages(without_copies(dataset), record)
-    if found.is_fixed:
-        return RunImages(_split(config, as_dataset(found, config.seed))[0], None, is_fixed=True)
-    if resumed is not None:  # a run of an earlier version
-        return RunImages(_split(config, as_dataset(cut_by_place(found), config.seed))[0], None)
+    if found.is_fixed or resumed is not None:
+        parts = found if found.is_fixed else cut_by_place(found)  # as an earlier version did
+        return RunImages(_split(config, as_dataset(parts, config.seed))[0], None, found.is_fixed)
     if found.unsplit is not None:
         shares = f"{found.name} comes unsplit: about 80 % of its images train, 10 % choose the best model, 10 % test it"
         if "validation_percent" in typed:
-            raise ValueError(
-                f"{shares}, so --validation-percent has no effect: leave it out, or put the images into folders train "
-                "and test"
-            )
+            fix = "leave it out, or put the images into folders train and test"
+            raise ValueError(f"{shares}, so --validation-percent has no effect: {fix}")
         say(shares)
     whole, unused = _split(config, as_dataset(found, config.seed))
     dataset, copies = without_copies(whole), copies_in_test(whole)
@@ -109,19 +103,16 @@ def _split(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Sp
         try:
             train, validation = cut_validation(train, float(config.validation_percent), config.seed)
         except ValueError as error:
-            raise ValueError(
-                f"validation_percent {config.validation_percent:g}: {error}; add images or a validation part, or set "
-                "validation_percent 0 and select last"
-            ) from error
+            fix = "add images or a validation part, or set validation_percent 0 and select last"
+            raise ValueError(f"validation_percent {config.validation_percent:g}: {error}; {fix}") from error
     if config.train_percent < 100:
         count = round(len(train) * config.train_percent / 100)
         try:
             unused, train = cut_validation(train, count, config.seed, SHARE_STREAM, least=1)
         except ValueError as error:
-            raise ValueError(
-                f"train_percent {config.train_percent} leaves {count} of {len(train)} images: it must leave at least "
-                "one, and leave out one of each class; 100 takes all"
-            ) from error
+            rule = "it must leave at least one, and leave out one of each class; 100 takes all"
+            left = f"train_percent {config.train_percent} leaves {count} of {len(train)} images"
+            raise ValueError(f"{left}: {rule}") from error
     return replace(dataset, train=train, validation=validation), unused
 
 
@@ -133,7 +124,3 @@ def _suitable_size(config: TrainConfig, native: tuple[int, int]) -> tuple[int, i
         for side, own in zip(native, model.image_hw, strict=True)
     )
     return height, width
-
-
-def _hw(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else size

@@ -1,6 +1,5 @@
 """The network in training, and all that makes a step of it."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,9 @@ from torch.amp import GradScaler
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import ImageDataset
 from ceit.inference.cores import FreeCores
-from ceit.model import CeiT, config_of
-from ceit.train.batch_norm import (
-    StatisticsBackup,
-    average_over_processes,
-    freeze_statistics,
-    small_batch_warning,
-)
+from ceit.messages import Say
+from ceit.model import CeiT
+from ceit.train.batch_norm import average_over_processes, freeze_statistics, running_statistics, warn_of_small_batches
 from ceit.train.checkpoint import Parts
 from ceit.train.distributed import shared_gradients
 from ceit.train.objective import Objective, balanced_weights
@@ -30,22 +25,14 @@ from ceit.train.resolve import ResolvedRun
 from ceit.train.teacher import make_teacher
 from ceit.weights import create_model
 
-Say = Callable[[str], None]
-
 
 class Learner:
     """What learns: a network with its objective, optimizer, schedule, loss scale and average of the weights.
 
-    Attributes:
-        config: the options, as resolved.
-        accelerator: this process's place among all of them, and its device.
-        model: the network.
-        network: the same as it is trained: its gradients averaged over the processes, compiled if asked for.
-        ema: the average of the weights, None without one.
-        backup: BatchNorm's statistics of before a step.
-        device_batch_size: images that a process computes at once; None for its whole share.
-        checkpoints: where the run saves its state, for advice.
-        cores: followed before each step; None where the number of threads stays.
+    ``network`` is ``model`` as it is trained: its gradients averaged over the processes, compiled if asked for. ``ema``
+    is the average of the weights, None without one; ``statistics`` are BatchNorm's, which a skipped step puts back.
+    A process computes ``device_batch_size`` images at once, None for its whole share. ``checkpoints`` is where the run
+    saves its state, for advice; ``cores`` are followed before each step, None where the number of threads stays.
     """
 
     def __init__(
@@ -65,7 +52,7 @@ class Learner:
         self.model = model.to(device, run.dtype).train()
         if config.batch_norm == "sync" and accelerator.num_processes > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is one itself
-        self.warn_of_small_batches(min(self.share, self.device_batch_size or self.share), say)
+        warn_of_small_batches(model, min(self.share, self.device_batch_size or self.share), config.batch_norm, say)
         copied = config.ema.batch_norm == "copy"
         average = {"decay": config.ema.decay, "use_warmup": config.ema.warmup, "exclude_buffers": copied}
         self.ema = ModelEmaV3(model, **average) if config.ema.decay else None
@@ -75,22 +62,18 @@ class Learner:
             self.network = cast("nn.Module", torch.compile(self.network, dynamic=False))
         self.optimizer = make_optimizer(model, config)
         self.scaler = GradScaler(device.type, enabled=config.precision == "fp16")
-        self.backup = StatisticsBackup(model)
+        self.statistics = running_statistics(model)
         weights_k = None
         if config.class_weights != "none":
             weights_k = balanced_weights(run.train.labels, len(class_names)).to(device)
         teacher = make_teacher(config.distillation, class_names, preprocessing, device, run.dtype)
         self.objective = Objective(config, len(class_names), weights_k, teacher)
-        self.plan(run.steps, run.steps_per_epoch)
+        self.schedule = make_schedule(self.optimizer, config, run.steps_per_epoch, run.steps)
 
     @property
     def share(self) -> int:
         """Images of a step that this process computes."""
         return self.config.global_batch_size // self.accelerator.num_processes
-
-    def plan(self, steps: int, steps_per_epoch: int) -> None:
-        """Let the learning rate reach its end with the last of so many steps."""
-        self.schedule = make_schedule(self.optimizer, self.config, steps_per_epoch, steps)
 
     def learning_rate(self) -> float:
         """The rate of the layers that layer decay leaves alone."""
@@ -104,7 +87,8 @@ class Learner:
 
     def parts(self) -> Parts:
         """What a checkpoint holds."""
-        return Parts(self.model, None if self.ema is None else self.ema.module, self.optimizer, self.scaler)
+        networks = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
+        return Parts(networks, self.optimizer, self.scaler)
 
     def candidates(self) -> dict[str, CeiT]:
         """The networks that can be kept: raw weights, and their average."""
@@ -121,11 +105,6 @@ class Learner:
         for network in self.candidates().values():
             average_over_processes(network, self.accelerator)
 
-    def warn_of_small_batches(self, images: int, say: Say) -> None:
-        """Say if so few images at once make BatchNorm's statistics noise."""
-        if warning := small_batch_warning(self.model, images, self.config.batch_norm):
-            say(warning)
-
 
 def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     """The network with its initial weights: new ones, or a checkpoint's with a new head where the classes differ.
@@ -135,9 +114,9 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     config, dataset = run.config, run.dataset
     height, width = dataset.img_size
     geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
-    if config.initial_checkpoint is None:
-        return CeiT(config_of(config.model, **{**config.geometry, **geometry}))
     model = create_model(config.model, checkpoint=config.initial_checkpoint, **geometry, **config.geometry)
+    if config.initial_checkpoint is None:
+        return model
     if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
         model.reset_classifier(len(dataset.class_names))
     say(f"starting from the weights of {config.initial_checkpoint}, at {height} x {width} pixels")

@@ -85,8 +85,7 @@ def evaluate(
     """
     device = torch.device(device)
     counts = _Counts(len(class_names))
-    diverged_batch = math.inf
-    done = 0
+    done, diverged_batch = 0, math.inf
     was_training = model.training
     model.eval()
     try:
@@ -99,10 +98,8 @@ def evaluate(
                 images, labels = images.to(device, dtype, non_blocking=True), labels.to(device, non_blocking=True)
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(images)
-                if logits.shape[1] != counts.classes:
-                    raise ValueError(
-                        f"the model tells {logits.shape[1]} classes apart, the data set has {counts.classes}"
-                    )
+                if (told := logits.shape[1]) != counts.classes:
+                    raise ValueError(f"the model tells {told} classes apart, the data set has {counts.classes}")
                 logits = logits if logits.dtype == torch.float64 else logits.float()
                 if not counts.add(logits, labels):
                     diverged_batch = batch
@@ -114,10 +111,15 @@ def evaluate(
                     progress(done)
     finally:
         model.train(was_training)
-    counts.gather(device)
+    in_several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if in_several_processes:
+        counts.gather(device)
     if not math.isfinite(counts.loss_sum):
-        batch = int(-_largest_of_all(-diverged_batch, device))
-        first, last = batch * loader.batch_size, min((batch + 1) * loader.batch_size, loader.images) - 1
+        first_batch = torch.tensor(diverged_batch, dtype=torch.float64, device=device)
+        if in_several_processes:
+            torch.distributed.all_reduce(first_batch, torch.distributed.ReduceOp.MIN)
+        first = int(first_batch) * loader.batch_size
+        last = min(first + loader.batch_size, loader.images) - 1
         raise DivergedError(f"the loss of images {first} to {last} is {counts.loss_sum}: the weights have diverged")
     return counts.result(class_names)
 
@@ -149,8 +151,6 @@ class _Counts:
 
     def gather(self, device: torch.device) -> None:
         """Add up the counts of all processes, in each of them."""
-        if not _several_processes():
-            return
         parts = ([self.loss_sum, self.top5], self.images_k, self.right_k, self.confusion_kk.ravel())
         totals = torch.from_numpy(np.concatenate(parts)).to(device)  # float64 holds these whole numbers exactly
         torch.distributed.all_reduce(totals)
@@ -167,23 +167,9 @@ class _Counts:
             loss=self.loss_sum / total,
             top1_percent=100 * int(self.right_k.sum()) / total,
             top5_percent=100 * self.top5 / total if self.classes >= 5 else None,
-            per_class=tuple(map(_class_accuracy, class_names, self.right_k.tolist(), self.images_k.tolist())),
+            per_class=tuple(
+                ClassAccuracy(label, images, 100 * right / images if images else None)
+                for label, images, right in zip(class_names, self.images_k.tolist(), self.right_k.tolist(), strict=True)
+            ),
             confusion=self.confusion_kk.tolist() if self.confusion_kk.size else None,
         )
-
-
-def _several_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _largest_of_all(value: float, device: torch.device) -> float:
-    """The largest of the processes' values."""
-    if not _several_processes():
-        return value
-    largest = torch.tensor([value], dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    return largest.item()
-
-
-def _class_accuracy(label: str, right: int, images: int) -> ClassAccuracy:
-    return ClassAccuracy(label, images, 100 * right / images if images else None)

@@ -18,15 +18,15 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
 
     Raises: ValueError for a name timm does not have, or arguments that the optimizer does not take.
     """
-    known = [str(name) for name in list_optimizers()]
-    if config.optimizer not in known:
-        raise ValueError(unknown("optimizer", config.optimizer, known))
-    fused = {"fused": True} if config.optimizer == "adamw" else {}  # one kernel instead of dozens
+    known, name = list_optimizers(), config.optimizer
+    if name not in known:
+        raise ValueError(unknown("optimizer", name, map(str, known)))
+    fused = {"fused": True} if name == "adamw" else {}  # one kernel instead of dozens
     arguments: dict[str, Any] = fused | config.optimizer_args
     try:
         optimizer = create_optimizer_v2(
             model,
-            opt=config.optimizer,
+            opt=name,
             lr=config.scaled_lr,
             weight_decay=config.weight_decay,
             layer_decay=None if config.layer_decay == 1 else config.layer_decay,
@@ -34,11 +34,9 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
         )
     except (TypeError, AssertionError, RuntimeError, ImportError) as error:
         reason = f"{error}" or "it needs another device or another package"
-        raise ValueError(
-            f"optimizer {config.optimizer} cannot be made with {config.optimizer_args}: {reason}"
-        ) from error
+        raise ValueError(f"optimizer {name} cannot be made with {config.optimizer_args}: {reason}") from error
     if getattr(optimizer, "is_second_order", False):
-        raise ValueError(f"optimizer {config.optimizer} needs second derivatives, which are not computed: take another")
+        raise ValueError(f"optimizer {name} needs second derivatives, which are not computed: take another")
     return optimizer
 
 

@@ -1,11 +1,11 @@
 """What is measured before a run: the batch that fits, the time of its parts, the learning rates that work."""
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from typing import NamedTuple
 
 import torch
@@ -27,20 +27,21 @@ LOWEST_RATE, HIGHEST_RATE = 1e-7, 1.0
 @contextmanager
 def put_back(trainer: Trainer) -> Iterator[None]:
     """Weights, average, optimizer and loss scale are afterwards as they were before."""
-    parts = (trainer.learner.model, trainer.learner.optimizer, trainer.learner.scaler)
+    learner = trainer.learner
     # the copy of the weights lies on the CPU, lest it take the room that is measured
-    weights = {key: value.to("cpu", copy=True) for key, value in trainer.learner.model.state_dict().items()}
-    before = [weights, *(copy.deepcopy(part.state_dict()) for part in parts[1:])]
+    weights = {key: value.to("cpu", copy=True) for key, value in learner.model.state_dict().items()}
+    optimizer, scaler = copy.deepcopy((learner.optimizer.state_dict(), learner.scaler.state_dict()))
     try:
-        trainer.learner.start_training()
+        learner.start_training()
         yield
     finally:
-        trainer.learner.optimizer.zero_grad(set_to_none=True)
-        for part, state in zip(parts, before, strict=True):
-            if state:
-                part.load_state_dict(state)
-        if trainer.learner.ema is not None:
-            trainer.learner.ema.set(trainer.learner.model)
+        learner.optimizer.zero_grad(set_to_none=True)
+        learner.model.load_state_dict(weights)
+        learner.optimizer.load_state_dict(optimizer)
+        if scaler:
+            learner.scaler.load_state_dict(scaler)
+        if learner.ema is not None:
+            learner.ema.set(learner.model)
 
 
 def device_batch_that_fits(trainer: Trainer) -> int | None:
@@ -55,7 +56,7 @@ def device_batch_that_fits(trainer: Trainer) -> int | None:
         if size == 1:
             raise ValueError("not even one image fits into memory: take a smaller model or img_size")
         size = (size + 1) // 2
-    size = min(from_all(size, trainer.accelerator))
+    size = min(from_all(size))
     if size == share:
         return None
     trainer.say(f"{share} images a process do not fit into memory, {size} at once do: gradients are accumulated")
@@ -84,14 +85,14 @@ def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget
     ``time.monotonic``."""
     limit, test_images = PROBED_SHARE * seconds, len(trainer.dataset.test)
     with put_back(trainer):
-        times = from_main(_step_seconds(trainer, limit), trainer.accelerator)
+        times = from_main(_step_seconds(trainer, limit))
         step_seconds = sum(times) / len(times)
         image_seconds = step_seconds / trainer.run.config.global_batch_size  # no less than validation takes for one
         loader = trainer.validation_loader
         validated = 0 if loader is None else loader.images * len(trainer.learner.candidates())
         validation_seconds = validated * image_seconds
         if validated and validation_seconds < limit:
-            validation_seconds = from_main(_validation_seconds(trainer), trainer.accelerator)
+            validation_seconds = from_main(_validation_seconds(trainer))
             image_seconds = validation_seconds / validated
     return TimeBudget(
         ends=ends,
@@ -113,19 +114,20 @@ def seconds_of_an_epoch(trainer: Trainer) -> tuple[float, float]:
 
 
 def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
-    """Seconds of a few steps, each with the wait for its images, behind those that had been read ahead.
+    """Seconds of a few steps, each with the wait for its images: behind those that lay ready, where slow reading shows.
 
     If the limit ends it before that, of all but the first step, which starts everything.
     """
     times: list[float] = []
-    batches, ahead = _batches(trainer), _batches_ahead(trainer)
-    is_over = False
+    workers = trainer.run.config.workers
+    ahead = 0 if trainer.train_loader.workers is None else 2 * (usual_workers() if workers is None else workers)
+    batches, is_over = _batches(trainer), False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()
         train_step(trainer.learner, *next(batches), len(times))
         times.append(time.perf_counter() - began)
         is_over = len(times) == 1 + ahead + TIMED_STEPS or sum(times) > limit_seconds
-        is_over = from_main(is_over, trainer.accelerator)
+        is_over = from_main(is_over)
     return times[1 + ahead :] or times[1:]
 
 
@@ -139,16 +141,7 @@ def _validation_seconds(trainer: Trainer) -> float:
 
 def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
     """The training batches of one epoch after the other."""
-    for epoch in itertools.count():
-        yield from trainer.train_loader.epoch(epoch)
-
-
-def _batches_ahead(trainer: Trainer) -> int:
-    """How many batches lie ready when the first one is taken: what is slow to read shows only behind them."""
-    if trainer.train_loader.workers is None:
-        return 0
-    workers = trainer.run.config.workers
-    return 2 * (usual_workers() if workers is None else workers)
+    return chain.from_iterable(map(trainer.train_loader.epoch, count()))
 
 
 class RangeTest(NamedTuple):

@@ -11,11 +11,9 @@ from ceit.yaml_file import packaged_yaml, parse_yaml, text_of
 
 def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options without those of earlier versions that say what holds anyway. Raises ValueError for one that does not."""
-    if values.get("distributed", "ddp") != "ddp":
-        raise ValueError(
-            f"distributed {values['distributed']} is gone: several processes train with DDP, "
-            "each with the whole model; leave the option out"
-        )
+    if (asked := values.get("distributed", "ddp")) != "ddp":
+        what_holds = "several processes train with DDP, each with the whole model"
+        raise ValueError(f"distributed {asked} is gone: {what_holds}; leave the option out")
     return {key: value for key, value in values.items() if key != "distributed"}
 
 

@@ -5,7 +5,7 @@ Two values show only when the network computes, ``device_batch_size auto`` and t
 """
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,10 @@ from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.sources.choose import absolute
 from ceit.data.splits import ImageDataset, Split
 from ceit.inference.device import autocast_dtype
+from ceit.messages import Say
 from ceit.paths import expanded
 from ceit.train.config import Mixing, TrainConfig
-from ceit.train.distributed import from_main, meanwhile
+from ceit.train.distributed import from_main, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
 
@@ -29,16 +30,10 @@ _OVERFIT_ORDER = -2  # no epoch of training has this number, nor has the cut of 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """Every choice of a run.
+    """Every choice of a run: each option of ``config`` has the value that the run uses.
 
-    Attributes:
-        config: all options, each with the value that this run uses.
-        data: the data's name or whole path.
-        images: the images and what each is for.
-        train: what it trains on; some images of it alone if it is to overfit.
-        validation: what it chooses the best model by.
-        autocast_dtype: number format of forward passes, None for that of the weights.
-        steps: optimizer steps in all.
+    ``data`` is a name or a whole path. ``train`` and ``validation`` are splits of ``images``, or the same few of them
+    if the run is to overfit. ``autocast_dtype`` is the number format of forward passes, None for that of the weights.
     """
 
     config: TrainConfig
@@ -84,7 +79,7 @@ def resolve(
     *,
     saved: SavedRun | None = None,
     typed: Collection[str] = (),
-    say: Callable[[str], None] = lambda message: None,
+    say: Say = lambda message: None,
 ) -> ResolvedRun:
     """Every choice, made once; what differs from the options is said.
 
@@ -93,34 +88,37 @@ def resolve(
 
     Raises: ValueError for an unknown model or data set, data that cannot be read, or options that do not suit the data.
     """
-    config = with_whole_paths(config)
-    goes_on = saved is not None and bool(saved.checkpoints)
-    if saved is not None and goes_on:
-        config = _as_measured_before(config, saved.config)
-    resumed = saved.path if saved is not None and goes_on else None
-    images = meanwhile(lambda: load_run_images(config, data, say, resumed, typed), accelerator)
+    config = _with_whole_paths(config)
+    resumed = saved if saved is not None and saved.checkpoints else None
+    if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start
+        was = resumed.config | {"img_size": tuple(resumed.config["img_size"])}
+        left_open = {"precision": "auto", "device_batch_size": "auto", "img_size": None, "in_chans": None}
+        config = replace(config, **{key: was[key] for key, none in left_open.items() if getattr(config, key) == none})
+    folder = None if resumed is None else resumed.path
+    images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
     dataset = images.dataset
-    config = _suited(config, images, accelerator, say)
-    dtype = None
-    if config.precision != "float64":
-        dtype = from_main(autocast_dtype(config.precision, accelerator.device), accelerator)
+    config = _suited(config, dataset, accelerator, say)
+    dtype = None if config.precision == "float64" else autocast_dtype(config.precision, accelerator.device)
+    dtype = from_main(dtype)
     if config.precision == "auto":
         config = replace(config, precision="float32" if dtype is None else "bf16")
     train, validation = dataset.train, dataset.validation
     if config.overfit_batches is not None:
-        train = validation = _few(train, config.overfit_batches * config.global_batch_size, config.seed)
+        order = shuffled(len(train), config.seed, _OVERFIT_ORDER)
+        few = order[: config.overfit_batches * config.global_batch_size]
+        train = validation = train.subset(torch.from_numpy(few.astype("int64")))
     asked_epochs, epochs = config.epochs, config.epochs_for(len(train))
     config = replace(config, epochs=epochs, img_size=dataset.img_size, in_chans=dataset.in_chans)
     run = ResolvedRun(config, absolute(data), images, train, validation, dtype, steps=0)
     run = replace(run, steps=epochs * run.steps_per_epoch)
     if saved is None or asked_epochs not in (None, saved.config["epochs"]):
         return run
-    if goes_on or has_options_of(saved.config, run.description()):
+    if resumed is not None or has_options_of(saved.config, run.description()):
         return run.in_steps(saved.config.get("steps", saved.config["epochs"] * run.steps_per_epoch))
     return run
 
 
-def with_whole_paths(config: TrainConfig) -> TrainConfig:
+def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     """Files named so that they are found from any directory, when the run is resumed."""
     start, teacher = (
         None if name is None else str(expanded(name).resolve())
@@ -129,28 +127,12 @@ def with_whole_paths(config: TrainConfig) -> TrainConfig:
     return replace(config, initial_checkpoint=start, distillation=replace(config.distillation, checkpoint=teacher))
 
 
-def _as_measured_before(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
-    """What the run's start has measured or seen in its images; a busy machine, and more images, may give another."""
-    chosen: dict[str, Any] = {}
-    if config.precision == "auto":
-        chosen["precision"] = saved["precision"]
-    if config.device_batch_size == "auto":
-        chosen["device_batch_size"] = saved["device_batch_size"]
-    if config.img_size is None:
-        chosen["img_size"] = tuple(saved["img_size"])
-    if config.in_chans is None:
-        chosen["in_chans"] = saved["in_chans"]
-    return replace(config, **chosen)
-
-
-def _suited(
-    config: TrainConfig, images: RunImages, accelerator: Accelerator, say: Callable[[str], None]
-) -> TrainConfig:
+def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator, say: Say) -> TrainConfig:
     """The options without what does not suit the images."""
     chosen: dict[str, Any] = {}
-    if config.augmentation.flip and not images.mirror_safe:
+    if config.augmentation.flip and not dataset.mirror_safe:
         chosen["augmentation"] = replace(config.augmentation, flip=False)
-        say(f"mirrored images of {images.dataset.name} are other classes or none: augmentation.flip is off")
+        say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
     if config.overfit_batches is not None:
         chosen |= {
             "augmentation": Augmentation(flip=False),
@@ -158,11 +140,9 @@ def _suited(
             "label_smoothing": 0.0,
             "geometry": config.geometry | {"drop_path_rate": 0.0},
         }
-        say(
-            f"overfitting at most {config.overfit_batches} batches: no augmentation, mixing, drop path or label "
-            "smoothing, and validation on the same images"
-        )
-    count = len(images.dataset.train)
+        effect = "no augmentation, mixing, drop path or label smoothing, and validation on the same images"
+        say(f"overfitting at most {config.overfit_batches} batches: {effect}")
+    count = len(dataset.train)
     if count < config.global_batch_size:  # a few steps an epoch even for a handful of images; even shares, for Mixup
         unit = 2 * accelerator.num_processes
         batch_size = max(unit, count // 4 // unit * unit)
@@ -171,15 +151,9 @@ def _suited(
     return replace(config, **chosen)
 
 
-def _few(part: Split, images: int, seed: int) -> Split:
-    chosen = shuffled(len(part), seed, _OVERFIT_ORDER)[:images]
-    return part.subset(torch.from_numpy(chosen.astype("int64")))
-
-
 def _found(dataset: ImageDataset) -> str:
     """What the data were when the run was started."""
-    sizes = [0 if part is None else len(part) for part in (dataset.train, dataset.validation, dataset.test)]
+    train, validation, test = (len(part or ()) for part in (dataset.train, dataset.validation, dataset.test))
     names = hashlib.sha256("\n".join(dataset.class_names).encode()).hexdigest()[:8]
-    return "{} training, {} validation and {} test images of {} classes ({})".format(
-        *sizes, len(dataset.class_names), names
-    )
+    images = f"{train} training, {validation} validation and {test} test images"
+    return f"{images} of {len(dataset.class_names)} classes ({names})"

@@ -11,24 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from ceit.atomic import write_text
 from ceit.data.splits import ImageDataset
 from ceit.inference.cores import sharing_cores
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
+from ceit.train.batch_norm import warn_of_small_batches
 from ceit.train.config import TrainConfig
-from ceit.train.distributed import from_main, make_accelerator, together
-from ceit.train.interruption import Interrupted
-from ceit.train.learner import Say
+from ceit.train.distributed import from_main, make_accelerator, naming_lost_processes
 from ceit.train.log import Show
 from ceit.train.metrics import Evaluation
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
 from ceit.train.resolve import ResolvedRun, resolve
 from ceit.train.run_directory import RunDirectory
 from ceit.train.trainer import Trainer
+
+
+def _in_silence(message: object) -> None:
+    """For who wants no messages, and for all processes but the main one."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ def train(
     resume: str | None = None,
     time_budget_seconds: float | None = None,
     typed: Collection[str] = (),
-    say: Say = lambda message: None,
-    show: Show = lambda state: None,
+    say: Say = _in_silence,
+    show: Show = _in_silence,
     observe_test: Callable[[Tensor, Tensor], object] | None = None,
     share_cores: bool = True,
 ) -> Result:
@@ -75,55 +78,60 @@ def train(
     ends = math.inf if time_budget_seconds is None else time.monotonic() + time_budget_seconds
     output = expanded(output)
     accelerator = make_accelerator(config, log_with="tensorboard", project_dir=output)
-    directory, say, show = _of_main_process(accelerator, output, say, show)
-    follows = share_cores and _may_change_threads(config, accelerator)
+    directory = RunDirectory(output, writes=accelerator.is_main_process)
+    if not directory.writes:
+        say, show = _in_silence, _in_silence
+    # another number of threads changes the order of sums, and what is compiled
+    is_alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+    may_change_threads = is_alone and not config.deterministic and not config.compile
     with (
         directory.owned(resume is not None, say),
         deterministic(config.deterministic),
-        together(accelerator),
-        sharing_cores(follows, say) as cores,
+        naming_lost_processes(accelerator),
+        sharing_cores(share_cores and may_change_threads, say) as cores,
     ):
-        saved = from_main(directory.saved(resume), accelerator)
-        goes_on = saved is not None and bool(saved.checkpoints)
-        if saved is not None and goes_on and time_budget_seconds is not None:
-            time_budget_seconds, config = None, replace(config, epochs=saved.config["epochs"])
+        saved = from_main(directory.saved(resume))
+        resumed = saved if saved is not None and saved.checkpoints else None
+        if resumed is not None and time_budget_seconds is not None:
+            time_budget_seconds, config = None, replace(config, epochs=resumed.config["epochs"])
             say("a resumed run keeps its number of steps: the time budget changes nothing")
         run = resolve(config, data, accelerator, saved=saved, typed=typed, say=say)
         trainer = Trainer(run, directory, accelerator, cores=cores, say=say, show=show)
         run = trainer.run = _measured(trainer, time_budget_seconds, ends)
-        if saved is not None and not goes_on:
-            say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
-        if saved is not None and goes_on:
-            for change in directory.go_on(saved, run.description()):
+        if resumed is not None:
+            for change in directory.go_on(resumed, run.description()):
                 say(f"resumed with another option: {change}")
-            trainer.resume(saved)
+            trainer.resume(resumed)
         else:
+            if saved is not None:
+                say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
             directory.begin(run.description(), run.images.record)
         say(_summary(trainer))
-        tensorboard = {"purge_step": trainer.progress.step + 1} if goes_on else {}
+        tensorboard = {} if resumed is None else {"purge_step": trainer.progress.step + 1}
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": tensorboard})
         try:
             trainer.fit()
             model, test = trainer.report(observe_test)
-        except Interrupted as stop:
-            raise Interrupted(
-                f"{stop}; go on with: ceit train --output {output} --resume auto", stop.terminated
-            ) from None
         finally:
             accelerator.end_training()
         progress = trainer.progress
         return Result(output, model, trainer.dataset, test, progress.best, progress.elapsed_seconds)
 
 
-def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say = lambda message: None) -> RangeTest:
+def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say = _in_silence) -> RangeTest:
     """A learning rate range test of the run that ``train`` would make; ``output`` gets ``lr_range_test.json``.
 
     Raises: ValueError as ``train``.
     """
     output = expanded(output)
     accelerator = make_accelerator(config, project_dir=output)
-    directory, say, _ = _of_main_process(accelerator, output, say, lambda state: None)
-    with directory.owned(resuming=False, say=say), deterministic(config.deterministic), together(accelerator):
+    directory = RunDirectory(output, writes=accelerator.is_main_process)
+    say = say if directory.writes else _in_silence
+    with (
+        directory.owned(resuming=False, say=say),
+        deterministic(config.deterministic),
+        naming_lost_processes(accelerator),
+    ):
         accelerator.wait_for_everyone()
         trainer = Trainer(resolve(config, data, accelerator, say=say), directory, accelerator, say=say)
         _measured(trainer)
@@ -146,13 +154,6 @@ def deterministic(on: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _of_main_process(accelerator: Accelerator, output: Path, say: Say, show: Show) -> tuple[RunDirectory, Say, Show]:
-    """What the main process alone does: write, say and show."""
-    if accelerator.is_main_process:
-        return RunDirectory(output), say, show
-    return RunDirectory(output, writes=False), lambda message: None, lambda state: None
-
-
 def _measured(trainer: Trainer, time_budget_seconds: float | None = None, ends: float = math.inf) -> ResolvedRun:
     """The run with what only its network can show: the batch that fits, and the steps that end in time."""
     run, learner, say = trainer.run, trainer.learner, trainer.say
@@ -160,11 +161,11 @@ def _measured(trainer: Trainer, time_budget_seconds: float | None = None, ends: 
         size = learner.device_batch_size = device_batch_that_fits(trainer)
         run = replace(run, config=replace(run.config, device_batch_size=size))
         if size is not None:
-            learner.warn_of_small_batches(size, say)
+            warn_of_small_batches(learner.model, size, run.config.batch_norm, say)
     if time_budget_seconds is None:
         return run
     trainer.budget = budget = measured_budget(time_budget_seconds, ends, trainer)
-    steps = from_main(budget.steps_that_fit(0), trainer.accelerator)
+    steps = from_main(budget.steps_that_fit(0))
     trainer.plan(steps)
     say(
         f"{max(0.0, ends - time.monotonic()):.0f} s are left: a step takes {budget.step_seconds:.3g} s, the end of an "
@@ -172,12 +173,6 @@ def _measured(trainer: Trainer, time_budget_seconds: float | None = None, ends: 
         f"{steps / run.steps_per_epoch:.3g} epochs"
     )
     return run.in_steps(steps)
-
-
-def _may_change_threads(config: TrainConfig, accelerator: Accelerator) -> bool:
-    """Whether the number of threads may follow the free cores: it changes the order of sums, and what is compiled."""
-    alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-    return alone and not config.deterministic and not config.compile
 
 
 def _summary(trainer: Trainer) -> str:

@@ -6,7 +6,7 @@ report), ``tensorboard/`` and ``checkpoints/`` (full state, for resuming).
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from ceit.atomic import write_text
-from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
+from ceit.data.splits import ImageDataset
 from ceit.lock import InUseError, locked
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_in, save_state
@@ -33,7 +34,6 @@ _CONSEQUENCE = {
     "the weights will be others than without the change"
 }
 _LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images")  # of config.yaml, beside the other options
-_RESULTS = ("model.safetensors", "test.json")
 _HALF_WRITTEN = ".*.tmp"
 
 
@@ -54,7 +54,7 @@ class RunDirectory:
     writes: bool = True
 
     @contextmanager
-    def owned(self, resuming: bool, say: Callable[[str], None]) -> Iterator[None]:
+    def owned(self, resuming: bool, say: Say) -> Iterator[None]:
         """For this run alone; one that fails before it has written anything leaves nothing behind.
 
         A run that was stopped when it had written no more than the record of its images may be begun anew.
@@ -64,10 +64,9 @@ class RunDirectory:
         if not self.writes:
             yield
             return
-        output = self.path
-        if output.exists() and not output.is_dir():
+        output, is_new = self.path, not self.path.is_dir()
+        if is_new and output.exists():
             raise ValueError(f"output {output} is a file; name a directory")
-        is_new = not output.is_dir()
         self._require_room(resuming)
         output.mkdir(parents=True, exist_ok=True)
         try:
@@ -91,7 +90,11 @@ class RunDirectory:
         held -= {path.name for path in output.glob(_HALF_WRITTEN)}
         if held == {IMAGES_FILE}:
             ImageRecord.read(output)  # a list of somebody's images of that name is not written over
-        elif held and not self._checkpoints() and ("config.yaml" not in held or held & set(_RESULTS)):
+        elif (
+            held
+            and not self._checkpoints()
+            and ("config.yaml" not in held or held & {"model.safetensors", "test.json"})
+        ):
             raise ValueError(f"output directory {output} holds files but no run that can be resumed; name another")
 
     def saved(self, resume: str | None) -> SavedRun | None:
@@ -105,9 +108,8 @@ class RunDirectory:
         if resume != "auto":
             asked = expanded(resume)
             if asked.resolve() not in [path.resolve() for path in checkpoints]:
-                raise ValueError(
-                    f"{resume} is no checkpoint of the run in {self.path}; --resume auto takes the newest there is"
-                )
+                fix = "--resume auto takes the newest there is"
+                raise ValueError(f"{resume} is no checkpoint of the run in {self.path}; {fix}")
             checkpoints = [asked]
         if not checkpoints and not (self.path / "config.yaml").is_file():
             return None
@@ -129,12 +131,19 @@ class RunDirectory:
 
         Raises: ValueError naming the first other option in which it would differ from the run that was started.
         """
-        changes = require_same(saved.config, description)
+        changes = []
+        for key, value in without_retired(saved.config).items():
+            now = description.get(key)
+            if now != value and key not in MAY_CHANGE:
+                fix = "a resumed run keeps its options; name another --output for a new run"
+                raise ValueError(f"this run was started with {key} {value}, not {now}: {fix}")
+            if now != value:
+                changes.append(f"{key} was {value}, now {now}{_CONSEQUENCE.get(key, '')}")
         if self.writes and saved.config["data"] != description["data"]:  # the next time it is found
             self._write_config({**saved.config, "data": description["data"]})
         return changes
 
-    def cut_back(self, progress: Progress, say: Callable[[str], None]) -> None:
+    def cut_back(self, progress: Progress, say: Say) -> None:
         """Drop what a run that goes on from ``progress`` writes again: later checkpoints, and lines of the log."""
         if not self.writes:
             return
@@ -144,7 +153,7 @@ class RunDirectory:
             say(f"later checkpoints are dropped, the run writes them again: {len(later)} ({names})")
         for path in later:
             path.unlink()
-        cut_back(self.path / "metrics.jsonl", progress.step, progress.epoch)
+        self._cut_log(progress)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """One line of ``metrics.jsonl``."""
@@ -152,13 +161,12 @@ class RunDirectory:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def save_model(
-        self, model: CeiT, class_names: tuple[str, ...], preprocessing: Preprocessing, training: dict[str, Any]
-    ) -> None:
+    def save_model(self, model: CeiT, dataset: ImageDataset, training: dict[str, Any]) -> None:
         """The best model so far."""
         if self.writes:
+            names, preprocessing = dataset.class_names, dataset.preprocessing
             path = self.path / "model.safetensors"
-            save_checkpoint(path, model, class_names=class_names, preprocessing=preprocessing, training=training)
+            save_checkpoint(path, model, class_names=names, preprocessing=preprocessing, training=training)
 
     def keeps_model_of(self, best: Mapping[str, Any], is_over: bool) -> bool:
         """Whether the model that lies here is the best one that a run knows of.
@@ -191,7 +199,18 @@ class RunDirectory:
         """``test.json``; what an earlier report left in the log goes."""
         if self.writes:
             write_text(self.path / "test.json", json.dumps(report, indent=1) + "\n")
-            cut_back(self.path / "metrics.jsonl", progress.step, progress.epoch, drop="test")
+            self._cut_log(progress, drop="test")
+
+    def _cut_log(self, progress: Progress, drop: str | None = None) -> None:
+        """Without the lines behind ``progress``, those of the event ``drop``, and one that a crash has cut in two."""
+        kept, log = [], self.path / "metrics.jsonl"
+        for text in lines_of(log):
+            with suppress(json.JSONDecodeError):
+                line = json.loads(text)
+                is_behind = line["event"] == "epoch" and line["epoch"] > progress.epoch
+                if line["step"] <= progress.step and not is_behind and line["event"] != drop:
+                    kept.append(json.dumps(line) + "\n")
+        write_text(log, "".join(kept))
 
     def _write_config(self, description: Mapping[str, Any]) -> None:
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(description), sort_keys=False))
@@ -212,45 +231,10 @@ def saved_config(output: Path) -> dict[str, Any]:
     return values
 
 
-def require_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Sentences for the options that a resumed run may change, and does.
-
-    Raises: ValueError naming the first other option in which it would differ from the run that was started.
-    """
-    changes = []
-    for key, value in without_retired(saved).items():
-        if asked.get(key) == value:
-            continue
-        if key in MAY_CHANGE:
-            changes.append(f"{key} was {value}, now {asked.get(key)}{_CONSEQUENCE.get(key, '')}")
-        else:
-            raise ValueError(
-                f"this run was started with {key} {value}, not {asked.get(key)}: a resumed run keeps its options; "
-                "name another --output for a new run"
-            )
-    return changes
-
-
 def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a run has the options of the one that was started, but for its length, images and what may change."""
     free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
     return all(asked.get(key) == value for key, value in without_retired(saved).items() if key not in free)
-
-
-def cut_back(metrics: Path, step: int, epoch: int, drop: str | None = None) -> None:
-    """Drop the lines of ``metrics.jsonl`` behind ``step`` or of an epoch's end behind ``epoch``, which the resumed run
-    writes again.
-
-    A last line that a crash has cut in two is dropped too.
-    """
-    kept = []
-    for text in lines_of(metrics):
-        with suppress(json.JSONDecodeError):
-            line = json.loads(text)
-            behind = line["step"] > step or (line["event"] == "epoch" and line["epoch"] > epoch)
-            if not behind and line["event"] != drop:
-                kept.append(json.dumps(line) + "\n")
-    write_text(metrics, "".join(kept))
 
 
 def lines_of(path: Path) -> list[str]:

@@ -4,7 +4,6 @@ import ast
 import inspect
 import itertools
 import textwrap
-from collections.abc import Collection
 from dataclasses import MISSING, fields
 from math import isfinite
 from types import NoneType
@@ -28,20 +27,20 @@ def recipe_schema() -> Schema:
     schema = _object(TrainConfig)
     options = schema["properties"]
     options["model"] |= {"enum": list_models()}
-    geometry = _object(CeiTConfig, without=FROM_THE_DATA)["properties"]
+    geometry = _object(CeiTConfig)["properties"]
+    for name in FROM_THE_DATA:
+        del geometry[name]
     for option in geometry.values():
         del option["default"]  # each model has its own
     options["geometry"] |= {"properties": geometry, "additionalProperties": False}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ceit training recipe", **schema}
 
 
-def _object(of: type, without: Collection[str] = ()) -> Schema:
+def _object(of: type) -> Schema:
     """A dataclass as an object whose keys are its fields."""
     types, texts = option_types(of), descriptions(of)
     properties: Schema = {}
     for field in fields(of):
-        if field.name in without:
-            continue
         option = _object(types[field.name]) if is_section(types[field.name]) else _type(types[field.name])
         if field.name in texts:
             option["description"] = texts[field.name]

@@ -45,19 +45,19 @@ def train_step(
     try:
         return _step(learner, images_bchw, labels_b, step, learning_rate)
     except torch.OutOfMemoryError as error:
-        raise ValueError(_out_of_memory(learner)) from error
+        raise ValueError(f"out of memory: {_out_of_memory(learner)}") from error
 
 
 def _out_of_memory(learner: Learner) -> str:
     """What to do about it: a run that goes on keeps what ``auto`` found at its start, so that takes a number."""
     size = learner.device_batch_size or learner.share
     if size == 1:
-        return "out of memory: not even one image at once fits, take a smaller model or img_size"
+        return "not even one image at once fits, take a smaller model or img_size"
     saved = checkpoints_in(learner.checkpoints)
     begin = f"go on from {saved[-1].name}" if saved else "start again"
     resume = "--resume auto " if (learner.checkpoints.parent / "config.yaml").is_file() else ""
     fitting = f"{size // 2}" if saved or learner.device_batch_size else "auto, which finds what fits"
-    return f"out of memory: {size} images at once do not fit; {begin} with {resume}--device-batch-size {fitting}"
+    return f"{size} images at once do not fit; {begin} with {resume}--device-batch-size {fitting}"
 
 
 def _step(
@@ -70,21 +70,21 @@ def _step(
     if learning_rate is not None:
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-    learner.backup.take()
+    statistics = [statistic.clone() for statistic in learner.statistics]
     images_bchw, labels = _mixed(learner, images_bchw, labels_b, step)
     local_loss, right = _gradients(learner, learner.network, images_bchw, labels, learner.device_batch_size)
     norm = _gradient_norm(learner)
     share = len(labels_b)
     loss_sum, all_right, images = total_of([local_loss * share, right, share], learner.accelerator)
-    skipped, scale = None, learner.scaler.get_scale()
-    finite = math.isfinite(loss_sum)
+    skipped, scale, finite = None, learner.scaler.get_scale(), math.isfinite(loss_sum)
     if finite and math.isfinite(norm):
         learner.scaler.step(learner.optimizer)
         if learner.ema is not None:
             learner.ema.update(learner.model, step=step + 1)
     else:
         skipped = _source(learner, images_bchw, math.isfinite(local_loss))
-        learner.backup.restore()
+        for statistic, before in zip(learner.statistics, statistics, strict=True):
+            statistic.copy_(before)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
     counts = skipped is not None and (not finite or scale <= 1)
@@ -138,12 +138,10 @@ def _gradients(
 def _gradient_norm(learner: Learner) -> float:
     """The norm of the whole gradient, of before it is clipped."""
     learner.scaler.unscale_(learner.optimizer)
-    parameters = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
     if learner.config.clip_norm > 0:
-        norm = clip_grad_norm_(parameters, learner.config.clip_norm)
-    else:
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return float(norm)
+        return float(clip_grad_norm_(learner.network.parameters(), learner.config.clip_norm))
+    gradients = (parameter.grad for parameter in learner.network.parameters())
+    return float(get_total_norm([gradient for gradient in gradients if gradient is not None]))
 
 
 def _source(learner: Learner, images_bchw: Tensor, loss_is_finite: bool) -> str:
@@ -158,4 +156,4 @@ def _source(learner: Learner, images_bchw: Tensor, loss_is_finite: bool) -> str:
         sources = (source_in_forward(learner.model, part, learner.autocast()) for part in parts)
         found = next((source for source in sources if source is not None), "the loss")
     own = (loss_is_finite, process, found)  # a loss comes before the gradients that it spoils everywhere
-    return min(from_all(own, learner.accelerator))[2]
+    return min(from_all(own))[2]

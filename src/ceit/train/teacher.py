@@ -36,10 +36,10 @@ class Teacher:
         self.order = order  # the teacher's number of each of the student's classes; None where they are the same
         self.network = network.eval().requires_grad_(False)
         self.size = size
-        ours = [torch.tensor(values).view(1, -1, 1, 1) for values in (student.mean, student.std)]
-        theirs = [torch.tensor(values).view(1, -1, 1, 1) for values in (own.mean, own.std)]
-        self.factor = ours[1] / theirs[1]
-        self.offset = (ours[0] - theirs[0]) / theirs[1]
+        mean, std, own_mean, own_std = (
+            torch.tensor(values).view(1, -1, 1, 1) for values in (student.mean, student.std, own.mean, own.std)
+        )
+        self.factor, self.offset = std / own_std, (mean - own_mean) / own_std
 
     def __call__(self, images_bchw: Tensor) -> Tensor:
         """Logits ``(B, K)`` of the student's normalised images ``(B, C, H, W)``."""
@@ -63,16 +63,19 @@ def make_teacher(
     if not timm.is_model(config.teacher):
         raise ValueError(unknown("teacher", config.teacher, timm.list_models()))
     if config.checkpoint is not None and config.teacher in MODELS:
-        told = read_description(config.checkpoint)
-        network: nn.Module = load_checkpoint(config.checkpoint, model_name=None if told else config.teacher)
+        model_name = None if read_description(config.checkpoint) else config.teacher
+        network: nn.Module = load_checkpoint(config.checkpoint, model_name=model_name)
     else:
         network = _network_of_timm(config, len(class_names))
-    if network.num_classes != len(class_names):
-        raise ValueError(
-            f"teacher {config.teacher} tells {network.num_classes} classes apart, the data has {len(class_names)}: "
-            "name another"
-        )
-    own, size, names = _what_it_takes(network)
+    told, wanted = network.num_classes, len(class_names)
+    if told != wanted:
+        raise ValueError(f"teacher {config.teacher} tells {told} classes apart, the data has {wanted}: name another")
+    names = None
+    if isinstance(network, CeiT) and network.preprocessing is not None:
+        own, size, names = Preprocessing.from_dict(network.preprocessing), network.config.image_hw, network.class_names
+    else:
+        expected = resolve_model_data_config(network)
+        own, size = Preprocessing(expected["mean"], expected["std"]), tuple(expected["input_size"][1:])
     if len(own.mean) != len(student.mean):
         raise ValueError(f"teacher {config.teacher} takes {len(own.mean)} channels, the data has {len(student.mean)}")
     if names and set(names) != set(class_names):
@@ -80,14 +83,6 @@ def make_teacher(
         raise ValueError(f"teacher {config.teacher} was not trained on the data's classes: only one knows {strange!r}")
     order = [names.index(name) for name in class_names] if names else None
     return Teacher(network.to(device, dtype), own, size, student, order)
-
-
-def _what_it_takes(network: nn.Module) -> tuple[Preprocessing, tuple[int, int], list[str] | None]:
-    """A network's preprocessing, image size and, where it tells them, class names."""
-    if isinstance(network, CeiT) and network.preprocessing is not None:
-        return Preprocessing.from_dict(network.preprocessing), network.config.image_hw, network.class_names
-    found = resolve_model_data_config(network)
-    return Preprocessing(found["mean"], found["std"]), tuple(found["input_size"][1:]), None
 
 
 def _network_of_timm(config: Distillation, classes: int) -> nn.Module:

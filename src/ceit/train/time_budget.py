@@ -68,9 +68,5 @@ class TimeBudget:
         """From here, after ``step``, to the end of a run of ``steps``; an epoch that is cut short has an end too."""
         epochs_ended = max(0, step - 1) // self.steps_per_epoch
         epoch_ends = -(-steps // self.steps_per_epoch) - epochs_ended
-        return (
-            (steps - step) * self.step_seconds
-            + epoch_ends * self.epoch_end_seconds
-            + self.report_seconds
-            + CLOSING_SECONDS
-        )
+        training = (steps - step) * self.step_seconds + epoch_ends * self.epoch_end_seconds
+        return training + self.report_seconds + CLOSING_SECONDS

@@ -15,13 +15,15 @@ from ceit.data.splits import Split
 from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import FreeCores
 from ceit.inference.device import machine
+from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state
 from ceit.train.distributed import from_main, total_of
 from ceit.train.interruption import Interrupted, stop_signals
-from ceit.train.learner import Learner, Say, normalised_as, starting_model
+from ceit.train.learner import Learner, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
+from ceit.train.optimizer import make_schedule
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run_directory import RunDirectory, SavedRun
 from ceit.train.step import StepResult, train_step
@@ -34,12 +36,7 @@ EVALUATION_BATCH = 250
 class Trainer:
     """A resolved run, ready to begin: ``fit`` trains, with ``validate`` and ``save`` in it, ``report`` comes last.
 
-    Attributes:
-        run: every choice.
-        dataset: the images, normalised as the model expects them.
-        learner: the network, and all that makes a step of it.
-        progress: where the run stands, and the steps that it is to take.
-        budget: the time that the run has to keep to, None without a limit.
+    ``dataset`` is normalised as the model expects it; ``budget`` is the time to keep to, None without a limit.
     """
 
     def __init__(
@@ -84,10 +81,8 @@ class Trainer:
                     self.budget.epoch_ended(time.monotonic() - began, validation_seconds)
                 self._stop_if_asked(received)
         if not self.progress.best:
-            raise ValueError(
-                "no epoch ended with weights whose validation loss is finite, so none are kept: lower peak_lr "
-                f"{self.run.config.peak_lr} or set clip_norm in a new run"
-            )
+            fix = f"lower peak_lr {self.run.config.peak_lr} or set clip_norm in a new run"
+            raise ValueError(f"no epoch ended with weights whose validation loss is finite, so none are kept: {fix}")
 
     def _train_epoch(self, received: list[int]) -> None:
         """The rest of the current epoch. The state that an interruption saves is that after the last whole step."""
@@ -134,7 +129,7 @@ class Trainer:
     def validate(self, network: nn.Module) -> Evaluation:
         """A network on the validation split, in the number format of training."""
         assert self.validation_loader is not None
-        return self._evaluate(network, self.validation_loader, self.run.autocast_dtype)
+        return self._evaluate(network, self.validation_loader, autocast_dtype=self.run.autocast_dtype)
 
     def save(self) -> None:
         """The full state of the run, written by the main process."""
@@ -155,27 +150,35 @@ class Trainer:
                 self.say(f"{error}; taking the one before")
         else:
             return
-        self.plan(self.progress.steps or self.run.steps)
-        is_over = self.progress.epoch >= self.epochs
-        is_kept = from_main(self.directory.keeps_model_of(self.progress.best, is_over), self.accelerator)
+        progress, now = self.progress, self.accelerator.num_processes
+        self.plan(progress.steps or self.run.steps)
+        is_over = progress.epoch >= self.epochs
+        is_kept = from_main(self.directory.keeps_model_of(progress.best, is_over))
         self.accelerator.wait_for_everyone()
-        self.directory.cut_back(self.progress, self.say)
+        self.directory.cut_back(progress, self.say)
         if not is_kept:
-            self.progress.best_score, self.progress.best = Progress().best_score, {}
-        self.say(f"resumed after step {self.progress.step} of {self.progress.steps} from {checkpoint}")
-        if processes != self.accelerator.num_processes:
+            progress.best_score, progress.best = Progress().best_score, {}
+        self.say(f"resumed after step {progress.step} of {progress.steps} from {checkpoint}")
+        if processes != now:
             self.say(
-                f"the run had {processes} processes, now {self.accelerator.num_processes}: the images of each step "
-                "stay the same, what is drawn in a process (mixing, drop path) and the images that share BatchNorm's "
-                "statistics change from here on"
+                f"the run had {processes} processes, now {now}: the images of each step stay the same, what is drawn "
+                "in a process (mixing, drop path) and the images that share BatchNorm's statistics change from here on"
             )
 
     def report(self, observe: Callable[[Tensor, Tensor], object] | None = None) -> tuple[CeiT, Evaluation]:
-        """The best model, as it was saved, on the test split: looked at once, after every choice was made."""
+        """The best model, as it was saved, on the test split: looked at once, after every choice was made.
+
+        It computes as prediction does, in float32 where the run's precision is one of training only.
+        """
         self.accelerator.wait_for_everyone()
         device, progress = self.accelerator.device, self.progress
         model = load_checkpoint(self.directory.path / "model.safetensors").to(device, self.run.dtype)
-        test = self._evaluate(self._as_deployed(model), self.loader(self.dataset.test), None, observe)
+        deployed: nn.Module = model  # in float64: nothing but training computes in that
+        if self.run.dtype != torch.float64:
+            precision = "bf16" if self.run.autocast_dtype == torch.bfloat16 else "float32"
+            shape = (model.config.in_chans, *model.config.image_hw)
+            deployed = AsModule(prepare(model, "eager", precision, image_shape=shape))
+        test = self._evaluate(deployed, self.loader(self.dataset.test), observe=observe)
         report = {
             "data": self.dataset.name,
             "model": self.run.config.model,
@@ -185,11 +188,11 @@ class Trainer:
             "best": progress.best,
             "train_seconds": round(progress.elapsed_seconds, 1),
             "machine": machine(device),
-            **test.as_dict(),
         }
-        self.directory.save_report(report, progress)
-        short = {key: value for key, value in test.as_dict().items() if key != "confusion"}
-        self.log.record({"event": "test", "step": progress.step, **short})
+        found = test.as_dict()
+        self.directory.save_report(report | found, progress)
+        del found["confusion"]
+        self.log.record({"event": "test", "step": progress.step, **found})
         return model, test
 
     @property
@@ -200,25 +203,24 @@ class Trainer:
     def plan(self, steps: int) -> None:
         """Take so many steps in all: with the last one the learning rate reaches its end."""
         self.progress.steps = steps
-        self.learner.plan(steps, len(self.train_loader))
+        self.learner.schedule = make_schedule(self.learner.optimizer, self.run.config, len(self.train_loader), steps)
 
     def loader(self, part: Split, is_training: bool = False) -> Loader:
         """This process's share of a split: shuffled and varied to train, else as prediction sees the images."""
-        config, device = self.run.config, self.accelerator.device
-        varied = is_training and config.overfit_batches is None
+        config, varied = self.run.config, {}
+        if is_training and config.overfit_batches is None:
+            varied = {"augmentation": config.augmentation, "shuffle": True}
+            varied |= {"sampling": config.sampling, "shard_window": config.shard_window}
         return make_loader(
             part,
             batch_size=config.global_batch_size if is_training else EVALUATION_BATCH,
             img_size=self.dataset.img_size,
             preprocessing=self.dataset.preprocessing,
-            augmentation=config.augmentation if varied else None,
+            **varied,
             seed=config.seed,
-            shuffle=varied,
-            sampling=config.sampling if varied else "shuffle",
-            shard_window=config.shard_window if varied else 0,
             drop_last=is_training,
             workers=config.workers,
-            pin_memory=device.type == "cuda",
+            pin_memory=self.accelerator.device.type == "cuda",
             shard=(self.accelerator.process_index, self.accelerator.num_processes),
             limit_batches=config.limit_batches,
         )
@@ -234,13 +236,11 @@ class Trainer:
         budget, progress = self.budget, self.progress
         if budget is None or progress.step < budget.next_look:
             return
-        steps = from_main(budget.look(progress.step, progress.steps), self.accelerator)
+        steps = from_main(budget.look(progress.step, progress.steps))
         budget.look_again(progress.step, steps)
         if steps != progress.steps:
-            self.say(
-                f"a step takes {budget.step_seconds:.3g} s by now: {steps} steps in all fit into the time budget, "
-                f"not {progress.steps}"
-            )
+            fitting = f"{steps} steps in all fit into the time budget, not {progress.steps}"
+            self.say(f"a step takes {budget.step_seconds:.3g} s by now: {fitting}")
             self.plan(steps)
             self.log.record({"event": "plan", "step": progress.step, "steps": steps})
 
@@ -285,9 +285,9 @@ class Trainer:
         scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}
         if self.validation_loader is None:
             scores = {"raw": progress.best_score}
-        kind = max(scores, key=lambda kind: scores[kind], default=None)
-        if kind is None:
+        if not scores:
             return
+        kind = max(scores, key=lambda kind: scores[kind])
         if scores[kind][0] > progress.best_score[0]:
             progress.last_rise = progress.epoch
         if self.run.config.select == "last" or scores[kind] > progress.best_score:
@@ -297,19 +297,12 @@ class Trainer:
                 "weights": kind,
                 "validation_top1_percent": round(found[kind].top1_percent, 4) if found else None,
             }
-            self._save_model(candidates[kind])
-
-    def _save_model(self, model: CeiT) -> None:
-        config, dataset = self.run.config, self.dataset
-        training: dict[str, Any] = {
-            "data": dataset.name,
-            "seed": config.seed,
-            "validation_percent": config.validation_percent,
-            **self.run.images.description,
-        }
-        if config.classes is not None:
-            training["classes"] = list(dataset.class_names)
-        self.directory.save_model(model, dataset.class_names, dataset.preprocessing, training | self.progress.best)
+            config, dataset = self.run.config, self.dataset
+            training: dict[str, Any] = {"data": dataset.name, "seed": config.seed}
+            training |= {"validation_percent": config.validation_percent, **self.run.images.description}
+            if config.classes is not None:
+                training["classes"] = list(dataset.class_names)
+            self.directory.save_model(candidates[kind], dataset, training | progress.best)
 
     def _has_stopped_improving(self) -> bool:
         patience, progress = self.run.config.early_stopping_epochs, self.progress
@@ -325,32 +318,11 @@ class Trainer:
         if interrupted or terminated:
             self.save()
             name, step = "SIGTERM" if terminated else "SIGINT", self.progress.step
-            raise Interrupted(f"{name}: saved {checkpoint_name(step)} after step {step}", terminated > 0)
+            said = f"{name}: saved {checkpoint_name(step)} after step {step}"
+            go_on = f"ceit train --output {self.directory.path} --resume auto"
+            raise Interrupted(f"{said}; go on with: {go_on}", terminated > 0)
 
-    def _evaluate(
-        self,
-        network: nn.Module,
-        loader: Loader,
-        autocast_dtype: torch.dtype | None,
-        observe: Callable[[Tensor, Tensor], object] | None = None,
-    ) -> Evaluation:
-        return evaluate(
-            network,
-            loader,
-            class_names=self.dataset.class_names,
-            device=self.accelerator.device,
-            autocast_dtype=autocast_dtype,
-            dtype=self.run.dtype,
-            observe=observe,
-            cores=self.cores,
-        )
-
-    def _as_deployed(self, model: CeiT) -> nn.Module:
-        """The network as prediction computes it, in float32 where the run's precision is one of training only.
-
-        In float64 it is the model itself: nothing but training computes in that.
-        """
-        if self.run.dtype == torch.float64:
-            return model
-        precision = "bf16" if self.run.autocast_dtype == torch.bfloat16 else "float32"
-        return AsModule(prepare(model, "eager", precision, image_shape=(model.config.in_chans, *model.config.image_hw)))
+    def _evaluate(self, network: nn.Module, loader: Loader, **options: Any) -> Evaluation:
+        names, device = self.dataset.class_names, self.accelerator.device
+        always = {"class_names": names, "device": device, "dtype": self.run.dtype, "cores": self.cores}
+        return evaluate(network, loader, **always, **options)
