@@ -140,7 +140,7 @@ def test_the_batch_that_fits_is_found_where_memory_really_ends(tmp_path: Path) -
         size = device_batch_that_fits(trainer)
         assert size is not None
         assert 1 <= size < 1024
-        trainer.learner.device_batch_size = size
+        trainer.take(replace(trainer.run, config=replace(trainer.run.config, device_batch_size=size)))
         assert train_step(trainer.learner, *next(trainer.train_loader.epoch(0)), 0).images == 1024
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

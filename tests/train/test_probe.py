@@ -48,7 +48,7 @@ def test_the_batch_that_fits_is_found_by_halving(make_trainer: MakeTrainer, fitt
     assert device_batch_that_fits(trainer) == found
     assert all(torch.equal(value, before[key]) for key, value in weights_of(trainer).items())
     assert any("gradients are accumulated" in line for line in said) == (found is not None)
-    trainer.learner.device_batch_size = found
+    trainer.take(replace(trainer.run, config=replace(trainer.run.config, device_batch_size=found)))
     assert train_step(trainer.learner, *next(trainer.train_loader.epoch(0)), 0).images == 32
 
 

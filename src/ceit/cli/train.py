@@ -114,6 +114,8 @@ def main(arguments: list[str]) -> None:
         )
     if is_main:
         print_report(result)
+        if asked.fast_dev_run:
+            live.say(f"this was a trial of two batches: remove {output}, or name another --output to train in earnest")
 
 
 def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
@@ -186,7 +188,8 @@ def _value(hint: Any, text: str) -> Any:
     with suppress(ValueError):
         value = parse_yaml("", text, as_written=names)
         if text and fits(value, hint):
-            return value
+            is_whole = type(value) is int and hint is not Any and fits(0.5, hint)  # 5 for a number is 5.0
+            return float(value) if is_whole else value
     kind = "a list of names, such as '[cat, dog]'; quote one that has a colon" if names else wanted(hint)
     raise ArgumentTypeError(f"{text} must be {kind}")
 
@@ -248,12 +251,13 @@ class LiveProgress(Progress):
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%  {task.fields[state]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("gone,"),
             TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("left"),
         )
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.add_task("train", total=None, epoch="", state="starting")
-        self.images_per_second = 0.0
+        self.speed = ""  # not known yet
 
     def say(self, message: str) -> None:
         """One message above the bar."""
@@ -268,10 +272,10 @@ class LiveProgress(Progress):
             figures = f"loss {loss}, validation top-1 {validation}, {state['elapsed_seconds']:.0f} s"
             self.say(f"epoch {state['epoch']:>3}: {figures}")
         elif state.get("event") == "step":
-            self.images_per_second = state["images_per_second"]
+            self.speed = f"  {state['images_per_second']:.0f} images/s"
         elif "total_steps" in state:
             accuracy = "" if state["top1_percent"] is None else f"  top-1 {state['top1_percent']:.1f} %"
-            text = f"loss {state['loss']:.3f}{accuracy}  {self.images_per_second:.0f} images/s"
+            text = f"loss {state['loss']:.3f}{accuracy}{self.speed}"
             self.update(
                 self.task, total=state["total_steps"], completed=state["step"], epoch=state["epoch"], state=text
             )

@@ -116,6 +116,7 @@ def best_recipe(sweep: Sweep, best: Ranked) -> str:
         f"# The best of a sweep by validation accuracy: trial {best.trial.name}, {with_spread(best.accuracies)} over "
         f"seeds {', '.join(str(cell.seed) for cell in best.trial.cells)}\n"
         f"# Run:  ceit train --recipe {sweep.places.results / BEST} --data {sweep.data} --output DIR{length}\n"
+        f"# A run is as long as a trial was; --epochs N trains longer.\n"
         f"# {best.trial.words}\n" + yaml.safe_dump(options, sort_keys=False)
     )
 

@@ -95,9 +95,11 @@ class TrainConfig:
     """Names of the classes to keep, in this order. Other classes of a folder or table are not even read. null: all."""
     validation_percent: Annotated[float, Limit("must be in [0, 50]", minimum=0, maximum=50)] = 5.0
     """Percent of the training images to set aside for choosing the best model, at least one image. Used only if the
-    data has a test part but no validation part; data without parts is always cut 80/10/10. 0: needs select last."""
+    data has a test part but no validation part; data without parts is always cut 80/10/10. 0 works only with select
+    last."""
     train_percent: Annotated[float, Limit("must be in (0, 100]", exclusiveMinimum=0, maximum=100)] = 100.0
-    """Percent of the other training images to train on, the same share of every class, at least one image of each."""
+    """Percent of the training images left after validation to train on. The same share of every class, at least one
+    image of each."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """shuffle: an epoch shows every image once. balanced: it shows every class equally often."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -110,7 +112,7 @@ class TrainConfig:
     """Leave out files that cannot be read. Without it they stop the run."""
 
     epochs: Count | None = None
-    """Passes over the training images. null: as many as show about the number of images that samples says."""
+    """Passes over the training images. null: enough epochs to show about `samples` images in all."""
     samples: Count = 200_000
     """Training images to show in the whole run, if epochs is null."""
     max_epochs: Count = 300
@@ -124,7 +126,7 @@ class TrainConfig:
     """Global batch size that peak_lr is meant for. Another batch size scales the learning rate in proportion. null: use
     peak_lr as it is."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls after the warm-up: along a cosine or linear."""
+    """How the learning rate falls after the warm-up: along a cosine or along a line."""
     warmup_epochs: NotNegative = 0.5
     """Epochs in which the learning rate rises from warmup_lr to its peak; 0.5 is half an epoch."""
     warmup_lr: NotNegative = 1e-6
@@ -160,7 +162,7 @@ class TrainConfig:
     select: Literal["best", "last"] = "best"
     """best: keep the weights with the best validation accuracy. last: keep those of the last epoch."""
     early_stopping_epochs: Count | None = None
-    """Stop after this many epochs without a higher validation accuracy; the learning rate is still high then. null:
+    """Stop after this many epochs without a higher validation accuracy, before the learning rate has fallen. null:
     never stop early."""
 
     precision: Literal["auto", "bf16", "fp16", "float32", "float64"] = "auto"

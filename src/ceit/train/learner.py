@@ -18,6 +18,7 @@ from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.train.batch_norm import average_over_processes, freeze_statistics, running_statistics, warn_of_small_batches
 from ceit.train.checkpoint import Parts
+from ceit.train.config import TrainConfig
 from ceit.train.distributed import shared_gradients
 from ceit.train.objective import Objective, balanced_weights
 from ceit.train.optimizer import make_optimizer, make_schedule
@@ -31,7 +32,7 @@ class Learner:
 
     ``network`` is ``model`` as it is trained: its gradients averaged over the processes, compiled if asked for. ``ema``
     is the average of the weights, None without one; ``statistics`` are BatchNorm's, which a skipped step puts back.
-    A process computes ``device_batch_size`` images at once, None for its whole share. ``checkpoints`` is where the run
+    ``checkpoints`` is where the run
     saves its state, for advice; ``cores`` are followed before each step, None where the number of threads stays.
     """
 
@@ -46,9 +47,8 @@ class Learner:
         say: Say,
     ) -> None:
         config, device, class_names = run.config, accelerator.device, run.dataset.class_names
-        self.config, self.accelerator, self.checkpoints, self.cores = config, accelerator, checkpoints, cores
+        self.run, self.accelerator, self.checkpoints, self.cores = run, accelerator, checkpoints, cores
         self.dtype, self.autocast_dtype = run.dtype, run.autocast_dtype
-        self.device_batch_size = config.device_batch_size if isinstance(config.device_batch_size, int) else None
         self.model = model.to(device, run.dtype).train()
         if config.batch_norm == "sync" and accelerator.num_processes > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is one itself
@@ -69,6 +69,17 @@ class Learner:
         teacher = make_teacher(config.distillation, class_names, preprocessing, device, run.dtype)
         self.objective = Objective(config, len(class_names), weights_k, teacher)
         self.schedule = make_schedule(self.optimizer, config, run.steps_per_epoch, run.steps)
+
+    @property
+    def config(self) -> TrainConfig:
+        """The options, as resolved."""
+        return self.run.config
+
+    @property
+    def device_batch_size(self) -> int | None:
+        """Images that a process computes at once; None for its whole share, and while it is not yet found."""
+        size = self.config.device_batch_size
+        return size if isinstance(size, int) else None
 
     @property
     def share(self) -> int:
@@ -100,7 +111,7 @@ class Learner:
         if self.config.batch_norm == "frozen":
             freeze_statistics(self.network)
 
-    def settle_statistics(self) -> None:
+    def average_statistics(self) -> None:
         """One set of BatchNorm statistics over all processes, as evaluating and saving need it."""
         for network in self.candidates().values():
             average_over_processes(network, self.accelerator)

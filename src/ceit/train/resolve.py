@@ -1,7 +1,7 @@
-"""From options, data and machine to a run with every choice made. Nothing after this changes an option.
+"""From options, data and machine to a run with every choice made.
 
 Two values show only when the network computes, ``device_batch_size auto`` and the steps of a time budget:
-``run.train`` measures them and completes the ``ResolvedRun`` before anything is written.
+``run.train`` measures them and completes the ``ResolvedRun``. Then it is written, and nothing changes an option again.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ def resolve(
     """Every choice, made once; what differs from the options is said.
 
     ``saved`` is the run that goes on or starts over: what its start measured or saw in the images stays. An option
-    that was ``typed`` must have an effect.
+    that was ``typed`` on the command line must have an effect.
 
     Raises: ValueError for an unknown model or data set, data that cannot be read, or options that do not suit the data.
     """

@@ -25,7 +25,7 @@ from ceit.train.distributed import from_main, make_accelerator, naming_lost_proc
 from ceit.train.log import Show
 from ceit.train.metrics import Evaluation
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
-from ceit.train.resolve import ResolvedRun, resolve
+from ceit.train.resolve import resolve
 from ceit.train.run_directory import RunDirectory
 from ceit.train.trainer import Trainer
 
@@ -65,11 +65,11 @@ def train(
     path, behind which the others are dropped; the resolved configuration of the run then has to be the same. A run that
     starts over takes the steps that it was to take, if its options are. With ``time_budget_seconds``, which begin now,
     the run takes as many steps as end in time, with validation and report, at least one; a resumed run keeps its steps.
-    ``typed`` are the options that somebody set for this run alone, and that are refused where the data leave them no
-    effect. ``say`` gets messages, ``show`` the state after every step, ``observe_test`` logits and labels of the test
-    split, batch by batch. Started by a launcher, every process calls this, and the main one alone writes, says and
-    shows. With ``share_cores`` the number of threads on a CPU follows what other programs leave free, unless the same
-    bits are wanted (``deterministic``) or ``OMP_NUM_THREADS`` is set.
+    ``typed`` are the options that were typed for this run: ``validation_percent`` among them is refused for data that
+    leave it no effect. ``say`` gets messages, ``show`` the state after every step, ``observe_test`` logits and labels
+    of the test split, batch by batch. Started by a launcher, every process calls this, and the main one alone writes,
+    says and shows. With ``share_cores`` the number of threads on a CPU follows what other programs leave free, unless
+    the same bits are wanted (``deterministic``) or ``OMP_NUM_THREADS`` is set.
 
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
     another run is writing; OSError for a checkpoint that cannot be read; Interrupted (a KeyboardInterrupt) after
@@ -85,7 +85,7 @@ def train(
     is_alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
     may_change_threads = is_alone and not config.deterministic and not config.compile
     with (
-        directory.owned(resume is not None, say),
+        directory.reserved(resume is not None, say),
         deterministic(config.deterministic),
         naming_lost_processes(accelerator),
         sharing_cores(share_cores and may_change_threads, say) as cores,
@@ -97,7 +97,8 @@ def train(
             say("a resumed run keeps its number of steps: the time budget changes nothing")
         run = resolve(config, data, accelerator, saved=saved, typed=typed, say=say)
         trainer = Trainer(run, directory, accelerator, cores=cores, say=say, show=show)
-        run = trainer.run = _measured(trainer, time_budget_seconds, ends)
+        _measure(trainer, time_budget_seconds, ends)
+        run = trainer.run  # from here on nothing changes an option
         if resumed is not None:
             for change in directory.go_on(resumed, run.description()):
                 say(f"resumed with another option: {change}")
@@ -128,13 +129,13 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
     directory = RunDirectory(output, writes=accelerator.is_main_process)
     say = say if directory.writes else _in_silence
     with (
-        directory.owned(resuming=False, say=say),
+        directory.reserved(resuming=False, say=say),
         deterministic(config.deterministic),
         naming_lost_processes(accelerator),
     ):
         accelerator.wait_for_everyone()
         trainer = Trainer(resolve(config, data, accelerator, say=say), directory, accelerator, say=say)
-        _measured(trainer)
+        _measure(trainer)
         result = learning_rate_range_test(trainer)
         if directory.writes:
             write_text(output / "lr_range_test.json", json.dumps(result._asdict(), indent=1) + "\n")
@@ -154,25 +155,24 @@ def deterministic(on: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _measured(trainer: Trainer, time_budget_seconds: float | None = None, ends: float = math.inf) -> ResolvedRun:
-    """The run with what only its network can show: the batch that fits, and the steps that end in time."""
-    run, learner, say = trainer.run, trainer.learner, trainer.say
-    if run.config.device_batch_size == "auto":
-        size = learner.device_batch_size = device_batch_that_fits(trainer)
-        run = replace(run, config=replace(run.config, device_batch_size=size))
+def _measure(trainer: Trainer, time_budget_seconds: float | None = None, ends: float = math.inf) -> None:
+    """Complete the run by what only its network can show: the batch that fits, and the steps that end in time."""
+    config, say = trainer.run.config, trainer.say
+    if config.device_batch_size == "auto":
+        size = device_batch_that_fits(trainer)
+        trainer.take(replace(trainer.run, config=replace(config, device_batch_size=size)))
         if size is not None:
-            warn_of_small_batches(learner.model, size, run.config.batch_norm, say)
+            warn_of_small_batches(trainer.learner.model, size, config.batch_norm, say)
     if time_budget_seconds is None:
-        return run
+        return
     trainer.budget = budget = measured_budget(time_budget_seconds, ends, trainer)
     steps = from_main(budget.steps_that_fit(0))
-    trainer.plan(steps)
+    trainer.take(trainer.run.in_steps(steps))
     say(
         f"{max(0.0, ends - time.monotonic()):.0f} s are left: a step takes {budget.step_seconds:.3g} s, the end of an "
         f"epoch {budget.epoch_end_seconds:.3g} s, the report {budget.report_seconds:.3g} s; so {steps} steps, "
-        f"{steps / run.steps_per_epoch:.3g} epochs"
+        f"{steps / trainer.run.steps_per_epoch:.3g} epochs"
     )
-    return run.in_steps(steps)
 
 
 def _summary(trainer: Trainer) -> str:

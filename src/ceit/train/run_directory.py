@@ -54,7 +54,7 @@ class RunDirectory:
     writes: bool = True
 
     @contextmanager
-    def owned(self, resuming: bool, say: Say) -> Iterator[None]:
+    def reserved(self, resuming: bool, say: Say) -> Iterator[None]:
         """For this run alone; one that fails before it has written anything leaves nothing behind.
 
         A run that was stopped when it had written no more than the record of its images may be begun anew.

@@ -71,7 +71,7 @@ def _step(
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
     statistics = [statistic.clone() for statistic in learner.statistics]
-    images_bchw, labels = _mixed(learner, images_bchw, labels_b, step)
+    images_bchw, labels = _on_device(learner, images_bchw, labels_b, step)
     local_loss, right = _gradients(learner, learner.network, images_bchw, labels, learner.device_batch_size)
     norm = _gradient_norm(learner)
     share = len(labels_b)
@@ -93,7 +93,7 @@ def _step(
 
 def step_alone(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int, device_batch_size: int) -> None:
     """All that a step computes, to see whether it can: without the other processes, and whatever comes out of it."""
-    images_bchw, labels = _mixed(learner, images_bchw, labels_b, step)
+    images_bchw, labels = _on_device(learner, images_bchw, labels_b, step)
     _gradients(learner, learner.model, images_bchw, labels, device_batch_size)
     _gradient_norm(learner)
     learner.optimizer.step()
@@ -103,7 +103,7 @@ def step_alone(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: in
     learner.optimizer.zero_grad(set_to_none=True)
 
 
-def _mixed(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _on_device(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """This process's share of the batch on its device, as the network sees it."""
     accelerator = learner.accelerator
     images_bchw = images_bchw.to(accelerator.device, learner.dtype, non_blocking=True)

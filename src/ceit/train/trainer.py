@@ -112,7 +112,7 @@ class Trainer:
     def _end_epoch(self) -> float:
         """Validation of raw and averaged weights, the best of them kept, the state saved; the validation's seconds."""
         progress, began = self.progress, time.perf_counter()
-        self.learner.settle_statistics()
+        self.learner.average_statistics()
         candidates = self.learner.candidates()
         validation_began = time.perf_counter()
         found = {} if self.validation_loader is None else self._validated(candidates)
@@ -133,7 +133,7 @@ class Trainer:
 
     def save(self) -> None:
         """The full state of the run, written by the main process."""
-        self.learner.settle_statistics()
+        self.learner.average_statistics()
         processes, keep = self.accelerator.num_processes, self.run.config.keep_checkpoints
         self.directory.save_state(self.progress, self.learner.parts(), processes, keep)
         self.accelerator.wait_for_everyone()
@@ -149,7 +149,7 @@ class Trainer:
                     raise
                 self.say(f"{error}; taking the one before")
         else:
-            return
+            return  # there is none
         progress, now = self.progress, self.accelerator.num_processes
         self.plan(progress.steps or self.run.steps)
         is_over = progress.epoch >= self.epochs
@@ -200,8 +200,17 @@ class Trainer:
         """Of all steps; the last one may be cut short."""
         return -(-self.progress.steps // len(self.train_loader))
 
+    def take(self, run: ResolvedRun) -> None:
+        """Train this run, of which more is known by now: the images that fit at once, or the steps that end in time."""
+        self.run = self.learner.run = run
+        self.plan(run.steps)
+
     def plan(self, steps: int) -> None:
-        """Take so many steps in all: with the last one the learning rate reaches its end."""
+        """Take so many steps in all: with the last one the learning rate reaches its end.
+
+        ``progress.steps`` rules from here on. A time budget may plan anew while the run goes on; ``run`` and
+        ``config.yaml`` keep the steps that it began with.
+        """
         self.progress.steps = steps
         self.learner.schedule = make_schedule(self.learner.optimizer, self.run.config, len(self.train_loader), steps)
 
