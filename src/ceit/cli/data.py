@@ -191,9 +191,11 @@ def _findings(report: Report) -> Table:
         add("shards changed since they were written", len(report.changed_shards), error=True)
     if len(report.splits) > 1:
         add("images copied across splits", len(report.leaks), _kinds(report.leaks), error=True)
-    unsplit = "a chance cut may put them on both sides" if within and len(report.splits) == 1 else ""
+    unsplit = (
+        "the cut keeps byte-for-byte copies together, others it may part" if within and len(report.splits) == 1 else ""
+    )
     add("images copied within a split", len(within), "; ".join(filter(None, (_kinds(within), unsplit))))
-    add("of all copies, in several classes", sum(group.of_several_classes for group in report.copies))
+    add("copies that lie in several classes", sum(group.of_several_classes for group in report.copies))
     add("empty classes", len(report.empty_classes), error=True)
     if not report.refusal:  # which may be that there is no part to train on
         add("classes without training images", len(report.untrained_classes), error=True)
