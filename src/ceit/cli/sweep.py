@@ -75,7 +75,8 @@ def print_plan(sweep: Sweep) -> None:
     ]
     left = print_cells(["run", *sweep.choices], rows)
     earlier = f"; total_time {sweep.total_time} may end it earlier" if sweep.total_time else ""
-    print(f"{len(sweep.all_trials)} trials, {len(rows)} runs, {left / 3600:.1f} hours left on this machine{earlier}")
+    minutes = f"about {left / 60:.0f} minutes to go on this machine"
+    print(f"{len(sweep.all_trials)} trials, {len(rows)} runs, {minutes}{earlier}")
 
 
 def print_report(sweep: Sweep) -> None:

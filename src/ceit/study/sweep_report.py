@@ -84,8 +84,8 @@ def notes(sweep: Sweep, found: Sequence[Ranked]) -> list[str]:
         reports = [(sweep.places.run_of(cell) / "test.json").read_text(encoding="utf-8") for cell in cells]
         accuracy = with_spread([json.loads(report)["top1_percent"] for report in reports])
         lines.append(
-            f"Test top-1 of the best trial: {accuracy}. It was read after the choice, of this trial alone. Its "
-            "validation accuracy is a little too good, because it was chosen by it."
+            f"Test top-1 of the best trial: {accuracy}. It was read after the choice, of this trial alone. The trial "
+            "was chosen by its validation accuracy, so that number is a little too high."
         )
     return lines
 

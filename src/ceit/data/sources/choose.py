@@ -11,8 +11,8 @@ from ceit.data.sources.download import fetch_named
 from ceit.data.sources.hub import PREFIX, load_hub
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.layout import load_folder
+from ceit.data.sources.load_options import LoadOptions, SizeChoice
 from ceit.data.sources.named import load_named
-from ceit.data.sources.options import LoadOptions, SizeChoice
 from ceit.data.sources.published import PUBLISHED, fetch_published, load_published
 from ceit.data.sources.shards.load import has_shards, load_shards
 from ceit.data.sources.table import SUFFIXES, load_labels

@@ -13,7 +13,7 @@ from ceit.data.cache import file_state
 from ceit.data.encoded import EncodedSplit
 from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.listing import usual_geometry, usual_statistics
-from ceit.data.sources.options import LoadOptions
+from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.splits import Split, readable
 from ceit.data.survey import form_for, survey

@@ -14,7 +14,7 @@ from pathlib import Path
 from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.class_names import alike, class_name, folded
 from ceit.data.sources.listing import Listing, load_files
-from ceit.data.sources.options import LoadOptions
+from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.sources.walk import Folder, open_folder, passed_over_line, printable
 

@@ -14,7 +14,7 @@ from ceit.data.image import read_header
 from ceit.data.labelled import LabelledSet, require_classes
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.reduced import IN_MEMORY_SIDE, Size
-from ceit.data.sources.options import LoadOptions
+from ceit.data.sources.load_options import LoadOptions
 from ceit.data.splits import FileSplit, readable
 from ceit.data.survey import form_for, survey
 from ceit.data.threads import read_all

@@ -13,7 +13,7 @@ from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_unpacked
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.listing import usual_statistics
-from ceit.data.sources.options import LoadOptions
+from ceit.data.sources.load_options import LoadOptions
 from ceit.data.splits import ArraySplit, from_pixels, resized
 
 

@@ -21,7 +21,7 @@ from ceit.data.reduced import Form, evaluation_cover, usual_crop
 from ceit.data.sources.download import copy_from_mirror
 from ceit.data.sources.layout import read_split
 from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, usual_statistics
-from ceit.data.sources.options import LoadOptions
+from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
 

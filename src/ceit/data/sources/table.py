@@ -12,7 +12,7 @@ from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.class_names import alike, class_name
 from ceit.data.sources.columns import Columns, read_columns
 from ceit.data.sources.listing import Listing, load_files, shown_path
-from ceit.data.sources.options import LoadOptions
+from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import split_name, split_of
 
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})

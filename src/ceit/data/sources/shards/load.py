@@ -13,7 +13,7 @@ import torch
 from ceit.data.labelled import LabelledSet
 from ceit.data.sources.layout import has_class_folders
 from ceit.data.sources.listing import usual_statistics
-from ceit.data.sources.options import LoadOptions
+from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.shards.foreign import find_shards, scan_shards
 from ceit.data.sources.shards.index import INDEX, ShardSet, is_written_here, read_index, shard_set
 from ceit.data.sources.shards.split import forget_open_shards
