@@ -126,7 +126,7 @@ class TrainConfig:
     """Global batch size that peak_lr is meant for. Another batch size scales the learning rate in proportion. null: use
     peak_lr as it is."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls after the warm-up: along a cosine or along a line."""
+    """How the learning rate falls after the warm-up. cosine: along a cosine. linear: along a straight line."""
     warmup_epochs: NotNegative = 0.5
     """Epochs in which the learning rate rises from warmup_lr to its peak; 0.5 is half an epoch."""
     warmup_lr: NotNegative = 1e-6
