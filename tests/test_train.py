@@ -30,7 +30,9 @@ def test_a_fast_dev_run_does_everything_in_two_batches(tmp_path: Path, capsys: p
     events = [json.loads(line)["event"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert events == ["step", "step", "epoch", "test"]
     assert (run / "model.safetensors").is_file()
-    assert "kept: raw weights of epoch 1" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "kept: raw weights of epoch 1" in printed.out
+    assert f"for the real training name another --output, or remove {run}" in printed.err
 
 
 def test_the_printed_configuration_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,9 @@ def main(arguments: list[str]) -> None:
     if is_main:
         print_report(result)
         if asked.fast_dev_run:
-            live.say(f"this was a trial of two batches: remove {output}, or name another --output to train in earnest")
+            live.say(
+                f"this was only a trial of two batches: for the real training name another --output, or remove {output}"
+            )
 
 
 def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:

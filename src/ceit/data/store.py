@@ -105,7 +105,7 @@ class Store:
         """Opens the file in ``folder``. Raises: ValueError for a CEIT_CACHE_GB that is no number."""
         self._lock = threading.RLock()
         self._connection, self._is_open = sqlite3.connect(":memory:", check_same_thread=False), False
-        self._connection.close()
+        self._connection.close()  # until the file is open every use fails, which ``_attempt`` expects
         self.path = None if folder is None else folder / FILE_NAME
         self.limit_bytes = 0
         self.trouble = trouble
