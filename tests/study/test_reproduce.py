@@ -313,7 +313,8 @@ def test_the_learning_rate_is_that_of_the_best_validation_accuracy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     scale, places = scales()["digits"], Places(tmp_path / "results", tmp_path / "runs")
-    assert chosen_rates(scale, places) is None
+    study = load_study("lca")
+    assert chosen_rates(study, scale, places) is None
     accuracy = {("DeiT", 1e-3): 50.0, ("DeiT", 2e-3): 60.0, ("DeiT", 4e-3): 40.0, ("CeiT", 4e-3): 90.0}
     ran: list[str] = []
 
@@ -323,10 +324,12 @@ def test_the_learning_rate_is_that_of_the_best_validation_accuracy(
         runner.write_cell(places.results, cell, {"best": best})
 
     monkeypatch.setattr(runner, "run_cell", pretend)
-    reproduce(load_study("lca"), scale, places, lambda message: None, lambda state: None)
-    assert chosen_rates(scale, places) == {"DeiT": 2e-3, "CeiT": 4e-3}
-    assert [line.split()[0] for line in ran] == [TUNING] * 6 + ["lca"] * 9  # the tenth is a run that chose the rate
-    assert all(line.endswith(" 0.004") for line in ran[6:])
+    reproduce(study, scale, places, lambda message: None, lambda state: None)
+    assert chosen_rates(study, scale, places) == {"DeiT": 2e-3, "CeiT": 4e-3}
+    assert [line.split()[0] for line in ran] == [TUNING] * 8 + ["lca"] * 9  # the tenth is a run that chose the rate
+    assert all(line.endswith(" 0.004") for line in ran[8:])
+    fewer = replace(study, choose_from={"digits": [5e-4, 1e-3]})
+    assert chosen_rates(fewer, scale, places) == {"DeiT": 1e-3, "CeiT": 5e-4}
 
 
 def run(name: str, places: Places, said: list[str] | None = None) -> None:

@@ -66,6 +66,10 @@ def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
     versions = {record["code"]["source"] for record in cells}
     of_code = f" {len(versions)} versions of the code." if len(versions) > 1 else ""
     number = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
+    if study.tuned:
+        rates = ", ".join(f"{rate:g}" for rate in study.rates_at(scales()[scale]))
+        families = " and for ".join(sorted({arm.tuned_as for arm in study.arms if arm.tuned_as}))
+        parts.append(f"Learning rates: of {rates} the best for {families}, by validation accuracy of one seed.")
     parts.append(f"{number} on {scale}: {scales()[scale].about}. Measured on {'; '.join(machines)}.{of_code}")
     return "\n\n".join(parts)
 
