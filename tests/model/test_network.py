@@ -23,6 +23,7 @@ def configurations(draw: st.DrawFn) -> CeiTConfig:
     stem_stride, stem_pool = draw(st.sampled_from([1, 2])), draw(st.booleans())
     patch_size = stem_stride * (2 if stem_pool else 1) * draw(st.integers(1, 2))
     num_heads = draw(st.integers(1, 3))
+    global_pool = draw(st.sampled_from(["token", "sum"]))
     return CeiTConfig(
         img_size=(patch_size * draw(st.integers(1, 4)), patch_size * draw(st.integers(1, 4))),
         in_chans=draw(st.sampled_from([1, 3, 4])),
@@ -48,13 +49,15 @@ def configurations(draw: st.DrawFn) -> CeiTConfig:
         leff_class_token=draw(st.sampled_from(["normalized", "identity"])),
         lca=draw(st.booleans()),
         lca_pos_embed=draw(st.booleans()),
-        skip_dead=draw(st.booleans()),
+        global_pool=global_pool,
+        skip_dead=global_pool == "token" and draw(st.booleans()),
     )
 
 
 def test_the_strategy_draws_every_field() -> None:
     drawn: dict[str, set[Any]] = {field.name: set() for field in fields(CeiTConfig)}
 
+    @settings(max_examples=200)
     @given(configurations())
     def collect(config: CeiTConfig) -> None:
         for name, values in drawn.items():
@@ -104,7 +107,8 @@ def test_evaluation_leaves_out_only_what_is_dead(config: CeiTConfig) -> None:
     height, width = config.grid
     assert features.shape == (BATCH, 1 + height * width, config.embed_dim)
     torch.testing.assert_close(model(images), model.forward_head(features), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(model.forward_head(features, pre_logits=True), features[:, 0], rtol=0, atol=0)
+    pooled = features[:, 0] + (features[:, 1:].mean(1) if config.global_pool == "sum" else 0)
+    torch.testing.assert_close(model.forward_head(features, pre_logits=True), pooled, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +142,13 @@ def test_training_without_dead_rows_has_the_same_logits_and_gradients(
             assert twin.grad is None, name
         else:
             torch.testing.assert_close(twin.grad, parameter.grad, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_pooling_the_patches_leaves_no_dead_rows_to_skip(tiny: Callable[..., CeiT]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^skip_dead true needs global_pool token: the patch tokens of the last block"
+    ):
+        tiny(global_pool="sum", skip_dead=True)
 
 
 @pytest.mark.parametrize(("training", "skip_dead", "runs"), [(False, False, 0), (True, False, 1), (True, True, 0)])
@@ -227,8 +238,8 @@ def is_dropping(module: nn.Module) -> bool:
 
 
 def dead_names(config: CeiTConfig, model: CeiT) -> Iterator[str]:
-    """Parameters that only patch rows of the last block use."""
-    if config.feed_forward == "leff":
+    """Parameters that only patch rows of the last block use, if those are not pooled."""
+    if config.feed_forward == "leff" and config.global_pool == "token":
         last = f"blocks.{config.depth - 1}"
         parts = ["mlp"] if config.leff_class_token == "normalized" else ["mlp", "norm2"]
         yield from (

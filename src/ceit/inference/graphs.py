@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ceit.model import CeiT
-from ceit.model.ceit import EncoderBlock
 from ceit.model.i2t import ImageToTokens
 from ceit.model.leff import to_tokens
 
@@ -180,14 +179,7 @@ class _AnySize(nn.Module):
         positions_1td = _resized(model.pos_embed, model.config.grid, (height, width))
         class_b1d = model.cls_token.expand(batch, -1, -1)
         tokens_btd = torch.cat([class_b1d, to_tokens(map_bdhw)], dim=1) + positions_1td
-        class_tokens: list[Tensor] = []
-        for i, block in enumerate(model.blocks):
-            assert isinstance(block, EncoderBlock)
-            last = i == len(model.blocks) - 1
-            tokens_btd = block.forward_class_token(tokens_btd) if last else block(tokens_btd, (height, width))
-            class_tokens.append(tokens_btd[:, 0])
-        class_b1d = tokens_btd if model.lca is None else model.lca(torch.stack(class_tokens, dim=1))
-        return model.forward_head(model.norm(class_b1d))
+        return model.forward_head(model.encode(tokens_btd, (height, width), live_only=model.config.has_dead_rows))
 
 
 def _resized(positions_1td: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

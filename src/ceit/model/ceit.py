@@ -55,9 +55,10 @@ class CeiT(nn.Module):
     Shape: images ``(B, in_chans, height, width)`` to logits ``(B, num_classes)``, always.
     Raises: ValueError for an image of another size than ``config.image_hw``.
 
-    Only the class token leaves the last block, and LeFF never mixes patches into it, so that block's patch rows cannot
+    Only the class token is classified, and LeFF never mixes patches into it, so the last block's patch rows cannot
     reach the logits. ``forward`` leaves them out in eval mode, exactly; in training it computes them as the release
-    does, their BN statistics move and their gradients are zeros, unless ``config.skip_dead``.
+    does, their BN statistics move and their gradients are zeros, unless ``config.skip_dead``. With
+    ``global_pool="sum"`` the patches are classified too, and no row is dead.
 
     Source: arXiv 2103.11816 and the released implementation. Differs: see docs/decisions; defaults follow the release.
     """
@@ -102,27 +103,32 @@ class CeiT(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        live_only = self.config.skip_dead if self.training else True
-        return self.forward_head(self._forward_tokens(images, live_only))
+        live_only = self.config.skip_dead if self.training else self.config.has_dead_rows
+        return self.forward_head(self.encode(self._embed(images), self.config.grid, live_only))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens ``(B, 1 + N, D)``: LCA's output (or the class token), then the last block's patches."""
-        return self._forward_tokens(images, live_only=False)
+        return self.encode(self._embed(images), self.config.grid)
 
     def forward_head(self, tokens_btd: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``(B, num_classes)`` from row 0 of the tokens; with ``pre_logits`` the row itself, ``(B, D)``."""
-        class_bd = tokens_btd[:, 0]
-        return class_bd if pre_logits else self.head(class_bd)
+        """Logits ``(B, num_classes)`` of row 0 of the tokens, plus the mean of the others for ``global_pool="sum"``.
 
-    def _forward_tokens(self, images: Tensor, live_only: bool) -> Tensor:
-        tokens_btd = self._embed(images)
+        With ``pre_logits`` what the head gets, ``(B, D)``.
+        """
+        pooled_bd = tokens_btd[:, 0]
+        if self.config.global_pool == "sum":
+            pooled_bd = pooled_bd + tokens_btd[:, 1:].mean(dim=1)
+        return pooled_bd if pre_logits else self.head(pooled_bd)
+
+    def encode(self, tokens_btd: Tensor, grid: tuple[int, int], live_only: bool = False) -> Tensor:
+        """Embedded tokens ``(B, 1 + N, D)`` of a grid to what ``forward_features`` gives; with ``live_only`` row 0."""
         class_tokens: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if live_only and i == len(self.blocks) - 1:
                 assert isinstance(block, EncoderBlock)
                 tokens_btd = block.forward_class_token(tokens_btd)
             else:
-                tokens_btd = self._forward_block(block, tokens_btd)
+                tokens_btd = self._forward_block(block, tokens_btd, grid)
             class_tokens.append(tokens_btd[:, 0])
         if self.lca is not None:
             class_b1d = self.lca(torch.stack(class_tokens, dim=1))
@@ -134,11 +140,11 @@ class CeiT(nn.Module):
         class_b1d = self.cls_token.expand(patches_bnd.shape[0], -1, -1).to(patches_bnd.dtype)
         return torch.cat([class_b1d, patches_bnd], dim=1) + self.pos_embed
 
-    def _forward_block(self, block: nn.Module, tokens_btd: Tensor) -> Tensor:
+    def _forward_block(self, block: nn.Module, tokens_btd: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.grad_checkpointing and self.training:
             contexts = partial(_checkpoint_contexts, block)
-            return checkpoint(block, tokens_btd, self.config.grid, use_reentrant=False, context_fn=contexts)
-        return block(tokens_btd, self.config.grid)
+            return checkpoint(block, tokens_btd, grid, use_reentrant=False, context_fn=contexts)
+        return block(tokens_btd, grid)
 
     def forward_intermediates(
         self,
@@ -166,7 +172,7 @@ class CeiT(nn.Module):
         for i, block in enumerate(self.blocks):
             if stop_early and intermediates_only and i > last:
                 break
-            tokens_btd = self._forward_block(block, tokens_btd)
+            tokens_btd = self._forward_block(block, tokens_btd, self.config.grid)
             class_tokens.append(tokens_btd[:, 0])
             if i in take:
                 taken_btd = self.norm(tokens_btd) if norm else tokens_btd
@@ -202,10 +208,12 @@ class CeiT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head of ``num_classes`` outputs, none at 0. Raises ValueError for another pooling than ``token``."""
-        if global_pool not in (None, "token"):
-            raise ValueError(f"global_pool {global_pool!r} must be 'token': CeiT classifies its class token")
-        self.config = replace(self.config, num_classes=num_classes)
+        """A new head of ``num_classes`` outputs, none at 0, and another ``global_pool`` of CeiTConfig if it is given.
+
+        Raises: ValueError for a pooling that CeiTConfig does not have.
+        """
+        changed: dict[str, Any] = {} if global_pool is None else {"global_pool": global_pool}
+        self.config = replace(self.config, num_classes=num_classes, **changed)
         self.num_classes = num_classes
         like = self.cls_token
         self.head = _head(self.embed_dim, num_classes).to(like.device, like.dtype)

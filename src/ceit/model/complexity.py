@@ -82,8 +82,8 @@ def complexity(config: CeiTConfig) -> Complexity:
 
 
 def deit_twin(config: CeiTConfig) -> CeiTConfig:
-    """The same geometry without the paper's three parts: raw patches, an MLP, the last block's class token."""
-    return replace(config, stem="patch", feed_forward="mlp", lca=False)
+    """The same geometry without the paper's three parts and ours: raw patches, an MLP, the last block's class token."""
+    return replace(config, stem="patch", feed_forward="mlp", lca=False, global_pool="token")
 
 
 def _modules(config: CeiTConfig) -> Iterator[ModuleComplexity]:
@@ -93,7 +93,7 @@ def _modules(config: CeiTConfig) -> Iterator[ModuleComplexity]:
     yield _free("cls_token", (patches, dim), (tokens, dim), parameters=dim)
     yield _free("pos_embed", (tokens, dim), parameters=tokens * dim)
     for block in range(config.depth):
-        yield from _encoder_block(f"blocks.{block}", config, last=block == config.depth - 1)
+        yield from _encoder_block(f"blocks.{block}", config, dead=config.has_dead_rows and block == config.depth - 1)
     if config.lca:
         yield from _lca(config)
     yield _layer_norm("norm", tokens, dim)
@@ -121,16 +121,16 @@ def _patch_embedding(config: CeiTConfig) -> ModuleComplexity:
     return _convolution("patch_embed.proj", image, config.embed_dim, side, stride=side)
 
 
-def _encoder_block(name: str, config: CeiTConfig, *, last: bool) -> Iterator[ModuleComplexity]:
-    """Only the class token leaves the last block: there it is the one live query and the MLP's one live row."""
+def _encoder_block(name: str, config: CeiTConfig, *, dead: bool) -> Iterator[ModuleComplexity]:
+    """In a ``dead`` block no logit depends on the patch rows: the class token is the one live query and MLP row."""
     dim, tokens = config.embed_dim, config.grid[0] * config.grid[1] + 1
     yield _layer_norm(f"{name}.norm1", tokens, dim)
-    yield from _attention(f"{name}.attn", config, tokens, queries=tokens, live_queries=1 if last else tokens)
+    yield from _attention(f"{name}.attn", config, tokens, queries=tokens, live_queries=1 if dead else tokens)
     yield _layer_norm(f"{name}.norm2", tokens, dim)
     if config.feed_forward == "leff":
-        yield from _leff(f"{name}.mlp", config, live=not last)
+        yield from _leff(f"{name}.mlp", config, live=not dead)
     else:
-        yield from _mlp(f"{name}.mlp", config, tokens, live_rows=1 if last else tokens)
+        yield from _mlp(f"{name}.mlp", config, tokens, live_rows=1 if dead else tokens)
 
 
 def _attention(

@@ -52,6 +52,7 @@ class CeiTConfig:
     lca: bool = True
     lca_pos_embed: bool = True  # the learned layer embedding of [R]; the paper's text has none
 
+    global_pool: Literal["token", "sum"] = "token"  # sum: classifies class token + mean of the patch tokens; not CeiT's
     skip_dead: bool = False  # train without the last block's patch rows, which cannot reach the logits
 
     def __post_init__(self) -> None:
@@ -77,6 +78,8 @@ class CeiTConfig:
             )
         if min(height, width) < self.patch_size:
             raise ValueError(f"image size {(height, width)} must be at least {self.patch_size} on each side, one patch")
+        if self.skip_dead and not self.has_dead_rows:
+            raise ValueError("skip_dead true needs global_pool token: the patch tokens of the last block are pooled")
         if height == width:  # 224 and (224, 224) are one configuration
             object.__setattr__(self, "img_size", height)
 
@@ -95,6 +98,11 @@ class CeiTConfig:
     def total_stem_stride(self) -> int:
         """``S``: pixels between neighbours of the map that I2T cuts its patches from."""
         return self.stem_stride * (2 if self.stem_pool else 1)
+
+    @property
+    def has_dead_rows(self) -> bool:
+        """Whether the last block's patch rows cannot reach the logits: of them only the class token is classified."""
+        return self.global_pool == "token"
 
     @property
     def expanded_dim(self) -> int:

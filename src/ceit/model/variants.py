@@ -59,8 +59,6 @@ def list_models(pretrained: bool = False) -> list[str]:
 
 def _build(name: str, **geometry: Any) -> CeiT:
     """What timm calls with the keywords of ``timm.create_model``."""
-    if geometry.pop("global_pool", None) not in (None, "token"):
-        raise ValueError("global_pool must be 'token': CeiT classifies its class token")
     return CeiT(config_of(name, **geometry))
 
 

@@ -19,7 +19,15 @@ from ceit.weights.layouts import first_of
 # What loading may change or training may choose, the architecture being the same.
 _OUTSIDE_ARCHITECTURE = {"img_size", "num_classes", "in_chans", "drop_path_rate", "skip_dead"}
 # What no shape tells.
-_NOT_IN_SHAPES = ("num_heads", "stem_stride", "stem_pool", "layer_norm_eps", "leff_last_activation", "leff_class_token")
+_NOT_IN_SHAPES = (
+    "num_heads",
+    "stem_stride",
+    "stem_pool",
+    "layer_norm_eps",
+    "leff_last_activation",
+    "leff_class_token",
+    "global_pool",
+)
 
 
 def config_from_shapes(
