@@ -219,3 +219,6 @@ def test_m12_whatever_is_true_or_false_is_a_switch() -> None:
         assert getattr(parse([f"--{name}", "false", *place])[0], field) is False
     config, _ = parse(["--augmentation.flip", "false", "--ema.warmup", *place, "--augmentation.flip"])
     assert (config.augmentation.flip, config.ema.warmup) == (True, True)
+    assert parse(["--augmentation.flip", "alternate", *place])[0].augmentation.flip == "alternate"
+    with pytest.raises(ValueError, match=r"unknown augmentation.flip 'alternat'; did you mean 'alternate'"):
+        config_from({"augmentation": {"flip": "alternat"}})

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -107,6 +107,18 @@ def test_resuming_with_other_options_is_refused(finished: Result) -> None:
         train(replace(SMALL, peak_lr=0.5), "digits", finished.output, resume="auto")
 
 
+def test_a_run_of_a_version_that_had_fewer_options_in_a_section_goes_on(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.output, copy)
+    saved = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
+    del saved["augmentation"]["brightness"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
+    assert train(SMALL, "digits", copy, resume="auto").test == finished.test
+    brighter = replace(SMALL, augmentation=replace(SMALL.augmentation, brightness=0.1))
+    with pytest.raises(ValueError, match=r"started with augmentation .*'brightness': 0.0"):
+        train(brighter, "digits", copy, resume="auto")
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished: Result, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished.output, copy)
@@ -195,9 +207,12 @@ def test_a_time_budget_chooses_the_epochs_and_is_said(tmp_path: Path) -> None:
     assert (saved["epochs"], saved["steps"]) == (1, 1)
 
 
-def test_images_of_digits_are_not_mirrored_whatever_the_recipe_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flip", [True, "alternate"])
+def test_images_of_digits_are_not_mirrored_whatever_the_recipe_says(
+    tmp_path: Path, flip: Literal[True, "alternate"]
+) -> None:
     said: list[str] = []
-    config = replace(SMALL, epochs=1, augmentation=Augmentation(flip=True))
+    config = replace(SMALL, epochs=1, limit_batches=1, augmentation=Augmentation(flip=flip))
     train(config, "digits", tmp_path / "run", say=said.append)
     assert any("augmentation.flip is off" in line for line in said)
 

@@ -29,7 +29,7 @@ from ceit.cli._parser import Parser, adding_to
 from ceit.cli._terminal import print_evaluation
 from ceit.inference.memory import keep_freed_memory
 from ceit.messages import unknown
-from ceit.options import dotted_options, fits, is_section, require_types, wanted
+from ceit.options import dotted_options, fits, is_section, parts_of, require_types, wanted
 from ceit.paths import expanded
 from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
 from ceit.train.probe import RangeTest
@@ -162,7 +162,7 @@ def _typed(arguments: list[str]) -> dict[str, Any]:
     types |= {name: Any for name in names if name.startswith(("geometry.", "optimizer_args."))}
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=SUPPRESS)
     for name, hint in types.items():
-        alone: dict[str, Any] = {"nargs": "?", "const": True} if hint is bool else {}
+        alone: dict[str, Any] = {"nargs": "?", "const": True} if bool in parts_of(hint) else {}
         read = partial(_value, dict if is_section(hint) else hint)
         parser.add_argument(_option(name), f"--{name}", dest=name, type=read, **alone)
     try:

@@ -23,6 +23,7 @@ from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_in, save_state
+from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
 
@@ -132,7 +133,7 @@ class RunDirectory:
         Raises: ValueError naming the first other option in which it would differ from the run that was started.
         """
         changes = []
-        for key, value in without_retired(saved.config).items():
+        for key, value in _as_of_now(saved.config).items():
             now = description.get(key)
             if now != value and key not in MAY_CHANGE:
                 fix = "a resumed run keeps its options; name another --output for a new run"
@@ -234,7 +235,14 @@ def saved_config(output: Path) -> dict[str, Any]:
 def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a run has the options of the one that was started, but for its length, images and what may change."""
     free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
-    return all(asked.get(key) == value for key, value in without_retired(saved).items() if key not in free)
+    return all(asked.get(key) == value for key, value in _as_of_now(saved).items() if key not in free)
+
+
+def _as_of_now(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options, in their sections those too that came after it: it did as their defaults do."""
+    defaults = TrainConfig().as_dict()
+    options = without_retired(saved)
+    return {key: defaults[key] | value if key in SECTIONS else value for key, value in options.items()}
 
 
 def lines_of(path: Path) -> list[str]:

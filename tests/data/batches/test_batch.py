@@ -137,3 +137,16 @@ def test_a_random_crop_keeps_to_its_shares_and_proportions() -> None:
     assert 0.7 < proportions.min() < 0.78
     assert 1.28 < proportions.max() < 1.43
     assert abs(shares.median() - 0.54) < 0.08  # uniform, less the widest that do not fit
+
+
+def test_a_square_cut_out_of_a_brighter_image_is_the_mean() -> None:
+    plain, bright = (images_of(noise(64), np.arange(64), cutout=8, **options) for options in ({}, {"brightness": 0.5}))
+    assert torch.equal((plain == 0).all(1), (bright == 0).all(1))  # no pixel's red is the mean
+    assert (plain != bright).flatten(1).any(1).all()
+
+
+def test_images_of_memory_and_of_files_get_the_same_brightness() -> None:
+    split, options = noise(8), {"brightness": 0.3, "flip": "alternate"}
+    augmentation, draws = Augmentation(**options), np.arange(8)
+    held = Batches(split, (SIDE, SIDE), PLAIN, augmentation, 0, split.pixels())[3, draws][0]
+    assert torch.equal(held, images_of(split, draws, epoch=3, **options))

@@ -51,6 +51,7 @@ class Batches(Dataset[Batch]):
         else:
             images_bhwc = self._gather_from_memory(self.pixels_nhwc, epoch, draws)
         if self.augmentation is not None:
+            self.augmentation.brighten_(images_bhwc, self.seed, epoch, draws)
             self.augmentation.cut_out_(images_bhwc, self.seed, epoch, draws)
         return images_bhwc.permute(0, 3, 1, 2), self.split.labels[torch.from_numpy(draws % COPY)]
 
