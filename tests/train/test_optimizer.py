@@ -1,6 +1,7 @@
 """The learning rate of every step, and what weight decay spares."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,34 @@ def test_weight_decay_spares_what_the_release_spares() -> None:
     assert "lca.pos_embed" in names
     assert not {"pos_embed", "cls_token"} & names
     assert all(p.ndim > 1 for name, p in MODEL.named_parameters() if name in names)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_decay": 0.5}, {"optimizer": "muon"}, {"weight_decay": 0.0}])
+def test_the_head_and_batch_norms_biases_learn_at_rates_of_their_own(options: dict[str, Any]) -> None:
+    scaled = {"head_lr_factor": 3.0, "batch_norm_bias_lr_factor": 64.0}
+    rates: list[dict[str, float]] = []
+    others: list[dict[str, dict[str, Any]]] = []
+    for factors in ({}, scaled):
+        config = config_from(options | factors)
+        optimizer = make_optimizer(MODEL, config)
+        make_schedule(optimizer, config, steps_per_epoch=20, steps=60).step_update(30)
+        names = {id(parameter): name for name, parameter in MODEL.named_parameters()}
+        groups = [(names[id(parameter)], group) for group in optimizer.param_groups for parameter in group["params"]]
+        rates.append({name: group["lr"] for name, group in groups})
+        free = ("params", "lr", "lr_scale", "initial_lr")
+        others.append({name: {key: group[key] for key in group if key not in free} for name, group in groups})
+    ratios = {name: rates[1][name] / rates[0][name] for name in rates[0]}
+    biases = {
+        f"blocks.{i}.mlp.{norm}.bias" for i in (0, 1) for norm in ("expand_norm", "depthwise_norm", "project_norm")
+    }
+    assert {name for name, ratio in ratios.items() if ratio == pytest.approx(64)} == biases | {"patch_embed.norm.bias"}
+    assert {name for name, ratio in ratios.items() if ratio == pytest.approx(3)} == {"head.weight", "head.bias"}
+    assert {round(ratio, 6) for ratio in ratios.values()} == {1, 3, 64}
+    assert others[0] == others[1]
+
+
+def test_factors_of_one_leave_the_groups_as_timm_makes_them() -> None:
+    assert len(make_optimizer(MODEL, TrainConfig()).param_groups) == 2
 
 
 def test_an_unknown_optimizer_names_the_nearest() -> None:

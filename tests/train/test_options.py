@@ -316,6 +316,7 @@ def test_a_checkpoint_of_another_geometry_is_refused(tmp_path: Path, make_traine
 def test_the_state_of_any_optimizer_is_saved_and_taken_up(optimizer: str, tmp_path: Path) -> None:
     """The second run takes up the state after the first epoch and does the second one anew."""
     options: dict[str, Any] = {"optimizer": optimizer, "peak_lr": 1e-3, "clip_norm": 1.0, "keep_checkpoints": 3}
+    options |= {"head_lr_factor": 2.0, "batch_norm_bias_lr_factor": 8.0}
     run = tmp_path / "run"
     train(config(**options), "digits", run)
     whole = load_file(run / "checkpoints" / "step_00000008.safetensors")

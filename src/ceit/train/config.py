@@ -23,6 +23,8 @@ from ceit.options import (
     require_types,
 )
 
+_Rate = Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)]
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -120,7 +122,7 @@ class TrainConfig:
     global_batch_size: Count = 256
     """Images per optimizer step, over all processes."""
 
-    peak_lr: Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)] = 1e-3
+    peak_lr: _Rate = 1e-3
     """Learning rate at the end of the warm-up."""
     lr_base_size: Count | None = None
     """Global batch size that peak_lr is meant for. Another batch size scales the learning rate in proportion. null: use
@@ -135,6 +137,10 @@ class TrainConfig:
     """Learning rate at the end of the schedule."""
     layer_decay: Annotated[float, Limit("must be in (0, 1]", exclusiveMinimum=0, maximum=1)] = 1.0
     """Learning rate of a block, as a share of the rate of the block above it. 1: all blocks learn at the same rate."""
+    head_lr_factor: _Rate = 1.0
+    """Learning rate of the head, as a multiple of what it would be."""
+    batch_norm_bias_lr_factor: _Rate = 1.0
+    """Learning rate of BatchNorm's biases, as a multiple of what it would be."""
     optimizer: str = "adamw"
     """Name of any optimizer of timm."""
     optimizer_args: dict[str, Any] = field(default_factory=dict)

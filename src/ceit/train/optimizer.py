@@ -1,20 +1,24 @@
 """The optimizer and the learning rate of every step, both timm's."""
 
+from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
+from torch import nn
 from torch.optim import Optimizer
 
 from ceit.messages import unknown
 from ceit.model.ceit import CeiT
+from ceit.train.batch_norm import BatchNorm
 from ceit.train.config import TrainConfig
 
 
 def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
     """``config.optimizer`` over the model's parameters; what ``no_weight_decay`` names, 1-D tensors and biases are not
-    decayed.
+    decayed. Each parameter group has an ``lr_scale``, which timm's schedules multiply its rate by, where rates differ.
 
     Raises: ValueError for a name timm does not have, or arguments that the optimizer does not take.
     """
@@ -37,7 +41,30 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
         raise ValueError(f"optimizer {name} cannot be made with {config.optimizer_args}: {reason}") from error
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"optimizer {name} needs second derivatives, which are not computed: take another")
+    _scale_rates(optimizer, _factors(model, config))
     return optimizer
+
+
+def _factors(model: CeiT, config: TrainConfig) -> dict[nn.Parameter, float]:
+    """What the learning rates of some parameters are multiplied by."""
+    norms = (module for module in model.modules() if isinstance(module, BatchNorm))
+    head = {parameter: config.head_lr_factor for parameter in model.get_classifier().parameters()}
+    return head | {norm.bias: config.batch_norm_bias_lr_factor for norm in norms}
+
+
+def _scale_rates(optimizer: Optimizer, factors: Mapping[nn.Parameter, float]) -> None:
+    """Split each group by the factors of its parameters; what else timm says of the group holds for its parts."""
+    if set(factors.values()) <= {1.0}:
+        return
+
+    def factor(parameter: nn.Parameter) -> float:
+        return factors.get(parameter, 1.0)
+
+    optimizer.param_groups[:] = [
+        {**group, "params": list(part), "lr_scale": group.get("lr_scale", 1.0) * scale}
+        for group in optimizer.param_groups
+        for scale, part in groupby(sorted(group["params"], key=factor), key=factor)
+    ]
 
 
 def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, steps: int) -> Scheduler:
