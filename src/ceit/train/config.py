@@ -105,7 +105,8 @@ class TrainConfig:
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """shuffle: an epoch shows every image once. balanced: it shows every class equally often."""
     class_weights: Literal["none", "balanced"] = "none"
-    """none: every image counts alike in the loss. balanced: images of rare classes count more, as 1 / class size."""
+    """none: every image counts alike in the loss. balanced: images of rare classes count more, as 1 / class size. An
+    image that is mixed of two gets their weights mixed."""
     shard_window: NaturalNumber = 0
     """Shards that an epoch mixes at a time, for slow storage. 0: mix all images."""
     workers: NaturalNumber | None = None
@@ -155,6 +156,9 @@ class TrainConfig:
     mixing: Mixing = field(default_factory=Mixing)
     """Mixup and CutMix."""
 
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """What is minimised. cross_entropy: of the softmax. bce: binary cross-entropy of each class by itself, summed over
+    the classes."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of each label that is spread over all classes."""
     batch_norm: Literal["local", "sync", "frozen"] = "local"
@@ -210,8 +214,6 @@ class TrainConfig:
         """What is wrong with the first options that do not go together."""
         if self.mixing.on and self.global_batch_size % 2 == 1:
             return f"global_batch_size {self.global_batch_size} must be even to be mixed"
-        if self.mixing.on and self.class_weights != "none":
-            return f"class_weights {self.class_weights} need labels that are not mixed"
         if self.sampling != "shuffle" and self.class_weights != "none":
             return f"sampling {self.sampling} would correct rare classes twice: set class_weights or sampling, not both"
         if self.distillation.checkpoint is not None and self.distillation.teacher is None:

@@ -20,7 +20,7 @@ from ceit.train.batch_norm import average_over_processes, freeze_statistics, run
 from ceit.train.checkpoint import Parts
 from ceit.train.config import TrainConfig
 from ceit.train.distributed import shared_gradients
-from ceit.train.objective import Objective, balanced_weights
+from ceit.train.objective import Objective, balanced_weights, start_rare
 from ceit.train.optimizer import make_optimizer, make_schedule
 from ceit.train.resolve import ResolvedRun
 from ceit.train.teacher import make_teacher
@@ -126,11 +126,12 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     height, width = dataset.img_size
     geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
     model = create_model(config.model, checkpoint=config.initial_checkpoint, **geometry, **config.geometry)
-    if config.initial_checkpoint is None:
-        return model
-    if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
-        model.reset_classifier(len(dataset.class_names))
-    say(f"starting from the weights of {config.initial_checkpoint}, at {height} x {width} pixels")
+    if config.initial_checkpoint is not None:
+        if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
+            model.reset_classifier(len(dataset.class_names))
+        say(f"starting from the weights of {config.initial_checkpoint}, at {height} x {width} pixels")
+    if config.loss == "bce":
+        start_rare(cast("nn.Linear", model.get_classifier()))
     return model
 
 

@@ -37,8 +37,8 @@ class ClassAccuracy:
 class Evaluation:
     """The result of one pass over a split.
 
-    ``loss`` is the mean cross-entropy in nats; ``top5_percent`` is None below five classes;
-    ``confusion[true][predicted]`` counts images, and is None above ``CONFUSION_CLASSES``.
+    ``loss`` is the mean cross-entropy of the softmax in nats, whatever loss was trained with; ``top5_percent`` is None
+    below five classes; ``confusion[true][predicted]`` counts images, and is None above ``CONFUSION_CLASSES``.
     """
 
     images: int
