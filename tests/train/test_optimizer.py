@@ -7,7 +7,7 @@ import pytest
 
 from ceit.model import CeiT, CeiTConfig
 from ceit.train.config import TrainConfig, config_from
-from ceit.train.optimizer import make_optimizer, make_schedule
+from ceit.train.optimizer import Schedule, make_optimizer
 
 MODEL = CeiT(CeiTConfig(img_size=16, patch_size=4, embed_dim=8, depth=2, num_heads=2, stem_stride=1, num_classes=3))
 
@@ -17,7 +17,7 @@ def test_the_learning_rate_warms_up_to_the_peak_and_falls_to_the_end(schedule: s
     values = {"peak_lr": 1e-2, "warmup_lr": 1e-4, "final_lr": 1e-5, "warmup_epochs": 0.5, "schedule": schedule}
     config = config_from(values)
     optimizer = make_optimizer(MODEL, config)
-    scheduler = make_schedule(optimizer, config, steps_per_epoch=20, steps=60)
+    scheduler = Schedule(optimizer, config, steps_per_epoch=20, steps=60)
     rates = []
     for step in range(60):
         scheduler.step_update(step)
@@ -26,6 +26,24 @@ def test_the_learning_rate_warms_up_to_the_peak_and_falls_to_the_end(schedule: s
     assert rates[10] == pytest.approx(1e-2) == max(rates)
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[-1] < 0.03 * 1e-2
+
+
+def test_head_and_network_have_a_warm_up_and_a_fall_each() -> None:
+    values = {"peak_lr": 1e-2, "warmup_lr": 1e-4, "final_lr": 1e-5, "warmup_epochs": 0.5, "initial_checkpoint": "x"}
+
+    def rates(steps: int, freeze_epochs: float) -> list[float]:
+        config = config_from(values | {"freeze_epochs": freeze_epochs})
+        optimizer, found = make_optimizer(MODEL, config), []
+        schedule = Schedule(optimizer, config, steps_per_epoch=20, steps=steps)
+        for step in range(steps):
+            schedule.step_update(step)
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    assert rates(100, freeze_epochs=2) == rates(40, 0) + rates(60, 0)
+    assert rates(100, freeze_epochs=2.55)[51:] == rates(49, 0)
+    for freeze_epochs in (5, 1000):
+        assert rates(100, freeze_epochs) == rates(100, 0)
 
 
 def test_weight_decay_spares_what_the_release_spares() -> None:
@@ -45,7 +63,7 @@ def test_the_head_and_batch_norms_biases_learn_at_rates_of_their_own(options: di
     for factors in ({}, scaled):
         config = config_from(options | factors)
         optimizer = make_optimizer(MODEL, config)
-        make_schedule(optimizer, config, steps_per_epoch=20, steps=60).step_update(30)
+        Schedule(optimizer, config, steps_per_epoch=20, steps=60).step_update(30)
         names = {id(parameter): name for name, parameter in MODEL.named_parameters()}
         groups = [(names[id(parameter)], group) for group in optimizer.param_groups for parameter in group["params"]]
         rates.append({name: group["lr"] for name, group in groups})

@@ -80,6 +80,18 @@ def test_two_processes_of_64_images_are_one_of_128(alone: Path, tmp_path: Path) 
     assert "resumed after step 50 of 50" in messages
 
 
+def test_two_processes_train_the_head_first_as_one_does(alone: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    options = EXACT | {"geometry": json.dumps(GEOMETRY), "initial_checkpoint": str(alone), "classes": "[1, 2, 3, 4]"}
+    options |= {"epochs": "2", "freeze_epochs": "0.7", "ema.decay": "0.9"}
+    messages = [run(tmp_path, output, processes, **options) for processes, output in enumerate(runs, 1)]
+    assert "find_unused_parameters" not in messages[1]
+    one, two = ([line["loss"] for line in lines(output, "step")] for output in runs)
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-9
+    weights = [load_file(output / "model.safetensors") for output in runs]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-9)
+
+
 # Both processes write down the statistics that they evaluate with.
 WITNESS = """
 import os, sys, torch, ceit_cli

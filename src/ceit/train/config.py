@@ -23,6 +23,7 @@ from ceit.options import (
     require_types,
 )
 
+_Epochs = Annotated[float, Limit("must be 0 or more, and finite", minimum=0, exclusiveMaximum=math.inf)]
 _Rate = Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)]
 
 
@@ -130,12 +131,15 @@ class TrainConfig:
     peak_lr as it is."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after the warm-up. cosine: along a cosine. linear: along a straight line."""
-    warmup_epochs: NotNegative = 0.5
+    warmup_epochs: _Epochs = 0.5
     """Epochs in which the learning rate rises from warmup_lr to its peak; 0.5 is half an epoch."""
     warmup_lr: NotNegative = 1e-6
     """Learning rate of the first step."""
     final_lr: NotNegative = 1e-5
     """Learning rate at the end of the schedule."""
+    freeze_epochs: _Epochs = 0.0
+    """Epochs at the start in which only the head learns, and all else stays as in initial_checkpoint. Then everything
+    learns, and warm-up and schedule begin again. As many as epochs, or more: the head alone learns. 0: off."""
     layer_decay: Annotated[float, Limit("must be in (0, 1]", exclusiveMinimum=0, maximum=1)] = 1.0
     """Learning rate of a block, as a share of the rate of the block above it. 1: all blocks learn at the same rate."""
     head_lr_factor: _Rate = 1.0
@@ -218,6 +222,8 @@ class TrainConfig:
             return f"sampling {self.sampling} would correct rare classes twice: set class_weights or sampling, not both"
         if self.distillation.checkpoint is not None and self.distillation.teacher is None:
             return f"distillation.checkpoint {self.distillation.checkpoint} needs a distillation.teacher"
+        if self.freeze_epochs > 0 and self.initial_checkpoint is None:
+            return f"freeze_epochs {self.freeze_epochs} would keep random weights: set initial_checkpoint, or 0"
         if self.batch_norm == "sync" and self.device_batch_size == "auto":
             return "device_batch_size auto needs local BatchNorm: set a number"
         if self.select == "best" and self.validation_percent == 0:
@@ -238,6 +244,10 @@ class TrainConfig:
     def scaled_lr(self) -> float:
         """``peak_lr * global_batch_size / lr_base_size``: the rate that the warm-up leads to."""
         return self.peak_lr * (self.global_batch_size / self.lr_base_size if self.lr_base_size else 1.0)
+
+    def freeze_steps(self, steps_per_epoch: int) -> int:
+        """Steps at the start in which only the head learns."""
+        return round(self.freeze_epochs * steps_per_epoch)
 
     def epochs_for(self, train_images: int) -> int:
         """Epochs over ``train_images``: ``epochs``, else as many as show about ``samples``, 1 to ``max_epochs``."""

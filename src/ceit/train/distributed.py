@@ -34,10 +34,9 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
     for another computation than the options do.
     """
     _refuse_another_computation(config)
-    # BatchNorm statistics are averaged before they are used, see batch_norm; skip_dead leaves parameters unused
-    ddp = DistributedDataParallelKwargs(
-        broadcast_buffers=False, find_unused_parameters=bool(config.geometry.get("skip_dead", False))
-    )
+    # BatchNorm statistics are averaged before they are used, see batch_norm
+    leaves_parameters_unused = bool(config.geometry.get("skip_dead", False)) or config.freeze_epochs > 0
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=leaves_parameters_unused)
     # without being told, accelerate takes several processes on a machine without a GPU for single ones
     accelerator = Accelerator(
         cpu=default_device().type == "cpu",
@@ -95,6 +94,8 @@ def shared_gradients(model: CeiT, accelerator: Accelerator) -> nn.Module:
     if accelerator.num_processes > 1:
         # a depth-wise weight (E, 1, k, k) is laid out alike in both formats but for the stride of its one channel
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+        # with freeze_epochs they are unused at first only
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
     with warnings.catch_warnings():
         # torch has renamed the option that keeps the statistics apart, and torch 2.10 has only the old name
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

@@ -21,7 +21,7 @@ from ceit.train.checkpoint import Parts
 from ceit.train.config import TrainConfig
 from ceit.train.distributed import shared_gradients
 from ceit.train.objective import Objective, balanced_weights, start_rare
-from ceit.train.optimizer import make_optimizer, make_schedule
+from ceit.train.optimizer import Schedule, make_optimizer
 from ceit.train.resolve import ResolvedRun
 from ceit.train.teacher import make_teacher
 from ceit.weights import create_model
@@ -68,7 +68,10 @@ class Learner:
             weights_k = balanced_weights(run.train.labels, len(class_names)).to(device)
         teacher = make_teacher(config.distillation, class_names, preprocessing, device, run.dtype)
         self.objective = Objective(config, len(class_names), weights_k, teacher)
-        self.schedule = make_schedule(self.optimizer, config, run.steps_per_epoch, run.steps)
+        self.schedule = Schedule(self.optimizer, config, run.steps_per_epoch, run.steps)
+        head = set(model.get_classifier().parameters())
+        self.behind_the_head = [p for p in model.parameters() if p.requires_grad and p not in head]
+        self.head_only = False
 
     @property
     def config(self) -> TrainConfig:
@@ -105,9 +108,27 @@ class Learner:
         """The networks that can be kept: raw weights, and their average."""
         return {"raw": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
 
+    @property
+    def freeze_steps(self) -> int:
+        """Steps at the start of the run in which only the head learns."""
+        return self.config.freeze_steps(self.run.steps_per_epoch)
+
+    def begin_step(self, step: int) -> None:
+        """What learns in this step, and at which rates.
+
+        While only the head learns, all else has no gradient, so neither optimizer nor weight decay moves it, and it
+        computes as in evaluation: its BatchNorm statistics stay.
+        """
+        self.schedule.step_update(step)
+        if (head_only := step < self.freeze_steps) != self.head_only:
+            self.head_only = head_only
+            for parameter in self.behind_the_head:
+                parameter.requires_grad_(not head_only)
+            self.start_training()
+
     def start_training(self) -> None:
         """Training mode, with BatchNorm as the options say."""
-        self.network.train()
+        self.network.train(not self.head_only)
         if self.config.batch_norm == "frozen":
             freeze_statistics(self.network)
 

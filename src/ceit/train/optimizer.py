@@ -67,12 +67,28 @@ def _scale_rates(optimizer: Optimizer, factors: Mapping[nn.Parameter, float]) ->
     ]
 
 
-def make_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, steps: int) -> Scheduler:
-    """Linear warm-up from ``warmup_lr`` to ``scaled_lr``, then a fall to ``final_lr``; a function of the
-    step alone.
+class Schedule:
+    """The learning rate of each step: linear warm-up from ``warmup_lr`` to ``scaled_lr``, then a fall to ``final_lr``;
+    a function of the step alone.
 
-    Differs: the release steps once an epoch and one epoch late, see docs/decisions.
+    Where at first only the head learns, those steps go through all of it, and the others again: what only then begins
+    to learn needs its warm-up, too. Differs: the release steps once an epoch and one epoch late, see docs/decisions.
     """
+
+    def __init__(self, optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, steps: int) -> None:
+        thaw = min(config.freeze_steps(steps_per_epoch), steps)
+        phases = {0: thaw, thaw: steps - thaw}
+        self.phases = {
+            start: _phase(optimizer, config, steps_per_epoch, length) for start, length in phases.items() if length
+        }
+
+    def step_update(self, step: int) -> None:
+        """Give each parameter group its rate in this step."""
+        start = max(start for start in self.phases if start <= step)
+        self.phases[start].step_update(step - start)
+
+
+def _phase(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, steps: int) -> Scheduler:
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
     options = {
         "t_initial": max(2, steps - warmup),  # of 1, timm warns that nothing falls

@@ -66,7 +66,7 @@ def _step(
     torch.manual_seed(seed_of(learner.config.seed, step, learner.accelerator.process_index))
     if learner.cores is not None:
         learner.cores.follow()
-    learner.schedule.step_update(step)
+    learner.begin_step(step)
     if learning_rate is not None:
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
