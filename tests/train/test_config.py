@@ -222,5 +222,10 @@ def test_m12_whatever_is_true_or_false_is_a_switch() -> None:
     config, _ = parse(["--augmentation.flip", "false", "--ema.warmup", *place, "--augmentation.flip"])
     assert (config.augmentation.flip, config.ema.warmup) == (True, True)
     assert parse(["--augmentation.flip", "alternate", *place])[0].augmentation.flip == "alternate"
+    for words in ("tensorboard,wandb", "tensorboard, wandb", "[tensorboard, wandb]"):
+        assert parse(["--tracker", words, *place])[0].tracker == ("tensorboard", "wandb")
+    assert parse(["--tracker", "mlflow", *place])[0].tracker == ("mlflow",)
+    assert parse(["--tracker", "[]", *place])[0].tracker == ()
+    assert parse(["--img-size", "32,64", *place])[0].img_size == [32, 64]
     with pytest.raises(ValueError, match=r"unknown augmentation.flip 'alternat'; did you mean 'alternate'"):
         config_from({"augmentation": {"flip": "alternat"}})

@@ -125,6 +125,32 @@ def test_batch_norm_statistics_are_one_before_evaluation_and_saving(tmp_path: Pa
     assert kept["step"] == 20
 
 
+# wandb writes a line for each thing that it is told.
+FAKE_WANDB = """
+class Run:
+    def log(self, values, step):
+        told(f"log {step}")
+    def finish(self):
+        told("finish")
+def init(id, **options):
+    told("init")
+    return Run()
+def told(line):
+    with open("told", "a") as file:
+        print(line, file=file)
+"""
+
+
+def test_of_several_processes_the_main_one_tells_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb.py").write_text(FAKE_WANDB, encoding="utf-8")  # beside the program, so it is found
+    monkeypatch.chdir(tmp_path)
+    options = {"tracker": "wandb", "epochs": "1", "limit_batches": "2", "precision": "float32"}
+    run(tmp_path, tmp_path / "run", 2, **options)
+    assert (tmp_path / "told").read_text(encoding="utf-8").split("\n") == [
+        *("init", "log 1", "log 2", "log 2", "log 2", "finish", "")  # two steps, the epoch, the test
+    ]
+
+
 FAILING = """
 import os, sys, ceit_cli
 from ceit.train import trainer as loop

@@ -187,11 +187,12 @@ def _value(hint: Any, text: str) -> Any:
     if hint is not Any and fits(text, hint):
         return text
     names = hint is not Any and fits(["cat"], hint)  # each is what was typed: yes and 007 are names
-    with suppress(ValueError):
-        value = parse_yaml("", text, as_written=names)
-        if text and fits(value, hint):
-            is_whole = type(value) is int and hint is not Any and fits(0.5, hint)  # 5 for a number is 5.0
-            return float(value) if is_whole else value
+    for written in (text, f"[{text}]"):  # a list may stand without its brackets
+        with suppress(ValueError):
+            value = parse_yaml("", written, as_written=names)
+            if text and fits(value, hint):
+                is_whole = type(value) is int and hint is not Any and fits(0.5, hint)  # 5 for a number is 5.0
+                return float(value) if is_whole else value
     kind = "a list of names, such as '[cat, dog]'; quote one that has a colon" if names else wanted(hint)
     raise ArgumentTypeError(f"{text} must be {kind}")
 

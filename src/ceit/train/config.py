@@ -23,6 +23,7 @@ from ceit.options import (
     require_types,
 )
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _Epochs = Annotated[float, Limit("must be 0 or more, and finite", minimum=0, exclusiveMaximum=math.inf)]
 _Rate = Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)]
 
@@ -197,6 +198,9 @@ class TrainConfig:
 
     log_every_steps: Count = 20
     """Steps between two lines of metrics.jsonl."""
+    tracker: tuple[str, ...] | None = None
+    """Who gets these lines, too: any of tensorboard, wandb, mlflow and trackio, each with a package of its own. null:
+    tensorboard, if it is installed. []: nobody."""
     checkpoint_every_steps: Count | None = None
     """Steps between two checkpoints within an epoch. null: save at the end of each epoch only."""
     keep_checkpoints: Count = 2
@@ -211,6 +215,8 @@ class TrainConfig:
         require_types(TrainConfig, vars(self))
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(map(str, self.classes)))  # YAML gives a list, perhaps of numbers
+        if self.tracker is not None:
+            object.__setattr__(self, "tracker", tuple(self.tracker))
         if sentence := self._conflict():
             raise ValueError(sentence)
 
@@ -232,6 +238,9 @@ class TrainConfig:
             return f"early_stopping_epochs {self.early_stopping_epochs} needs select best"
         if self.compile and self.grad_checkpointing:
             return "compile true does not go with grad_checkpointing true: choose speed or memory"
+        for name in self.tracker or ():
+            if name not in TRACKERS:
+                return unknown("tracker", name, TRACKERS)
         known = [f"geometry.{f.name}" for f in fields(CeiTConfig)]
         for key, value in self.geometry.items():
             if key in FROM_THE_DATA:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -27,7 +27,7 @@ _WRAPPERS = {
 }
 
 
-def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
+def make_accelerator(config: TrainConfig) -> Accelerator:
     """The process's place among all of them, and its device.
 
     Raises: ValueError for what the device cannot do, a batch that the processes cannot share, or a launcher that asks
@@ -45,7 +45,6 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
         mixed_precision="no",
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        **options,
     )
     batch_size, processes = config.global_batch_size, accelerator.num_processes
     share, rest = divmod(batch_size, processes)

@@ -24,6 +24,7 @@ from ceit.train.config import Mixing, TrainConfig
 from ceit.train.distributed import from_main, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
+from ceit.train.trackers import chosen_trackers
 
 _OVERFIT_ORDER = -2  # no epoch of training has this number, nor has the cut of the validation images
 
@@ -92,8 +93,11 @@ def resolve(
     resumed = saved if saved is not None and saved.checkpoints else None
     if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start
         was = resumed.config | {"img_size": tuple(resumed.config["img_size"])}
-        left_open = {"precision": "auto", "device_batch_size": "auto", "img_size": None, "in_chans": None}
-        config = replace(config, **{key: was[key] for key, none in left_open.items() if getattr(config, key) == none})
+        left_open = {"precision": "auto", "device_batch_size": "auto"}
+        left_open |= dict.fromkeys(("img_size", "in_chans", "tracker"))
+        open_now = {key for key, none in left_open.items() if key in was and getattr(config, key) == none}
+        config = replace(config, **{key: was[key] for key in open_now})
+    config = replace(config, tracker=chosen_trackers(config.tracker))
     folder = None if resumed is None else resumed.path
     images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
     dataset = images.dataset

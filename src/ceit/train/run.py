@@ -27,6 +27,7 @@ from ceit.train.metrics import Evaluation
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
 from ceit.train.resolve import resolve
 from ceit.train.run_directory import RunDirectory
+from ceit.train.trackers import start_trackers
 from ceit.train.trainer import Trainer
 
 
@@ -77,7 +78,7 @@ def train(
     """
     ends = math.inf if time_budget_seconds is None else time.monotonic() + time_budget_seconds
     output = expanded(output)
-    accelerator = make_accelerator(config, log_with="tensorboard", project_dir=output)
+    accelerator = make_accelerator(config)
     directory = RunDirectory(output, writes=accelerator.is_main_process)
     if not directory.writes:
         say, show = _in_silence, _in_silence
@@ -108,9 +109,10 @@ def train(
                 say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
             directory.begin(run.description(), run.images.record)
         say(_summary(trainer))
-        tensorboard = {} if resumed is None else {"purge_step": trainer.progress.step + 1}
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": tensorboard})
         try:
+            if directory.writes:
+                step = None if resumed is None else trainer.progress.step
+                start_trackers(accelerator, run.config.tracker or (), output, run.description(), step)
             trainer.fit()
             model, test = trainer.report(observe_test)
         finally:
@@ -125,7 +127,7 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
     Raises: ValueError as ``train``.
     """
     output = expanded(output)
-    accelerator = make_accelerator(config, project_dir=output)
+    accelerator = make_accelerator(config)
     directory = RunDirectory(output, writes=accelerator.is_main_process)
     say = say if directory.writes else _in_silence
     with (

@@ -2,7 +2,8 @@
 
 ``config.yaml`` (every option as resolved), ``images.csv`` (what each image was for), ``metrics.jsonl``,
 ``model.safetensors`` and ``model.json`` (the best model, with class names and preprocessing), ``test.json`` (the final
-report), ``tensorboard/`` and ``checkpoints/`` (full state, for resuming).
+report) and ``checkpoints/`` (full state, for resuming). Trackers may keep files of theirs, as ``tensorboard/``; by
+which names they know the run is in ``trackers.json``.
 """
 
 import json
@@ -28,7 +29,10 @@ from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
 
 LOCK = ".lock"
-MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+MAY_CHANGE = (
+    *("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps"),
+    "tracker",
+)
 """Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
 _CONSEQUENCE = {
     "device_batch_size": ": unless it is frozen, BatchNorm takes its statistics from other images from here on, and "
