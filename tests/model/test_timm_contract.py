@@ -288,6 +288,26 @@ def test_another_image_size_interpolates_the_position_embedding(tiny: Callable[.
         model(torch.randn(BATCH, 3, 32, 48))
 
 
+@pytest.mark.parametrize("size", [(16, 96), (48, 48)], ids=str)
+def test_another_size_for_a_while_leaves_the_parameters(tiny: Callable[..., CeiT], size: tuple[int, int]) -> None:
+    model, images, others = tiny(), torch.randn(IMAGES), torch.randn(BATCH, 3, *size)
+    before, resized = model(images), copy.deepcopy(model)
+    resized.set_input_size(size)
+    with model.at_size(size):
+        assert torch.equal(model(others), resized(others))
+        model(others).sum().backward()
+        with pytest.raises(ValueError, match="px but the network takes"):
+            model(images)
+    assert model.pos_embed.grad is not None
+    assert model.pos_embed.grad.shape == model.pos_embed.shape
+    assert torch.equal(model(images), before)
+    with pytest.raises(ValueError, match=r"^image size \(20, 16\) must be a multiple of 16"), model.at_size((20, 16)):
+        pass
+    with pytest.raises(ZeroDivisionError), model.at_size(size):
+        _ = 1 / 0
+    assert torch.equal(model(images), before)
+
+
 def test_an_image_size_that_does_not_fit_changes_nothing(tiny: Callable[..., CeiT]) -> None:
     model, images = tiny(), torch.randn(IMAGES)
     before = model(images)

@@ -45,7 +45,7 @@ def options(pretrained: Path, **more: Any) -> dict[str, Any]:
 def test_at_first_the_head_moves_and_nothing_else_then_everything(pretrained: Path, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(**options(pretrained, ema=WeightAverage(decay=0.9), clip_norm=1.0))
     learner, batch = trainer.learner, next(trainer.train_loader.epoch(0))
-    assert learner.freeze_steps == 2
+    assert learner.head_only_steps == 2
     states = [weights_of(trainer)]
     for step in range(3):
         assert train_step(learner, *batch, step).skipped is None

@@ -48,6 +48,17 @@ class Mixing:
 
 
 @dataclass(frozen=True)
+class SmallImages:
+    """Smaller images at first, as a step over them takes less time. Off by default."""
+
+    side: Count | None = None
+    """Shorter side in pixels of the images of the first steps: a multiple of the model's patch, below img_size. Whole
+    batches are scaled down, and the position embedding with them. null: off."""
+    share: Share = 0.33
+    """Share of the run's steps that take the smaller images."""
+
+
+@dataclass(frozen=True)
 class WeightAverage:
     """Exponential moving average (EMA) of the weights, evaluated beside the raw ones."""
 
@@ -158,6 +169,8 @@ class TrainConfig:
 
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training images are varied."""
+    small_images: SmallImages = field(default_factory=SmallImages)
+    """Smaller images at first."""
     mixing: Mixing = field(default_factory=Mixing)
     """Mixup and CutMix."""
 
@@ -267,7 +280,13 @@ class TrainConfig:
         return json.loads(json.dumps(asdict(self)))  # which has lists for tuples
 
 
-SECTIONS = {"augmentation": Augmentation, "mixing": Mixing, "ema": WeightAverage, "distillation": Distillation}
+SECTIONS = {
+    "augmentation": Augmentation,
+    "small_images": SmallImages,
+    "mixing": Mixing,
+    "ema": WeightAverage,
+    "distillation": Distillation,
+}
 FROM_THE_DATA = ("img_size", "in_chans", "num_classes")
 """Fields of CeiTConfig that no recipe may set as geometry."""
 

@@ -68,10 +68,12 @@ class Learner:
             weights_k = balanced_weights(run.train.labels, len(class_names)).to(device)
         teacher = make_teacher(config.distillation, class_names, preprocessing, device, run.dtype)
         self.objective = Objective(config, len(class_names), weights_k, teacher)
-        self.schedule = Schedule(self.optimizer, config, run.steps_per_epoch, run.steps)
-        head = set(model.get_classifier().parameters())
-        self.behind_the_head = [p for p in model.parameters() if p.requires_grad and p not in head]
+        self.behind_the_head: list[nn.Parameter] = []
+        if config.freeze_epochs:
+            head = set(model.get_classifier().parameters())
+            self.behind_the_head = [p for p in model.parameters() if p.requires_grad and p not in head]
         self.head_only = False
+        self.plan(run.steps)
 
     @property
     def config(self) -> TrainConfig:
@@ -108,10 +110,20 @@ class Learner:
         """The networks that can be kept: raw weights, and their average."""
         return {"raw": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
 
+    def plan(self, steps: int) -> None:
+        """Take so many steps in all: with the last one the learning rate reaches its end."""
+        self.schedule = Schedule(self.optimizer, self.config, self.run.steps_per_epoch, steps)
+        self.head_only_steps = self.config.freeze_steps(self.run.steps_per_epoch)
+        self.small_steps = 0 if self.run.small_hw is None else round(self.config.small_images.share * steps)
+
     @property
-    def freeze_steps(self) -> int:
-        """Steps at the start of the run in which only the head learns."""
-        return self.config.freeze_steps(self.run.steps_per_epoch)
+    def first_steps(self) -> int:
+        """Steps at the start of the run that take less time than the others."""
+        return max(self.head_only_steps, self.small_steps)
+
+    def small_hw(self, step: int) -> tuple[int, int] | None:
+        """The size to which this step's images are scaled down, None for as they are."""
+        return self.run.small_hw if step < self.small_steps else None
 
     def begin_step(self, step: int) -> None:
         """What learns in this step, and at which rates.
@@ -120,7 +132,7 @@ class Learner:
         computes as in evaluation: its BatchNorm statistics stay.
         """
         self.schedule.step_update(step)
-        if (head_only := step < self.freeze_steps) != self.head_only:
+        if (head_only := step < self.head_only_steps) != self.head_only:
             self.head_only = head_only
             for parameter in self.behind_the_head:
                 parameter.requires_grad_(not head_only)

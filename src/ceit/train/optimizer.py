@@ -41,21 +41,24 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
         raise ValueError(f"optimizer {name} cannot be made with {config.optimizer_args}: {reason}") from error
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"optimizer {name} needs second derivatives, which are not computed: take another")
-    _scale_rates(optimizer, _factors(model, config))
+    if factors := _factors(model, config):
+        _scale_rates(optimizer, factors)
     return optimizer
 
 
 def _factors(model: CeiT, config: TrainConfig) -> dict[nn.Parameter, float]:
-    """What the learning rates of some parameters are multiplied by."""
-    norms = (module for module in model.modules() if isinstance(module, BatchNorm))
-    head = {parameter: config.head_lr_factor for parameter in model.get_classifier().parameters()}
-    return head | {norm.bias: config.batch_norm_bias_lr_factor for norm in norms}
+    """What the learning rates of some parameters are multiplied by; none where the options leave them alone."""
+    factors: dict[nn.Parameter, float] = {}
+    if (factor := config.head_lr_factor) != 1:
+        factors |= dict.fromkeys(model.get_classifier().parameters(), factor)
+    if (factor := config.batch_norm_bias_lr_factor) != 1:
+        norms = (module for module in model.modules() if isinstance(module, BatchNorm))
+        factors |= {norm.bias: factor for norm in norms if norm.bias is not None}
+    return factors
 
 
 def _scale_rates(optimizer: Optimizer, factors: Mapping[nn.Parameter, float]) -> None:
     """Split each group by the factors of its parameters; what else timm says of the group holds for its parts."""
-    if set(factors.values()) <= {1.0}:
-        return
 
     def factor(parameter: nn.Parameter) -> float:
         return factors.get(parameter, 1.0)

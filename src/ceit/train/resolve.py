@@ -19,8 +19,9 @@ from ceit.data.sources.choose import absolute
 from ceit.data.splits import ImageDataset, Split
 from ceit.inference.device import autocast_dtype
 from ceit.messages import Say
+from ceit.model import config_of
 from ceit.paths import expanded
-from ceit.train.config import Mixing, TrainConfig
+from ceit.train.config import Mixing, SmallImages, TrainConfig
 from ceit.train.distributed import from_main, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
@@ -60,6 +61,12 @@ class ResolvedRun:
         """Whole batches of the training images, at most ``limit_batches``."""
         batches = len(self.train) // self.config.global_batch_size
         return min(batches, self.config.limit_batches or batches)
+
+    @property
+    def small_hw(self) -> tuple[int, int] | None:
+        """Height and width of the images of the first steps, None if they are as large as the others."""
+        side, (height, width) = self.config.small_images.side, self.dataset.img_size
+        return None if side is None else (height * side // min(height, width), width * side // min(height, width))
 
     def in_steps(self, steps: int) -> "ResolvedRun":
         """The same run with so many steps, and as many epochs; the last one may be cut short."""
@@ -114,6 +121,7 @@ def resolve(
     asked_epochs, epochs = config.epochs, config.epochs_for(len(train))
     config = replace(config, epochs=epochs, img_size=dataset.img_size, in_chans=dataset.in_chans)
     run = ResolvedRun(config, absolute(data), images, train, validation, dtype, steps=0)
+    _require_fitting(run.small_hw, config, dataset.img_size)
     run = replace(run, steps=epochs * run.steps_per_epoch)
     if saved is None or asked_epochs not in (None, saved.config["epochs"]):
         return run
@@ -141,6 +149,7 @@ def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator
         chosen |= {
             "augmentation": Augmentation(flip=False),
             "mixing": Mixing(),
+            "small_images": SmallImages(),
             "label_smoothing": 0.0,
             "geometry": config.geometry | {"drop_path_rate": 0.0},
         }
@@ -153,6 +162,19 @@ def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator
         chosen["global_batch_size"] = batch_size
         say(f"{count} training images: global_batch_size is {batch_size}, not {config.global_batch_size}")
     return replace(config, **chosen)
+
+
+def _require_fitting(small_hw: tuple[int, int] | None, config: TrainConfig, img_size: tuple[int, int]) -> None:
+    """Raises: ValueError for smaller images that are not smaller, or that the model's patches do not fill."""
+    if small_hw is None:
+        return
+    side = config.small_images.side
+    if small_hw >= img_size:
+        raise ValueError(f"small_images.side {side} must be below the image's shorter side of {min(img_size)} pixels")
+    try:
+        config_of(config.model, **config.geometry, img_size=small_hw)
+    except ValueError as error:
+        raise ValueError(f"small_images.side {side}: {error}") from error
 
 
 def _found(dataset: ImageDataset) -> str:

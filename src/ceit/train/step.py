@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
@@ -42,8 +43,10 @@ def train_step(
 
     Raises: ValueError, which names the option, if the device's memory does not hold it.
     """
+    small_hw = learner.small_hw(step)
     try:
-        return _step(learner, images_bchw, labels_b, step, learning_rate)
+        with nullcontext() if small_hw is None else learner.model.at_size(small_hw):
+            return _step(learner, images_bchw, labels_b, step, learning_rate)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"out of memory: {_out_of_memory(learner)}") from error
 
@@ -72,6 +75,8 @@ def _step(
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
     statistics = [statistic.clone() for statistic in learner.statistics]
     images_bchw, labels = _on_device(learner, images_bchw, labels_b, step)
+    if (small_hw := learner.small_hw(step)) is not None:
+        images_bchw = F.interpolate(images_bchw, small_hw, mode="bilinear", antialias=True)
     local_loss, right = _gradients(learner, learner.network, images_bchw, labels, learner.device_batch_size)
     norm = _gradient_norm(learner)
     share = len(labels_b)

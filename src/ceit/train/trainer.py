@@ -23,7 +23,6 @@ from ceit.train.interruption import Interrupted, stop_signals
 from ceit.train.learner import Learner, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
-from ceit.train.optimizer import Schedule
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run_directory import RunDirectory, SavedRun
 from ceit.train.step import StepResult, train_step
@@ -212,7 +211,7 @@ class Trainer:
         ``config.yaml`` keep the steps that it began with.
         """
         self.progress.steps = steps
-        self.learner.schedule = Schedule(self.learner.optimizer, self.run.config, len(self.train_loader), steps)
+        self.learner.plan(steps)
 
     def loader(self, part: Split, is_training: bool = False) -> Loader:
         """This process's share of a split: shuffled and varied to train, else as prediction sees the images."""
