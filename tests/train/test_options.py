@@ -339,13 +339,13 @@ def test_fine_tuning_starts_from_the_weights_and_keeps_a_head_only_for_the_same_
     differ = {key for key, value in other.learner.model.state_dict().items() if not torch.equal(value, stored[key])}
     assert "head.weight" in differ <= {"head.weight", "head.bias"}
     assert other.learner.model.training
-    assert torch.equal(other.learner.model.head.bias, torch.zeros(6))
+    assert torch.equal(other.learner.model.get_parameter("head.bias"), torch.zeros(6))
     same, other = (
         make_trainer(initial_checkpoint=str(pretrained), classes=tuple(names), loss="bce")
         for names in ("012345", "456789")
     )
-    assert torch.equal(same.learner.model.head.bias, stored["head.bias"])
-    assert torch.equal(other.learner.model.head.bias, torch.full((6,), -math.log(5)))
+    assert torch.equal(same.learner.model.get_parameter("head.bias"), stored["head.bias"])
+    assert torch.equal(other.learner.model.get_parameter("head.bias"), torch.full((6,), -math.log(5)))
 
 
 def test_a_checkpoint_of_another_geometry_is_refused(tmp_path: Path, make_trainer: MakeTrainer) -> None:

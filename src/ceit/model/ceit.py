@@ -251,7 +251,8 @@ class CeiT(nn.Module):
         try:
             yield
         finally:
-            self.config, self.patch_embed.image_hw = config, config.image_hw
+            self.config = config
+            self.patch_embed.image_hw = config.image_hw
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""

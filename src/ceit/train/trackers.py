@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from ceit.atomic import write_text
 
@@ -52,7 +52,7 @@ def start_trackers(
     saved = output / FILE
     known = json.loads(saved.read_text(encoding="utf-8")) if resumed_step is not None and saved.is_file() else {}
     config = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flat(options, ".")}
-    trackers: dict[str, GeneralTracker] = {}
+    trackers: dict[str, Any] = {}
     for name in names:
         project, own = PROJECT, dict[str, Any]()
         if name == "tensorboard":
