@@ -67,7 +67,7 @@ GROUPS = {
     "peak_lr": "learning rate and optimizer",
     "augmentation": "augmentation",
     "mixing": "Mixup and CutMix",
-    "label_smoothing": "regularisation",
+    "loss": "loss and regularisation",
     "ema": "averaged weights",
     "distillation": "teacher",
     "select": "choosing the best model",

@@ -212,8 +212,8 @@ class TrainConfig:
     log_every_steps: Count = 20
     """Steps between two lines of metrics.jsonl."""
     tracker: tuple[str, ...] | None = None
-    """Who gets these lines, too: any of tensorboard, wandb, mlflow and trackio, each with a package of its own. null:
-    tensorboard, if it is installed. []: nobody."""
+    """Who gets the lines of metrics.jsonl, too: any of tensorboard, wandb, mlflow and trackio, each with a package of
+    its own. null: tensorboard, if it is installed. []: nobody."""
     checkpoint_every_steps: Count | None = None
     """Steps between two checkpoints within an epoch. null: save at the end of each epoch only."""
     keep_checkpoints: Count = 2
