@@ -39,6 +39,8 @@ def test_the_first_share_of_the_steps_is_small_and_evaluation_never(make_trainer
     assert sizes(make_trainer, 3, small_images=HALF) == [(8, 8)] * 3  # with validation between them
     assert sizes(make_trainer, 8, small_images=SmallImages(side=12, share=0.3)) == [(12, 12)] * 2 + [(16, 16)] * 6
     assert sizes(make_trainer, 2) == [(16, 16)] * 2
+    pooled: dict[str, Any] = {"geometry": {"global_pool": "sum"}, "small_images": HALF}
+    assert sizes(make_trainer, 5, **pooled) == [(8, 8)] * 4 + [(16, 16)]
 
 
 def test_a_small_step_is_that_of_a_network_of_the_small_size(make_trainer: MakeTrainer) -> None:

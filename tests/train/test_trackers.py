@@ -1,5 +1,6 @@
 """What a run tells trackers: TensorBoard as it is installed, the others as modules that note what they are told."""
 
+import importlib
 import json
 import os
 import signal
@@ -135,6 +136,22 @@ def test_several_trackers_at_once_and_a_run_that_begins_anew_is_another(tmp_path
     assert identities[0].keys() == {"wandb", "trackio", "mlflow"}
     assert identities[0]["wandb"] != identities[1]["wandb"]
     assert identities[0]["trackio"] != identities[1]["trackio"]
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_tracker_that_cannot_begin_stops_the_run_in_its_own_words_and_the_run_can_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise KeyError("api_key not configured")
+
+    config, fake = replace(CONFIG, epochs=1, tracker=("wandb",)), importlib.import_module("wandb")
+    with monkeypatch.context() as logged_out:
+        logged_out.setattr(fake, "init", refuse)
+        with pytest.raises(ValueError, match=r"tracking with wandb cannot begin: 'api_key not configured'"):
+            train(config, "digits", tmp_path / "run")
+    train(config, "digits", tmp_path / "run", resume="auto")
+    assert told("wandb")[-1] == ("finish",)
 
 
 @pytest.mark.usefixtures("fakes")

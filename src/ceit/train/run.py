@@ -109,10 +109,10 @@ def train(
                 say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
             directory.begin(run.description(), run.images.record)
         say(_summary(trainer))
+        if directory.writes:
+            step = None if resumed is None else trainer.progress.step
+            start_trackers(accelerator, run.config.tracker or (), output, run.description(), step)
         try:
-            if directory.writes:
-                step = None if resumed is None else trainer.progress.step
-                start_trackers(accelerator, run.config.tracker or (), output, run.description(), step)
             trainer.fit()
             model, test = trainer.report(observe_test)
         finally:

@@ -47,7 +47,8 @@ def start_trackers(
 
     To be called in the main process alone, so that no other logs. The run is named as ``output``, in the project or
     experiment ``ceit`` unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` name another. It gets the options, with
-    dots where they have sections. TensorBoard does not: its files lie beside ``config.yaml``.
+    dots where they have sections. TensorBoard does not: its files lie beside ``config.yaml``. Raises: ValueError if a
+    tracker cannot begin, in its own words.
     """
     saved = output / FILE
     known = json.loads(saved.read_text(encoding="utf-8")) if resumed_step is not None and saved.is_file() else {}
@@ -68,7 +69,10 @@ def start_trackers(
             own |= {"resume": "allow", "config": config}
         trackers[name] = LOGGER_TYPE_TO_CLASS[name](project, **own)
     accelerator.log_with = [*trackers.values()]
-    accelerator.init_trackers(PROJECT)
+    try:
+        accelerator.init_trackers(PROJECT)
+    except Exception as error:  # of a package's own, such as one that asks to log in
+        raise ValueError(f"tracking with {', '.join(names)} cannot begin: {error}") from error
     if "mlflow" in trackers:
         if "mlflow" not in known:
             trackers["mlflow"].store_init_configuration(config)
