@@ -139,7 +139,7 @@ class Learner:
             self.start_training()
 
     def start_training(self) -> None:
-        """Training mode, with BatchNorm as the options say."""
+        """Training mode, with BatchNorm as the options say; that of evaluation while only the head learns."""
         self.network.train(not self.head_only)
         if self.config.batch_norm == "frozen":
             freeze_statistics(self.network)
