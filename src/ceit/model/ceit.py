@@ -69,7 +69,7 @@ class CeiT(nn.Module):
 
     def __init__(self, config: CeiTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: CeiTConfig = config
         self.num_classes = config.num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = config.embed_dim
         self.num_prefix_tokens = 1
