@@ -21,8 +21,8 @@ _RAND_AUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d*\.?\d+|t(weight
 class Augmentation:
     """How training images are varied; every choice is a function of (seed, epoch, index of the image, copy).
 
-    Flip, translation and cut-out are computed for a whole batch at once; the other three image by image, by timm.
-    Raises: ValueError for a value out of range.
+    Flip, translation and cut-out are computed for a whole batch at once; all others image by image, colour jitter and
+    TrivialAugment by torchvision, the rest by timm. Raises: ValueError for a value out of range, or two policies.
     """
 
     flip: bool = True
@@ -33,6 +33,11 @@ class Augmentation:
     """Side in pixels of a square set to the mean, its centre anywhere in the image. 0: off."""
     rand_augment: str | None = None
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1. null: off."""
+    trivial_augment: bool = False
+    """TrivialAugment (wide): one operation of random strength an image. It takes the place of RandAugment."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation of an image, each times a random number from 1 - color_jitter to 1 +
+    color_jitter. 0: off."""
     crop_scale: tuple[float, float] | None = None
     """Smallest and largest share of the area in a random resized crop, such as [0.08, 1]. null: centre crop."""
     random_erasing: float = 0.0
@@ -45,6 +50,10 @@ class Augmentation:
             raise ValueError(f"translate {self.translate} and cutout {self.cutout} must not be negative (pixels)")
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise ValueError(f"rand_augment {self.rand_augment!r} must be of the form 'rand-m9-mstd0.5-inc1'")
+        if self.trivial_augment and self.rand_augment is not None:
+            raise ValueError(f"rand_augment {self.rand_augment} and trivial_augment exclude each other: set one of them")
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"color_jitter {self.color_jitter} must be between 0, which is off, and 1")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale {self.crop_scale} must be two shares, 0 < smallest <= largest <= 1")
         if not 0 <= self.random_erasing <= 1:
@@ -55,7 +64,8 @@ class Augmentation:
     @property
     def image_by_image(self) -> bool:
         """Whether some part of it works on single images."""
-        return self.rand_augment is not None or self.crop_scale is not None or self.random_erasing > 0
+        is_recoloured = self.rand_augment is not None or self.trivial_augment or self.color_jitter > 0
+        return is_recoloured or self.crop_scale is not None or self.random_erasing > 0
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises ValueError if images of ``size`` are too small to be translated so far."""
