@@ -36,7 +36,9 @@ def images_for(model: CeiT) -> Tensor:
 def test_the_promised_names_are_registered() -> None:
     large = [f"ceit_{size}_patch16_{side}" for side in (224, 384) for size in ("tiny", "small", "base")]
     little = [f"{family}_{size}_patch4_32" for family in ("ceit", "deit") for size in ("pico", "nano", "micro")]
-    photos = [f"{family}_nano_{of}" for family in ("ceit", "deit") for of in ("patch8_64", "patch16_128", "patch16_224")]
+    photos = [
+        f"{family}_nano_{of}" for family in ("ceit", "deit") for of in ("patch8_64", "patch16_128", "patch16_224")
+    ]
     assert list_models() == large + little + photos
     assert set(timm.list_models()) >= set(list_models())
     assert list_models(pretrained=True) == []

@@ -230,9 +230,8 @@ def print_help(defaults: dict[str, Any], everything: bool) -> None:
 def print_config(config: TrainConfig) -> None:
     """Every option as YAML, to be used as a recipe, and the learning rate that they give."""
     print(yaml.safe_dump(config.as_dict(), sort_keys=False), end="")
-    if config.lr_base_size is not None:
-        product = f"{config.peak_lr:g} * {config.global_batch_size} / {config.lr_base_size}"
-        print(f"# learning rate after the warm-up: {product} = {config.scaled_lr:g}")
+    if config.lr_base_size is not None and config.global_batch_size is not None:
+        print(f"# {config.rate_in_words}")
 
 
 def print_range_test(found: RangeTest, output: Path) -> None:

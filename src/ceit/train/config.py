@@ -23,6 +23,9 @@ from ceit.options import (
     require_types,
 )
 
+USUAL_BATCH = 256
+"""Images a step where neither the options nor the set ask for another number."""
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -117,14 +120,18 @@ class TrainConfig:
     """Training images to show in the whole run, if epochs is null."""
     max_epochs: Count = 300
     """The most epochs that samples may lead to."""
-    global_batch_size: Count = 256
-    """Images per optimizer step, over all processes."""
+    global_batch_size: Count | None = None
+    """Images per optimizer step, over all processes. null: 256, or fewer for a small set or a short time budget, so
+    that there are steps enough."""
 
     peak_lr: Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)] = 1e-3
     """Learning rate at the end of the warm-up."""
     lr_base_size: Count | None = None
-    """Global batch size that peak_lr is meant for. Another batch size scales the learning rate in proportion. null: use
-    peak_lr as it is."""
+    """Global batch size that peak_lr is meant for. Another batch size scales the learning rate. null: use peak_lr as it
+    is; if global_batch_size is null too, they become 256 and sqrt."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How another batch size than lr_base_size scales the learning rate. linear: in proportion. sqrt: with the square
+    root."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after the warm-up. cosine: along a cosine. linear: along a straight line."""
     warmup_epochs: NotNegative = 0.5
@@ -202,7 +209,7 @@ class TrainConfig:
 
     def _conflict(self) -> str | None:
         """What is wrong with the first options that do not go together."""
-        if self.mixing.on and self.global_batch_size % 2 == 1:
+        if self.mixing.on and self.batch_size % 2 == 1:
             return f"global_batch_size {self.global_batch_size} must be even to be mixed"
         if self.mixing.on and self.class_weights != "none":
             return f"class_weights {self.class_weights} need labels that are not mixed"
@@ -228,8 +235,22 @@ class TrainConfig:
 
     @property
     def scaled_lr(self) -> float:
-        """``peak_lr * global_batch_size / lr_base_size``: the rate that the warm-up leads to."""
-        return self.peak_lr * (self.global_batch_size / self.lr_base_size if self.lr_base_size else 1.0)
+        """``peak_lr * global_batch_size / lr_base_size``, or times the root of that: the rate after the warm-up."""
+        times = self.batch_size / self.lr_base_size if self.lr_base_size else 1.0
+        return self.peak_lr * (math.sqrt(times) if self.lr_scaling == "sqrt" else times)
+
+    @property
+    def batch_size(self) -> int:
+        """``global_batch_size``, which a resolved run has chosen."""
+        return self.global_batch_size or USUAL_BATCH
+
+    @property
+    def rate_in_words(self) -> str:
+        """The learning rate after the warm-up, and how it follows from the size of the batch."""
+        ratio = f"{self.batch_size} / {self.lr_base_size}"
+        times = "" if self.lr_base_size is None else f" * sqrt({ratio})" if self.lr_scaling == "sqrt" else f" * {ratio}"
+        product = f"{self.peak_lr:g}{times} = " if times else ""
+        return f"learning rate after the warm-up: {product}{self.scaled_lr:g}"
 
     def epochs_for(self, train_images: int) -> int:
         """Epochs over ``train_images``: ``epochs``, else as many as show about ``samples``, 1 to ``max_epochs``."""

@@ -51,7 +51,9 @@ class Augmentation:
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise ValueError(f"rand_augment {self.rand_augment!r} must be of the form 'rand-m9-mstd0.5-inc1'")
         if self.trivial_augment and self.rand_augment is not None:
-            raise ValueError(f"rand_augment {self.rand_augment} and trivial_augment exclude each other: set one of them")
+            raise ValueError(
+                f"rand_augment {self.rand_augment} and trivial_augment exclude each other: set one of them"
+            )
         if not 0 <= self.color_jitter <= 1:
             raise ValueError(f"color_jitter {self.color_jitter} must be between 0, which is off, and 1")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
