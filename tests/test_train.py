@@ -36,7 +36,7 @@ def test_a_fast_dev_run_does_everything_in_two_batches(tmp_path: Path, capsys: p
 
 
 def test_the_printed_configuration_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--recipe", "demo", "--lr-base-size", "512", "--epochs", "7"]
+    given = ["--recipe", "demo", "--lr-base-size", "512", "--global-batch-size", "256", "--epochs", "7"]
     assert ceit_cli.main(["train", *given, "--print-config"]) == 0
     printed = capsys.readouterr().out
     assert "# learning rate after the warm-up: 0.003 * 256 / 512 = 0.0015" in printed

@@ -57,6 +57,7 @@ def load_run_images(
         in_chans=config.in_chans,
         skip_broken=config.skip_broken,
         classes=None if config.classes is None else [class_name(str(name)) for name in config.classes],
+        crops=config.augmentation.crop_scale is not None,
     )
     for line in found.skipped:
         say(f"skipped {line}")

@@ -98,7 +98,7 @@ def resolve(
     Raises: ValueError for an unknown model or data set, data that cannot be read, or options that do not suit the data.
     """
     config, batch_is_chosen = _with_whole_paths(config), config.global_batch_size is None
-    if batch_is_chosen and config.lr_base_size is None:
+    if batch_is_chosen and config.lr_base_size is None and "lr_base_size" not in typed:
         config = replace(config, lr_base_size=USUAL_BATCH, lr_scaling="sqrt")
     resumed = saved if saved is not None and saved.checkpoints else None
     if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start

@@ -112,6 +112,25 @@ def name_of(config: CeiTConfig) -> str | None:
     return None
 
 
+def nearest_model(config: CeiTConfig) -> tuple[str, dict[str, Any]]:
+    """The registered model of the fewest other fields, and these: ``config_of`` both is the same architecture.
+
+    Of equal ones the model of the same image size, which is left out of the fields.
+    """
+    values = {key: value for key, value in asdict(config).items() if key not in _OUTSIDE_ARCHITECTURE}
+    found = []
+    for name in MODELS:
+        registered = config_of(name)
+        known = _architecture(registered)
+        if known == _architecture(config):
+            other: dict[str, Any] = {}
+        else:
+            other = {key: value for key, value in values.items() if value != getattr(registered, key)}
+        found.append((len(other), registered.image_hw != config.image_hw, name, other))
+    _, _, name, other = min(found, key=lambda entry: entry[:2])
+    return name, other
+
+
 def _architecture(config: CeiTConfig) -> dict[str, Any]:
     """The fields that make the computation, without those of parts that are switched off."""
     off = ("stem_",) if config.stem == "patch" else ()
