@@ -33,17 +33,17 @@ class Augmentation:
     """Side in pixels of a square set to the mean, its centre anywhere in the image. 0: off."""
     rand_augment: str | None = None
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1. null: off."""
-    trivial_augment: bool = False
-    """TrivialAugment (wide): one operation of random strength an image. It takes the place of RandAugment."""
-    color_jitter: float = 0.0
-    """Brightness, contrast and saturation of an image, each times a random number from 1 - color_jitter to 1 +
-    color_jitter. 0: off."""
     crop_scale: tuple[float, float] | None = None
     """Smallest and largest share of the area in a random resized crop, such as [0.08, 1]. null: centre crop."""
     random_erasing: float = 0.0
     """Probability of replacing a random rectangle of 2 to 33 % of the area by noise."""
     repeats: int = 1
     """How often an epoch shows an image, varied anew each time. Epochs get no longer: each shows fewer images."""
+    trivial_augment: bool = False
+    """TrivialAugment (wide): one operation of random strength an image. It takes the place of RandAugment."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation of an image, each times a random number from 1 - color_jitter to 1 +
+    color_jitter. 0: off."""
 
     def __post_init__(self) -> None:
         if self.translate < 0 or self.cutout < 0:
