@@ -39,6 +39,7 @@ from ceit.options import dotted_options, fits, is_section, require_types, wanted
 from ceit.paths import expanded
 from ceit.train.choose_recipe import Facts, choose_recipe
 from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
+from ceit.train.images import kept_classes
 from ceit.train.probe import RangeTest
 from ceit.train.recipe import flat_keys, nested, read_recipe, recipe_names, seconds_of
 from ceit.train.run import Result, find_learning_rate, train
@@ -176,7 +177,7 @@ def chosen_options(config: TrainConfig, asked: Namespace, say: Say) -> dict[str,
     Tuning begins with the checkpoint's own network, at its own size. Raises: ValueError as ``glance``, and for a model
     or a checkpoint that is not there.
     """
-    seen, start, side = glance(asked.data, config.classes), config.initial_checkpoint, config.img_size
+    seen, start, side = glance(asked.data, kept_classes(config)), config.initial_checkpoint, config.img_size
     if side is None and "model" in asked.typed:
         side = config_of(config.model, **config.geometry).img_size
     facts = Facts(
