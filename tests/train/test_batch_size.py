@@ -21,7 +21,8 @@ OPEN = replace(SMALL, global_batch_size=None, peak_lr=3e-3, epochs=1)
 
 
 @pytest.mark.parametrize(
-    ("images", "batch_size"), [(3, 16), (205, 16), (640, 32), (1_365, 64), (5_119, 128), (5_120, 256), (48_000, 256)]
+    ("images", "batch_size"),
+    [(1, 2), (13, 12), (205, 16), (640, 32), (1_365, 64), (5_119, 128), (5_120, 256), (48_000, 256)],
 )
 def test_an_epoch_has_twenty_steps_unless_batch_norm_would_see_too_few_images(images: int, batch_size: int) -> None:
     assert batch_for_set(images, 1) == batch_size
@@ -31,9 +32,9 @@ def test_an_epoch_has_twenty_steps_unless_batch_norm_would_see_too_few_images(im
 def test_every_process_gets_an_even_share_that_batch_norm_can_use(images: int, processes: int) -> None:
     for batch_size in (batch_for_set(images, processes), batch_for_run(images, processes)):
         assert batch_size % (2 * processes) == 0
-        assert batch_size >= FEW_IMAGES * processes
+        assert batch_size >= FEW_IMAGES * processes or images < FEW_IMAGES * processes
     batch_size = batch_for_set(images, processes)
-    assert batch_size == FEW_IMAGES * processes or images >= STEPS_OF_AN_EPOCH * batch_size
+    assert batch_size <= FEW_IMAGES * processes or images >= STEPS_OF_AN_EPOCH * batch_size
 
 
 @pytest.mark.parametrize(("scaling", "rate"), [("linear", 1e-3 / 16), ("sqrt", 1e-3 / 4)])

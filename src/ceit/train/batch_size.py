@@ -8,8 +8,9 @@ STEPS_OF_A_RUN = 200  # of one with a time budget; a network learns by steps, an
 
 
 def batch_for_set(train_images: int, processes: int) -> int:
-    """Images a step for a set: 256, or halved until an epoch has 20 steps, but at least 16 a process."""
-    return _halved(train_images, STEPS_OF_AN_EPOCH, processes)
+    """Images a step for a set: 256, or halved until an epoch has 20 steps, but at least 16 a process if there are."""
+    unit = 2 * processes
+    return min(_halved(train_images, STEPS_OF_AN_EPOCH, processes), max(unit, train_images // unit * unit))
 
 
 def batch_for_run(shown_images: int, processes: int) -> int:
