@@ -36,7 +36,10 @@ def images_for(model: CeiT) -> Tensor:
 def test_the_promised_names_are_registered() -> None:
     large = [f"ceit_{size}_patch16_{side}" for side in (224, 384) for size in ("tiny", "small", "base")]
     little = [f"{family}_{size}_patch4_32" for family in ("ceit", "deit") for size in ("pico", "nano", "micro")]
-    assert list_models() == large + little
+    photos = [
+        f"{family}_nano_{of}" for family in ("ceit", "deit") for of in ("patch8_64", "patch16_128", "patch16_224")
+    ]
+    assert list_models() == large + little + photos
     assert set(timm.list_models()) >= set(list_models())
     assert list_models(pretrained=True) == []
     assert not set(timm.list_models(pretrained=True)) & set(list_models())
@@ -103,11 +106,11 @@ def test_default_cfg_tells_how_to_feed_and_to_refit_the_model(name: str) -> None
     side = int(name.rsplit("_", 1)[1])
     assert data["input_size"] == (3, side, side)
     assert data["interpolation"] == "bicubic"
-    assert data["crop_pct"] == (1.0 if side == 32 else 0.875)
+    assert data["crop_pct"] == (1.0 if side <= 64 else 0.875)
     assert (data["mean"], data["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     cfg = model.default_cfg
     assert cfg["architecture"] == name
-    assert cfg["num_classes"] == (10 if side == 32 else 1000)
+    assert cfg["num_classes"] == (10 if "nano" in name or side == 32 else 1000)
     assert cfg["fixed_input_size"]
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
     assert model.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == 3

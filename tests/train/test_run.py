@@ -166,7 +166,9 @@ def test_a_small_set_lowers_the_batch_size_and_says_and_saves_it(tmp_path: Path)
     train(config, "digits", tmp_path / "run", say=said.append)
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["global_batch_size"]
     assert saved < 1437
-    assert any(line.endswith(f"global_batch_size is {saved}, not 4096") for line in said)
+    assert any(
+        f"training images: global_batch_size is {saved}, not 4096; an epoch has 4 steps" in line for line in said
+    )
 
 
 def test_an_output_directory_with_something_in_it_is_refused(tmp_path: Path) -> None:

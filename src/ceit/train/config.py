@@ -26,6 +26,8 @@ from ceit.options import (
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _Epochs = Annotated[float, Limit("must be 0 or more, and finite", minimum=0, exclusiveMaximum=math.inf)]
 _Rate = Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)]
+USUAL_BATCH = 256
+"""Images a step where neither the options nor the set ask for another number."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,18 @@ class TrainConfig:
     """Training images to show in the whole run, if epochs is null."""
     max_epochs: Count = 300
     """The most epochs that samples may lead to."""
-    global_batch_size: Count = 256
-    """Images per optimizer step, over all processes."""
+    global_batch_size: Count | None = None
+    """Images per optimizer step, over all processes. null: 256, or fewer for a small set or a short time budget, so
+    that there are steps enough."""
 
     peak_lr: _Rate = 1e-3
     """Learning rate at the end of the warm-up."""
     lr_base_size: Count | None = None
-    """Global batch size that peak_lr is meant for. Another batch size scales the learning rate in proportion. null: use
-    peak_lr as it is."""
+    """Global batch size that peak_lr is meant for. Another batch size scales the learning rate. null: use peak_lr as it
+    is; if global_batch_size is null too, they become 256 and sqrt."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How another batch size than lr_base_size scales the learning rate. linear: in proportion. sqrt: with the square
+    root."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after the warm-up. cosine: along a cosine. linear: along a straight line."""
     warmup_epochs: _Epochs = 0.5
@@ -235,7 +241,7 @@ class TrainConfig:
 
     def _conflict(self) -> str | None:
         """What is wrong with the first options that do not go together."""
-        if self.mixing.on and self.global_batch_size % 2 == 1:
+        if self.mixing.on and self.batch_size % 2 == 1:
             return f"global_batch_size {self.global_batch_size} must be even to be mixed"
         if self.sampling != "shuffle" and self.class_weights != "none":
             return f"sampling {self.sampling} would correct rare classes twice: set class_weights or sampling, not both"
@@ -264,8 +270,22 @@ class TrainConfig:
 
     @property
     def scaled_lr(self) -> float:
-        """``peak_lr * global_batch_size / lr_base_size``: the rate that the warm-up leads to."""
-        return self.peak_lr * (self.global_batch_size / self.lr_base_size if self.lr_base_size else 1.0)
+        """``peak_lr * global_batch_size / lr_base_size``, or times the root of that: the rate after the warm-up."""
+        times = self.batch_size / self.lr_base_size if self.lr_base_size else 1.0
+        return self.peak_lr * (math.sqrt(times) if self.lr_scaling == "sqrt" else times)
+
+    @property
+    def batch_size(self) -> int:
+        """``global_batch_size``, which a resolved run has chosen."""
+        return self.global_batch_size or USUAL_BATCH
+
+    @property
+    def rate_in_words(self) -> str:
+        """The learning rate after the warm-up, and how it follows from the size of the batch."""
+        ratio = f"{self.batch_size} / {self.lr_base_size}"
+        times = "" if self.lr_base_size is None else f" * sqrt({ratio})" if self.lr_scaling == "sqrt" else f" * {ratio}"
+        product = f"{self.peak_lr:g}{times} = " if times else ""
+        return f"learning rate after the warm-up: {product}{self.scaled_lr:g}"
 
     def freeze_steps(self, steps_per_epoch: int) -> int:
         """Steps at the start in which only the head learns."""

@@ -47,7 +47,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     batch_size, processes = config.global_batch_size, accelerator.num_processes
-    share, rest = divmod(batch_size, processes)
+    share, rest = divmod(batch_size or 0, processes)  # what is left open is chosen to suit them
     if rest:
         raise ValueError(f"global_batch_size {batch_size} must be a multiple of the {processes} processes")
     if config.mixing.on and share % 2:

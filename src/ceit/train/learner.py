@@ -89,7 +89,7 @@ class Learner:
     @property
     def share(self) -> int:
         """Images of a step that this process computes."""
-        return self.config.global_batch_size // self.accelerator.num_processes
+        return self.config.batch_size // self.accelerator.num_processes
 
     def learning_rate(self) -> float:
         """The rate of the layers that layer decay leaves alone."""

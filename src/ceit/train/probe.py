@@ -87,7 +87,7 @@ def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget
     with put_back(trainer):
         times = from_main(_step_seconds(trainer, limit))
         step_seconds = sum(times) / len(times)
-        image_seconds = step_seconds / trainer.run.config.global_batch_size  # no less than validation takes for one
+        image_seconds = step_seconds / trainer.run.config.batch_size  # no less than validation takes for one
         loader = trainer.validation_loader
         validated = 0 if loader is None else loader.images * len(trainer.learner.candidates())
         validation_seconds = validated * image_seconds

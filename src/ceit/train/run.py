@@ -20,12 +20,13 @@ from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.batch_norm import warn_of_small_batches
+from ceit.train.batch_size import batch_for_run
 from ceit.train.config import TrainConfig
 from ceit.train.distributed import from_main, make_accelerator, naming_lost_processes
 from ceit.train.log import Show
 from ceit.train.metrics import Evaluation
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
-from ceit.train.resolve import resolve
+from ceit.train.resolve import ResolvedRun, resolve
 from ceit.train.run_directory import RunDirectory
 from ceit.train.trackers import start_trackers
 from ceit.train.trainer import Trainer
@@ -99,6 +100,9 @@ def train(
         run = resolve(config, data, accelerator, saved=saved, typed=typed, say=say)
         trainer = Trainer(run, directory, accelerator, cores=cores, say=say, show=show)
         _measure(trainer, time_budget_seconds, ends)
+        if time_budget_seconds is not None and (smaller := _in_more_steps(trainer)) is not None:
+            trainer = Trainer(smaller, directory, accelerator, cores=cores, say=say, show=show)
+            _measure(trainer, time_budget_seconds, ends)
         run = trainer.run  # from here on nothing changes an option
         if resumed is not None:
             for change in directory.go_on(resumed, run.description()):
@@ -177,6 +181,18 @@ def _measure(trainer: Trainer, time_budget_seconds: float | None = None, ends: f
     )
 
 
+def _in_more_steps(trainer: Trainer) -> ResolvedRun | None:
+    """The run with smaller steps, where its time allows but few and its options leave the batch open; else None."""
+    run, processes = trainer.run, trainer.accelerator.num_processes
+    batch_size = batch_for_run(run.steps * run.config.batch_size, processes)
+    if not run.batch_is_chosen or batch_size >= run.config.batch_size:
+        return None
+    smaller = run.with_batch(batch_size)
+    few = f"{run.steps} steps of {run.config.batch_size} images are few to learn by"
+    trainer.say(f"{few}: global_batch_size is {batch_size}, {smaller.config.rate_in_words}")
+    return smaller
+
+
 def _summary(trainer: Trainer) -> str:
     config, accelerator, dataset = trainer.run.config, trainer.accelerator, trainer.dataset
     validation = 0 if trainer.validation_loader is None else trainer.validation_loader.images
@@ -184,6 +200,6 @@ def _summary(trainer: Trainer) -> str:
     return (
         f"{config.model} on {dataset.name}: {len(dataset.class_names)} classes, "
         f"{trainer.train_loader.images} training images an epoch, {validation} for validation, "
-        f"{trainer.epochs} epochs of {len(trainer.train_loader)} steps of {config.global_batch_size} images{shared}, "
+        f"{trainer.epochs} epochs of {len(trainer.train_loader)} steps of {config.batch_size} images{shared}, "
         f"learning rate up to {config.scaled_lr:g}, {config.precision}, {accelerator.device}"
     )

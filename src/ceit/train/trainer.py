@@ -221,7 +221,7 @@ class Trainer:
             varied |= {"sampling": config.sampling, "shard_window": config.shard_window}
         return make_loader(
             part,
-            batch_size=config.global_batch_size if is_training else EVALUATION_BATCH,
+            batch_size=config.batch_size if is_training else EVALUATION_BATCH,
             img_size=self.dataset.img_size,
             preprocessing=self.dataset.preprocessing,
             **varied,

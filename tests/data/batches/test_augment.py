@@ -112,6 +112,8 @@ def test_no_cut_out_leaves_the_images() -> None:
         ({"cutout": -1}, "translate 0 and cutout -1 must not be negative"),
         ({"rand_augment": "rand-q9"}, "rand_augment 'rand-q9' must be of the form 'rand-m9-mstd0.5-inc1'"),
         ({"rand_augment": "rand-weird"}, "must be of the form"),
+        ({"rand_augment": "rand-m9", "trivial_augment": True}, "rand_augment rand-m9 and trivial_augment exclude"),
+        ({"color_jitter": 1.5}, "color_jitter 1.5 must be between 0, which is off, and 1"),
         ({"crop_scale": (0.5, 0.1)}, "crop_scale .* must be two shares"),
         ({"random_erasing": 2.0}, "random_erasing 2.0 must be a probability"),
         ({"brightness": 1.0}, r"brightness 1.0 must be in \[0, 1\): at 1 an image may lose all contrast"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ceit.data.batches.augment import Augmentation
@@ -90,7 +91,14 @@ def test_what_is_not_erased_is_the_image(erased: tuple[Tensor, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"random_erasing": 1.0}, {"rand_augment": "rand-m9-n9-p1"}, {"crop_scale": (0.1, 0.5)}]
+    "options",
+    [
+        {"random_erasing": 1.0},
+        {"rand_augment": "rand-m9-n9-p1"},
+        {"crop_scale": (0.1, 0.5)},
+        {"color_jitter": 0.4},
+        {"trivial_augment": True},
+    ],
 )
 def test_variation_is_a_function_of_seed_epoch_image_and_copy(options: dict[str, Any]) -> None:
     split, draw = constant(3) if "random_erasing" in options else noise(3), np.array([1])
@@ -118,6 +126,43 @@ def test_rand_augment_applies_every_operation_as_often() -> None:
     assert len(applied) == len(operations) == 15
     expected = images * 2 * 0.5 / len(operations)
     assert max(abs(count - expected) for count in applied.values()) < 5 * expected**0.5
+
+
+def test_colour_jitter_keeps_the_shape_of_things_and_stays_in_its_range() -> None:
+    """A grey image has no contrast and no saturation to change: what is left is its brightness."""
+    identity = Preprocessing((0.0,) * 3, (1.0,) * 3)
+    grey = ArraySplit(from_pixels(np.full((1, SIDE, SIDE, 3), 100, np.uint8)), torch.zeros(1, dtype=torch.int64))
+    augmentation = Augmentation(flip=False, color_jitter=0.3)
+    images, _ = Batches(grey, (SIDE, SIDE), identity, augmentation, 0)[0, COPIES[:300]]
+    levels = 255 * images[:, :, 0, 0]
+    assert torch.equal(images, images[:, :1, :1, :1].expand_as(images))
+    assert 69 <= levels.min() < 73
+    assert 127 < levels.max() <= 131
+
+
+def test_trivial_augment_does_one_thing_to_an_image_all_of_them_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: Counter[str] = Counter()
+
+    def note(image: Image.Image, name: str, *_: object, **__: object) -> Image.Image:
+        applied[name] += 1
+        return image
+
+    monkeypatch.setattr("torchvision.transforms.autoaugment._apply_op", note)
+    images_of(noise(1), COPIES, trivial_augment=True)
+    assert sum(applied.values()) == len(COPIES)
+    assert len(applied) == 14
+    expected = len(COPIES) / len(applied)
+    assert max(abs(count - expected) for count in applied.values()) < 5 * expected**0.5
+
+
+@pytest.mark.parametrize("options", [{"color_jitter": 0.4}, {"trivial_augment": True}, {"rand_augment": "rand-m9"}])
+def test_grey_images_are_varied_too(options: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 1), dtype=np.uint8)
+    grey = ArraySplit(from_pixels(pixels), torch.zeros(1, dtype=torch.int64))
+    batches = Batches(grey, (SIDE, SIDE), Preprocessing((0.5,), (0.2,)), Augmentation(flip=False, **options), 0)
+    images, _ = batches[0, COPIES[:100]]
+    assert images.shape == (100, 1, SIDE, SIDE)
+    assert len({image.numpy().tobytes() for image in images}) > 20
 
 
 def test_a_random_crop_keeps_to_its_shares_and_proportions() -> None:

@@ -24,9 +24,9 @@ _RAND_AUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d*\.?\d+|t(weight
 class Augmentation:
     """How training images are varied; every choice is a function of (seed, epoch, index of the image, copy).
 
-    Flip, translation, brightness and cut-out are computed for a whole batch at once; the other three image by image, by
-    timm.
-    Raises: ValueError for a value out of range.
+    Flip, translation, brightness and cut-out are computed for a whole batch at once; all others image by image, colour
+    jitter and TrivialAugment by torchvision, the rest by timm.
+    Raises: ValueError for a value out of range, or two policies.
     """
 
     flip: bool | Literal["alternate"] = True
@@ -47,6 +47,11 @@ class Augmentation:
     brightness: float = 0.0
     """Largest share b by which brightness and contrast change: a normalised image x becomes (1 + b u) x + b v, where u
     and v are drawn from -1 to 1. 0: off."""
+    trivial_augment: bool = False
+    """TrivialAugment (wide): one operation of random strength an image. It takes the place of RandAugment."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation of an image, each times a random number from 1 - color_jitter to 1 +
+    color_jitter. 0: off."""
 
     def __post_init__(self) -> None:
         if self.translate < 0 or self.cutout < 0:
@@ -55,6 +60,12 @@ class Augmentation:
             raise ValueError(f"brightness {self.brightness} must be in [0, 1): at 1 an image may lose all contrast")
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise ValueError(f"rand_augment {self.rand_augment!r} must be of the form 'rand-m9-mstd0.5-inc1'")
+        if self.trivial_augment and self.rand_augment is not None:
+            raise ValueError(
+                f"rand_augment {self.rand_augment} and trivial_augment exclude each other: set one of them"
+            )
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"color_jitter {self.color_jitter} must be between 0, which is off, and 1")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale {self.crop_scale} must be two shares, 0 < smallest <= largest <= 1")
         if not 0 <= self.random_erasing <= 1:
@@ -65,7 +76,8 @@ class Augmentation:
     @property
     def image_by_image(self) -> bool:
         """Whether some part of it works on single images."""
-        return self.rand_augment is not None or self.crop_scale is not None or self.random_erasing > 0
+        is_recoloured = self.rand_augment is not None or self.trivial_augment or self.color_jitter > 0
+        return is_recoloured or self.crop_scale is not None or self.random_erasing > 0
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises ValueError if images of ``size`` are too small to be translated so far."""
