@@ -5,14 +5,14 @@ from typing import Any
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
+from torch import nn
 from torch.optim import Optimizer
 
 from ceit.messages import unknown
-from ceit.model.ceit import CeiT
 from ceit.train.config import TrainConfig
 
 
-def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """``config.optimizer`` over the model's parameters; what ``no_weight_decay`` names, 1-D tensors and biases are not
     decayed.
 
