@@ -22,6 +22,7 @@ from benchmarks.compute.cell import run_cell
 from benchmarks.compute.plan import STUDY, Plan, pflop_of
 from benchmarks.compute.report import write_report
 from ceit.lock import InUseError, locked
+from ceit.messages import unknown
 from ceit.study.cells import Cell, Places, read_cell, source_digest
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.interruption import Interrupted
@@ -34,21 +35,25 @@ REPOSITORY = Path(__file__).parents[2]
 def main(arguments: list[str] | None = None) -> int:
     """Train what is left, list it, or report; the exit code."""
     asked = _parsed(arguments)
-    plan = Plan.read(asked.results / STUDY / "plan.yaml")
-    if asked.report:
-        for path in write_report(plan, asked.results):
-            print(path)
-        return 0
-    if asked.plan:
-        print_plan(plan, asked)
-        return 0
-    torch.set_num_threads(asked.threads)
-    asked.work.mkdir(parents=True, exist_ok=True)
     try:
+        plan = Plan.read(asked.results / STUDY / "plan.yaml")
+        if asked.only not in (None, *plan.arms):
+            raise ValueError(unknown("arm", asked.only, plan.arms))
+        if asked.report:
+            print(*write_report(plan, asked.results), sep="\n")
+            return 0
+        if asked.plan:
+            print_plan(plan, asked)
+            return 0
+        torch.set_num_threads(asked.threads)
+        asked.work.mkdir(parents=True, exist_ok=True)
         return work_through(plan, asked)
     except Interrupted as stop:
         _say(str(stop).partition(";")[0] + "; the next start goes on from there")
         return 143 if stop.terminated else 130
+    except ValueError as error:
+        _say(f"error: {error}")
+        return 1
 
 
 def work_through(plan: Plan, asked: argparse.Namespace) -> int:
@@ -57,7 +62,7 @@ def work_through(plan: Plan, asked: argparse.Namespace) -> int:
     source_digest()  # of the code as it is now, before anybody changes it
     failed: list[str] = []
     while left := [cell for cell in left_over(plan, asked) if cell.digest not in failed]:
-        if not any(_taken(cell, places, commit, failed) for cell in left):
+        if not any(run_unless_taken(cell, places, commit, failed) for cell in left):
             _say(f"waiting: other processes are running the cells that are left, {len(left)}")
             time.sleep(LOOK_AGAIN_SECONDS)
     for name in _undecided(plan, asked):
@@ -66,7 +71,7 @@ def work_through(plan: Plan, asked: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _taken(cell: Cell, places: Places, commit: str | None, failed: list[str]) -> bool:
+def run_unless_taken(cell: Cell, places: Places, commit: str | None, failed: list[str]) -> bool:
     """Run a cell unless another process is running it, or has; whether there is something new."""
     try:
         with locked(places.lock_of(cell), _say):
@@ -127,7 +132,7 @@ def core_minutes_per_pflop(plan: Plan, results: Path) -> dict[str, float]:
     """What finished cells took, by arm."""
     found: dict[str, list[float]] = {}
     for cell in plan.cells(results):
-        if (record := read_cell(results, cell)) is not None:
+        if (record := read_cell(results, cell)) is not None and "failed" not in record:
             found.setdefault(cell.options["name"], []).append(record["core_minutes"] / pflop_of(cell.options))
     return {name: mean(rates) for name, rates in found.items()}
 
@@ -164,10 +169,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--budget", type=float, metavar="PFLOP", help="cells of this budget alone")
     add("--seed", type=int, metavar="N", help="cells of this seed alone")
     add("--threads", type=int, default=1, metavar="N", help="of this process; default: %(default)s")
-    asked = parser.parse_args(arguments)
-    if asked.only is not None and asked.only not in (arms := Plan.read(asked.results / STUDY / "plan.yaml").arms):
-        parser.error(f"--only {asked.only} must be one of {', '.join(arms)}")
-    return asked
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

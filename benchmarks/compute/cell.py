@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmarks.compute.networks import WhitenedConvNet
 from benchmarks.compute.plan import network_of
+from ceit.bench.arms import inference_macs
 from ceit.data.batches.loader import make_loader
 from ceit.inference.device import machine
 from ceit.inference.views import VIEWS, MeanOverViews
@@ -33,7 +34,8 @@ _LINE = re.compile(r"\[\d+, [\d.]+\]")
 def run_cell(cell: Cell, places: Places, commit: str | None, say: Say) -> None:
     """Train a cell, or go on with it, and write its file; its checkpoints go, its weights stay.
 
-    Raises: Interrupted (a KeyboardInterrupt) after saving; ValueError as ``begun`` and ``Trainer.fit``.
+    A training that has failed is a result, too: its file says why. Raises: Interrupted (a KeyboardInterrupt) after
+    saving; ValueError as ``begun`` and ``require_macs``.
     """
     folder = places.run_of(cell)
     processor = ProcessorTime(folder / "processor.txt")
@@ -52,11 +54,25 @@ def run_cell(cell: Cell, places: Places, commit: str | None, say: Say) -> None:
         show=processor.note,
         share_cores=False,
     ) as trainer:
+        require_macs(trainer, cell)
         processor.begin(trainer.progress.step)
-        trainer.fit()
-        found = measured(trainer)
+        try:
+            trainer.fit()
+        except ValueError as error:  # of a loss that is not finite
+            found: Record = {"failed": str(error)}
+        else:
+            found = measured(trainer)
     write_cell(places.results, cell, {**found, "core_minutes": round(processor.seconds / 60, 3), "commit": commit})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def require_macs(trainer: Trainer, cell: Cell) -> None:
+    """Raises: ValueError if the network costs something else than its steps were computed from."""
+    shape = trainer.dataset.in_chans, *trainer.dataset.img_size
+    macs, planned = inference_macs(trainer.learner.model, shape), cell.options["macs"]
+    if macs != planned:
+        what = f"the network takes {macs:,} MACs for an image of {shape[1]} x {shape[2]} pixels, not {planned:,}"
+        raise ValueError(f"{what}: set img_size in its options")
 
 
 def new_network(options: Mapping[str, Any], run: ResolvedRun) -> nn.Module:

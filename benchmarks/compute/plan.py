@@ -19,6 +19,7 @@ from ceit.messages import unknown
 from ceit.model import config_of
 from ceit.model.complexity import complexity
 from ceit.study.cells import Cell, Options, joined, read_cell, recipe_options
+from ceit.train.config import config_from
 from ceit.yaml_file import read_yaml
 
 STUDY = "compute"
@@ -97,15 +98,17 @@ class Plan:
         return [cell for cell in cells if cell is not None]
 
     def setting_of(self, name: str, results: Path) -> str | None:
-        """The setting of an arm: the best of those that were tried, on validation. None while one is still to be tried.
+        """The setting of an arm: the best of those that were tried, on validation. None while one is still to be tried,
+        and if the training failed with all of them.
 
         Raises: ValueError as ``read_cell``.
         """
         if self.arms[name].is_ours:
             return RECIPE
-        found = {setting_in(cell): read_cell(results, cell) for cell in self.deciding(name)}
-        measured = {setting: record["validation"]["plain"] for setting, record in found.items() if record is not None}
-        if not measured or len(measured) < len(found):
+        records = {setting_in(cell): read_cell(results, cell) for cell in self.deciding(name)}
+        finished = {setting: record for setting, record in records.items() if record is not None}
+        measured = {key: record["validation"]["plain"] for key, record in finished.items() if "failed" not in record}
+        if not measured or len(finished) < len(records):
             return None
         return max(measured, key=lambda setting: (measured[setting]["top1_percent"], -measured[setting]["loss"]))
 
@@ -141,11 +144,11 @@ class Plan:
             training = joined(self.options, dict(arm.options or {}), self.settings[setting])
         if "model" in trained:
             training = joined(training, {"model": trained["model"], "geometry": {"skip_dead": True}})
-        macs = macs_of(trained, training, data)
-        batch = training["global_batch_size"]
+        macs, config = macs_of(trained, training, data), config_from(training)
+        batch = config.global_batch_size
         steps = max(1, round(budget * 1e15 / (FLOP_PER_MAC * macs * batch)))
         if not arm.is_ours:
-            images = SETS[data].train_images * (1 - training["validation_percent"] / 100)
+            images = SETS[data].train_images * (1 - config.validation_percent / 100)
             from_epochs = [epochs for epochs in self.augmentation_from_epochs if steps * batch / images >= epochs]
             more = self.augmentation_from_epochs[max(from_epochs)] if from_epochs else {}
             training = joined(training, {"augmentation": more})
@@ -167,7 +170,7 @@ def setting_in(cell: Cell) -> str:
 
 def pflop_of(options: Mapping[str, Any]) -> float:
     """What the steps of a cell take; within half a step of its budget."""
-    images = options["steps"] * options["training"]["global_batch_size"]
+    images = options["steps"] * config_from(options["training"]).global_batch_size
     return FLOP_PER_MAC * options["macs"] * images / 1e15
 
 

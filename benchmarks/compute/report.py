@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.compute.plan import STUDY, Arm, Plan, pflop_of, setting_in
 from ceit.atomic import write_text
 from ceit.inference.views import VIEWS
-from ceit.plots import COLOURS, GREY, MARKERS, new_figure
+from ceit.plots import COLOURS, MARKERS, new_figure
 from ceit.study.cells import Record, read_cell
 from ceit.study.report import machine_words
 
@@ -60,7 +60,7 @@ def rows_of(plan: Plan, results: Path) -> list[Row]:
     """The rows that have a finished cell, in the plan's order of data, budgets and arms."""
     found: dict[tuple[str, float, str], dict[int, Record]] = {}
     for cell in plan.compared(plan.settings_of(results)):
-        if (record := read_cell(results, cell)) is not None:
+        if (record := read_cell(results, cell)) is not None and "failed" not in record:
             key = cell.data, cell.options["budget_pflop"], cell.options["name"]
             found.setdefault(key, {})[cell.seed] = record
     return [
@@ -84,11 +84,15 @@ def report(plan: Plan, rows: list[Row], results: Path) -> str:
             "Top-1 is that of the test split, in percent, of the epoch that validation chose. Views are beside the "
             "plain figure, never instead of it. Core-minutes are processor time of the training alone.",
             comparison_table(rows),
-            "\n".join(f"- {sentence}" for sentence in sentences(rows)),
+            "\n".join(f"- {sentence}" for sentence in [*sentences(rows), *failures(plan, results)]),
             "## Settings tried",
             "Validation top-1 of one seed, for each network that is not a recipe of this package. All its other runs "
             "have the setting with the best figure.",
             settings_table(plan, results),
+            "## Published figures",
+            "Of other authors, on CIFAR-10 without outside data; their trainings differ in more than the network. TTA: "
+            "with views, which the marks of the picture that are filled are without. PFLOP are computed as above.",
+            published_list(plan),
             f"Measured on: {'; '.join(machines)}. Commits: {', '.join(commits)}.",
         ]
     )
@@ -144,6 +148,14 @@ def sentences(rows: list[Row]) -> Iterator[str]:
             )
 
 
+def failures(plan: Plan, results: Path) -> Iterator[str]:
+    """The trainings that are in no mean because they failed."""
+    for cell in plan.cells(results):
+        record = read_cell(results, cell)
+        if record is not None and "failed" in record:
+            yield f"{cell.scale}, {cell.arm}, seed {cell.seed}, failed: {record['failed']}."
+
+
 def settings_table(plan: Plan, results: Path) -> str:
     """Validation top-1 of every arm with every setting that has been tried; the chosen one is bold."""
     lines = [f"| network | {' | '.join(plan.settings)} |", f"|---|{'---|' * len(plan.settings)}"]
@@ -154,7 +166,9 @@ def settings_table(plan: Plan, results: Path) -> str:
         chosen, shown = plan.setting_of(name, results), []
         for setting, cell in cells.items():
             record = read_cell(results, cell)
-            figure = "" if record is None else f"{record['validation']['plain']['top1_percent']:.2f}"
+            figure = "" if record is None else "failed"
+            if record is not None and "failed" not in record:
+                figure = f"{record['validation']['plain']['top1_percent']:.2f}"
             shown.append(f"**{figure}**" if setting == chosen else figure)
         lines.append(f"| {arm.label} | {' | '.join(shown)} |")
     return "\n".join(lines)
@@ -165,8 +179,10 @@ def draw(plan: Plan, data: str, rows: list[Row], path: Path) -> Path:
 
     Published figures are hollow, beside PFLOP alone: nobody says how many core-minutes they took.
     """
-    with new_figure(path, 4.6) as figure:
-        by_pflop, by_minutes = figure.subplots(1, 2, sharey=True)
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    with new_figure(path, 5.0) as figure:
+        by_pflop, by_minutes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for number, (name, arm) in enumerate(plan.arms.items()):
             own = [row for row in rows if (row.data, row.name) == (data, name)]
             style = {
@@ -187,11 +203,17 @@ def draw(plan: Plan, data: str, rows: list[Row], path: Path) -> Path:
                     axes.plot(*zip(*means, strict=True), color=style["color"], linewidth=1.2, alpha=0.7)
         if data == PUBLISHED_DATA:
             _draw_published(by_pflop, plan)
-        for axes, words in ((by_pflop, "PFLOP of the training, log scale"), (by_minutes, "core-minutes, log scale")):
+        for axes, words, ticks in (
+            (by_pflop, "PFLOP of the training, log scale", (1, 2, 6)),
+            (by_minutes, "core-minutes, log scale", (1, 2, 5)),
+        ):
             axes.set_xscale("log")
+            left, right = axes.get_xlim()
+            axes.set_xlim(left / 1.3, right * 1.3)
             axes.set_xlabel(words)
+            axes.xaxis.set_major_locator(LogLocator(subs=ticks))
             axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
+            axes.xaxis.set_minor_locator(NullLocator())
         by_pflop.set_title(f"{data}: test top-1 in %, every seed a mark")
         handles, labels = by_pflop.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=1.2)
@@ -199,13 +221,28 @@ def draw(plan: Plan, data: str, rows: list[Row], path: Path) -> Path:
 
 
 def _draw_published(axes: "Axes", plan: Plan) -> None:
-    for kind, marker in (("attention", "o"), ("cnn", "s")):
+    """Hollow marks with numbers, and what the numbers stand for where long trainings leave room: below on the right."""
+    for kind, words, marker in (("attention", "published, with attention", "o"), ("cnn", "published, CNN", "s")):
         found = [entry for entry in plan.published if entry["kind"] == kind]
-        for entry in found:
-            at = entry["pflop"], entry["top1_percent"]
-            words = f"{entry['label']}{' (TTA)' if entry['tta'] else ''}"
-            axes.annotate(words, at, xytext=(4, -9), textcoords="offset points", fontsize=6.5, color=GREY)
-        x = [entry["pflop"] for entry in found]
-        y = [entry["top1_percent"] for entry in found]
-        label = f"published, {'with attention' if kind == 'attention' else 'CNN'}"
-        axes.plot(x, y, linestyle="", marker=marker, markerfacecolor="none", color=GREY, markersize=6, label=label)
+        places = [(entry["pflop"], entry["top1_percent"]) for entry in found]
+        style = {"marker": marker, "markerfacecolor": "none", "color": "black", "markersize": 6}
+        axes.plot(*zip(*places, strict=True), linestyle="", markeredgewidth=0.8, label=words, **style)
+    for number, entry in enumerate(plan.published, 1):
+        place = entry["pflop"], entry["top1_percent"]
+        axes.annotate(f"{number}", place, xytext=(0, 5), textcoords="offset points", fontsize=7, ha="center")
+    key = "\n".join(_published_words(plan))
+    axes.text(0.99, 0.02, key, transform=axes.transAxes, fontsize=7, ha="right", va="bottom", linespacing=1.4)
+
+
+def _published_words(plan: Plan) -> list[str]:
+    return [
+        f"{number}: {entry['label']}{', TTA' if entry['tta'] else ''}" for number, entry in enumerate(plan.published, 1)
+    ]
+
+
+def published_list(plan: Plan) -> str:
+    """The published figures, numbered as in the picture, with their sources."""
+    lines = ["| in the picture | PFLOP | top-1 | source |", "|---|---|---|---|"]
+    for words, entry in zip(_published_words(plan), plan.published, strict=True):
+        lines.append(f"| {words} | {entry['pflop']:g} | {entry['top1_percent']:.2f} | {entry['source']} |")
+    return "\n".join(lines)
