@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 from safetensors.torch import load_file
 from torch import nn
 
@@ -119,7 +120,7 @@ def measured(trainer: Trainer) -> Record:
         "epochs": round(steps / trainer.run.steps_per_epoch, 2),
         "precision": options.precision,
         "seconds": round(trainer.progress.elapsed_seconds, 1),
-        "machine": machine(trainer.accelerator.device),
+        "machine": {**machine(trainer.accelerator.device), "timm": timm.__version__},
     }
 
 
