@@ -15,13 +15,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
+from ceit.messages import Say
 from ceit.train.config import Mixing
 from ceit.train.interruption import Interrupted
+from ceit.train.log import Show
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
-from ceit.train.run import Result, train
+from ceit.train.resolve import ResolvedRun
+from ceit.train.run import Result, begun, train
 from ceit.weights import load_checkpoint
 from tests.train.conftest import SMALL
 
@@ -81,6 +85,43 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished: Result, tmp_path
     ours, theirs = (load_file(run / "model.safetensors") for run in (resumed.output, finished.output))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert lines(resumed.output) == lines(finished.output)
+
+
+def test_any_network_is_trained_for_so_many_steps_and_resumed(tmp_path: Path) -> None:
+    class Foreign(nn.Sequential):
+        """No CeiT: a convolution, BatchNorm, the mean, a head."""
+
+    def make_model(run: ResolvedRun, say: Say) -> nn.Module:
+        head = nn.Linear(8, len(run.dataset.class_names))
+        pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return Foreign(nn.Conv2d(run.dataset.in_chans, 8, 3), nn.BatchNorm2d(8), nn.GELU(), *pooled, head)
+
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("total_steps") and state["step"] == 47:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def fit(output: Path, show: Show = lambda state: None) -> list[str]:
+        said: list[str] = []
+        options: dict[str, Any] = {"make_model": make_model, "steps": 53, "show": show, "say": said.append}
+        with begun(SMALL, "digits", output, resume="auto", **options) as trainer:
+            trainer.fit()
+            best = trainer.learner.candidates()[trainer.progress.best["weights"]]
+            best.load_state_dict(load_file(output / "model.safetensors"))
+            percent = trainer.progress.best["validation_top1_percent"]
+            assert trainer.validate(best).top1_percent == pytest.approx(percent, abs=1e-4)
+        return said
+
+    said = fit(tmp_path / "whole")
+    assert any(line.startswith("Foreign on digits: 10 classes") for line in said)
+    assert [line["step"] for line in lines(tmp_path / "whole") if line["event"] == "epoch"][-1] == 53
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "resumed", stop)
+    fit(tmp_path / "resumed")
+    ours, theirs = (load_file(tmp_path / run / "model.safetensors") for run in ("resumed", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert lines(tmp_path / "resumed") == lines(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load_checkpoint(tmp_path / "whole")
 
 
 def test_a_termination_saves_and_is_told_from_an_interruption(tmp_path: Path) -> None:

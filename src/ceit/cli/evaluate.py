@@ -1,12 +1,14 @@
 """Measure a trained model on labelled images: loss, top-1, top-5, and the accuracy of every class.
 
-By default images that the model was trained on, or chosen by, are left out.
+By default images that the model was trained on, or chosen by, are left out. With --tta the model is also asked about
+several views of each image; how good the mean of its answers is then stands beside the plain figures.
 
 usage: ceit evaluate --checkpoint RUN|FILE --data NAME|DIR [options]
 
 examples:
   ceit evaluate --checkpoint runs/photos --data photos/
   ceit evaluate --checkpoint runs/demo --data cifar10 --split validation --json
+  ceit evaluate --checkpoint runs/demo --data cifar10 --tta mirror+shift
 """
 
 import argparse
@@ -33,8 +35,9 @@ from ceit.inference.cores import sharing_cores
 from ceit.inference.device import default_device
 from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
 from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, preprocessing_of
+from ceit.inference.views import VIEWS, MeanOverViews
 from ceit.model import CeiT
-from ceit.train.metrics import evaluate
+from ceit.train.metrics import Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
 
 
@@ -48,6 +51,9 @@ def main(arguments: list[str]) -> None:
     preprocessing, config = preprocessing_of(model), model.config
     image_hw = config.image_hw
     found = load_images(options.data, img_size=image_hw, in_chans=config.in_chans, skip_broken=options.skip_broken)
+    if options.tta is not None and not found.mirror_safe:
+        what = f"--tta {options.tta} mirrors images, and mirrored images of {found.name} are other classes or none"
+        raise ValueError(f"{what}: leave it out")
     if "images" not in training and training.get("data") in {*SETS, *PUBLISHED} - {found.name}:
         training = {**training, "images": FIXED}  # of a run by an earlier version
     if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
@@ -64,20 +70,26 @@ def main(arguments: list[str]) -> None:
         sharing_cores(follows, tell) as cores,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
-        task = progress.add_task("", total=loader.images)
-        result = evaluate(
-            network,
-            loader,
-            class_names=class_names,
-            device=device,
-            progress=lambda done: progress.update(task, completed=done),
-            cores=cores,
-        )
+
+        def measure(asked: nn.Module) -> Evaluation:
+            task = progress.add_task("", total=loader.images)
+            return evaluate(
+                asked,
+                loader,
+                class_names=class_names,
+                device=device,
+                progress=lambda done: progress.update(task, completed=done),
+                cores=cores,
+            )
+
+        result = measure(network)
+        tta = None if options.tta is None else (options.tta, measure(MeanOverViews(network, options.tta)))
     heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name, "precision": precision}
     if options.json:
-        print(json.dumps({**heading, **result.as_dict()}))
+        beside = None if tta is None else {"views": tta[0], **tta[1].figures()}
+        print(json.dumps({**heading, **result.as_dict(), "tta": beside}))
     else:
-        print_evaluation(heading, result)
+        print_evaluation(heading, result, tta=tta)
 
 
 def _load(
@@ -106,6 +118,9 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     text = "which images: test, validation or train as the run had them; new, which came after it; or all (default: "
     text += "all that the run was not trained on or chosen by)"
     add("--split", text, choices=ASKABLE)
+    text = "test-time augmentation: beside the plain figures, those of the mean answer to each image and its mirror "
+    text += "image (mirror), or to these two as they are and moved by a pixel, six views (mirror+shift)"
+    add("--tta", text, choices=VIEWS)
     add("--json", JSON, action="store_true")
     add("--skip-broken", "leave out images that cannot be read, and name them", action="store_true")
     add = adding_to(parser.add_argument_group("computing"))

@@ -13,7 +13,6 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, 
 from torch import nn
 
 from ceit.inference.device import default_device
-from ceit.model.ceit import CeiT
 from ceit.train.config import TrainConfig
 
 HEARTBEAT_SECONDS = 1.0
@@ -90,7 +89,7 @@ def _refuse_another_computation(config: TrainConfig) -> None:
             raise ValueError(f"the launcher asks for {wrapper}, but {fix}")
 
 
-def shared_gradients(model: CeiT, accelerator: Accelerator) -> nn.Module:
+def shared_gradients(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """The network as its processes train it together: gradients are averaged, BatchNorm statistics stay each one's."""
     if accelerator.num_processes > 1:
         # a depth-wise weight (E, 1, k, k) is laid out alike in both formats but for the stride of its one channel

@@ -1,5 +1,6 @@
 """The network in training, and all that makes a step of it."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class Learner:
     def __init__(
         self,
         run: ResolvedRun,
-        model: CeiT,
+        model: nn.Module,
         preprocessing: Preprocessing,
         accelerator: Accelerator,
         checkpoints: Path,
@@ -56,7 +57,6 @@ class Learner:
         copied = config.ema.batch_norm == "copy"
         average = {"decay": config.ema.decay, "use_warmup": config.ema.warmup, "exclude_buffers": copied}
         self.ema = ModelEmaV3(model, **average) if config.ema.decay else None
-        model.set_grad_checkpointing(config.grad_checkpointing)
         self.network = shared_gradients(model, accelerator)
         if config.compile:
             self.network = cast("nn.Module", torch.compile(self.network, dynamic=False))
@@ -70,7 +70,7 @@ class Learner:
         self.objective = Objective(config, len(class_names), weights_k, teacher)
         self.behind_the_head: list[nn.Parameter] = []
         if config.freeze_epochs:
-            head = set(model.get_classifier().parameters())
+            head = set(cast("CeiT", model).get_classifier().parameters())
             self.behind_the_head = [p for p in model.parameters() if p.requires_grad and p not in head]
         self.head_only = False
         self.plan(run.steps)
@@ -106,7 +106,7 @@ class Learner:
         networks = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
         return Parts(networks, self.optimizer, self.scaler)
 
-    def candidates(self) -> dict[str, CeiT]:
+    def candidates(self) -> dict[str, nn.Module]:
         """The networks that can be kept: raw weights, and their average."""
         return {"raw": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
 
@@ -150,6 +150,10 @@ class Learner:
             average_over_processes(network, self.accelerator)
 
 
+MakeModel = Callable[[ResolvedRun, Say], nn.Module]
+"""Makes the network that a run begins with, in training mode: images ``(B, C, H, W)`` to logits ``(B, classes)``."""
+
+
 def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     """The network with its initial weights: new ones, or a checkpoint's with a new head where the classes differ.
 
@@ -159,6 +163,7 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     height, width = dataset.img_size
     geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
     model = create_model(config.model, checkpoint=config.initial_checkpoint, **geometry, **config.geometry)
+    model.set_grad_checkpointing(config.grad_checkpointing)
     if config.initial_checkpoint is not None:
         if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
             model.reset_classifier(len(dataset.class_names))
@@ -168,9 +173,9 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     return model
 
 
-def normalised_as(model: CeiT, dataset: ImageDataset) -> ImageDataset:
+def normalised_as(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
     """The data normalised as the model's images were, if it was trained before: what it has learnt expects that."""
-    if model.preprocessing is None:
+    if not isinstance(model, CeiT) or model.preprocessing is None:
         return dataset
     known = Preprocessing.from_dict(model.preprocessing)
     return replace(dataset, mean=known.mean, std=known.std) if len(known.mean) == dataset.in_chans else dataset

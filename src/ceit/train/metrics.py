@@ -52,6 +52,10 @@ class Evaluation:
         """For JSON."""
         return asdict(self)
 
+    def figures(self) -> dict[str, float | None]:
+        """Those of the whole split, for JSON."""
+        return {"top1_percent": self.top1_percent, "top5_percent": self.top5_percent, "loss": self.loss}
+
     def listed(self) -> tuple[ClassAccuracy, ...]:
         """The classes that fit on a screen: all of them, or of many the least recognised."""
         if len(self.per_class) <= _LISTED_CLASSES:

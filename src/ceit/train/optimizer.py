@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
@@ -16,7 +16,7 @@ from ceit.train.batch_norm import BatchNorm
 from ceit.train.config import TrainConfig
 
 
-def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """``config.optimizer`` over the model's parameters; what ``no_weight_decay`` names, 1-D tensors and biases are not
     decayed. Each parameter group has an ``lr_scale``, which timm's schedules multiply its rate by, where rates differ.
 
@@ -46,11 +46,11 @@ def make_optimizer(model: CeiT, config: TrainConfig) -> Optimizer:
     return optimizer
 
 
-def _factors(model: CeiT, config: TrainConfig) -> dict[nn.Parameter, float]:
+def _factors(model: nn.Module, config: TrainConfig) -> dict[nn.Parameter, float]:
     """What the learning rates of some parameters are multiplied by; none where the options leave them alone."""
     factors: dict[nn.Parameter, float] = {}
     if (factor := config.head_lr_factor) != 1:
-        factors |= dict.fromkeys(model.get_classifier().parameters(), factor)
+        factors |= dict.fromkeys(cast("CeiT", model).get_classifier().parameters(), factor)
     if (factor := config.batch_norm_bias_lr_factor) != 1:
         norms = (module for module in model.modules() if isinstance(module, BatchNorm))
         factors |= {norm.bias: factor for norm in norms if norm.bias is not None}

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import save
+from torch import nn
 
-from ceit.atomic import write_text
+from ceit.atomic import replace_files, write_text
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
 from ceit.data.splits import ImageDataset
@@ -166,12 +168,18 @@ class RunDirectory:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def save_model(self, model: CeiT, dataset: ImageDataset, training: dict[str, Any]) -> None:
-        """The best model so far."""
-        if self.writes:
+    def save_model(self, model: nn.Module, dataset: ImageDataset, training: dict[str, Any]) -> None:
+        """The best model so far; of a network that is no CeiT the bare tensors, which no ``load_checkpoint`` reads."""
+        if not self.writes:
+            return
+        path = self.path / "model.safetensors"
+        if isinstance(model, CeiT):
             names, preprocessing = dataset.class_names, dataset.preprocessing
-            path = self.path / "model.safetensors"
             save_checkpoint(path, model, class_names=names, preprocessing=preprocessing, training=training)
+        else:
+            side = json.dumps({"training": training}, indent=1) + "\n"
+            state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+            replace_files({path: save(state), path.with_suffix(".json"): side.encode()})
 
     def keeps_model_of(self, best: Mapping[str, Any], is_over: bool) -> bool:
         """Whether the model that lies here is the best one that a run knows of.

@@ -5,13 +5,14 @@ Letters: ``B`` batch, ``C`` channels, ``H W`` pixels.
 
 import math
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from ceit.model.ceit import CeiT
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.distributed import from_all, total_of
 from ceit.train.finite import source_in_backward, source_in_forward
@@ -45,7 +46,7 @@ def train_step(
     """
     small_hw = learner.small_hw(step)
     try:
-        with nullcontext() if small_hw is None else learner.model.at_size(small_hw):
+        with nullcontext() if small_hw is None else cast("CeiT", learner.model).at_size(small_hw):
             return _step(learner, images_bchw, labels_b, step, learning_rate)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"out of memory: {_out_of_memory(learner)}") from error
