@@ -21,7 +21,7 @@ import ceit
 import ceit_cli
 
 # An import of ours may bring these of itself, beyond what torch and timm bring.
-LIGHT = re.compile(r"ceit(\.messages|\.options|\.version|\.model(\.\w+)*)?$|ceit_cli$")
+LIGHT = re.compile(r"ceit(\.messages|\.options|\.shipped|\.version|\.model(\.\w+)*)?$|ceit_cli$")
 
 
 @pytest.fixture(scope="session")
