@@ -15,7 +15,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   the gate: format, lint and types of all code, tests"
 	@echo "make results write the tables of README and docs anew, from the runs under studies and from the code"
-	@echo "make map     draw the map of the code anew, and the table of its rooms in CONTRIBUTING.md"
+	@echo "make map     draw the map of the code anew, the table of its rooms in CONTRIBUTING.md, and the names that ceit list prints"
 	@echo "make format  rewrite the code as the gate wants it, where that can be done by a machine"
 	@echo "make clean   remove everything that these targets made, except runs/"
 
@@ -41,6 +41,7 @@ results: $(DEVELOPER) map
 
 map: $(DEVELOPER)
 	$(BIN)/python -m tools.map docs/map.svg
+	$(BIN)/python -m tools.names src/ceit/names.json
 	$(BIN)/python -m tools.pages CONTRIBUTING.md
 
 format: $(DEVELOPER)

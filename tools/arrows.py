@@ -19,7 +19,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "inference",
         "train bench ceit",  # ceit: what `import ceit` offers
         "study",
-        "cli",
+        "cli ceit_list",
         "ceit_cli",
         "__main__ tools benchmarks",
     ),

@@ -6,7 +6,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ceit.messages import unknown
@@ -169,8 +169,8 @@ def _say_what_it_knows(network: CeiT, cfg: dict[str, Any]) -> None:
 
 # timm takes the first with weights, if no tag is given, unless a star names another: here the one without weights,
 # last. A model's name alone has this geometry, whatever weights ship.
-default_cfgs = generate_default_cfgs(
-    {name: _shipped_cfg(name) for name in shipped_names()} | {f"{name}.*": timm_cfg(config_of(name)) for name in MODELS}
-)
+_tagged = {name: PretrainedCfg(**_shipped_cfg(name)) for name in shipped_names()}
+_plain = {f"{name}.*": PretrainedCfg(**timm_cfg(config_of(name))) for name in MODELS}
+default_cfgs = generate_default_cfgs({**_tagged, **_plain})
 for _name in MODELS:
     globals()[_name] = register_model(_entrypoint(_name))
