@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="ceit list",
         usage="ceit list [KIND ...] [--json]",
-        description="Print what there is by name: models, weights that come with ceit, recipes,\ndata sets and studies.",
+        description="Print what there is by name: models, weights that come with ceit, recipes,\ndata and studies.",
         epilog="examples:\n  ceit list\n  ceit list weights recipes",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

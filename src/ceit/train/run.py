@@ -24,6 +24,8 @@ from ceit.train.config import TrainConfig
 from ceit.train.distributed import from_main, make_accelerator, naming_lost_processes
 from ceit.train.log import Show
 from ceit.train.metrics import Evaluation
+from ceit.train.model_card import FILE as MODEL_CARD
+from ceit.train.model_card import FinishedRun, model_card
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
 from ceit.train.resolve import resolve
 from ceit.train.run_directory import RunDirectory
@@ -113,6 +115,8 @@ def train(
         try:
             trainer.fit()
             model, test = trainer.report(observe_test)
+            if directory.writes:
+                write_text(output / MODEL_CARD, model_card(FinishedRun.read(output, run.description())))
         finally:
             accelerator.end_training()
         progress = trainer.progress

@@ -2,7 +2,7 @@
 
 ``config.yaml`` (every option as resolved), ``images.csv`` (what each image was for), ``metrics.jsonl``,
 ``model.safetensors`` and ``model.json`` (the best model, with class names and preprocessing), ``test.json`` (the final
-report), ``tensorboard/`` and ``checkpoints/`` (full state, for resuming).
+report), ``README.md`` (the model card), ``tensorboard/`` and ``checkpoints/`` (full state, for resuming).
 """
 
 import json
