@@ -24,13 +24,14 @@ from ceit import shipped
 from ceit.data.sources.known_sets import SETS
 from ceit.model import config_of
 from ceit.weights.stored import is_shipped_name
+from tools.ship import MOST_BYTES
 
 NAME, GREY = "ceit_nano_patch4_32.cifar10", "ceit_pico_patch4_32.fashion_mnist"
 CLASSES = SETS["cifar10"].class_names
 # another geometry than that of the registered name, and one with a field that no shape tells
-GEOMETRY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "stem_channels": 8, "leff_last_activation": True}
+GEOMETRY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "stem_channels": 8, "global_pool": "sum"}
 PREPROCESSING = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "crop": 1.0, "interpolation": "bicubic"}
-MOST_BYTES = {"pico": 1e6, "nano": 3.5e6}
+
 ESCAPES = {"XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "CEIT_DATA"}
 
 Create = Callable[..., Any]

@@ -5,7 +5,7 @@ Everything on it is read from the directory of the run.
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -84,34 +84,42 @@ def accuracy(found: FinishedRun) -> Iterator[str]:
             f"Validation chose epoch {report['best']['epoch']} of {report['epochs']}. "
             "The test images were looked at once, at the end."
         )
-    measured = [entry for entry in report["per_class"] if entry["images"]]
-    best, worst = (pick(measured, key=lambda entry: entry["top1_percent"]) for pick in (max, min))
-    if best["top1_percent"] > worst["top1_percent"]:
-        yield (
-            f"Recognised best: {_of_class(best)}. Recognised worst: {_of_class(worst)}. "
-            "`test.json` has every class, and how often which is taken for which."
-        )
+    for sentence in outstanding(report["per_class"]):
+        yield f"{sentence} `test.json` has every class, and how often which is taken for which."
     if report["images"] < _FEW_IMAGES:
         yield f"These are few test images: each one is {100 / report['images']:.1f} points of the accuracy."
 
 
-def training(found: FinishedRun) -> Iterator[str]:
-    """Data, network, start, length, seed and machine; and the command that trains such a model again."""
+def outstanding(per_class: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A sentence on the class that is recognised best and the one that is recognised worst, if they differ."""
+    measured = [entry for entry in per_class if entry["images"]]
+    best, worst = (pick(measured, key=lambda entry: entry["top1_percent"]) for pick in (max, min))
+    if best["top1_percent"] > worst["top1_percent"]:
+        yield f"Recognised best: {_of_class(best)}. Recognised worst: {_of_class(worst)}."
+
+
+def steps_of(found: FinishedRun) -> int:
+    """Steps that were taken; the report of an earlier version does not tell, and only its options do."""
+    return found.report.get("steps", found.options["steps"])
+
+
+def training(found: FinishedRun, *more: str) -> Iterator[str]:
+    """A list of data, network, start, length, seed and machine; then the command that trains such a model again."""
     options, report, machine = found.options, found.report, found.report["machine"]
     start, (height, width) = options["initial_checkpoint"], options["img_size"]
     pixels = {1: "grey pixels", 3: "pixels in colour"}.get(options["in_chans"], "pixels")
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['processor']}"
     device = machine["accelerator"] or threads
-    steps = report.get("steps", options["steps"])  # of a run by an earlier version
     yield "\n".join(
         [
             f"- Data: {report['data']}. {options['found'].rpartition(' (')[0]}.",
             f"- Network: `{report['model']}`, {report['parameters']:,} parameters, for {height} x {width} {pixels}.",
             f"- Start: {'random weights' if start is None else f'the weights of {Path(start).name}'}.",
-            f"- Length: {report['epochs']} epochs, {steps:,} steps of {options['global_batch_size']} images.",
+            f"- Length: {report['epochs']} epochs, {steps_of(found):,} steps of {options['global_batch_size']} images.",
             f"- Time: {report['train_seconds']:.0f} s on {device}, in {options['precision']}.",
             f"- Seed: {report['seed']}.",
             f"- Made with: ceit {machine['ceit']}, torch {machine['torch']}.",
+            *more,
         ]
     )
     yield "This command trains such a model again; `config.yaml` has every option:"
