@@ -8,14 +8,15 @@ CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.p
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check results map format clean
+.PHONY: help demo test check results ship map format clean
 
 help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
 	@echo "make test    run the tests"
 	@echo "make check   the gate: format, lint and types of all code, tests"
 	@echo "make results write the tables of README and docs anew, from the runs under studies and from the code"
-	@echo "make map     draw the map of the code anew, and the table of its rooms in CONTRIBUTING.md"
+	@echo "make ship    put the weights of a finished run into the package: make ship RUN=runs/NAME AS=MODEL.TAG"
+	@echo "make map     draw the map of the code anew, the table of its rooms in CONTRIBUTING.md, and the names that ceit list prints"
 	@echo "make format  rewrite the code as the gate wants it, where that can be done by a machine"
 	@echo "make clean   remove everything that these targets made, except runs/"
 
@@ -39,8 +40,13 @@ results: $(DEVELOPER) map
 	$(BIN)/python -m tools.overview studies
 	$(BIN)/python -m tools.pages README.md README.zh-CN.md docs/*.md docs/recipes/*.md
 
+# make ship RUN=runs/nano AS=ceit_nano_patch4_32.cifar10
+ship: $(DEVELOPER)
+	$(BIN)/python -m tools.ship $(RUN) $(AS)
+
 map: $(DEVELOPER)
 	$(BIN)/python -m tools.map docs/map.svg
+	$(BIN)/python -m tools.names src/ceit/names.json
 	$(BIN)/python -m tools.pages CONTRIBUTING.md
 
 format: $(DEVELOPER)

@@ -25,6 +25,7 @@ VERBS = {
     "train": "train a model on a data set or on your own images",
     "evaluate": "measure a trained model on labelled images",
     "predict": "classify images with a trained model",
+    "list": "print the models, weights, recipes and data sets that there are",
     "info": "print the size of a model and what one image costs it",
     "export": "write a trained model for ONNX Runtime, OpenVINO or torch",
     "benchmark": "measure how fast models are, side by side",
@@ -106,6 +107,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
             print(_help())
         case ["--version", *_]:
             print(f"ceit {__version__}")
+        case ["list", *rest]:
+            import ceit_list  # outside the package, as this file, so that it answers at once
+
+            ceit_list.main(rest)
         case [verb, *rest] if verb in VERBS:
             importlib.import_module(f"ceit.cli.{verb}").main(rest)
         case [word, *_]:

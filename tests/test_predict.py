@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 import ceit
 import ceit_cli
-from ceit.cli import predict
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference import example_images, prediction_file
 from ceit.inference.exporter import Format, export
@@ -407,26 +406,6 @@ def test_bad_command_lines(
     captured = capsys.readouterr()
     assert sentence.format(**places) in captured.err
     assert captured.out == ""
-
-
-def test_without_checkpoint_the_shipped_model_answers_or_one_is_asked_for(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def create(name: str, pretrained: bool) -> ceit.CeiT:
-        assert (name, pretrained) == ("shipped", True)
-        model = network()
-        model.class_names, model.preprocessing = list(NAMES), PREPROCESSING.as_dict()
-        return model
-
-    monkeypatch.setattr(predict, "list_models", lambda pretrained: [])
-    assert ceit_cli.main(["predict", str(photos)]) == 1
-    expected = "error: no trained model ships with this version: name one with --checkpoint RUN|FILE\n"
-    assert capsys.readouterr().err.endswith(expected)
-
-    monkeypatch.setattr(predict, "list_models", lambda pretrained: ["shipped"])
-    monkeypatch.setattr(predict, "create_model", create)
-    assert ceit_cli.main(["predict", str(photos), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 5
 
 
 @pytest.fixture

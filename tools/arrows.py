@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 FLOORS: dict[str, tuple[str, ...]] = {
     "": (  # the rooms, the lowest floor first; rooms of one floor do not know each other
-        "version paths messages atomic lock",
+        "version paths messages atomic lock shipped",
         "options yaml_file",
         "model plots",
         "weights data",
         "inference",
         "train bench ceit",  # ceit: what `import ceit` offers
         "study",
-        "cli",
+        "cli ceit_list",
         "ceit_cli",
         "__main__ tools benchmarks",
     ),

@@ -47,7 +47,7 @@ ROOMS = {
 """The rooms of the map: a folder, a file, or ``ground``, which is the small files below all folders."""
 
 GROUND = " ".join(FLOORS[""][: floor_of("model")]).split()
-JOINED = {"ceit_cli": "cli", "__main__": "cli"} | dict.fromkeys(GROUND, "ground")
+JOINED = {"ceit_cli": "cli", "ceit_list": "cli", "__main__": "cli"} | dict.fromkeys(GROUND, "ground")
 """Files that share a room on the map."""
 
 SIGNS = {"ceit": "import ceit", "ground": "   ".join(GROUND)}

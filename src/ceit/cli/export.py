@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ceit.atomic import require_place
-from ceit.cli._parser import JSON, Parser, adding_to
+from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to
 from ceit.cli._terminal import facts, tell
 from ceit.data.reduced import IN_MEMORY_SIDE
 from ceit.inference.example_images import ExampleImages, of_dataset, of_files, pictures_in, shared_out, synthetic
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
-    add("--checkpoint", "a run directory of ceit train, or a file of weights", required=True, metavar="RUN|FILE")
+    add("--checkpoint", WEIGHTS, required=True, metavar="RUN|FILE")
     add("--format", "what runs it: ONNX Runtime, torch (by torch.export) or OpenVINO", required=True, choices=FORMATS)
     text = f"file to write; its name ends in {', '.join(f'{end} ({name})' for end, name in SUFFIXES.items())}"
     add("--output", text, required=True, type=expanded, metavar="FILE")

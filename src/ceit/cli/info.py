@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.cli._parser import JSON, Parser, adding_to
+from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to
 from ceit.cli._terminal import figures, print_whole
 from ceit.model import MODELS, CeiTConfig, config_of
 from ceit.model.complexity import Complexity, analysis, complexity, deit_twin, letters, resnet50_stages
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__, notes="\n  ".join(["models:", *MODELS]))
     add = adding_to(parser)
-    add("model", "name (see below), run directory of ceit train, or file of weights", metavar="MODEL|CHECKPOINT")
+    add("model", f"name (see below), {WEIGHTS}", metavar="MODEL|CHECKPOINT")
     add("--json", JSON, action="store_true")
     add = adding_to(parser.add_argument_group("to see what another geometry costs"))
     add("--img-size", "side of the images, or height and width", type=int, nargs="+", metavar="PX")

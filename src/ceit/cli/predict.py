@@ -3,6 +3,7 @@
 usage: ceit predict [options] PATH ...
 
 examples:
+  ceit predict holiday.jpg     # by a small model that comes with ceit
   ceit predict --checkpoint runs/photos holiday.jpg
   ceit predict --checkpoint runs/photos --output answers.csv photos/
 """
@@ -29,11 +30,10 @@ from ceit.cli._terminal import bar, tell
 from ceit.data.sources.walk import EmptyFolderError, image_files
 from ceit.inference import prediction_file
 from ceit.inference.memory import keep_freed_memory
-from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Precision, Prediction, Predictor, Score
-from ceit.model import list_models
+from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Prediction, Predictor, Score
 from ceit.paths import expanded
+from ceit.shipped import DEFAULT, shipped_names
 from ceit.train.interruption import stop_signals
-from ceit.weights import create_model
 
 STDIN = "-"
 _BAR_CELLS = 10
@@ -51,8 +51,14 @@ def main(arguments: list[str]) -> None:
     options = _parsed(arguments)
     keep_freed_memory()
     paths = _images_of(options.paths)
-    predictor = _predictor(options.checkpoint, options.precision)
-    origin = prediction_file.Origin.of(predictor, options.checkpoint) if options.output else None
+    checkpoint = options.checkpoint or DEFAULT
+    if options.checkpoint is None and DEFAULT not in shipped_names():
+        raise ValueError("no trained model ships with this version: name one with --checkpoint RUN|FILE")
+    predictor = Predictor.from_checkpoint(checkpoint, precision=options.precision)
+    if options.checkpoint is None:
+        known = ", ".join(predictor.class_names)
+        tell(f"no --checkpoint: {DEFAULT} answers, a small model that comes with ceit and knows only {known}")
+    origin = prediction_file.Origin.of(predictor, checkpoint) if options.output else None
     broken: list[str] = []
     with ExitStack() as stack:
         left = paths
@@ -82,11 +88,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    shipped = list_models(pretrained=True)
     parser = Parser(__doc__)
     add = adding_to(parser)
     add("paths", "image, folder of images, or - for standard input", metavar="PATH", nargs="+")
-    add("--checkpoint", MODEL + (f" (default: {shipped[0]})" if shipped else ""), metavar="RUN|FILE")
+    add("--checkpoint", f"{MODEL} (default: {DEFAULT})", metavar="RUN|FILE")
     add("--top-k", "print the K most probable classes", type=int, default=5, metavar="K")
     add("--skip-broken", "exit with 0 even if some images cannot be read; they are named", action="store_true")
     results = parser.add_argument_group("results, instead of a table")
@@ -137,15 +142,6 @@ def _images_of(names: Sequence[str]) -> list[str]:
         raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
     tell(*empty)
     return images
-
-
-def _predictor(checkpoint: str | None, precision: Precision) -> Predictor:
-    if checkpoint is not None:
-        return Predictor.from_checkpoint(checkpoint, precision=precision)
-    shipped = list_models(pretrained=True)
-    if not shipped:
-        raise ValueError("no trained model ships with this version: name one with --checkpoint RUN|FILE")
-    return Predictor.from_model(create_model(shipped[0], pretrained=True), precision=precision)
 
 
 def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:

@@ -52,13 +52,12 @@ class Origin(NamedTuple):
     sha256: str
 
     @classmethod
-    def of(cls, predictor: Predictor, checkpoint: str | None) -> Self:
-        """The origin of the answers of a predictor from this checkpoint, by default the model that ships."""
+    def of(cls, predictor: Predictor, checkpoint: str) -> Self:
+        """The origin of the answers of a predictor from this checkpoint."""
         network = predictor.model
         if isinstance(network, CeiT):
             said = Description(network.config, None, predictor.class_names, predictor.preprocessing.as_dict())
-            return cls(checkpoint or "the model that ships", fingerprint(network.state_dict(), said))
-        assert checkpoint is not None
+            return cls(checkpoint, fingerprint(network.state_dict(), said))
         content = expanded(checkpoint).read_bytes()  # of OpenVINO the .xml, which holds the digest of its .bin
         return cls(checkpoint, hashlib.sha256(content).hexdigest())
 

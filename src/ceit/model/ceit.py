@@ -6,7 +6,7 @@ dim, ``L`` encoder blocks.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -66,6 +66,9 @@ class CeiT(nn.Module):
     # what a checkpoint knows beside the weights: the classes in the order of the logits, and how images are prepared
     class_names: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
+    # the same for timm, which sets it in the networks that it makes, as weights do in those that they load
+    pretrained_cfg: dict[str, Any]
+    default_cfg: dict[str, Any]
 
     def __init__(self, config: CeiTConfig) -> None:
         super().__init__()
@@ -203,6 +206,26 @@ class CeiT(nn.Module):
             self.reset_classifier(0)
         self.config = replace(self.config, depth=len(self.blocks), lca=self.lca is not None)
         return take
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """What timm saves beside the weights, to build the network again."""
+        return asdict(self.config)
+
+    @property
+    def _traits(self) -> dict[str, Any]:
+        """What timm asks of a network's images."""
+        config, first = self.config, "conv" if self.config.stem == "i2t" else "proj"
+        size = {"in_chans": config.in_chans, "img_size": config.image_hw, "fixed_input_size": True}
+        return size | {"first_conv": f"patch_embed.{first}"}
+
+    @_model_args.setter
+    def _model_args(self, known: dict[str, Any]) -> None:
+        """timm notes its keywords here. The configuration holds them all, and stays true when the size changes."""
+
+    @_traits.setter
+    def _traits(self, known: dict[str, Any]) -> None:
+        """As ``_model_args``."""
 
     def get_classifier(self) -> nn.Module:
         """The linear head."""

@@ -1,16 +1,18 @@
 """The named models: geometry as data, registered with timm."""
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from functools import partial
+from math import prod
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
 
 from ceit.messages import unknown
-from ceit.model.ceit import CeiT
+from ceit.model.ceit import CeiT, resize_pos_embed
 from ceit.model.config import CeiTConfig
+from ceit.shipped import shipped_description, shipped_names, shipped_weights, weights_file
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -57,19 +59,66 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str, **geometry: Any) -> CeiTConfig:
-    """The configuration of a named model, with fields replaced. Raises ValueError for an unknown name or field."""
-    if name not in MODELS:
-        raise ValueError(unknown("model", name, MODELS))
+    """The configuration of a named model, or of weights that ship, ``MODEL.TAG``, with fields replaced.
+
+    Raises: ValueError for an unknown name or field.
+    """
+    model, _, tag = name.partition(".")
+    if model not in MODELS:
+        raise ValueError(unknown("model", model, MODELS))
     known = {field.name for field in fields(CeiTConfig)}
     for key in geometry:
         if key not in known:
             raise ValueError(unknown("model field", key, known))
-    return CeiTConfig(**{**MODELS[name], **geometry})
+    return CeiTConfig(**{**(shipped_description(name)["config"] if tag else MODELS[model]), **geometry})
 
 
 def list_models(pretrained: bool = False) -> list[str]:
-    """Registered names; with ``pretrained``, those whose weights come with the package."""
-    return [] if pretrained else list(MODELS)
+    """Registered names; with ``pretrained``, those of weights that come with the package, ``MODEL.TAG``."""
+    return shipped_names() if pretrained else list(MODELS)
+
+
+def timm_cfg(
+    config: CeiTConfig, class_names: Sequence[str] | None = None, preprocessing: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What timm calls the ``pretrained_cfg`` of a network: its classes, and how images are prepared for it."""
+    cfg: dict[str, Any] = {
+        "num_classes": config.num_classes,
+        "input_size": (config.in_chans, *config.image_hw),
+        "pool_size": None,
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        # small images whole, as training takes those that it holds in memory; the release crops 0.875 at 384 px too
+        "crop_pct": 1.0 if max(config.image_hw) <= 64 else 0.875,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.conv" if config.stem == "i2t" else "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2103.11816",
+    }
+    if class_names is not None:
+        cfg["label_names"] = list(class_names)
+    if preprocessing is not None:
+        mean_and_std = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
+        cfg |= {"crop_pct": preprocessing["crop"], "interpolation": preprocessing["interpolation"], **mean_and_std}
+    return cfg
+
+
+def nearest_model(config: CeiTConfig) -> str:
+    """The registered model that shares most fields; with all fields given, any of them builds the network."""
+    wanted = asdict(config)
+
+    def shared(name: str) -> int:
+        return sum(value == wanted[key] for key, value in asdict(config_of(name)).items())
+
+    return max(MODELS, key=shared)
+
+
+def _shipped_cfg(name: str) -> dict[str, Any]:
+    described = shipped_description(name)
+    cfg = timm_cfg(CeiTConfig(**described["config"]), described["class_names"], described["preprocessing"])
+    return cfg | {"file": str(weights_file(name))}
 
 
 def _build(name: str, **geometry: Any) -> CeiT:
@@ -78,14 +127,28 @@ def _build(name: str, **geometry: Any) -> CeiT:
 
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if pretrained:
-            raise ValueError(
-                f"no weights of {name} come with the package; convert the released file with "
-                "'ceit convert RELEASED.pth OUT.safetensors' and pass it as checkpoint"
-            )
+    def create(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+        if pretrained and not pretrained_cfg:
+            pretrained_cfg = _first_tag(name)
+        if isinstance(pretrained_cfg, str):
+            shipped = f"{name}.{pretrained_cfg}"
+            kwargs = shipped_description(shipped)["config"] | kwargs
+            pretrained_cfg = _shipped_cfg(shipped) | {"tag": pretrained_cfg}
+            if pretrained:
+                shipped_weights(shipped)
         feature_cfg = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-        return build_model_with_cfg(partial(_build, name), name, pretrained, feature_cfg=feature_cfg, **kwargs)
+        network = build_model_with_cfg(
+            partial(_build, name),
+            name,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_filter_fn=_on_grid,
+            feature_cfg=feature_cfg,
+            **kwargs,
+        )
+        if pretrained and isinstance(network, CeiT):
+            _say_what_it_knows(network, network.pretrained_cfg)
+        return network
 
     create.__name__ = name
     create.__module__ = __name__
@@ -93,25 +156,37 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
     return create
 
 
-def _default_cfg(name: str) -> dict[str, Any]:
-    config = config_of(name)
-    small = max(config.image_hw) <= 64  # whole, as training takes images that it holds in memory
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, *config.image_hw),
-        "pool_size": None,
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0 if small else 0.875,  # the release crops 0.875 at 384 px too
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.conv" if config.stem == "i2t" else "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2103.11816",
-    }
+def _first_tag(name: str) -> str:
+    for shipped in shipped_names(name):
+        return shipped.partition(".")[2]
+    fix = "'ceit list weights' names those that do"
+    if name.startswith(("ceit_tiny", "ceit_small", "ceit_base")):
+        fix = "convert the released file with 'ceit convert RELEASED.pth OUT.safetensors' and pass it as checkpoint"
+    raise ValueError(f"no weights of {name} come with the package; {fix}")
 
 
-default_cfgs = generate_default_cfgs({name: _default_cfg(name) for name in MODELS})
+def _on_grid(state: dict[str, Tensor], network: CeiT) -> dict[str, Tensor]:
+    """Weights for the network's image size, of those for the size that timm knows them by; others as they are."""
+    patch, (_, height, width) = network.config.patch_size, network.pretrained_cfg["input_size"]
+    old_grid, positions = (height // patch, width // patch), state.get("pos_embed")
+    if positions is None or positions.shape[1] != 1 + prod(old_grid):
+        return state
+    return state | {"pos_embed": resize_pos_embed(positions, old_grid, network.config.grid)}
+
+
+def _say_what_it_knows(network: CeiT, cfg: dict[str, Any]) -> None:
+    """Class names and preprocessing, as far as they are still those of the network."""
+    if len(cfg.get("label_names") or ()) == network.num_classes:
+        network.class_names = list(cfg["label_names"])
+    if len(cfg["mean"]) == network.config.in_chans:
+        mean_and_std = {key: list(cfg[key]) for key in ("mean", "std")}
+        network.preprocessing = mean_and_std | {"crop": cfg["crop_pct"], "interpolation": cfg["interpolation"]}
+
+
+# timm takes the first with weights, if no tag is given, unless a star names another: here the one without weights,
+# last. A model's name alone has this geometry, whatever weights ship.
+_tagged = {name: PretrainedCfg(**_shipped_cfg(name)) for name in shipped_names()}
+_plain = {f"{name}.*": PretrainedCfg(**timm_cfg(config_of(name))) for name in MODELS}
+default_cfgs = generate_default_cfgs({**_tagged, **_plain})
 for _name in MODELS:
     globals()[_name] = register_model(_entrypoint(_name))

@@ -100,8 +100,8 @@ class TrainConfig:
     geometry: dict[str, Any] = field(default_factory=dict)
     """Changes to the model: fields of CeiTConfig, such as depth or drop_path_rate."""
     initial_checkpoint: str | None = None
-    """Trained weights to start from: a file or a run directory. Another number of classes gets a new head, another
-    image size gets resized position embeddings. null: random weights."""
+    """Trained weights to start from: a file, a run directory, or a name of ceit list weights. Another number of classes
+    gets a new head, another image size gets resized position embeddings. null: random weights."""
 
     img_size: int | tuple[int, int] | None = None
     """Image size in pixels: one side, or [height, width]. null: as in the data, but at least 16 and at most twice the

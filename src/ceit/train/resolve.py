@@ -28,6 +28,7 @@ from ceit.train.distributed import from_main, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
 from ceit.train.trackers import chosen_trackers
+from ceit.weights.stored import is_shipped_name
 
 _OVERFIT_ORDER = -2  # no epoch of training has this number, nor has the cut of the validation images
 
@@ -144,7 +145,7 @@ def resolve(
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     """Files named so that they are found from any directory, when the run is resumed."""
     start, teacher = (
-        None if name is None else str(expanded(name).resolve())
+        name if name is None or is_shipped_name(name) else str(expanded(name).resolve())
         for name in (config.initial_checkpoint, config.distillation.checkpoint)
     )
     return replace(config, initial_checkpoint=start, distillation=replace(config.distillation, checkpoint=teacher))

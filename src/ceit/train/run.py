@@ -26,6 +26,8 @@ from ceit.train.distributed import from_main, make_accelerator, naming_lost_proc
 from ceit.train.learner import MakeModel, starting_model
 from ceit.train.log import Show
 from ceit.train.metrics import Evaluation
+from ceit.train.model_card import FILE as MODEL_CARD
+from ceit.train.model_card import FinishedRun, model_card
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
 from ceit.train.resolve import ResolvedRun, resolve
 from ceit.train.run_directory import RunDirectory
@@ -82,6 +84,9 @@ def train(
     ) as trainer:
         trainer.fit()
         model, test = trainer.report(observe_test)
+        if trainer.directory.writes:
+            card = model_card(FinishedRun.read(trainer.directory.path, trainer.run.description()))
+            write_text(trainer.directory.path / MODEL_CARD, card)
         progress = trainer.progress
         return Result(trainer.directory.path, model, trainer.dataset, test, progress.best, progress.elapsed_seconds)
 

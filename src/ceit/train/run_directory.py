@@ -2,8 +2,8 @@
 
 ``config.yaml`` (every option as resolved), ``images.csv`` (what each image was for), ``metrics.jsonl``,
 ``model.safetensors`` and ``model.json`` (the best model, with class names and preprocessing), ``test.json`` (the final
-report) and ``checkpoints/`` (full state, for resuming). Trackers may keep files of theirs, as ``tensorboard/``; by
-which names they know the run is in ``trackers.json``.
+report), ``README.md`` (the model card) and ``checkpoints/`` (full state, for resuming). Trackers may keep files of
+theirs, as ``tensorboard/``; by which names they know the run is in ``trackers.json``.
 """
 
 import json

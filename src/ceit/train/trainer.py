@@ -188,6 +188,7 @@ class Trainer:
             "parameters": sum(p.numel() for p in model.parameters()),
             "seed": self.run.config.seed,
             "epochs": self.epochs,
+            "steps": progress.step,
             "best": progress.best,
             "train_seconds": round(progress.elapsed_seconds, 1),
             "machine": machine(device),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ceit.atomic import replace_files
 from ceit.model import CeiT, CeiTConfig, config_of
+from ceit.model.variants import nearest_model, timm_cfg
 from ceit.paths import expanded
 from ceit.weights.description import Description
 from ceit.weights.geometry import config_from_shapes, name_of, require_fields, require_fit, require_same
@@ -50,7 +51,12 @@ def create_model(
     in_chans: int | None = None,
     **geometry: Any,
 ) -> CeiT:
-    """A registered network, freshly initialised and in training mode: the same as ``timm.create_model(name, ...)``.
+    """A registered network in training mode: the same as ``timm.create_model(name, ...)``.
+
+    It is freshly initialised; with ``pretrained`` it has weights that come with the package. ``MODEL.TAG`` names them,
+    and the geometry, classes and channels that they were trained with; ``MODEL`` alone stands for the first of its
+    tags. Another number of classes gives a fresh head, other channels an adapted first convolution, another image size
+    an interpolated position embedding.
 
     With ``checkpoint`` it has that file's weights and is in eval mode, as from ``load_checkpoint``. Classes and
     channels are then the file's unless given; the image size is the name's unless given, and the position embedding
@@ -171,6 +177,8 @@ def network_of(
         elif stored.layout == "released":
             network.preprocessing = dict(RELEASED_PREPROCESSING)
         _adapt(network, config, num_classes, img_size, stored.path)
+        cfg = timm_cfg(network.config, network.class_names, network.preprocessing)
+        network.pretrained_cfg = network.default_cfg = cfg | {"architecture": nearest_model(network.config)}
     except ValueError as error:
         raise ValueError(f"{stored.path}: {error}") from error
     return network.eval()

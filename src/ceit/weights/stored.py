@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ceit.model import MODELS
 from ceit.paths import expanded
+from ceit.shipped import shipped_weights
 from ceit.weights.description import FORMAT, Description
 from ceit.weights.layouts import convert_released_state_dict, is_released
 from ceit.weights.reading import read_tensors
@@ -30,7 +32,7 @@ class StoredNetwork:
 
 
 def read_stored(path: Path, entry: str | None = None) -> StoredNetwork:
-    """Read a checkpoint file or a run directory; ``entry`` as in ``read_tensors``.
+    """Read a checkpoint file, a run directory, or weights that ship; ``entry`` as in ``read_tensors``.
 
     Raises: ValueError with one sentence for a damaged or foreign file; OSError for one that cannot be read.
     """
@@ -55,7 +57,15 @@ def side_file(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def is_shipped_name(path: str | Path) -> bool:
+    """Whether a word that is no file names a model, or weights that come with the package."""
+    path = expanded(path)
+    return len(path.parts) == 1 and path.name.partition(".")[0] in MODELS and not path.exists()
+
+
 def _file_of(path: Path) -> Path:
+    if is_shipped_name(path):
+        return shipped_weights(path.name)
     if not path.is_dir():
         return path
     if not (path / "model.safetensors").exists():

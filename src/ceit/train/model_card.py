@@ -1,0 +1,196 @@
+"""The card of a trained model, in Markdown: what it is, how to use it, how good it is, how it was trained, its limits.
+
+Everything on it is read from the directory of the run.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from ceit.data.sources.choose import place_of
+from ceit.train.config import TrainConfig, known_keys
+from ceit.train.recipe import flat_keys, recipe_config, recipe_names
+from ceit.train.run_directory import saved_config
+
+FILE = "README.md"
+_ON_ANY_MACHINE = ("workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+_MANY_CLASSES = 20
+_FEW_IMAGES = 500
+
+
+class FinishedRun(NamedTuple):
+    """What a run's directory says: its options, its report on the test split, and the description of its model."""
+
+    options: dict[str, Any]
+    report: dict[str, Any]
+    description: dict[str, Any]
+
+    @classmethod
+    def read(cls, run: Path, options: Mapping[str, Any] | None = None) -> Self:
+        """With the options of ``config.yaml``, unless they are given. Raises: ValueError if the run has not ended."""
+        if not (run / "test.json").is_file():
+            raise ValueError(f"{run} holds no finished run: it has no test.json")
+        report, description = (
+            json.loads((run / name).read_text(encoding="utf-8")) for name in ("test.json", "model.json")
+        )
+        return cls(dict(saved_config(run) if options is None else options), report, description)
+
+
+def model_card(found: FinishedRun) -> str:
+    """The card that lies in the directory of the run."""
+    parts = [
+        f"# {found.report['model']} trained on {found.report['data']}",
+        f"This folder holds an image classifier. {classes_told(found)}",
+        "## Use it",
+        "Install `ceit-vision`. Then, in this folder:",
+        "```\nceit predict --checkpoint . photo.jpg\n```",
+        "Or from Python:",
+        '```python\nimport ceit\n\npredictor = ceit.Predictor.from_checkpoint(".")\n'
+        'print(predictor.predict(["photo.jpg"])[0].predictions)\n```',
+        "`model.safetensors` is enough for both: it holds the class names and how images are prepared, too.",
+        "## How good it is",
+        *accuracy(found),
+        "## How it was trained",
+        *training(found),
+        "## Limits",
+        "\n".join(limits(found)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def classes_told(found: FinishedRun) -> str:
+    """A sentence that names the classes, or of very many the first."""
+    names = found.description["class_names"]
+    more = f" and {len(names) - _MANY_CLASSES:,} more, which `model.json` lists" if len(names) > _MANY_CLASSES else ""
+    return f"It tells {len(names):,} classes apart: {', '.join(map(_code, names[:_MANY_CLASSES]))}{more}."
+
+
+def accuracy(found: FinishedRun) -> Iterator[str]:
+    """The figures of the report: of the test split, of validation, and of the classes that stand out."""
+    report = found.report
+    chosen, top1 = report["best"]["validation_top1_percent"], f"**{_percent(report['top1_percent'])}**"
+    rows = [
+        "| split | images | top-1 | top-5 | loss |",
+        "|---|---|---|---|---|",
+        f"| test | {report['images']:,} | {top1} | {_percent(report['top5_percent'])} | {report['loss']:.4f} |",
+    ]
+    if chosen is not None:
+        rows.append(f"| validation | | {_percent(chosen)} | | |")
+    yield "\n".join(rows)
+    if chosen is not None:
+        yield (
+            f"Validation chose epoch {report['best']['epoch']} of {report['epochs']}. "
+            "The test images were looked at once, at the end."
+        )
+    for sentence in outstanding(report["per_class"]):
+        yield f"{sentence} `test.json` has every class, and how often which is taken for which."
+    if report["images"] < _FEW_IMAGES:
+        yield f"These are few test images: each one is {100 / report['images']:.1f} points of the accuracy."
+
+
+def outstanding(per_class: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A sentence on the class that is recognised best and the one that is recognised worst, if they differ."""
+    measured = [entry for entry in per_class if entry["images"]]
+    best, worst = (pick(measured, key=lambda entry: entry["top1_percent"]) for pick in (max, min))
+    if best["top1_percent"] > worst["top1_percent"]:
+        yield f"Recognised best: {_of_class(best)}. Recognised worst: {_of_class(worst)}."
+
+
+def steps_of(found: FinishedRun) -> int:
+    """Steps that were taken; the report of an earlier version does not tell, and only its options do."""
+    return found.report.get("steps", found.options["steps"])
+
+
+def training(found: FinishedRun, *more: str) -> Iterator[str]:
+    """A list of data, network, start, length, seed and machine; then the command that trains such a model again."""
+    options, report, machine = found.options, found.report, found.report["machine"]
+    start, (height, width) = options["initial_checkpoint"], options["img_size"]
+    pixels = {1: "grey pixels", 3: "pixels in colour"}.get(options["in_chans"], "pixels")
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['processor']}"
+    device = machine["accelerator"] or threads
+    yield "\n".join(
+        [
+            f"- Data: {report['data']}. {options['found'].rpartition(' (')[0]}.",
+            f"- Network: `{report['model']}`, {report['parameters']:,} parameters, for {height} x {width} {pixels}.",
+            f"- Start: {'random weights' if start is None else f'the weights of {Path(start).name}'}.",
+            f"- Length: {report['epochs']} epochs, {steps_of(found):,} steps of {options['global_batch_size']} images.",
+            f"- Time: {report['train_seconds']:.0f} s on {device}, in {options['precision']}.",
+            f"- Seed: {report['seed']}.",
+            f"- Made with: ceit {machine['ceit']}, torch {machine['torch']}.",
+            *more,
+        ]
+    )
+    yield "This command trains such a model again; `config.yaml` has every option:"
+    yield f"```\n{training_command(options)}\n```"
+
+
+def limits(found: FinishedRun) -> list[str]:
+    """What to know before one relies on it, as a list."""
+    height, width = found.options["img_size"]
+    return [
+        "- It always answers with one of its classes, also for a picture of something else. A high probability does "
+        "not show that it is right.",
+        f"- It sees {height} x {width} pixels of a picture. Finer detail is lost.",
+        "- The accuracy is that on pictures from the same source. On other pictures it may be lower: measure it with "
+        "`ceit evaluate` on some of yours.",
+    ]
+
+
+def training_command(options: Mapping[str, Any]) -> str:
+    """``ceit train`` with the recipe that has most of these options, and those that differ.
+
+    Folders are named without the way to them.
+    """
+    wanted = _flat(TrainConfig().as_dict()) | _flat({key: options[key] for key in options if key in known_keys()})
+    if wanted["initial_checkpoint"] is not None:
+        wanted["initial_checkpoint"] = Path(wanted["initial_checkpoint"]).name
+    bases: dict[str | None, dict[str, Any]] = {None: _flat(TrainConfig().as_dict())} | {
+        name: _flat(recipe_config(name).as_dict()) for name in recipe_names()
+    }
+    fitting = {name: base for name, base in bases.items() if base.keys() <= wanted.keys()}
+    different = {
+        name: {key: value for key, value in wanted.items() if base.get(key) != value and key not in _ON_ANY_MACHINE}
+        for name, base in fitting.items()
+    }
+    recipe = min(different, key=lambda name: len(different[name]))
+    words = [] if recipe is None else [f"--recipe {recipe}"]
+    words += [f"--data {shlex.quote(_place(options['data']))}"]
+    words += [f"--{key.replace('_', '-')} {shlex.quote(_word(value))}" for key, value in different[recipe].items()]
+    return " \\\n    ".join(["ceit train", *words, "--output NEW_FOLDER"])
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with a dotted name for everything that has a name of its own on the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in flat_keys(options).items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _place(data: str) -> str:
+    """A name as it is; of a path the last part."""
+    known = place_of(data)
+    if known is not None:
+        return known[0] if known[1] is None else f"{known[0]}:DIR"
+    return data if data.startswith("hf:") else Path(data).name
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]  # both sides of a square
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _code(name: str) -> str:
+    """A name that Markdown shows letter for letter."""
+    return "`" + name.replace("`", "'") + "`"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"
+
+
+def _of_class(entry: dict[str, Any]) -> str:
+    return f"{_code(entry['label'])}, {entry['top1_percent']:.1f} % of {entry['images']:,} images"

@@ -1,0 +1,26 @@
+"""A network of ours goes to disk and back through timm's own functions, with all that belongs to it."""
+
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import save_for_hf
+
+import ceit
+
+
+def test_timm_saves_and_loads_a_network_of_ours(tmp_path: Path) -> None:
+    config = ceit.CeiTConfig(
+        img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=2, stem_stride=1
+    )
+    preprocessing = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "crop": 0.9, "interpolation": "bicubic"}
+    path = tmp_path / "model.safetensors"
+    ceit.save_checkpoint(path, ceit.CeiT(config), class_names=["cat", "dog"], preprocessing=preprocessing)
+    model = ceit.load_checkpoint(path)
+    model.set_input_size(48)
+    save_for_hf(model, str(tmp_path / "hub"), safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
+    assert isinstance(again, ceit.CeiT)
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(again(images), model(images))
+    assert (again.config, again.class_names, again.preprocessing) == (model.config, ["cat", "dog"], preprocessing)

@@ -1,0 +1,110 @@
+"""A finished run leaves a card that says what its files say, and a command that gives the same options."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ceit.cli.train import parse
+from ceit.train.config import TrainConfig
+from ceit.train.model_card import FinishedRun, model_card, training_command
+from ceit.train.recipe import recipe_config
+from ceit.train.run import Result, train
+from ceit.train.run_directory import saved_config
+from tests.train.conftest import SMALL
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return train(SMALL, "digits", tmp_path_factory.mktemp("runs") / "whole")
+
+
+def section(card: str, title: str) -> str:
+    return card.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_card_says_what_the_run_found(finished: Result) -> None:
+    card = (finished.output / "README.md").read_text(encoding="utf-8")
+    report = json.loads((finished.output / "test.json").read_text(encoding="utf-8"))
+    assert card.startswith("# ceit_pico_patch4_32 trained on digits\n")
+    assert "It tells 10 classes apart: `0`, `1`," in card
+    good, how = section(card, "How good it is"), section(card, "How it was trained")
+    assert f"| test | 360 | **{report['top1_percent']:.2f} %** | {report['top5_percent']:.2f} % |" in good
+    assert f"| validation | | {report['best']['validation_top1_percent']:.2f} % |" in good
+    assert f"Validation chose epoch {report['best']['epoch']} of 2." in good
+    assert "few test images: each one is 0.3 points" in good
+    assert f"{report['parameters']:,} parameters, for 16 x 16 grey pixels." in how
+    assert f"- Length: 2 epochs, {report['steps']:,} steps of 32 images." in how
+    assert "- Start: random weights." in how
+    assert "None" not in card
+    assert not [line for line in card.split("\n\n") if line.startswith("## ") and "\n" in line], "no empty section"
+    assert str(finished.output) not in card, "nobody's folders"
+
+
+def test_the_command_on_the_card_gives_the_options_of_the_run(finished: Result) -> None:
+    saved = saved_config(finished.output)
+    words = shlex.split(training_command(saved).replace("\\\n", " "))
+    assert words[:2] == ["ceit", "train"]
+    config, asked = parse(words[2:])
+    assert (asked.data, asked.output) == ("digits", "NEW_FOLDER")
+    known = {key: value for key, value in saved.items() if key in config.as_dict()}
+    again = config.as_dict() | {"img_size": [config.img_size] * 2}
+    machine = ("workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+    assert {key: again[key] for key in known if key not in machine} == {
+        key: value for key, value in known.items() if key not in machine
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "words"),
+    [
+        (recipe_config("demo", seed=3), "cifar10", "--recipe demo --data cifar10 --seed 3"),
+        (TrainConfig(), "/home/me/My photos", "--data 'My photos'"),
+        (TrainConfig(img_size=(64, 96)), "imagenet:/mnt/x", "--data imagenet:DIR --img-size '[64, 96]'"),
+        (TrainConfig(initial_checkpoint="/a/runs/old"), "hf:me/set", "--data hf:me/set --initial-checkpoint old"),
+        (TrainConfig(classes=("a b", "c")), "mnist", """--data mnist --classes '["a b", "c"]'"""),
+    ],
+    ids=["recipe", "path", "size", "start", "classes"],
+)
+def test_the_command_names_the_nearest_recipe_and_what_differs(config: TrainConfig, data: str, words: str) -> None:
+    command = training_command({"data": data, **config.as_dict(), "found": "", "steps": 1})
+    assert " ".join(command.replace("\\\n", " ").split()) == f"ceit train {words} --output NEW_FOLDER"
+
+
+def test_a_card_of_a_run_with_little_to_say_has_no_empty_words(finished: Result) -> None:
+    found = FinishedRun.read(finished.output)
+    names = [f"class `{number}`" for number in range(30)]
+    same = [{"label": name, "images": 30, "top1_percent": 50.0} for name in names] + [
+        {"label": "none", "images": 0, "top1_percent": None}
+    ]
+    best = found.report["best"] | {"validation_top1_percent": None}
+    report: dict[str, Any] = found.report | {"per_class": same, "images": 900, "top5_percent": None, "best": best}
+    card = model_card(found._replace(report=report, description=found.description | {"class_names": names}))
+    assert "`class '0'`" in card
+    assert "and 10 more, which `model.json` lists." in card
+    assert "validation |" not in card
+    assert "Recognised best" not in card
+    assert "few test images" not in card
+
+
+def test_a_run_of_an_earlier_version_has_a_card_too_and_one_that_has_not_ended_has_none(
+    finished: Result, tmp_path: Path
+) -> None:
+    found = FinishedRun.read(finished.output)
+    fewer = {key: value for key, value in found.options.items() if key != "early_stopping_epochs"}
+    earlier = {key: value for key, value in found.report.items() if key != "steps"}
+    assert model_card(found._replace(options=fewer, report=earlier)) == model_card(found)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(found.options), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds no finished run: it has no test\.json"):
+        FinishedRun.read(tmp_path)
+
+
+def test_a_run_on_weights_says_whose(finished: Result, tmp_path: Path) -> None:
+    start = replace(SMALL, epochs=1, initial_checkpoint=str(finished.output), limit_batches=2)
+    train(start, "digits", tmp_path / "next")
+    card = (tmp_path / "next" / "README.md").read_text(encoding="utf-8")
+    assert "- Start: the weights of whole." in card
