@@ -164,6 +164,7 @@ def test_exported_file_has_the_figures_of_its_checkpoint(
         document = evaluated(capsys, "--checkpoint", str(file), "--data", str(photos), *arguments)
         assert document.pop("checkpoint") == str(file)
         assert expected.pop("checkpoint") == run
+        assert (document.pop("backend"), expected.pop("backend")) == ("onnx", "eager")
         assert document.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-4)
         assert document == expected
 

@@ -387,7 +387,7 @@ def test_dash_is_standard_input(
         (["{photos}", "--resume"], 2, "--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl"),
         (["{photos}", "--output", "a.txt"], 2, "--output a.txt must end in .csv or .jsonl"),
         (["{photos}", "--output", "a.csv", "--csv"], 2, "argument --csv: not allowed with argument --output"),
-        (["{photos}", "--precision", "int8"], 2, "invalid choice: 'int8' (choose from"),
+        (["{photos}", "--precision", "int4"], 2, "invalid choice: 'int4' (choose from"),
         (["{photos}", "--top-k", "0"], 1, "error: top_k 0 must be at least 1"),
         (["{photos}", "--batch-size", "-3"], 1, "error: batch size -3 must be at least 1"),
     ],
@@ -617,7 +617,7 @@ def test_resume_takes_no_answers_of_another_model(
     assert capsys.readouterr().err == f"error: {told}\n"
     assert whole.read_bytes() == content
 
-    assert ceit_cli.main([*resumed, "--checkpoint", str(same), "--precision", "bf16"]) == 0
+    assert ceit_cli.main([*resumed, "--checkpoint", str(same)]) == 0
     assert json.loads(side_file.read_text())["checkpoint"] == str(same)
 
     side_file.write_text("[]")

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 MODEL = "the model: a run directory of ceit train, a file of weights, or an exported file (.onnx, .pt2, .xml)"
-PRECISION = "number format; auto: bf16 where the machine computes it natively, else float32"
 JSON = "print one JSON document"
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor
 
-from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
+from ceit.cli._computing import add_computing
+from ceit.cli._parser import JSON, MODEL, Parser, adding_to, positive
 from ceit.cli._terminal import print_evaluation, tell
 from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
@@ -28,14 +29,18 @@ from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
-from ceit.inference.backend import AsModule, prepare
+from ceit.inference.backend import AsModule, split_among
+from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for
 from ceit.inference.cores import sharing_cores
-from ceit.inference.device import default_device
-from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
-from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, preprocessing_of
+from ceit.inference.example_images import ExampleImages, of_dataset
+from ceit.inference.exported import ExportedNetwork, is_exported, load_exported, precision_run
+from ceit.inference.predictor import exported_precision, preprocessing_of, refuse_for_exported
 from ceit.model import CeiT
+from ceit.train.example_sets import to_choose_by
 from ceit.train.metrics import evaluate
 from ceit.weights import load_checkpoint, read_description
+
+_BATCH = 250
 
 
 def main(arguments: list[str]) -> None:
@@ -44,7 +49,7 @@ def main(arguments: list[str]) -> None:
     Raises: ValueError for a checkpoint or data that cannot be read, classes that differ, or a split that is not there.
     """
     options = _parsed(arguments)
-    model, network, training, device, precision = _load(options.checkpoint, options.precision)
+    model, training = _load(options)
     preprocessing, config = preprocessing_of(model), model.config
     image_hw = config.image_hw
     found = load_images(options.data, img_size=image_hw, in_chans=config.in_chans, skip_broken=options.skip_broken)
@@ -56,8 +61,30 @@ def main(arguments: list[str]) -> None:
     tell(*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks)
     class_names = model.class_names or found.class_names
     split = with_labels_of(list(map(class_name, class_names)), found, measured.split)
-    loader = make_loader(split, batch_size=options.batch_size, img_size=image_hw, preprocessing=preprocessing)
-    follows = device.type == "cpu" and not is_exported(options.checkpoint)  # those have threads of their own
+    devices = devices_for(options.device, options.backend) if isinstance(model, CeiT) else (torch.device("cpu"),)
+    loader = make_loader(
+        split,
+        batch_size=_BATCH * len(devices) if options.batch_size is None else options.batch_size,
+        img_size=image_hw,
+        preprocessing=preprocessing,
+        workers=options.workers,
+    )
+    if isinstance(model, CeiT):
+
+        def sample() -> Tensor:
+            seen_as: dict[str, Any] = {"image_hw": image_hw, "preprocessing": preprocessing, "class_names": None}
+            return of_dataset(found, split, measured.name, SAMPLE_IMAGES, **seen_as).images
+
+        def examples() -> ExampleImages | None:
+            of_training = to_choose_by(options.checkpoint, None, model, tell)
+            return of_training or to_choose_by(options.checkpoint, options.data, model, tell)
+
+        work = Work(loader.batch_size, loader.images, sample=sample, examples=examples)
+        computed = computing(model, options.backend, options.precision, devices, work, tell)
+        network, backend, precision = split_among(computed.networks), computed.backend, computed.precision
+    else:
+        network, backend, precision = model, model.description.format, _precision(model, options)
+    follows = devices[0].type == "cpu" and backend == "eager"  # runtimes have threads of their own
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (
@@ -66,36 +93,35 @@ def main(arguments: list[str]) -> None:
     ):
         task = progress.add_task("", total=loader.images)
         result = evaluate(
-            network,
+            AsModule(network),
             loader,
             class_names=class_names,
-            device=device,
+            device=devices[0],
             progress=lambda done: progress.update(task, completed=done),
             cores=cores,
         )
-    heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name, "precision": precision}
+    heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name}
+    heading |= {"backend": backend, "precision": precision}
     if options.json:
         print(json.dumps({**heading, **result.as_dict()}))
     else:
         print_evaluation(heading, result)
 
 
-def _load(
-    checkpoint: str, precision: Precision
-) -> tuple[CeiT | ExportedNetwork, nn.Module, dict[str, Any], torch.device, str]:
-    """The model, what computes it, what its file says of the training, where, and in which number format."""
+def _load(options: argparse.Namespace) -> tuple[CeiT | ExportedNetwork, dict[str, Any]]:
+    """The model, and what its file says of the training."""
+    checkpoint = options.checkpoint
     if is_exported(checkpoint):
-        computed_in = exported_precision(Path(checkpoint), precision)
-        exported = load_exported(checkpoint, precision=computed_in)
-        written_in, training = exported.description.precision, exported.description.network.training
-        name = {"float32": written_in, "bf16": "bf16" if written_in == "float32" else f"{written_in}+bf16"}[computed_in]
-        return exported, AsModule(exported), training or {}, torch.device("cpu"), name
-    device = default_device()
+        refuse_for_exported(options.backend, options.device)
+        exported = load_exported(checkpoint, precision=exported_precision(Path(checkpoint), options.precision))
+        return exported, exported.description.network.training or {}
     model, description = load_checkpoint(checkpoint), read_description(checkpoint)
-    shape = model.config.in_chans, *model.config.image_hw
-    name = chosen(precision, device)
-    network = prepare(model.to(device), "eager", name, image_shape=shape)  # which is what predicts
-    return model, AsModule(network), (description and description.training) or {}, device, name
+    return model, (description and description.training) or {}
+
+
+def _precision(exported: ExportedNetwork, options: argparse.Namespace) -> str:
+    computed_in = exported_precision(Path(options.checkpoint), options.precision)
+    return precision_run(exported.description.precision, computed_in)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -108,7 +134,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--split", text, choices=ASKABLE)
     add("--json", JSON, action="store_true")
     add("--skip-broken", "leave out images that cannot be read, and name them", action="store_true")
-    add = adding_to(parser.add_argument_group("computing"))
-    add("--precision", PRECISION, choices=PRECISIONS, default="auto")
-    add("--batch-size", "images per batch", type=int, default=250, metavar="N")
+    group = parser.add_argument_group("computing")
+    add_computing(group)
+    add = adding_to(group)
+    add("--batch-size", f"images per batch (default: {_BATCH} for each device)", type=int, metavar="N")
+    text = "processes that read images (default: none for images in memory, else one per core, at most 8)"
+    add("--workers", text, type=positive, metavar="N")
     return parser.parse_args(arguments)
