@@ -11,6 +11,7 @@ examples:
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from torch import Tensor
 from ceit.cli._computing import add_computing
 from ceit.cli._parser import JSON, MODEL, Parser, adding_to, positive
 from ceit.cli._terminal import print_evaluation, tell
-from ceit.data.batches.loader import make_loader
+from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
+from ceit.data.labelled import LabelledSet
 from ceit.data.record import FIXED, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
-from ceit.inference.backend import AsModule, split_among
+from ceit.data.splits import Split
+from ceit.inference.backend import AsModule, Network, split_among
 from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for
 from ceit.inference.cores import sharing_cores
 from ceit.inference.example_images import ExampleImages, of_dataset
@@ -69,21 +72,7 @@ def main(arguments: list[str]) -> None:
         preprocessing=preprocessing,
         workers=options.workers,
     )
-    if isinstance(model, CeiT):
-
-        def sample() -> Tensor:
-            seen_as: dict[str, Any] = {"image_hw": image_hw, "preprocessing": preprocessing, "class_names": None}
-            return of_dataset(found, split, measured.name, SAMPLE_IMAGES, **seen_as).images
-
-        def examples() -> ExampleImages | None:
-            of_training = to_choose_by(options.checkpoint, None, model, tell)
-            return of_training or to_choose_by(options.checkpoint, options.data, model, tell)
-
-        work = Work(loader.batch_size, loader.images, sample=sample, examples=examples)
-        computed = computing(model, options.backend, options.precision, devices, work, tell)
-        network, backend, precision = split_among(computed.networks), computed.backend, computed.precision
-    else:
-        network, backend, precision = model, model.description.format, _precision(model, options)
+    network, backend, precision = _network(options, model, devices, loader, found, split)
     follows = devices[0].type == "cpu" and backend == "eager"  # runtimes have threads of their own
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -119,9 +108,31 @@ def _load(options: argparse.Namespace) -> tuple[CeiT | ExportedNetwork, dict[str
     return model, (description and description.training) or {}
 
 
-def _precision(exported: ExportedNetwork, options: argparse.Namespace) -> str:
-    computed_in = exported_precision(Path(options.checkpoint), options.precision)
-    return precision_run(exported.description.precision, computed_in)
+def _network(
+    options: argparse.Namespace,
+    model: CeiT | ExportedNetwork,
+    devices: Sequence[torch.device],
+    loader: Loader,
+    found: LabelledSet,
+    split: Split,
+) -> tuple[Network, str, str]:
+    """What computes the model, and its backend and precision by name."""
+    if not isinstance(model, CeiT):
+        computed_in = exported_precision(Path(options.checkpoint), options.precision)
+        written = model.description
+        return model, written.format, precision_run(written.precision, computed_in)
+
+    def sample() -> Tensor:
+        seen_as: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing_of(model)}
+        return of_dataset(found, split, "measured", SAMPLE_IMAGES, class_names=None, **seen_as).images
+
+    def examples() -> ExampleImages | None:
+        of_training = to_choose_by(options.checkpoint, None, model, tell)
+        return of_training or to_choose_by(options.checkpoint, options.data, model, tell)
+
+    work = Work(loader.batch_size, loader.images, sample=sample, examples=examples)
+    computed = computing(model, options.backend, options.precision, devices, work, tell)
+    return split_among(computed.networks), computed.backend, computed.precision
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:

@@ -32,7 +32,7 @@ from ceit.cli._terminal import bar, tell
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.walk import EmptyFolderError, image_files
 from ceit.inference import prediction_file
-from ceit.inference.backend import in_turns
+from ceit.inference.backend import Network, in_turns
 from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for
 from ceit.inference.example_images import ExampleImages, of_files
 from ceit.inference.exported import ExportedNetwork, is_exported, load_exported, precision_run
@@ -73,32 +73,22 @@ def main(arguments: list[str]) -> None:
     options = _parsed(arguments)
     keep_freed_memory()
     paths = _images_of(options.paths)
-    goes_on = options.resume and options.output.exists()
-    before = prediction_file.computed_by(options.output) if goes_on else None
+    before = prediction_file.computed_by(options.output) if options.resume else None
     backend, precision = _as_before(options, before)
     model = _model(options, precision)
     class_names, preprocessing = class_names_of(model), preprocessing_of(model)
-    origin = (
-        prediction_file.Origin.of(model, class_names, preprocessing, options.checkpoint) if options.output else None
-    )
+    is_kept, origin_of = options.output is not None, prediction_file.Origin.of
+    origin = origin_of(model, class_names, preprocessing, options.checkpoint) if is_kept else None
     broken: list[str] = []
     with ExitStack() as stack:
         left = paths
         if origin is not None:
             stack.enter_context(prediction_file.for_one_process(options.output))
-            if goes_on:
+            if options.resume and options.output.exists():
                 ranks = min(options.top_k, len(class_names))
                 left = prediction_file.unanswered(options.output, paths, ranks, class_names, origin, say=tell)
         files = _without_stdin(left, stack)
-        if isinstance(model, CeiT):
-            devices = devices_for(options.device, backend)
-            work = _work(options, model, preprocessing, files, devices)
-            found = computing(model, backend if files else "eager", precision, devices, work, tell)
-            network, computed_by, device = in_turns(found.networks), str(found), devices[0]
-        else:
-            written = model.description
-            computed_in = precision_run(written.precision, exported_precision(Path(options.checkpoint), precision))
-            network, computed_by, device = model, f"{written.format} {computed_in}", torch.device("cpu")
+        network, computed_by, device = _network(options, model, backend, precision, preprocessing, files)
         if files and before not in (None, computed_by):
             raise ValueError(
                 f"{options.output} holds answers computed by {before}, not by {computed_by}: leave out --backend and "
@@ -217,14 +207,19 @@ def _model(options: argparse.Namespace, precision: str) -> CeiT | ExportedNetwor
     return load_exported(options.checkpoint, precision=computed_in, threads=1, callers=callers)
 
 
-def _work(
+def _network(
     options: argparse.Namespace,
-    model: CeiT,
+    model: CeiT | ExportedNetwork,
+    backend: str | None,
+    precision: str,
     preprocessing: Preprocessing,
     files: Sequence[str],
-    devices: Sequence[torch.device],
-) -> Work:
-    """The files as work for the workers, each of which computes alone."""
+) -> tuple[Network, str, torch.device]:
+    """What computes the files' images, its name, and where; several threads may call it, each alone on its core."""
+    if not isinstance(model, CeiT):
+        computed_in = exported_precision(Path(options.checkpoint), precision)
+        written = model.description
+        return model, f"{written.format} {precision_run(written.precision, computed_in)}", torch.device("cpu")
 
     def some(count: int) -> ExampleImages:
         return of_files(list(map(Path, files)), count, image_hw=model.config.image_hw, preprocessing=preprocessing)
@@ -240,8 +235,11 @@ def _work(
         found = some(2 * CALIBRATION_IMAGES)
         return found if len(found) >= LEAST_IMAGES else None
 
+    devices = devices_for(options.device, backend)
     workers, batch_size = options.workers or torch.get_num_threads(), options.batch_size or batch_of(devices)
-    return Work(batch_size, len(files), threads=1, callers=workers, sample=sample, examples=examples)
+    work = Work(batch_size, len(files), threads=1, callers=workers, sample=sample, examples=examples)
+    found = computing(model, backend if files else "eager", precision, devices, work, tell)
+    return in_turns(found.networks), str(found), devices[0]
 
 
 def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ceit.inference.backend import RUNTIMES, Network, precisions_on, prepare, require
 from ceit.inference.device import computes_bf16, devices_named
+from ceit.inference.example_images import ExampleImages
 from ceit.inference.fastest import LEAST_AGREEMENT, Examples, Optimized, graph_name, is_installed, optimize
 from ceit.inference.kept_graphs import recall_graph
 from ceit.messages import Say
@@ -95,14 +96,19 @@ def computing(
     if backend is None and "int8" in precision:
         raise ValueError(f"{precision} is computed by {' or '.join(RUNTIMES)}: name one with --backend, or auto")
     if backend == "auto" or "int8" in precision:
-        if backend == "auto":
-            say("backend auto: what is fastest here is measured once for each model and kept; that can take minutes")
+
+        def examples() -> ExampleImages | None:
+            """Asked for where nothing is remembered."""
+            if backend == "auto":
+                say("--backend auto measures once for each model what is fastest here: that can take minutes")
+            return work.examples()
+
         found = optimize(
             model,
             backend or "auto",
             precision,
             batch_size=work.batch_size,
-            images=work.examples,
+            images=examples,
             device=device,
             threads=work.threads,
             callers=work.callers,

@@ -4,11 +4,11 @@ import hashlib
 import importlib.util
 import json
 import logging
-import statistics
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -33,7 +33,7 @@ Examples = Callable[[], ExampleImages | None]
 
 _NEEDS = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 LEAST_IMAGES = 16
-_TIMED_CALLS = 7
+_ROUNDS = 7
 
 logger = logging.getLogger("ceit")
 
@@ -220,18 +220,25 @@ def _measured(
     """What was measured of each, with the network, or with None where there is none."""
     calibration, check = (None, None) if images is None else images.tensor_split(2)
     reference = None if check is None else prepared("eager", "float32")(check).argmax(1).cpu()
-    measured: dict[Candidate, Network | None] = {}
+    candidates: list[Candidate] = []
+    networks: dict[tuple[str, str], Network] = {}
     for pair in named:
-        network, agreement = None, None
+        agreement = None
         try:
             network = prepared(*pair, calibration)
             if check is not None:
                 answers = torch.cat([network(part).argmax(1).cpu() for part in check.split(batch_size)])
                 agreement = float((answers == reference).float().mean())
-            candidate = Candidate(*pair, _images_per_second(network, torch.randn(batch_size, *shape)), agreement)
-        except (ImportError, RuntimeError, ValueError) as error:
-            candidate = Candidate(*pair, error=(str(error) or type(error).__name__).splitlines()[0])
-        measured[candidate] = network if candidate.error is None else None
+            network(torch.zeros(batch_size, *shape))  # compiled, and whatever else the first call has to do
+            networks[pair], error = network, None
+        except (ImportError, RuntimeError, ValueError) as failure:
+            error = (str(failure) or type(failure).__name__).splitlines()[0]
+        candidates.append(Candidate(*pair, agreement=agreement, error=error))
+    rates = _images_per_second(networks, torch.randn(batch_size, *shape))
+    measured: dict[Candidate, Network | None] = {}
+    for candidate in candidates:
+        pair = candidate.backend, candidate.precision
+        measured[candidate := replace(candidate, images_per_second=rates.get(pair))] = networks.get(pair)
         logger.info("%s", candidate)
     return measured
 
@@ -261,14 +268,15 @@ def _threads_of_torch(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _images_per_second(network: Network, images: Tensor) -> float:
-    """By the median of several calls; each waits for its answer."""
-    seconds = []
-    for _ in range(_TIMED_CALLS + 1):
-        began = time.perf_counter()
-        network(images).cpu()
-        seconds.append(time.perf_counter() - began)
-    return len(images) / statistics.median(seconds[1:])
+def _images_per_second(networks: dict[tuple[str, str], Network], images: Tensor) -> dict[tuple[str, str], float]:
+    """In rounds, in which each has a turn and waits for its answer; by the best of them, which others disturb least."""
+    seconds = dict.fromkeys(networks, math.inf)
+    for _ in range(_ROUNDS):
+        for pair, network in networks.items():
+            began = time.perf_counter()
+            network(images).cpu()
+            seconds[pair] = min(seconds[pair], time.perf_counter() - began)
+    return {pair: len(images) / best for pair, best in seconds.items()}
 
 
 def _key(model: CeiT, device: torch.device, images: Tensor | Examples | None, *choice: object) -> str:

@@ -157,9 +157,9 @@ def unanswered(
 
 
 def computed_by(file: Path) -> str | None:
-    """The backend and the precision of the answers in a file; None if nothing tells them."""
+    """The backend and the precision of the answers in a file; None if nothing tells them, or there is no such file."""
     try:
-        return Origin(**json.loads(_side_file(file).read_bytes())).computed_by
+        return None if not file.exists() else Origin(**json.loads(_side_file(file).read_bytes())).computed_by
     except (OSError, ValueError, TypeError):  # it is refused, with its reason, where it is asked whose answers they are
         return None
 

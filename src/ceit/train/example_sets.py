@@ -12,6 +12,7 @@ from ceit.data.record import FILE, FIXED, TRAIN, ImageRecord
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.splits import Split
 from ceit.inference.example_images import ExampleImages, of_dataset
+from ceit.inference.fastest import LEAST_IMAGES
 from ceit.inference.predictor import preprocessing_of
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.messages import Say
@@ -55,6 +56,8 @@ def to_choose_by(checkpoint: str, data: str | None, model: CeiT, say: Say) -> Ex
     except (ValueError, OSError):
         return None
     count = min(CALIBRATION_IMAGES, len(rest), len(held_out))
+    if 2 * count < LEAST_IMAGES:
+        return None
     seen_as: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing_of(model)}
     halves = [of_dataset(found, split, name, count, class_names=None, **seen_as) for split in (rest, held_out)]
     return replace(halves[1], images=torch.cat([half.images for half in halves]), labels=None)
