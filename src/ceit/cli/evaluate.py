@@ -33,7 +33,7 @@ from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.data.splits import Split
 from ceit.inference.backend import AsModule, Network, split_among
-from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for
+from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for, refuse_combination
 from ceit.inference.cores import sharing_cores
 from ceit.inference.example_images import ExampleImages, of_dataset
 from ceit.inference.exported import ExportedNetwork, is_exported, load_exported, precision_run
@@ -52,7 +52,9 @@ def main(arguments: list[str]) -> None:
     Raises: ValueError for a checkpoint or data that cannot be read, classes that differ, or a split that is not there.
     """
     options = _parsed(arguments)
-    model, training = _load(options)
+    on_cpu = is_exported(options.checkpoint)
+    devices = (torch.device("cpu"),) if on_cpu else devices_for(options.device, options.backend)
+    model, training = _load(options, devices[0])
     preprocessing, config = preprocessing_of(model), model.config
     image_hw = config.image_hw
     found = load_images(options.data, img_size=image_hw, in_chans=config.in_chans, skip_broken=options.skip_broken)
@@ -64,7 +66,6 @@ def main(arguments: list[str]) -> None:
     tell(*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks)
     class_names = model.class_names or found.class_names
     split = with_labels_of(list(map(class_name, class_names)), found, measured.split)
-    devices = devices_for(options.device, options.backend) if isinstance(model, CeiT) else (torch.device("cpu"),)
     loader = make_loader(
         split,
         batch_size=_BATCH * len(devices) if options.batch_size is None else options.batch_size,
@@ -97,13 +98,14 @@ def main(arguments: list[str]) -> None:
         print_evaluation(heading, result)
 
 
-def _load(options: argparse.Namespace) -> tuple[CeiT | ExportedNetwork, dict[str, Any]]:
-    """The model, and what its file says of the training."""
+def _load(options: argparse.Namespace, device: torch.device) -> tuple[CeiT | ExportedNetwork, dict[str, Any]]:
+    """The model, and what its file says of the training; it is asked first whether the device can compute it so."""
     checkpoint = options.checkpoint
     if is_exported(checkpoint):
         refuse_for_exported(options.backend, options.device)
         exported = load_exported(checkpoint, precision=exported_precision(Path(checkpoint), options.precision))
         return exported, exported.description.network.training or {}
+    refuse_combination(options.backend, options.precision, device)
     model, description = load_checkpoint(checkpoint), read_description(checkpoint)
     return model, (description and description.training) or {}
 

@@ -93,8 +93,7 @@ def computing(
     Raises: ValueError for a combination that does not exist, and for int8 without images to calibrate it with.
     """
     device = devices[0]
-    if backend is None and "int8" in precision:
-        raise ValueError(f"{precision} is computed by {' or '.join(RUNTIMES)}: name one with --backend, or auto")
+    refuse_combination(backend, precision, device)
     if backend == "auto" or "int8" in precision:
 
         def examples() -> ExampleImages | None:
@@ -121,11 +120,18 @@ def computing(
         if backend is None:
             first = _openvino_if_it_pays(model, precision, devices, work, say)
             backend = "eager" if first is None else "openvino"
-        require(backend, precision, device)
-    if backend in RUNTIMES and not is_installed(backend):
-        raise ValueError(f"{backend} is not installed: pip install 'ceit-vision[export]'")
     rest = [_prepared(model, backend, precision, one, work) for one in (devices if first is None else devices[1:])]
     return Computing((*(() if first is None else (first,)), *rest), backend, precision, tuple(devices))
+
+
+def refuse_combination(backend: str | None, precision: str, device: torch.device) -> None:
+    """Raises: ValueError for what does not go together, naming what does, and for a backend that is not installed."""
+    if backend is None and "int8" in precision:
+        raise ValueError(f"{precision} is computed by {' or '.join(RUNTIMES)}: name one with --backend, or auto")
+    if backend != "auto":
+        require(backend or "eager", chosen(precision, device, backend or "eager"), device)
+    if backend in RUNTIMES and not is_installed(backend):
+        raise ValueError(f"{backend} is not installed: pip install 'ceit-vision[export]'")
 
 
 def chosen(precision: str, device: torch.device, backend: str = "eager") -> str:

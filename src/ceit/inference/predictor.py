@@ -275,7 +275,8 @@ def refuse_for_exported(backend: str | None, device: Devices) -> None:
     """Raises: ValueError for what an exported file does not leave open."""
     if backend is not None:
         raise ValueError(f"backend {backend} is for checkpoints: what runs an exported file was chosen by its format")
-    if any(one.type != "cpu" for one in _as_devices("cpu" if device is None else device)):
+    named = [device] if device is None or isinstance(device, str | torch.device) else device
+    if not all(str(one or "cpu").startswith("cpu") for one in named):
         raise ValueError(f"an exported file is computed on the CPU, not on {device}: name the checkpoint instead")
 
 
