@@ -795,7 +795,8 @@ def test_each_backend_answers_as_eager_also_with_a_broken_image_among_300(
     expected, told = answers(run, snapshots, capsys, "--backend", "eager", "--precision", "float32")
     found, also_told = answers(run, snapshots, capsys, *options, "--precision", "float32")
     names = f"{snapshots}/IMG_123 (1).jpg, {snapshots}/IMG_299 (1).jpg"
-    assert told == also_told == f"2 of 300 images cannot be read: {names}\n"
+    assert told == f"2 of 300 images cannot be read: {names}\n"
+    assert also_told.endswith(told)  # while torch compiles it may have remarks
     assert len(found) == 300
     for ours, eagers in zip(found, expected, strict=True):
         assert (ours["path"], ours.get("error")) == (eagers["path"], eagers.get("error"))
