@@ -74,7 +74,8 @@ def study(data: str, options: dict[str, str], moments: list[Moment], number: sig
 
 def _start(data: str, output: Path, options: dict[str, str]) -> subprocess.Popen[bytes]:
     given = [word for key, value in options.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "-m", "ceit", "train", "--data", data, "--output", str(output), "--resume", "auto"]
+    command = [sys.executable, "-m", "ceit", "train", "--recipe", "none", "--resume", "auto"]
+    command += ["--data", data, "--output", str(output)]
     same_threads = {"OMP_NUM_THREADS": f"{torch.get_num_threads()}"} | os.environ
     return subprocess.Popen([*command, *given], env=same_threads, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 

@@ -48,6 +48,7 @@ EXTRAS = {
     "data": ("datasets", "pyarrow", "scipy"),
     "viz": ("matplotlib",),
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    "tensorboard": ("tensorboard",),
     "web": ("gradio",),
 }
 

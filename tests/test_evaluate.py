@@ -111,6 +111,41 @@ def test_table_shows_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert captured.err == ""
 
 
+def test_test_time_augmentation_stands_beside_the_plain_figures_and_changes_none(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(tmp_path, class_names=["cat", "dog"])
+    arguments = ["--checkpoint", run, "--data", str(photos)]
+    plain = evaluated(capsys, *arguments)
+    assert plain.pop("tta") is None
+    found = load_images(photos, img_size=(16, 16), in_chans=1).parts["all"]
+    model = ceit.load_checkpoint(run)
+    with torch.inference_mode():
+        images, labels = next(
+            make_loader(found, batch_size=40, img_size=(16, 16), preprocessing=PREPROCESSING).epoch(0)
+        )
+        logits = (model(images) + model(images.flip(3))) / 2
+    document = evaluated(capsys, *arguments, "--tta", "mirror")
+    tta = document.pop("tta")
+    assert document == plain
+    assert tta["views"] == "mirror"
+    assert tta["top1_percent"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    assert tta["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+    arguments = ["evaluate", *arguments, "--precision", "float32", "--tta", "mirror+shift"]
+    assert ceit_cli.main(arguments) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["top-1", f"{plain['top1_percent']:.2f}%"] in rows
+    assert any(row[:2] == ["top-1,", "mirror+shift"] for row in rows)
+
+
+def test_mirrored_digits_are_other_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", save(tmp_path), "--data", "digits", "--tta", "mirror"]
+    assert ceit_cli.main(["evaluate", *arguments]) == 1
+    sentence = "--tta mirror mirrors images, and mirrored images of digits are other classes or none: leave it out"
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
 def test_classes_in_another_order_give_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = evaluated(capsys, "--checkpoint", save(tmp_path), "--data", "digits")
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]

@@ -101,7 +101,7 @@ def test_prediction_goes_on_behind_a_broken_file(folder: Path, run: Path, capsys
         (["--data", "cifar11"], "unknown data set 'cifar11'; did you mean 'cifar10'?"),
         (["--data", "digits", "--recipe", "demoo"], "unknown recipe 'demoo'; did you mean 'demo'?"),
         (["--data", "digits", "--model", "ceit_nan_patch4_32"], "did you mean 'ceit_nano_patch4_32'?"),
-        (["--data", "digits", "--img-size", "225"], "image size (225, 225) must be a multiple of 4 (remainder 1, 1)"),
+        (["--data", "digits", "--img-size", "225"], "image size (225, 225) must be a multiple of 16 (remainder 1, 1)"),
         (["--data", "digits", "--time-budget", "30"], "duration '30' must be a positive number with its unit"),
     ],
 )

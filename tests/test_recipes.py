@@ -31,7 +31,7 @@ from tools.recipe_tables import data_of, text_of
 TRAIN, TEST = 64, 4  # of which 1 % is one image
 NOT_THE_RECIPES = {  # given by the test, or found out from the data
     *("global_batch_size", "device_batch_size", "precision", "workers", "initial_checkpoint"),
-    *("epochs", "limit_batches", "log_every_steps", "img_size", "in_chans"),
+    *("epochs", "limit_batches", "log_every_steps", "img_size", "in_chans", "tracker"),
 }
 IMAGENET = {
     "imagenet_tiny_300": ("ceit_tiny_patch16_224", 300),
@@ -264,4 +264,4 @@ def test_fine_tuning_without_its_start_is_refused(
 def test_every_recipe_ships_with_the_package() -> None:
     shipped = {entry.name for entry in files("ceit").joinpath("recipes").iterdir()}
     assert shipped == {f"{name}.yaml" for name in recipe_names()}
-    assert len(shipped) == 18
+    assert len(shipped) == 22

@@ -1,5 +1,6 @@
 """``ceit train`` as it is typed: switches, what is printed, and wrong usage."""
 
+import io
 import itertools
 import json
 import re
@@ -13,9 +14,10 @@ from typing import Literal, get_args, get_origin
 import psutil
 import pytest
 import yaml
+from rich.console import Console
 
 import ceit_cli
-from ceit.cli.train import FIRST, GROUPS, PLACES, SWITCHES, parse
+from ceit.cli.train import FIRST, GROUPS, PLACES, SWITCHES, LiveProgress, parse
 from ceit.options import option_types, parts_of
 from ceit.train.config import SECTIONS, TrainConfig, known_keys
 from ceit.train.schema import descriptions
@@ -36,7 +38,7 @@ def test_a_fast_dev_run_does_everything_in_two_batches(tmp_path: Path, capsys: p
 
 
 def test_the_printed_configuration_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--recipe", "demo", "--lr-base-size", "512", "--epochs", "7"]
+    given = ["--recipe", "demo", "--lr-base-size", "512", "--global-batch-size", "256", "--epochs", "7"]
     assert ceit_cli.main(["train", *given, "--print-config"]) == 0
     printed = capsys.readouterr().out
     assert "# learning rate after the warm-up: 0.003 * 256 / 512 = 0.0015" in printed
@@ -108,6 +110,20 @@ def test_help_names_every_choice() -> None:
         for name, hint in option_types(of).items():
             choices = [choice for part in parts_of(hint) if get_origin(part) is Literal for choice in get_args(part)]
             assert all(choice in descriptions(of)[name] for choice in choices), name
+
+
+def test_each_epoch_says_how_long_the_run_still_takes_by_its_own_pace() -> None:
+    text = io.StringIO()
+    live = LiveProgress(Console(file=text, width=200))
+    for step, total in ((1, 12), (4, 40)):  # a time budget may plan anew
+        live.show({"step": step, "total_steps": total, "epoch": 1, "loss": 1.5, "top1_percent": None})
+    epoch = {"event": "epoch", "epoch": 1, "step": 4, "train_loss": 1.5, "elapsed_seconds": 20.0}
+    live.show(epoch | {"validation": {"raw": {"top1_percent": 50.0, "loss": 1.0}, "ema": None}})
+    live.show(epoch | {"validation": {"raw": None, "ema": None}, "step": 40, "epoch": 9, "elapsed_seconds": 5400.0})
+    assert text.getvalue().splitlines() == [
+        "epoch   1: loss 1.500, validation top-1 raw 50.00 %, 20 s gone, 3 min left",
+        "epoch   9: loss 1.500, validation top-1 -, 1.5 h gone, 0 s left",
+    ]
 
 
 STUCK = """

@@ -43,7 +43,7 @@ class Arrow(NamedTuple):
 def modules_of(repository: Path) -> dict[str, Path]:
     """Module name to file: the package in ``src``, and ``tools`` and ``benchmarks``, which are not installed."""
     source = repository / "src"
-    files = [*source.rglob("*.py"), *repository.glob("tools/*.py"), *repository.glob("benchmarks/*.py")]
+    files = [*source.rglob("*.py"), *repository.glob("tools/*.py"), *repository.glob("benchmarks/**/*.py")]
     modules: dict[str, Path] = {}
     for path in sorted(files):
         inside = path.relative_to(source if path.is_relative_to(source) else repository)

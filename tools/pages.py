@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ceit.atomic import replace_files
 from ceit.messages import unknown
-from tools import distributed_cost, measured, overview, recipe_tables, speed_tables
+from tools import distributed_cost, measured, overview, recipe_tables, screening, speed_tables
 from tools.map import rooms_table
 
 PARTS: dict[str, Callable[..., str]] = {
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "class-token": measured.class_token_table,
     "resume": measured.resume_table,
     "loading": measured.loading_table,
+    "screening": screening.screening_table,
     "studies": overview.overview_table,
     "study": overview.study_tables,
     "evidence": overview.evidence,

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from ceit.data.sources.known_sets import SETS
+from ceit.data.sources.published import PUBLISHED
+from ceit.messages import in_words
 from ceit.model.config import CeiTConfig
 from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, macs, training_flops_on
 from ceit.train.recipe import recipe_config, recipe_names
@@ -65,9 +66,11 @@ def lines(recipe: str) -> list[Line]:
 
 
 def data_of(recipe: str) -> str:
-    """The data set that a recipe is for."""
+    """The data set that a recipe is for; of recipes for anybody's photos one of 3,680, to tell what they cost."""
     if recipe.startswith("imagenet_"):
         return "imagenet"
+    if recipe.startswith("photos_"):
+        return "pets"
     return "cifar10" if recipe == "demo" else recipe.removeprefix("transfer_")
 
 
@@ -94,9 +97,9 @@ def training_flops(recipe: str) -> int:
 def time_estimate(recipe: str) -> str:
     """The words behind ``Time:`` in a recipe's header."""
     flops = training_flops(recipe)
-    if geometry_of(recipe).patch_size == 4:
-        return f"estimated {_hours(flops / CPU_FLOPS)} on two CPU cores ({_quantity(flops)})"
-    return f"estimated {_hours(flops / GPU_FLOPS)} on one GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s ({_quantity(flops)})"
+    if _is_for_cores(recipe):
+        return f"estimated {in_words(flops / CPU_FLOPS)} on two CPU cores ({_quantity(flops)})"
+    return f"estimated {in_words(flops / GPU_FLOPS)} on one GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s ({_quantity(flops)})"
 
 
 def overview_table() -> str:
@@ -110,7 +113,7 @@ def overview_table() -> str:
         epochs = config.epochs or f"{config.samples:,} images"
         link = f"[`{recipe}`]({page_of(recipe)}#{recipe})"
         rows.append(
-            f"| {link} | `{config.model}` | {data_of(recipe)} | {epochs} | {_time_column(recipe)} "
+            f"| {link} | `{config.model}` | {_place_of(recipe)} | {epochs} | {_time_column(recipe)} "
             f"| {head['Expected']} | {head['Measured']} |"
         )
     return "\n".join(rows)
@@ -118,8 +121,8 @@ def overview_table() -> str:
 
 def section(recipe: str) -> str:
     """Commands, cost and accuracy of one recipe."""
-    head, data = header(recipe), data_of(recipe)
-    place = data if data in SETS else f"{data}:DIR"
+    head, data = header(recipe), _place_of(recipe)
+    place = f"{data}:DIR" if data in PUBLISHED else data
     words = f"train --recipe {recipe} --data {place} --output runs/{recipe}"
     start = recipe_config(recipe).initial_checkpoint
     if start is not None:
@@ -163,6 +166,8 @@ def page_of(recipe: str) -> str:
     """The page under docs/recipes that tells of a recipe."""
     if recipe.startswith("imagenet_"):
         return "imagenet-384.md" if recipe.endswith("_384") else "imagenet.md"
+    if recipe.startswith("photos_"):
+        return "photos.md"
     return "transfer.md" if recipe.startswith("transfer_") else "from-scratch.md"
 
 
@@ -180,23 +185,27 @@ def written(value: str) -> Any:
 
 
 def _order(recipe: str) -> tuple[int, str]:
-    return ("from-scratch.md", "imagenet.md", "imagenet-384.md", "transfer.md").index(page_of(recipe)), recipe
+    return ("from-scratch.md", "photos.md", "imagenet.md", "imagenet-384.md", "transfer.md").index(
+        page_of(recipe)
+    ), recipe
+
+
+def _place_of(recipe: str) -> str:
+    """What pages say a recipe trains on."""
+    return "photos/" if recipe.startswith("photos_") else data_of(recipe)
+
+
+def _is_for_cores(recipe: str) -> bool:
+    """Whether its network is small enough to be trained without a GPU."""
+    return geometry_of(recipe).embed_dim < 192
 
 
 def _time_column(recipe: str) -> str:
     flops = training_flops(recipe)
-    if geometry_of(recipe).patch_size == 4:
-        return f"{_hours(flops / CPU_FLOPS)} on two CPU cores"
+    if _is_for_cores(recipe):
+        return f"{in_words(flops / CPU_FLOPS)} on two CPU cores"
     one, eight = flops / GPU_FLOPS, flops / GPU_FLOPS / GPUS_OF_A_NODE
-    return f"{_hours(one)} on one GPU, {_hours(eight)} on {GPUS_OF_A_NODE}"
-
-
-def _hours(seconds: float) -> str:
-    """Two digits and a unit."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{in_words(one)} on one GPU, {in_words(eight)} on {GPUS_OF_A_NODE}"
 
 
 def _quantity(flops: float) -> str:

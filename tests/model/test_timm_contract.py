@@ -36,7 +36,10 @@ def images_for(model: CeiT) -> Tensor:
 def test_the_promised_names_are_registered() -> None:
     large = [f"ceit_{size}_patch16_{side}" for side in (224, 384) for size in ("tiny", "small", "base")]
     little = [f"{family}_{size}_patch4_32" for family in ("ceit", "deit") for size in ("pico", "nano", "micro")]
-    assert list_models() == large + little
+    photos = [
+        f"{family}_nano_{of}" for family in ("ceit", "deit") for of in ("patch8_64", "patch16_128", "patch16_224")
+    ]
+    assert list_models() == large + little + photos
     assert set(timm.list_models()) >= set(list_models())
     assert list_models(pretrained=True) == []
     assert not set(timm.list_models(pretrained=True)) & set(list_models())
@@ -103,11 +106,11 @@ def test_default_cfg_tells_how_to_feed_and_to_refit_the_model(name: str) -> None
     side = int(name.rsplit("_", 1)[1])
     assert data["input_size"] == (3, side, side)
     assert data["interpolation"] == "bicubic"
-    assert data["crop_pct"] == (1.0 if side == 32 else 0.875)
+    assert data["crop_pct"] == (1.0 if side <= 64 else 0.875)
     assert (data["mean"], data["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     cfg = model.default_cfg
     assert cfg["architecture"] == name
-    assert cfg["num_classes"] == (10 if side == 32 else 1000)
+    assert cfg["num_classes"] == (10 if "nano" in name or side == 32 else 1000)
     assert cfg["fixed_input_size"]
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
     assert model.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == 3
@@ -286,6 +289,26 @@ def test_another_image_size_interpolates_the_position_embedding(tiny: Callable[.
         torch.testing.assert_close(model.pos_embed[0, 1:, channel], plane.flatten())
     with pytest.raises(ValueError, match=f"px but the network takes {height} x {width};"):
         model(torch.randn(BATCH, 3, 32, 48))
+
+
+@pytest.mark.parametrize("size", [(16, 96), (48, 48)], ids=str)
+def test_another_size_for_a_while_leaves_the_parameters(tiny: Callable[..., CeiT], size: tuple[int, int]) -> None:
+    model, images, others = tiny(), torch.randn(IMAGES), torch.randn(BATCH, 3, *size)
+    before, resized = model(images), copy.deepcopy(model)
+    resized.set_input_size(size)
+    with model.at_size(size):
+        assert torch.equal(model(others), resized(others))
+        model(others).sum().backward()
+        with pytest.raises(ValueError, match="px but the network takes"):
+            model(images)
+    assert model.pos_embed.grad is not None
+    assert model.pos_embed.grad.shape == model.pos_embed.shape
+    assert torch.equal(model(images), before)
+    with pytest.raises(ValueError, match=r"^image size \(20, 16\) must be a multiple of 16"), model.at_size((20, 16)):
+        pass
+    with pytest.raises(ZeroDivisionError), model.at_size(size):
+        _ = 1 / 0
+    assert torch.equal(model(images), before)
 
 
 def test_an_image_size_that_does_not_fit_changes_nothing(tiny: Callable[..., CeiT]) -> None:

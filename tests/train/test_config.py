@@ -107,6 +107,8 @@ def test_recipe_values_of_another_type_are_refused(values: dict, sentence: str) 
         ({"geometry": {"num_classes": 3}}, "geometry.num_classes 3 follows from the data"),
         ({"mixing": Mixing(mixup_alpha=0.8), "global_batch_size": 15}, "global_batch_size 15 must be even to be mixed"),
         ({"geometry": {"deepth": 3}}, "unknown recipe key 'geometry.deepth'; did you mean 'geometry.depth'"),
+        ({"freeze_epochs": 2.0}, "freeze_epochs 2.0 would keep random weights: set initial_checkpoint, or 0"),
+        ({"freeze_epochs": float("inf"), "initial_checkpoint": "x"}, "freeze_epochs inf must be 0 or more, and finite"),
         ({"workers": -2}, "workers -2 must not be negative"),
         ({"seed": -1}, "seed -1 must be in"),
         ({"sampling": "balanced", "class_weights": "balanced"}, "sampling balanced would correct rare classes twice"),
@@ -219,3 +221,11 @@ def test_m12_whatever_is_true_or_false_is_a_switch() -> None:
         assert getattr(parse([f"--{name}", "false", *place])[0], field) is False
     config, _ = parse(["--augmentation.flip", "false", "--ema.warmup", *place, "--augmentation.flip"])
     assert (config.augmentation.flip, config.ema.warmup) == (True, True)
+    assert parse(["--augmentation.flip", "alternate", *place])[0].augmentation.flip == "alternate"
+    for words in ("tensorboard,wandb", "tensorboard, wandb", "[tensorboard, wandb]"):
+        assert parse(["--tracker", words, *place])[0].tracker == ("tensorboard", "wandb")
+    assert parse(["--tracker", "mlflow", *place])[0].tracker == ("mlflow",)
+    assert parse(["--tracker", "[]", *place])[0].tracker == ()
+    assert parse(["--img-size", "32,64", *place])[0].img_size == [32, 64]
+    with pytest.raises(ValueError, match=r"unknown augmentation.flip 'alternat'; did you mean 'alternate'"):
+        config_from({"augmentation": {"flip": "alternat"}})

@@ -1,6 +1,7 @@
 """Losses against their definitions, and mixing by its properties."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ceit.train.config import Distillation, Mixing, TrainConfig
-from ceit.train.objective import Objective, Targets, balanced_weights, mix, seed_of
-from ceit.train.teacher import distillation_loss
+from ceit.train.objective import Objective, Targets, balanced_weights, image_weights, mix, seed_of, start_rare
+from ceit.train.teacher import divergence
 
 BATCH, CLASSES = 16, 5
 BOTH = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)
@@ -100,13 +101,76 @@ def test_a_weighed_loss_is_the_mean_of_each_images_times_its_weight() -> None:
     assert loss.item() == pytest.approx((each * weights[labels]).mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_an_image_mixed_of_two_gets_their_weights_mixed(images: Tensor, labels: Tensor, smoothing: float) -> None:
+    weights = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0])
+    mixing = Mixing(mixup_alpha=0.8)
+    pictures, targets = mixed(mixing, images, labels, 3, smoothing)
+    own, other = images[:, 0, 0, 0], images.flip(0)[:, 0, 0, 0]
+    share = (pictures[:, 0, 0, 0] - other) / (own - other)  # of the image's own pixels
+    expected = share * weights[labels] + (1 - share) * weights[labels.flip(0)]
+    torch.testing.assert_close(image_weights(targets, weights, smoothing), expected, rtol=0, atol=1e-5)
+
+    logits = torch.randn(BATCH, CLASSES)
+    config = TrainConfig(mixing=mixing, class_weights="balanced", label_smoothing=smoothing)
+    loss = Objective(config, CLASSES, weights).loss(logits, Targets(targets, None))
+    each = -(targets * logits.log_softmax(1)).sum(1)
+    assert loss.item() == pytest.approx((expected * each).mean().item(), rel=1e-4)
+
+
+def test_labels_that_happen_to_stay_unmixed_are_weighed_as_labels_are(images: Tensor, labels: Tensor) -> None:
+    weights, logits = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0]), torch.randn(BATCH, CLASSES)
+    objective = Objective(TrainConfig(label_smoothing=0.1), CLASSES, weights)
+    never = Mixing(mixup_alpha=0.8, probability=0.0)
+    soft, hard = mixed(never, images, labels, 0, 0.1)[1], labels
+    assert soft.dim() == 2
+    found = [objective.loss(logits, Targets(of, None)).item() for of in (soft, hard)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "bce"])
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_the_terms_of_a_loss(
+    kind: Literal["cross_entropy", "bce"], is_mixed: bool, images: Tensor, labels: Tensor
+) -> None:
+    """Smoothing, mixing, class weights and a teacher at once, in float64, against the equations."""
+    mixing = BOTH if is_mixed else Mixing()
+    weights = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0]).double()
+    logits, theirs = torch.randn(2, BATCH, CLASSES).double()
+    config = TrainConfig(loss=kind, mixing=mixing, label_smoothing=0.2, distillation=Distillation(weight=0.25))
+    targets = mixed(mixing, images, labels, 1, 0.2)[1] if is_mixed else labels
+    sharp = mixed(mixing, images, labels, 1, 0.0)[1] if is_mixed else F.one_hot(labels, CLASSES)
+
+    def term(of: Tensor) -> Tensor:
+        if kind == "cross_entropy":
+            return -(of * logits.log_softmax(1)).sum(1)
+        p = logits.sigmoid()
+        return -(of * p.log() + (1 - of) * (1 - p).log()).sum(1)
+
+    own = (sharp.double() @ weights) * term(0.8 * sharp.double() + 0.2 / CLASSES)
+    taught = term(F.one_hot(theirs.argmax(1), CLASSES).double())
+    loss = Objective(config, CLASSES, weights).loss(logits, Targets(targets, theirs))
+    assert loss.item() == pytest.approx((0.75 * own + 0.25 * taught).mean().item(), rel=1e-5)
+
+
+def test_a_head_of_bce_begins_with_one_chance_in_all_classes() -> None:
+    head = torch.nn.Linear(8, 100)
+    torch.nn.init.zeros_(head.bias)
+    start_rare(head)
+    probabilities = torch.sigmoid(head(torch.zeros(1, 8)))
+    torch.testing.assert_close(probabilities, torch.full((1, 100), 0.01))
+    trained = torch.nn.Linear(8, 100)
+    before = trained.bias.clone()
+    start_rare(trained)
+    assert torch.equal(trained.bias, before)
+
+
 def test_soft_distillation_is_the_divergence_at_a_temperature() -> None:
     ours, theirs = torch.randn(4, 6), torch.randn(4, 6)
     p = (theirs / 2).softmax(1)
     expected = 4 * (p * (p.log() - (ours / 2).log_softmax(1))).sum(1).mean()
-    found = distillation_loss(ours, theirs, Distillation(kind="soft", temperature=2.0))
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert distillation_loss(ours, ours, Distillation(kind="soft")).item() == pytest.approx(0, abs=1e-6)
+    assert divergence(ours, theirs, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert divergence(ours, ours, 3.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_hard_distillation_takes_the_teachers_decision_and_its_share() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -19,11 +21,13 @@ import ceit_cli
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
 from ceit.data.preprocessing import Preprocessing
+from ceit.data.sources.choose import load_dataset
 from ceit.train.config import Mixing, TrainConfig, WeightAverage
 from ceit.train.interruption import Interrupted
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.recipe import read_recipe
 from ceit.train.run import train
+from ceit.train.step import train_step
 from tests.train.conftest import TINY, MakeTrainer
 
 
@@ -254,6 +258,40 @@ def test_imbalance_can_be_weighed_or_sampled_away(make_trainer: MakeTrainer) -> 
     assert counts.max() - counts.min() <= 2  # an epoch ends before its last round does
 
 
+def test_rare_classes_can_be_weighed_with_mixed_labels_and_any_loss(tmp_path: Path) -> None:
+    """Class 0 has 1 image for 20 of each other."""
+    photos = tmp_path / "photos"
+    split = load_dataset("digits").train
+    for index, label in enumerate(split.labels.tolist()):
+        if label < 3 and (label > 0 or index % 20 == 0):
+            (photos / str(label)).mkdir(parents=True, exist_ok=True)
+            split.read(index, 1, None).save(photos / str(label) / f"{index}.png")
+    for loss in ("cross_entropy", "bce"):
+        options = config(mixing=Mixing(mixup_alpha=0.8), class_weights="balanced", loss=loss, global_batch_size=32)
+        train(options, str(photos), tmp_path / loss)
+        steps = [line["loss"] for line in lines(tmp_path / loss, "step")]
+        assert all(0 < value < 5 for value in steps)
+        assert steps != sorted(steps)
+
+
+def test_bce_begins_like_cross_entropy_and_is_tested_as_every_other_run(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """ln 10 with the softmax; ln 10 and nearly one more with a sigmoid for each of ten classes, at chance 1 / 10."""
+    trainer = make_trainer(loss="bce", label_smoothing=0.0)
+    first = train_step(trainer.learner, *next(trainer.train_loader.epoch(0)), 0).loss
+    assert first == pytest.approx(math.log(10) + 9 * math.log(10 / 9), abs=0.4)
+    found: list[torch.Tensor] = []
+    result = train(
+        config(loss="bce", limit_batches=None),
+        "digits",
+        tmp_path / "run",
+        observe_test=lambda logits, labels: found.append(F.cross_entropy(logits, labels, reduction="none")),
+    )
+    assert result.test.top1_percent > 20  # chance is 10
+    assert result.test.loss == pytest.approx(torch.cat(found).mean().item(), rel=1e-5)
+
+
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
     """A run on six classes at 16 px."""
@@ -301,6 +339,13 @@ def test_fine_tuning_starts_from_the_weights_and_keeps_a_head_only_for_the_same_
     differ = {key for key, value in other.learner.model.state_dict().items() if not torch.equal(value, stored[key])}
     assert "head.weight" in differ <= {"head.weight", "head.bias"}
     assert other.learner.model.training
+    assert torch.equal(other.learner.model.get_parameter("head.bias"), torch.zeros(6))
+    same, other = (
+        make_trainer(initial_checkpoint=str(pretrained), classes=tuple(names), loss="bce")
+        for names in ("012345", "456789")
+    )
+    assert torch.equal(same.learner.model.get_parameter("head.bias"), stored["head.bias"])
+    assert torch.equal(other.learner.model.get_parameter("head.bias"), torch.full((6,), -math.log(5)))
 
 
 def test_a_checkpoint_of_another_geometry_is_refused(tmp_path: Path, make_trainer: MakeTrainer) -> None:
@@ -316,6 +361,7 @@ def test_a_checkpoint_of_another_geometry_is_refused(tmp_path: Path, make_traine
 def test_the_state_of_any_optimizer_is_saved_and_taken_up(optimizer: str, tmp_path: Path) -> None:
     """The second run takes up the state after the first epoch and does the second one anew."""
     options: dict[str, Any] = {"optimizer": optimizer, "peak_lr": 1e-3, "clip_norm": 1.0, "keep_checkpoints": 3}
+    options |= {"head_lr_factor": 2.0, "batch_norm_bias_lr_factor": 8.0}
     run = tmp_path / "run"
     train(config(**options), "digits", run)
     whole = load_file(run / "checkpoints" / "step_00000008.safetensors")

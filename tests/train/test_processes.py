@@ -80,6 +80,18 @@ def test_two_processes_of_64_images_are_one_of_128(alone: Path, tmp_path: Path) 
     assert "resumed after step 50 of 50" in messages
 
 
+def test_two_processes_train_the_head_first_as_one_does(alone: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    options = EXACT | {"geometry": json.dumps(GEOMETRY), "initial_checkpoint": str(alone), "classes": "[1, 2, 3, 4]"}
+    options |= {"epochs": "2", "freeze_epochs": "0.7", "ema.decay": "0.9"}
+    messages = [run(tmp_path, output, processes, **options) for processes, output in enumerate(runs, 1)]
+    assert "find_unused_parameters" not in messages[1]
+    one, two = ([line["loss"] for line in lines(output, "step")] for output in runs)
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-9
+    weights = [load_file(output / "model.safetensors") for output in runs]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-9)
+
+
 # Both processes write down the statistics that they evaluate with.
 WITNESS = """
 import os, sys, torch, ceit_cli
@@ -111,6 +123,32 @@ def test_batch_norm_statistics_are_one_before_evaluation_and_saving(tmp_path: Pa
     last = torch.load(f"{output}.{kind}.1.0")
     assert all(torch.equal(last[name], saved[name]) for name in last)
     assert kept["step"] == 20
+
+
+# wandb writes a line for each thing that it is told.
+FAKE_WANDB = """
+class Run:
+    def log(self, values, step):
+        told(f"log {step}")
+    def finish(self):
+        told("finish")
+def init(id, **options):
+    told("init")
+    return Run()
+def told(line):
+    with open("told", "a") as file:
+        print(line, file=file)
+"""
+
+
+def test_of_several_processes_the_main_one_tells_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb.py").write_text(FAKE_WANDB, encoding="utf-8")  # beside the program, so it is found
+    monkeypatch.chdir(tmp_path)
+    options = {"tracker": "wandb", "epochs": "1", "limit_batches": "2", "precision": "float32"}
+    run(tmp_path, tmp_path / "run", 2, **options)
+    assert (tmp_path / "told").read_text(encoding="utf-8").split("\n") == [
+        *("init", "log 1", "log 2", "log 2", "log 2", "finish", "")  # two steps, the epoch, the test
+    ]
 
 
 FAILING = """

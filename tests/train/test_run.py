@@ -9,19 +9,23 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
+from ceit.messages import Say
 from ceit.train.config import Mixing
 from ceit.train.interruption import Interrupted
+from ceit.train.log import Show
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
-from ceit.train.run import Result, train
+from ceit.train.resolve import ResolvedRun
+from ceit.train.run import Result, begun, train
 from ceit.weights import load_checkpoint
 from tests.train.conftest import SMALL
 
@@ -83,6 +87,43 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished: Result, tmp_path
     assert lines(resumed.output) == lines(finished.output)
 
 
+def test_any_network_is_trained_for_so_many_steps_and_resumed(tmp_path: Path) -> None:
+    class Foreign(nn.Sequential):
+        """No CeiT: a convolution, BatchNorm, the mean, a head."""
+
+    def make_model(run: ResolvedRun, say: Say) -> nn.Module:
+        head = nn.Linear(8, len(run.dataset.class_names))
+        pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return Foreign(nn.Conv2d(run.dataset.in_chans, 8, 3), nn.BatchNorm2d(8), nn.GELU(), *pooled, head)
+
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("total_steps") and state["step"] == 47:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def fit(output: Path, show: Show = lambda state: None) -> list[str]:
+        said: list[str] = []
+        options: dict[str, Any] = {"make_model": make_model, "steps": 53, "show": show, "say": said.append}
+        with begun(SMALL, "digits", output, resume="auto", **options) as trainer:
+            trainer.fit()
+            best = trainer.learner.candidates()[trainer.progress.best["weights"]]
+            best.load_state_dict(load_file(output / "model.safetensors"))
+            percent = trainer.progress.best["validation_top1_percent"]
+            assert trainer.validate(best).top1_percent == pytest.approx(percent, abs=1e-4)
+        return said
+
+    said = fit(tmp_path / "whole")
+    assert any(line.startswith("Foreign on digits: 10 classes") for line in said)
+    assert [line["step"] for line in lines(tmp_path / "whole") if line["event"] == "epoch"][-1] == 53
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "resumed", stop)
+    fit(tmp_path / "resumed")
+    ours, theirs = (load_file(tmp_path / run / "model.safetensors") for run in ("resumed", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert lines(tmp_path / "resumed") == lines(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load_checkpoint(tmp_path / "whole")
+
+
 def test_a_termination_saves_and_is_told_from_an_interruption(tmp_path: Path) -> None:
     def terminate(state: dict[str, Any]) -> None:
         if state.get("total_steps"):
@@ -105,6 +146,18 @@ def test_resuming_a_finished_run_only_reports_again(finished: Result) -> None:
 def test_resuming_with_other_options_is_refused(finished: Result) -> None:
     with pytest.raises(ValueError, match=r"started with peak_lr 0.01, not 0.5: a resumed run keeps its options"):
         train(replace(SMALL, peak_lr=0.5), "digits", finished.output, resume="auto")
+
+
+def test_a_run_of_a_version_that_had_fewer_options_in_a_section_goes_on(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.output, copy)
+    saved = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
+    del saved["augmentation"]["brightness"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
+    assert train(SMALL, "digits", copy, resume="auto").test == finished.test
+    brighter = replace(SMALL, augmentation=replace(SMALL.augmentation, brightness=0.1))
+    with pytest.raises(ValueError, match=r"started with augmentation .*'brightness': 0.0"):
+        train(brighter, "digits", copy, resume="auto")
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished: Result, tmp_path: Path) -> None:
@@ -154,7 +207,9 @@ def test_a_small_set_lowers_the_batch_size_and_says_and_saves_it(tmp_path: Path)
     train(config, "digits", tmp_path / "run", say=said.append)
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["global_batch_size"]
     assert saved < 1437
-    assert any(line.endswith(f"global_batch_size is {saved}, not 4096") for line in said)
+    assert any(
+        f"training images: global_batch_size is {saved}, not 4096; an epoch has 4 steps" in line for line in said
+    )
 
 
 def test_an_output_directory_with_something_in_it_is_refused(tmp_path: Path) -> None:
@@ -195,9 +250,12 @@ def test_a_time_budget_chooses_the_epochs_and_is_said(tmp_path: Path) -> None:
     assert (saved["epochs"], saved["steps"]) == (1, 1)
 
 
-def test_images_of_digits_are_not_mirrored_whatever_the_recipe_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flip", [True, "alternate"])
+def test_images_of_digits_are_not_mirrored_whatever_the_recipe_says(
+    tmp_path: Path, flip: Literal[True, "alternate"]
+) -> None:
     said: list[str] = []
-    config = replace(SMALL, epochs=1, augmentation=Augmentation(flip=True))
+    config = replace(SMALL, epochs=1, limit_batches=1, augmentation=Augmentation(flip=flip))
     train(config, "digits", tmp_path / "run", say=said.append)
     assert any("augmentation.flip is off" in line for line in said)
 

@@ -50,13 +50,20 @@ def bar(share: float, cells: int) -> Text:
     return Text.assemble(("█" * filled, "green"), ("░" * (cells - filled), "dim"))
 
 
-def print_evaluation(heading: Mapping[str, str], result: Evaluation, all_in: str = "--json") -> None:
-    """Print the figures of the whole split, then those of its classes; of very many, the least recognised."""
+def print_evaluation(
+    heading: Mapping[str, str], result: Evaluation, all_in: str = "--json", tta: tuple[str, Evaluation] | None = None
+) -> None:
+    """Print the figures of the whole split, then those of its classes; of very many, the least recognised.
+
+    ``tta`` are the views of a test-time augmentation and what came out with them: their top-1 gets a row of its own.
+    """
     console = Console(highlight=False)
     rows: list[tuple[str, str | Text]] = [*heading.items(), ("images", f"{result.images:,}")]
     rows += [("loss", f"{result.loss:.4f}"), ("top-1", Text(f"{result.top1_percent:.2f}%", "bold"))]
     if result.top5_percent is not None:
         rows.append(("top-5", f"{result.top5_percent:.2f}%"))
+    if tta is not None:
+        rows.append((f"top-1, {tta[0]}", f"{tta[1].top1_percent:.2f}%"))
     console.print(facts(rows))
 
     listed, classes = result.listed(), len(result.per_class)

@@ -1,12 +1,14 @@
 """Measure a trained model on labelled images: loss, top-1, top-5, and the accuracy of every class.
 
-By default images that the model was trained on, or chosen by, are left out.
+By default images that the model was trained on, or chosen by, are left out. With --tta the model is also asked about
+several views of each image; how good the mean of its answers is then stands beside the plain figures.
 
 usage: ceit evaluate --checkpoint RUN|FILE --data NAME|DIR [options]
 
 examples:
   ceit evaluate --checkpoint runs/photos --data photos/
   ceit evaluate --checkpoint runs/demo --data cifar10 --split validation --json
+  ceit evaluate --checkpoint runs/demo --data cifar10 --tta mirror+shift
 """
 
 import argparse
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from ceit.cli._computing import add_computing
 from ceit.cli._parser import JSON, MODEL, Parser, adding_to, positive
@@ -38,9 +40,10 @@ from ceit.inference.cores import sharing_cores
 from ceit.inference.example_images import ExampleImages, of_dataset
 from ceit.inference.exported import ExportedNetwork, is_exported, load_exported, precision_run
 from ceit.inference.predictor import exported_precision, preprocessing_of, refuse_for_exported
+from ceit.inference.views import VIEWS, MeanOverViews
 from ceit.model import CeiT
 from ceit.train.example_sets import to_choose_by
-from ceit.train.metrics import evaluate
+from ceit.train.metrics import Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
 
 _BATCH = 250
@@ -58,6 +61,9 @@ def main(arguments: list[str]) -> None:
     preprocessing, config = preprocessing_of(model), model.config
     image_hw = config.image_hw
     found = load_images(options.data, img_size=image_hw, in_chans=config.in_chans, skip_broken=options.skip_broken)
+    if options.tta is not None and not found.mirror_safe:
+        what = f"--tta {options.tta} mirrors images, and mirrored images of {found.name} are other classes or none"
+        raise ValueError(f"{what}: leave it out")
     if "images" not in training and training.get("data") in {*SETS, *PUBLISHED} - {found.name}:
         training = {**training, "images": FIXED}  # of a run by an earlier version
     if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
@@ -74,6 +80,7 @@ def main(arguments: list[str]) -> None:
         workers=options.workers,
     )
     network, backend, precision = _network(options, model, devices, loader, found, split)
+    module = AsModule(network)
     follows = devices[0].type == "cpu" and backend == "eager"  # runtimes have threads of their own
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -81,21 +88,27 @@ def main(arguments: list[str]) -> None:
         sharing_cores(follows, tell) as cores,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
-        task = progress.add_task("", total=loader.images)
-        result = evaluate(
-            AsModule(network),
-            loader,
-            class_names=class_names,
-            device=devices[0],
-            progress=lambda done: progress.update(task, completed=done),
-            cores=cores,
-        )
+
+        def measure(asked: nn.Module) -> Evaluation:
+            task = progress.add_task("", total=loader.images)
+            return evaluate(
+                asked,
+                loader,
+                class_names=class_names,
+                device=devices[0],
+                progress=lambda done: progress.update(task, completed=done),
+                cores=cores,
+            )
+
+        result = measure(module)
+        tta = None if options.tta is None else (options.tta, measure(MeanOverViews(module, options.tta)))
     heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name}
     heading |= {"backend": backend, "precision": precision}
     if options.json:
-        print(json.dumps({**heading, **result.as_dict()}))
+        beside = None if tta is None else {"views": tta[0], **tta[1].figures()}
+        print(json.dumps({**heading, **result.as_dict(), "tta": beside}))
     else:
-        print_evaluation(heading, result)
+        print_evaluation(heading, result, tta=tta)
 
 
 def _load(options: argparse.Namespace, device: torch.device) -> tuple[CeiT | ExportedNetwork, dict[str, Any]]:
@@ -145,6 +158,9 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     text = "which images: test, validation or train as the run had them; new, which came after it; or all (default: "
     text += "all that the run was not trained on or chosen by)"
     add("--split", text, choices=ASKABLE)
+    text = "test-time augmentation: beside the plain figures, those of the mean answer to each image and its mirror "
+    text += "image (mirror), or to these two as they are and moved by a pixel, six views (mirror+shift)"
+    add("--tta", text, choices=VIEWS)
     add("--json", JSON, action="store_true")
     add("--skip-broken", "leave out images that cannot be read, and name them", action="store_true")
     group = parser.add_argument_group("computing")

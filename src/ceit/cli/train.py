@@ -3,11 +3,12 @@
 usage: ceit train --data DATA --output DIR [--recipe NAME] [--OPTION VALUE ...]
 
 examples:
-  ceit train --recipe demo --data photos/ --output runs/photos
-  ceit train --recipe demo --data photos/ --output runs/photos --resume auto
+  ceit train --data photos/ --output runs/photos
+  ceit train --data photos/ --output runs/photos --resume auto
   ceit train --recipe mine.yaml --data cifar10 --output runs/mine --peak-lr 2e-3
 
-Your own recipe can hold every option that has a default; the command line wins.
+Without --recipe, one is chosen that suits the images, the time and the machine, and is named. Your own recipe can hold
+every option that has a default; the command line wins.
 """
 
 import json
@@ -15,6 +16,7 @@ import os
 import sys
 import time
 from argparse import SUPPRESS, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,23 +29,32 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli._terminal import print_evaluation
+from ceit.data.sources.choose import glance
+from ceit.data.threads import usable_cores
+from ceit.inference.device import default_device
 from ceit.inference.memory import keep_freed_memory
-from ceit.messages import unknown
-from ceit.options import dotted_options, fits, is_section, require_types, wanted
+from ceit.messages import Say, in_words, unknown
+from ceit.model.variants import config_of
+from ceit.options import dotted_options, fits, is_section, parts_of, require_types, wanted
 from ceit.paths import expanded
+from ceit.train.choose_recipe import Facts, choose_recipe
 from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
+from ceit.train.images import kept_classes
 from ceit.train.probe import RangeTest
 from ceit.train.recipe import flat_keys, nested, read_recipe, recipe_names, seconds_of
 from ceit.train.run import Result, find_learning_rate, train
 from ceit.train.run_directory import saved_config
 from ceit.train.schema import descriptions, recipe_schema
+from ceit.weights import load_checkpoint
+from ceit.weights.geometry import nearest_model
 from ceit.yaml_file import parse_yaml
 
 PLACES = {
     "data": "Images to train on: a folder with one folder of images for each class, a CSV or Parquet file of labels, a "
     "folder of shards, hf:NAME, or a set by name, such as cifar10 or imagenet:DIR.",
     "output": "Folder for everything that the run writes. It must be new or empty, unless you resume.",
-    "recipe": "Options to start from: a YAML file, or one of these names:",
+    "recipe": "Options to start from: a YAML file, none for the defaults, or one of these names. Without it, one is "
+    "chosen that suits the data:",
     "resume": "Continue a stopped run. auto: from the newest checkpoint in --output. Or the path of a checkpoint; "
     "later ones are then dropped.",
     "time_budget": "Time for the whole command, such as 30m or 1.5h. The run takes as many steps as fit.",
@@ -67,7 +78,7 @@ GROUPS = {
     "peak_lr": "learning rate and optimizer",
     "augmentation": "augmentation",
     "mixing": "Mixup and CutMix",
-    "label_smoothing": "regularisation",
+    "loss": "loss and regularisation",
     "ema": "averaged weights",
     "distillation": "teacher",
     "select": "choosing the best model",
@@ -84,6 +95,13 @@ def main(arguments: list[str]) -> None:
     if asked.print_schema:
         print(json.dumps(recipe_schema(), indent=1))
         return
+    if asked.print_config and not asked.data:
+        print_config(config)
+        return
+    is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
+    live = LiveProgress(Console(stderr=True, quiet=not is_main))
+    if asked.recipe is None and not asked.goes_on:
+        config, asked = parse(arguments, chosen_options(config, asked, live.say))
     if asked.print_config:
         print_config(config)
         return
@@ -93,8 +111,6 @@ def main(arguments: list[str]) -> None:
         raise ValueError("--lr-range-test starts from the initial weights: leave out --resume")
     keep_freed_memory()
     output = expanded(asked.output)
-    is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
-    live = LiveProgress(Console(stderr=True, quiet=not is_main))
     if asked.lr_range_test:
         with live:
             found = find_learning_rate(config, asked.data, output, say=live.say)
@@ -120,22 +136,23 @@ def main(arguments: list[str]) -> None:
             )
 
 
-def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
+def parse(arguments: list[str], chosen: Mapping[str, Any] | None = None) -> tuple[TrainConfig, Namespace]:
     """The configuration that recipe and command line give together, and the arguments that are not part of it.
 
-    Of these, ``typed`` are the names of all options on the command line. A resumed run takes recipe, data and options
-    from its ``config.yaml``. Raises ValueError for unknown recipe keys.
+    Of these, ``typed`` are the names of all options on the command line, and ``goes_on`` tells whether a resumed run
+    takes recipe, data and options from its ``config.yaml``. ``chosen`` are the options of the recipe where none is
+    named. Raises ValueError for unknown recipe keys.
     """
     typed = _typed(arguments)
-    asked = Namespace(**dict.fromkeys(PLACES), **dict.fromkeys(SWITCHES, False), typed=set(typed))
+    asked = Namespace(**dict.fromkeys(PLACES), **dict.fromkeys(SWITCHES, False), typed=set(typed), goes_on=False)
     for name in typed.keys() & vars(asked).keys():
         setattr(asked, name, typed.pop(name))
-    options: dict[str, Any] = read_recipe(asked.recipe) if asked.recipe else {}
+    options: dict[str, Any] = read_recipe(asked.recipe) if asked.recipe else {**(chosen or {})}
     if asked.help or asked.help_all:
         print_help(flat_keys(TrainConfig().as_dict()) | options, everything=asked.help_all)
         raise SystemExit(0)
     if asked.resume and asked.output and (expanded(asked.output) / "config.yaml").is_file():
-        saved = saved_config(expanded(asked.output))
+        saved, asked.goes_on = saved_config(expanded(asked.output)), True
         asked.data = asked.data or saved["data"]
         if not asked.recipe:  # else the recipe must be the one that the run was started with, which is checked
             options = flat_keys({key: value for key, value in saved.items() if key in known_keys()})
@@ -154,6 +171,35 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Namespace]:
     return config_from(nested(options)), asked
 
 
+def chosen_options(config: TrainConfig, asked: Namespace, say: Say) -> dict[str, Any]:
+    """The options of the recipe that suits the data, which is said with the reason; ``config`` has those typed.
+
+    Tuning begins with the checkpoint's own network, at its own size. Raises: ValueError as ``glance``, and for a model
+    or a checkpoint that is not there.
+    """
+    seen, start, side = glance(asked.data, kept_classes(config)), config.initial_checkpoint, config.img_size
+    if side is None and "model" in asked.typed:
+        side = config_of(config.model, **config.geometry).img_size
+    facts = Facts(
+        images=seen.images,
+        classes=seen.classes,
+        side=seen.side,
+        cores=usable_cores(),
+        has_gpu=default_device().type != "cpu",
+        budget_seconds=None if asked.time_budget is None else seconds_of(asked.time_budget),
+        asked_side=max(side) if isinstance(side, tuple) else side,
+        starts_trained=start is not None,
+    )
+    choice = choose_recipe(facts)
+    say(choice.reason)
+    options = read_recipe(choice.recipe)
+    if start is not None and "model" not in asked.typed:
+        network = load_checkpoint(expanded(start)).config
+        options["model"], geometry = nearest_model(network)
+        options |= {"geometry": geometry, "img_size": network.img_size}
+    return options
+
+
 def _typed(arguments: list[str]) -> dict[str, Any]:
     """The options on the command line and their values, in the order in which they stand there."""
     words = ["--help" if word == "-h" else word for word in arguments]
@@ -162,7 +208,7 @@ def _typed(arguments: list[str]) -> dict[str, Any]:
     types |= {name: Any for name in names if name.startswith(("geometry.", "optimizer_args."))}
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=SUPPRESS)
     for name, hint in types.items():
-        alone: dict[str, Any] = {"nargs": "?", "const": True} if hint is bool else {}
+        alone: dict[str, Any] = {"nargs": "?", "const": True} if bool in parts_of(hint) else {}
         read = partial(_value, dict if is_section(hint) else hint)
         parser.add_argument(_option(name), f"--{name}", dest=name, type=read, **alone)
     try:
@@ -187,11 +233,12 @@ def _value(hint: Any, text: str) -> Any:
     if hint is not Any and fits(text, hint):
         return text
     names = hint is not Any and fits(["cat"], hint)  # each is what was typed: yes and 007 are names
-    with suppress(ValueError):
-        value = parse_yaml("", text, as_written=names)
-        if text and fits(value, hint):
-            is_whole = type(value) is int and hint is not Any and fits(0.5, hint)  # 5 for a number is 5.0
-            return float(value) if is_whole else value
+    for written in (text, f"[{text}]"):  # a list may stand without its brackets
+        with suppress(ValueError):
+            value = parse_yaml("", written, as_written=names)
+            if text and fits(value, hint):
+                is_whole = type(value) is int and hint is not Any and fits(0.5, hint)  # 5 for a number is 5.0
+                return float(value) if is_whole else value
     kind = "a list of names, such as '[cat, dog]'; quote one that has a colon" if names else wanted(hint)
     raise ArgumentTypeError(f"{text} must be {kind}")
 
@@ -230,9 +277,8 @@ def print_help(defaults: dict[str, Any], everything: bool) -> None:
 def print_config(config: TrainConfig) -> None:
     """Every option as YAML, to be used as a recipe, and the learning rate that they give."""
     print(yaml.safe_dump(config.as_dict(), sort_keys=False), end="")
-    if config.lr_base_size is not None:
-        product = f"{config.peak_lr:g} * {config.global_batch_size} / {config.lr_base_size}"
-        print(f"# learning rate after the warm-up: {product} = {config.scaled_lr:g}")
+    if config.lr_base_size is not None and config.global_batch_size is not None:
+        print(f"# {config.rate_in_words}")
 
 
 def print_range_test(found: RangeTest, output: Path) -> None:
@@ -260,6 +306,7 @@ class LiveProgress(Progress):
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.add_task("train", total=None, epoch="", state="starting")
         self.speed = ""  # not known yet
+        self.steps = 0  # of the whole run
 
     def say(self, message: str) -> None:
         """One message above the bar."""
@@ -271,13 +318,15 @@ class LiveProgress(Progress):
             found = {kind: kept for kind, kept in state["validation"].items() if kept is not None}
             validation = ", ".join(f"{kind} {kept['top1_percent']:.2f} %" for kind, kept in found.items()) or "-"
             loss = "-" if state["train_loss"] is None else f"{state['train_loss']:.3f}"
-            figures = f"loss {loss}, validation top-1 {validation}, {state['elapsed_seconds']:.0f} s"
-            self.say(f"epoch {state['epoch']:>3}: {figures}")
+            seconds, left = state["elapsed_seconds"], max(0, self.steps - state["step"])
+            times = f"{in_words(seconds)} gone, {in_words(seconds / state['step'] * left)} left"
+            self.say(f"epoch {state['epoch']:>3}: loss {loss}, validation top-1 {validation}, {times}")
         elif state.get("event") == "step":
             self.speed = f"  {state['images_per_second']:.0f} images/s"
         elif "total_steps" in state:
             accuracy = "" if state["top1_percent"] is None else f"  top-1 {state['top1_percent']:.1f} %"
             text = f"loss {state['loss']:.3f}{accuracy}{self.speed}"
+            self.steps = state["total_steps"]
             self.update(
                 self.task, total=state["total_steps"], completed=state["step"], epoch=state["epoch"], state=text
             )

@@ -16,6 +16,7 @@ from ceit.data.random_bits import random_bits, shuffled
 
 PARTS_STREAM, VALIDATION_STREAM, SHARE_STREAM = 0, 1, 2  # independent draws of one image, for cuts after one another
 _EPOCH = -1  # no epoch of training has this number
+TRAINING_SHARE = 0.8  # about, of a set that comes unsplit
 _NEEDS_THREE = "a set that is not split yet needs 3 of each"
 
 

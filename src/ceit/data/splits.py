@@ -17,7 +17,7 @@ from torch import Tensor
 from ceit.data.cache import file_state
 from ceit.data.cut import VALIDATION_STREAM, by_content, nearest, shares_of_classes, stratified
 from ceit.data.encoded import EncodedSplit
-from ceit.data.image import image_mode
+from ceit.data.image import image_mode, read_header
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
 from ceit.data.reduced import Size, usual_crop
 from ceit.data.survey import Survey
@@ -98,6 +98,9 @@ class FileSplit(EncodedSplit):
 
     def encoded(self, index: int) -> bytes:
         return self.paths[index].read_bytes()
+
+    def header(self, index: int) -> tuple[tuple[int, int], str]:
+        return read_header(self.paths[index], self.name(index))  # without reading all of a large file
 
     def state(self, index: int) -> str:
         state = file_state(self.paths[index])

@@ -53,7 +53,7 @@ class CeiT(nn.Module):
     """Convolution-enhanced image Transformer: I2T, ``L`` encoder blocks with LeFF, LCA, a linear head.
 
     Shape: images ``(B, in_chans, height, width)`` to logits ``(B, num_classes)``, always.
-    Raises: ValueError for an image of another size than ``config.image_hw``.
+    Raises: ValueError for an image of another size than ``config.image_hw``; ``at_size`` changes it for a while.
 
     Only the class token is classified, and LeFF never mixes patches into it, so the last block's patch rows cannot
     reach the logits. ``forward`` leaves them out in eval mode, exactly; in training it computes them as the release
@@ -69,7 +69,7 @@ class CeiT(nn.Module):
 
     def __init__(self, config: CeiTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: CeiTConfig = config
         self.num_classes = config.num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = config.embed_dim
         self.num_prefix_tokens = 1
@@ -79,7 +79,7 @@ class CeiT(nn.Module):
             for i in range(config.depth)
         ]
 
-        height, width = config.grid
+        height, width = self.pos_grid = config.grid
         self.patch_embed = ImageToTokens(config) if config.stem == "i2t" else PatchEmbedding(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + height * width, config.embed_dim))
@@ -138,7 +138,8 @@ class CeiT(nn.Module):
     def _embed(self, images: Tensor) -> Tensor:
         patches_bnd = self.patch_embed(images)
         class_b1d = self.cls_token.expand(patches_bnd.shape[0], -1, -1).to(patches_bnd.dtype)
-        return torch.cat([class_b1d, patches_bnd], dim=1) + self.pos_embed
+        pos_embed = resize_pos_embed(self.pos_embed, self.pos_grid, self.config.grid)
+        return torch.cat([class_b1d, patches_bnd], dim=1) + pos_embed
 
     def _forward_block(self, block: nn.Module, tokens_btd: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.grad_checkpointing and self.training:
@@ -231,11 +232,27 @@ class CeiT(nn.Module):
             )
         if img_size is None:
             return
-        old_grid = self.config.grid
         self.config = replace(self.config, img_size=img_size if isinstance(img_size, int) else tuple(img_size))
         self.patch_embed.image_hw = self.config.image_hw
-        resized = resize_pos_embed(self.pos_embed.data, old_grid, self.config.grid)
+        resized = resize_pos_embed(self.pos_embed.data, self.pos_grid, self.config.grid)
+        self.pos_grid = self.config.grid
         self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
+
+    @contextmanager
+    def at_size(self, image_hw: tuple[int, int]) -> Iterator[None]:
+        """Take images of another size within the context, and leave all parameters as they are.
+
+        Each forward pass interpolates the position embedding, as ``set_input_size`` does once; its gradient reaches the
+        parameter. Raises: ValueError for a size that is no multiple of the patch.
+        """
+        config = self.config
+        self.config = replace(config, img_size=image_hw)
+        self.patch_embed.image_hw = image_hw
+        try:
+            yield
+        finally:
+            self.config = config
+            self.patch_embed.image_hw = config.image_hw
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""

@@ -22,6 +22,15 @@ _PICO = {**_SIZE_32, "embed_dim": 64, "depth": 5, "num_heads": 2}
 _NANO = {**_SIZE_32, "embed_dim": 160, "depth": 4, "num_heads": 4}
 _MICRO = {**_SIZE_32, "embed_dim": 192, "depth": 10, "num_heads": 6}
 _STEM_32 = {"stem_channels": 32, "stem_kernel_size": 3, "stem_stride": 1}
+
+# for photos: the same small network, behind a stem that fits the image's size. At 64 and 128 px it has the 64 tokens of
+# 32 px again, so an image costs about as much; at 224 px the released grid of 14 x 14, as 64 tokens of 28 px each would
+# see no more parts of an image than at 128 px.
+_NANO_64 = {**_NANO, "img_size": 64, "patch_size": 8}
+_NANO_128 = {**_NANO, "img_size": 128, "patch_size": 16}
+_NANO_224 = {**_NANO, "img_size": 224, "patch_size": 16}
+_STEM_64 = {"stem_channels": 32, "stem_kernel_size": 5}
+_STEM_128 = {"stem_channels": 32}
 _DEIT = {"stem": "patch", "feed_forward": "mlp", "lca": False}
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -37,6 +46,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "deit_pico_patch4_32": {**_PICO, **_DEIT},
     "deit_nano_patch4_32": {**_NANO, **_DEIT},
     "deit_micro_patch4_32": {**_MICRO, **_DEIT},
+    "ceit_nano_patch8_64": {**_NANO_64, **_STEM_64},
+    "ceit_nano_patch16_128": {**_NANO_128, **_STEM_128},
+    "ceit_nano_patch16_224": {**_NANO_224, **_STEM_128},
+    "deit_nano_patch8_64": {**_NANO_64, **_DEIT},
+    "deit_nano_patch16_128": {**_NANO_128, **_DEIT},
+    "deit_nano_patch16_224": {**_NANO_224, **_DEIT},
 }
 """Name to the fields of ``CeiTConfig`` that differ from its defaults."""
 
@@ -80,7 +95,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
 
 def _default_cfg(name: str) -> dict[str, Any]:
     config = config_of(name)
-    small = config.patch_size == 4
+    small = max(config.image_hw) <= 64  # whole, as training takes images that it holds in memory
     return {
         "num_classes": config.num_classes,
         "input_size": (config.in_chans, *config.image_hw),

@@ -15,7 +15,7 @@ from ceit.model.variants import config_of
 from ceit.study.cells import Cell, Places, path_of, with_models
 from ceit.study.plan import TUNING, Study
 from ceit.train.config import TrainConfig
-from ceit.train.recipe import flat_keys, read_recipe
+from ceit.train.recipe import NO_RECIPE, flat_keys, read_recipe
 
 GPU_FLOPS = 50e12
 """Operations a second that one GPU is assumed to sustain: an assumption for the estimates, not a measurement."""
@@ -81,9 +81,7 @@ def command_of(cell: Cell, places: Places) -> str:
     """The run of a cell on one node of eight GPUs, for a shell."""
     known = read_recipe(cell.recipe) if cell.recipe else {}
     words = ["torchrun", "--nproc-per-node", str(GPUS_OF_A_NODE), "-m", "ceit", "train", "--resume", "auto"]
-    if cell.recipe:
-        words += ["--recipe", cell.recipe]
-    words += ["--data", cell.data, "--output", str(places.run_of(cell))]
+    words += ["--recipe", cell.recipe or NO_RECIPE, "--data", cell.data, "--output", str(places.run_of(cell))]
     for name, value in flat_keys(with_models(cell.options, places.models_for(cell))).items():
         if name not in known or known[name] != value:
             words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]

@@ -23,6 +23,12 @@ from ceit.options import (
     require_types,
 )
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+_Epochs = Annotated[float, Limit("must be 0 or more, and finite", minimum=0, exclusiveMaximum=math.inf)]
+_Rate = Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)]
+USUAL_BATCH = 256
+"""Images a step where neither the options nor the set ask for another number."""
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -41,6 +47,17 @@ class Mixing:
     def on(self) -> bool:
         """Whether labels are mixed."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+@dataclass(frozen=True)
+class SmallImages:
+    """Smaller images at first, as a step over them takes less time. Off by default."""
+
+    side: Count | None = None
+    """Shorter side in pixels of the images of the first steps: a multiple of the model's patch, below img_size. Whole
+    batches are scaled down, and the position embedding with them. null: off."""
+    share: Share = 0.33
+    """Share of the run's steps that take the smaller images."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,8 @@ class TrainConfig:
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """shuffle: an epoch shows every image once. balanced: it shows every class equally often."""
     class_weights: Literal["none", "balanced"] = "none"
-    """none: every image counts alike in the loss. balanced: images of rare classes count more, as 1 / class size."""
+    """none: every image counts alike in the loss. balanced: images of rare classes count more, as 1 / class size. An
+    image that is mixed of two gets their weights mixed."""
     shard_window: NaturalNumber = 0
     """Shards that an epoch mixes at a time, for slow storage. 0: mix all images."""
     workers: NaturalNumber | None = None
@@ -117,24 +135,35 @@ class TrainConfig:
     """Training images to show in the whole run, if epochs is null."""
     max_epochs: Count = 300
     """The most epochs that samples may lead to."""
-    global_batch_size: Count = 256
-    """Images per optimizer step, over all processes."""
+    global_batch_size: Count | None = None
+    """Images per optimizer step, over all processes. null: 256, or fewer for a small set or a short time budget, so
+    that there are steps enough."""
 
-    peak_lr: Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)] = 1e-3
+    peak_lr: _Rate = 1e-3
     """Learning rate at the end of the warm-up."""
     lr_base_size: Count | None = None
-    """Global batch size that peak_lr is meant for. Another batch size scales the learning rate in proportion. null: use
-    peak_lr as it is."""
+    """Global batch size that peak_lr is meant for. Another batch size scales the learning rate. null: use peak_lr as it
+    is; if global_batch_size is null too, they become 256 and sqrt."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How another batch size than lr_base_size scales the learning rate. linear: in proportion. sqrt: with the square
+    root."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after the warm-up. cosine: along a cosine. linear: along a straight line."""
-    warmup_epochs: NotNegative = 0.5
+    warmup_epochs: _Epochs = 0.5
     """Epochs in which the learning rate rises from warmup_lr to its peak; 0.5 is half an epoch."""
     warmup_lr: NotNegative = 1e-6
     """Learning rate of the first step."""
     final_lr: NotNegative = 1e-5
     """Learning rate at the end of the schedule."""
+    freeze_epochs: _Epochs = 0.0
+    """Epochs at the start in which only the head learns, and all else stays as in initial_checkpoint. Then everything
+    learns, and warm-up and schedule begin again. As many as epochs, or more: the head alone learns. 0: off."""
     layer_decay: Annotated[float, Limit("must be in (0, 1]", exclusiveMinimum=0, maximum=1)] = 1.0
     """Learning rate of a block, as a share of the rate of the block above it. 1: all blocks learn at the same rate."""
+    head_lr_factor: _Rate = 1.0
+    """Learning rate of the head, as a multiple of what it would be."""
+    batch_norm_bias_lr_factor: _Rate = 1.0
+    """Learning rate of BatchNorm's biases, as a multiple of what it would be."""
     optimizer: str = "adamw"
     """Name of any optimizer of timm."""
     optimizer_args: dict[str, Any] = field(default_factory=dict)
@@ -146,9 +175,14 @@ class TrainConfig:
 
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training images are varied."""
+    small_images: SmallImages = field(default_factory=SmallImages)
+    """Smaller images at first."""
     mixing: Mixing = field(default_factory=Mixing)
     """Mixup and CutMix."""
 
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """What is minimised. cross_entropy: of the softmax. bce: binary cross-entropy of each class by itself, summed over
+    the classes."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of each label that is spread over all classes."""
     batch_norm: Literal["local", "sync", "frozen"] = "local"
@@ -183,6 +217,9 @@ class TrainConfig:
 
     log_every_steps: Count = 20
     """Steps between two lines of metrics.jsonl."""
+    tracker: tuple[str, ...] | None = None
+    """Who gets the lines of metrics.jsonl, too: any of tensorboard, wandb, mlflow and trackio, each with a package of
+    its own. null: tensorboard, if it is installed. []: nobody."""
     checkpoint_every_steps: Count | None = None
     """Steps between two checkpoints within an epoch. null: save at the end of each epoch only."""
     keep_checkpoints: Count = 2
@@ -197,19 +234,21 @@ class TrainConfig:
         require_types(TrainConfig, vars(self))
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(map(str, self.classes)))  # YAML gives a list, perhaps of numbers
+        if self.tracker is not None:
+            object.__setattr__(self, "tracker", tuple(self.tracker))
         if sentence := self._conflict():
             raise ValueError(sentence)
 
     def _conflict(self) -> str | None:
         """What is wrong with the first options that do not go together."""
-        if self.mixing.on and self.global_batch_size % 2 == 1:
+        if self.mixing.on and self.batch_size % 2 == 1:
             return f"global_batch_size {self.global_batch_size} must be even to be mixed"
-        if self.mixing.on and self.class_weights != "none":
-            return f"class_weights {self.class_weights} need labels that are not mixed"
         if self.sampling != "shuffle" and self.class_weights != "none":
             return f"sampling {self.sampling} would correct rare classes twice: set class_weights or sampling, not both"
         if self.distillation.checkpoint is not None and self.distillation.teacher is None:
             return f"distillation.checkpoint {self.distillation.checkpoint} needs a distillation.teacher"
+        if self.freeze_epochs > 0 and self.initial_checkpoint is None:
+            return f"freeze_epochs {self.freeze_epochs} would keep random weights: set initial_checkpoint, or 0"
         if self.batch_norm == "sync" and self.device_batch_size == "auto":
             return "device_batch_size auto needs local BatchNorm: set a number"
         if self.select == "best" and self.validation_percent == 0:
@@ -218,6 +257,9 @@ class TrainConfig:
             return f"early_stopping_epochs {self.early_stopping_epochs} needs select best"
         if self.compile and self.grad_checkpointing:
             return "compile true does not go with grad_checkpointing true: choose speed or memory"
+        for name in self.tracker or ():
+            if name not in TRACKERS:
+                return unknown("tracker", name, TRACKERS)
         known = [f"geometry.{f.name}" for f in fields(CeiTConfig)]
         for key, value in self.geometry.items():
             if key in FROM_THE_DATA:
@@ -228,8 +270,26 @@ class TrainConfig:
 
     @property
     def scaled_lr(self) -> float:
-        """``peak_lr * global_batch_size / lr_base_size``: the rate that the warm-up leads to."""
-        return self.peak_lr * (self.global_batch_size / self.lr_base_size if self.lr_base_size else 1.0)
+        """``peak_lr * global_batch_size / lr_base_size``, or times the root of that: the rate after the warm-up."""
+        times = self.batch_size / self.lr_base_size if self.lr_base_size else 1.0
+        return self.peak_lr * (math.sqrt(times) if self.lr_scaling == "sqrt" else times)
+
+    @property
+    def batch_size(self) -> int:
+        """``global_batch_size``, which a resolved run has chosen."""
+        return self.global_batch_size or USUAL_BATCH
+
+    @property
+    def rate_in_words(self) -> str:
+        """The learning rate after the warm-up, and how it follows from the size of the batch."""
+        ratio = f"{self.batch_size} / {self.lr_base_size}"
+        times = "" if self.lr_base_size is None else f" * sqrt({ratio})" if self.lr_scaling == "sqrt" else f" * {ratio}"
+        product = f"{self.peak_lr:g}{times} = " if times else ""
+        return f"learning rate after the warm-up: {product}{self.scaled_lr:g}"
+
+    def freeze_steps(self, steps_per_epoch: int) -> int:
+        """Steps at the start in which only the head learns."""
+        return round(self.freeze_epochs * steps_per_epoch)
 
     def epochs_for(self, train_images: int) -> int:
         """Epochs over ``train_images``: ``epochs``, else as many as show about ``samples``, 1 to ``max_epochs``."""
@@ -240,7 +300,13 @@ class TrainConfig:
         return json.loads(json.dumps(asdict(self)))  # which has lists for tuples
 
 
-SECTIONS = {"augmentation": Augmentation, "mixing": Mixing, "ema": WeightAverage, "distillation": Distillation}
+SECTIONS = {
+    "augmentation": Augmentation,
+    "small_images": SmallImages,
+    "mixing": Mixing,
+    "ema": WeightAverage,
+    "distillation": Distillation,
+}
 FROM_THE_DATA = ("img_size", "in_chans", "num_classes")
 """Fields of CeiTConfig that no recipe may set as geometry."""
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -13,7 +13,6 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, 
 from torch import nn
 
 from ceit.inference.device import default_device
-from ceit.model.ceit import CeiT
 from ceit.train.config import TrainConfig
 
 HEARTBEAT_SECONDS = 1.0
@@ -27,17 +26,16 @@ _WRAPPERS = {
 }
 
 
-def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
+def make_accelerator(config: TrainConfig) -> Accelerator:
     """The process's place among all of them, and its device.
 
     Raises: ValueError for what the device cannot do, a batch that the processes cannot share, or a launcher that asks
     for another computation than the options do.
     """
     _refuse_another_computation(config)
-    # BatchNorm statistics are averaged before they are used, see batch_norm; skip_dead leaves parameters unused
-    ddp = DistributedDataParallelKwargs(
-        broadcast_buffers=False, find_unused_parameters=bool(config.geometry.get("skip_dead", False))
-    )
+    # BatchNorm statistics are averaged before they are used, see batch_norm
+    leaves_parameters_unused = bool(config.geometry.get("skip_dead", False)) or config.freeze_epochs > 0
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=leaves_parameters_unused)
     # without being told, accelerate takes several processes on a machine without a GPU for single ones
     accelerator = Accelerator(
         cpu=default_device().type == "cpu",
@@ -46,16 +44,17 @@ def make_accelerator(config: TrainConfig, **options: Any) -> Accelerator:
         mixed_precision="no",
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        **options,
     )
     batch_size, processes = config.global_batch_size, accelerator.num_processes
-    share, rest = divmod(batch_size, processes)
+    share, rest = divmod(batch_size or 0, processes)  # what is left open is chosen to suit them
     if rest:
         raise ValueError(f"global_batch_size {batch_size} must be a multiple of the {processes} processes")
     if config.mixing.on and share % 2:
         raise ValueError(f"each process's share of {share} images must be even to be mixed: change global_batch_size")
     if config.batch_norm == "sync" and accelerator.device.type == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
+    if config.small_images.side is not None and config.deterministic and accelerator.device.type == "cuda":
+        raise ValueError("small_images.side is not deterministic on a GPU, torch has no such kernel: leave one out")
     return accelerator
 
 
@@ -90,11 +89,13 @@ def _refuse_another_computation(config: TrainConfig) -> None:
             raise ValueError(f"the launcher asks for {wrapper}, but {fix}")
 
 
-def shared_gradients(model: CeiT, accelerator: Accelerator) -> nn.Module:
+def shared_gradients(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """The network as its processes train it together: gradients are averaged, BatchNorm statistics stay each one's."""
     if accelerator.num_processes > 1:
         # a depth-wise weight (E, 1, k, k) is laid out alike in both formats but for the stride of its one channel
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+        # with freeze_epochs they are unused at first only
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
     with warnings.catch_warnings():
         # torch has renamed the option that keeps the statistics apart, and torch 2.10 has only the old name
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

@@ -56,7 +56,8 @@ def load_run_images(
         img_size=asked or partial(_suitable_size, config),
         in_chans=config.in_chans,
         skip_broken=config.skip_broken,
-        classes=None if config.classes is None else [class_name(str(name)) for name in config.classes],
+        classes=kept_classes(config),
+        crops=config.augmentation.crop_scale is not None,
     )
     for line in found.skipped:
         say(f"skipped {line}")
@@ -64,6 +65,11 @@ def load_run_images(
     for line in images.dataset.remarks:
         say(line)
     return images
+
+
+def kept_classes(config: TrainConfig) -> list[str] | None:
+    """The names of the classes to keep, as the data have them; None for all."""
+    return None if config.classes is None else [class_name(str(name)) for name in config.classes]
 
 
 def _shared_out(

@@ -1,5 +1,6 @@
 """The network in training, and all that makes a step of it."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from ceit.train.batch_norm import average_over_processes, freeze_statistics, run
 from ceit.train.checkpoint import Parts
 from ceit.train.config import TrainConfig
 from ceit.train.distributed import shared_gradients
-from ceit.train.objective import Objective, balanced_weights
-from ceit.train.optimizer import make_optimizer, make_schedule
+from ceit.train.objective import Objective, balanced_weights, start_rare
+from ceit.train.optimizer import Schedule, make_optimizer
 from ceit.train.resolve import ResolvedRun
 from ceit.train.teacher import make_teacher
 from ceit.weights import create_model
@@ -39,7 +40,7 @@ class Learner:
     def __init__(
         self,
         run: ResolvedRun,
-        model: CeiT,
+        model: nn.Module,
         preprocessing: Preprocessing,
         accelerator: Accelerator,
         checkpoints: Path,
@@ -56,7 +57,6 @@ class Learner:
         copied = config.ema.batch_norm == "copy"
         average = {"decay": config.ema.decay, "use_warmup": config.ema.warmup, "exclude_buffers": copied}
         self.ema = ModelEmaV3(model, **average) if config.ema.decay else None
-        model.set_grad_checkpointing(config.grad_checkpointing)
         self.network = shared_gradients(model, accelerator)
         if config.compile:
             self.network = cast("nn.Module", torch.compile(self.network, dynamic=False))
@@ -68,7 +68,12 @@ class Learner:
             weights_k = balanced_weights(run.train.labels, len(class_names)).to(device)
         teacher = make_teacher(config.distillation, class_names, preprocessing, device, run.dtype)
         self.objective = Objective(config, len(class_names), weights_k, teacher)
-        self.schedule = make_schedule(self.optimizer, config, run.steps_per_epoch, run.steps)
+        self.behind_the_head: list[nn.Parameter] = []
+        if config.freeze_epochs:
+            head = set(cast("CeiT", model).get_classifier().parameters())
+            self.behind_the_head = [p for p in model.parameters() if p.requires_grad and p not in head]
+        self.head_only = False
+        self.plan(run.steps)
 
     @property
     def config(self) -> TrainConfig:
@@ -84,7 +89,7 @@ class Learner:
     @property
     def share(self) -> int:
         """Images of a step that this process computes."""
-        return self.config.global_batch_size // self.accelerator.num_processes
+        return self.config.batch_size // self.accelerator.num_processes
 
     def learning_rate(self) -> float:
         """The rate of the layers that layer decay leaves alone."""
@@ -101,13 +106,41 @@ class Learner:
         networks = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
         return Parts(networks, self.optimizer, self.scaler)
 
-    def candidates(self) -> dict[str, CeiT]:
+    def candidates(self) -> dict[str, nn.Module]:
         """The networks that can be kept: raw weights, and their average."""
         return {"raw": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
 
+    def plan(self, steps: int) -> None:
+        """Take so many steps in all: with the last one the learning rate reaches its end."""
+        self.schedule = Schedule(self.optimizer, self.config, self.run.steps_per_epoch, steps)
+        self.head_only_steps = self.config.freeze_steps(self.run.steps_per_epoch)
+        self.small_steps = 0 if self.run.small_hw is None else round(self.config.small_images.share * steps)
+
+    @property
+    def first_steps(self) -> int:
+        """Steps at the start of the run that take less time than the others."""
+        return max(self.head_only_steps, self.small_steps)
+
+    def small_hw(self, step: int) -> tuple[int, int] | None:
+        """The size to which this step's images are scaled down, None for as they are."""
+        return self.run.small_hw if step < self.small_steps else None
+
+    def begin_step(self, step: int) -> None:
+        """What learns in this step, and at which rates.
+
+        While only the head learns, all else has no gradient, so neither optimizer nor weight decay moves it, and it
+        computes as in evaluation: its BatchNorm statistics stay.
+        """
+        self.schedule.step_update(step)
+        if (head_only := step < self.head_only_steps) != self.head_only:
+            self.head_only = head_only
+            for parameter in self.behind_the_head:
+                parameter.requires_grad_(not head_only)
+            self.start_training()
+
     def start_training(self) -> None:
-        """Training mode, with BatchNorm as the options say."""
-        self.network.train()
+        """Training mode, with BatchNorm as the options say; that of evaluation while only the head learns."""
+        self.network.train(not self.head_only)
         if self.config.batch_norm == "frozen":
             freeze_statistics(self.network)
 
@@ -115,6 +148,10 @@ class Learner:
         """One set of BatchNorm statistics over all processes, as evaluating and saving need it."""
         for network in self.candidates().values():
             average_over_processes(network, self.accelerator)
+
+
+MakeModel = Callable[[ResolvedRun, Say], nn.Module]
+"""Makes the network that a run begins with, in training mode: images ``(B, C, H, W)`` to logits ``(B, classes)``."""
 
 
 def starting_model(run: ResolvedRun, say: Say) -> CeiT:
@@ -126,17 +163,19 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     height, width = dataset.img_size
     geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
     model = create_model(config.model, checkpoint=config.initial_checkpoint, **geometry, **config.geometry)
-    if config.initial_checkpoint is None:
-        return model
-    if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
-        model.reset_classifier(len(dataset.class_names))
-    say(f"starting from the weights of {config.initial_checkpoint}, at {height} x {width} pixels")
+    model.set_grad_checkpointing(config.grad_checkpointing)
+    if config.initial_checkpoint is not None:
+        if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
+            model.reset_classifier(len(dataset.class_names))
+        say(f"starting from the weights of {config.initial_checkpoint}, at {height} x {width} pixels")
+    if config.loss == "bce":
+        start_rare(cast("nn.Linear", model.get_classifier()))
     return model
 
 
-def normalised_as(model: CeiT, dataset: ImageDataset) -> ImageDataset:
+def normalised_as(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
     """The data normalised as the model's images were, if it was trained before: what it has learnt expects that."""
-    if model.preprocessing is None:
+    if not isinstance(model, CeiT) or model.preprocessing is None:
         return dataset
     known = Preprocessing.from_dict(model.preprocessing)
     return replace(dataset, mean=known.mean, std=known.std) if len(known.mean) == dataset.in_chans else dataset

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: ``metrics.jsonl``, TensorBoard and the progress bar get the same lines."""
+"""What a run reports while it trains: ``metrics.jsonl``, the trackers and the progress bar get the same lines."""
 
 import math
 import time
@@ -12,6 +12,7 @@ from ceit.train.learner import Learner
 from ceit.train.metrics import Evaluation
 from ceit.train.run_directory import RunDirectory
 from ceit.train.step import StepResult
+from ceit.train.trackers import flat
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -82,11 +83,8 @@ class RunLog:
         )
 
 
-def _scalars(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in line.items():
-        if isinstance(value, dict):
-            flat |= _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and key != "step":
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _scalars(line: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line but its step. The test's have names of their own: a step and an epoch have a loss, too."""
+    before = "test/" if line["event"] == "test" else ""
+    numbers = {name: value for name, value in flat(line, "/") if isinstance(value, int | float) and name != "step"}
+    return {before + name: value for name, value in numbers.items()}

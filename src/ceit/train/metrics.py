@@ -37,8 +37,8 @@ class ClassAccuracy:
 class Evaluation:
     """The result of one pass over a split.
 
-    ``loss`` is the mean cross-entropy in nats; ``top5_percent`` is None below five classes;
-    ``confusion[true][predicted]`` counts images, and is None above ``CONFUSION_CLASSES``.
+    ``loss`` is the mean cross-entropy of the softmax in nats, whatever loss was trained with; ``top5_percent`` is None
+    below five classes; ``confusion[true][predicted]`` counts images, and is None above ``CONFUSION_CLASSES``.
     """
 
     images: int
@@ -51,6 +51,10 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    def figures(self) -> dict[str, float | None]:
+        """Those of the whole split, for JSON."""
+        return {"top1_percent": self.top1_percent, "top5_percent": self.top5_percent, "loss": self.loss}
 
     def listed(self) -> tuple[ClassAccuracy, ...]:
         """The classes that fit on a screen: all of them, or of many the least recognised."""

@@ -3,17 +3,18 @@
 Letters: ``B`` batch, ``C`` channels, ``H W`` pixels, ``K`` classes.
 """
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from torch import Tensor
+from torch import Tensor, nn
 
 from ceit.train.config import Mixing, TrainConfig
-from ceit.train.teacher import Teacher, distillation_loss
+from ceit.train.teacher import Teacher, divergence
 
 
 class Targets(NamedTuple):
@@ -44,23 +45,55 @@ class Objective:
         return Targets(labels, None if self.teacher is None else self.teacher(images_bchw))
 
     def loss(self, logits_bk: Tensor, targets: Targets) -> Tensor:
-        """``(1 - w) CE + w distillation`` as a mean over the images.
+        """``(1 - share) l + share t`` as a mean over the images: ``l`` of their labels, ``t`` of a teacher's.
 
-        ``CE`` is cross-entropy with smoothed labels; with class weights each image's term is multiplied by its own.
+        With class weights each image's ``l`` is multiplied by its own, see ``image_weights``.
         """
-        labels = targets.labels
-        if labels.dim() == 2:
-            loss = F.cross_entropy(logits_bk, labels.to(logits_bk.dtype))
-        elif self.weights_k is None:
-            loss = F.cross_entropy(logits_bk, labels, label_smoothing=self.config.label_smoothing)
+        config, labels = self.config, targets.labels
+        if self.weights_k is None:
+            loss = label_loss(config.loss, logits_bk, labels, config.label_smoothing)
         else:
-            each_b = F.cross_entropy(logits_bk, labels, label_smoothing=self.config.label_smoothing, reduction="none")
-            loss = (each_b * self.weights_k.to(each_b)[labels]).mean()
+            each_b = label_loss(config.loss, logits_bk, labels, config.label_smoothing, each=True)
+            loss = (each_b * image_weights(labels, self.weights_k, config.label_smoothing).to(each_b)).mean()
         if targets.teacher_bk is None:
             return loss
-        share = self.config.distillation.weight
-        taught = distillation_loss(logits_bk, targets.teacher_bk, self.config.distillation)
+        share = config.distillation.weight
+        if config.distillation.kind == "hard":
+            taught = label_loss(config.loss, logits_bk, targets.teacher_bk.argmax(1), smoothing=0.0)
+        else:
+            taught = divergence(logits_bk, targets.teacher_bk, config.distillation.temperature)
         return (1 - share) * loss + share * taught
+
+
+def label_loss(
+    kind: Literal["cross_entropy", "bce"], logits_bk: Tensor, labels: Tensor, smoothing: float, each: bool = False
+) -> Tensor:
+    """The loss of labels ``(B,)``, to be smoothed, or ``(B, K)`` as they are: a mean, or of ``each`` image, ``(B,)``.
+
+        cross_entropy: -sum_k y_k log softmax(z)_k
+        bce:           -sum_k y_k log sigmoid(z_k) + (1 - y_k) log(1 - sigmoid(z_k))
+    Source of ``bce``: Wightman, Touvron and Jegou, ResNet strikes back (2021). Differs: it is summed over the classes.
+    """
+    if kind == "cross_entropy":
+        reduction = "none" if each else "mean"
+        if labels.dim() == 2:
+            return F.cross_entropy(logits_bk, labels.to(logits_bk.dtype), reduction=reduction)
+        return F.cross_entropy(logits_bk, labels, label_smoothing=smoothing, reduction=reduction)
+    if labels.dim() == 1:
+        classes = logits_bk.shape[1]
+        labels = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+    each_b = F.binary_cross_entropy_with_logits(logits_bk, labels.to(logits_bk.dtype), reduction="none").sum(1)
+    return each_b if each else each_b.mean()
+
+
+def start_rare(head: nn.Linear) -> None:
+    """A new head for ``bce`` begins with the probability ``1 / K`` for each class: a bias of ``-log(K - 1)``.
+
+    At 1/2, as a bias of 0 has it, the first steps would do nothing but lower all biases. A head that has been trained
+    keeps its own.
+    """
+    if not head.bias.any():
+        nn.init.constant_(head.bias, -math.log(max(1, head.out_features - 1)))
 
 
 def balanced_weights(labels_n: Tensor, classes: int) -> Tensor:
@@ -68,6 +101,18 @@ def balanced_weights(labels_n: Tensor, classes: int) -> Tensor:
     counts_k = torch.bincount(labels_n, minlength=classes)
     present = int((counts_k > 0).sum())
     return torch.where(counts_k > 0, len(labels_n) / (present * counts_k.clamp(min=1)), 0.0).float()
+
+
+def image_weights(labels: Tensor, weights_k: Tensor, smoothing: float) -> Tensor:
+    """``sum_k m_k w_k`` of each image, ``(B,)``, where ``m`` is its label before smoothing.
+
+    So an image has its class's weight, and one mixed of two has ``share w_a + (1 - share) w_b``. Smoothing
+    ``y = (1 - s) m + s / K`` is taken back.
+    """
+    if labels.dim() == 1:
+        return weights_k[labels]
+    mixed_bk = (labels - smoothing / labels.shape[1]) / (1 - smoothing)
+    return mixed_bk @ weights_k.to(mixed_bk)
 
 
 def mix(

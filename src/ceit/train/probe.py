@@ -87,7 +87,7 @@ def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget
     with put_back(trainer):
         times = from_main(_step_seconds(trainer, limit))
         step_seconds = sum(times) / len(times)
-        image_seconds = step_seconds / trainer.run.config.global_batch_size  # no less than validation takes for one
+        image_seconds = step_seconds / trainer.run.config.batch_size  # no less than validation takes for one
         loader = trainer.validation_loader
         validated = 0 if loader is None else loader.images * len(trainer.learner.candidates())
         validation_seconds = validated * image_seconds
@@ -124,7 +124,7 @@ def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
     batches, is_over = _batches(trainer), False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()
-        train_step(trainer.learner, *next(batches), len(times))
+        train_step(trainer.learner, *next(batches), trainer.learner.first_steps + len(times))
         times.append(time.perf_counter() - began)
         is_over = len(times) == 1 + ahead + TIMED_STEPS or sum(times) > limit_seconds
         is_over = from_main(is_over)
@@ -164,7 +164,7 @@ def learning_rate_range_test(trainer: Trainer, steps: int = RANGE_STEPS) -> Rang
     with put_back(trainer):
         for step, batch in zip(range(steps), _batches(trainer), strict=False):
             rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / max(1, steps - 1))
-            result = train_step(trainer.learner, *batch, step, learning_rate=rate)
+            result = train_step(trainer.learner, *batch, trainer.learner.first_steps + step, learning_rate=rate)
             average = 0.9 * average + 0.1 * result.loss
             smoothed = average / (1 - 0.9 ** (step + 1))
             if result.skipped or not math.isfinite(smoothed) or (losses and smoothed > 4 * min(losses)):

@@ -34,16 +34,22 @@ def flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+NO_RECIPE = "none"
+"""Stands for the defaults of all options, where a recipe is asked for."""
+
+
 def recipe_names() -> list[str]:
     """Recipes that come with the package."""
     return list(packaged_yaml("recipes"))
 
 
 def read_recipe(name_or_file: str) -> dict[str, Any]:
-    """The overrides of a recipe, by name or from a YAML file, as dotted keys.
+    """The overrides of a recipe, by name or from a YAML file, as dotted keys; of ``none`` there are none.
 
     Raises: ValueError for an unknown recipe, a file that is not YAML, or an unknown key (with the nearest known one).
     """
+    if name_or_file == NO_RECIPE:
+        return {}
     if name_or_file.endswith((".yaml", ".yml")):
         text = text_of("recipe", name_or_file)
     elif name_or_file in recipe_names():

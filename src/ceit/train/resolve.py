@@ -1,7 +1,8 @@
 """From options, data and machine to a run with every choice made.
 
-Two values show only when the network computes, ``device_batch_size auto`` and the steps of a time budget:
-``run.train`` measures them and completes the ``ResolvedRun``. Then it is written, and nothing changes an option again.
+Some values show only when the network computes, ``device_batch_size auto`` and the steps of a time budget, which may
+ask for smaller ones: ``run.train`` measures them and completes the ``ResolvedRun``. Then it is written, and nothing
+changes an option again.
 """
 
 import hashlib
@@ -19,11 +20,14 @@ from ceit.data.sources.choose import absolute
 from ceit.data.splits import ImageDataset, Split
 from ceit.inference.device import autocast_dtype
 from ceit.messages import Say
+from ceit.model import config_of
 from ceit.paths import expanded
-from ceit.train.config import Mixing, TrainConfig
+from ceit.train.batch_size import batch_for_set
+from ceit.train.config import USUAL_BATCH, Mixing, SmallImages, TrainConfig
 from ceit.train.distributed import from_main, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
+from ceit.train.trackers import chosen_trackers
 
 _OVERFIT_ORDER = -2  # no epoch of training has this number, nor has the cut of the validation images
 
@@ -34,6 +38,7 @@ class ResolvedRun:
 
     ``data`` is a name or a whole path. ``train`` and ``validation`` are splits of ``images``, or the same few of them
     if the run is to overfit. ``autocast_dtype`` is the number format of forward passes, None for that of the weights.
+    ``batch_is_chosen`` tells whether the options left the batch size open, so that a time budget may lower it.
     """
 
     config: TrainConfig
@@ -43,6 +48,7 @@ class ResolvedRun:
     validation: Split | None
     autocast_dtype: torch.dtype | None
     steps: int
+    batch_is_chosen: bool
 
     @property
     def dataset(self) -> ImageDataset:
@@ -57,13 +63,24 @@ class ResolvedRun:
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of the training images, at most ``limit_batches``."""
-        batches = len(self.train) // self.config.global_batch_size
+        batches = len(self.train) // self.config.batch_size
         return min(batches, self.config.limit_batches or batches)
+
+    @property
+    def small_hw(self) -> tuple[int, int] | None:
+        """Height and width of the images of the first steps, None if they are as large as the others."""
+        side, (height, width) = self.config.small_images.side, self.dataset.img_size
+        return None if side is None else (height * side // min(height, width), width * side // min(height, width))
 
     def in_steps(self, steps: int) -> "ResolvedRun":
         """The same run with so many steps, and as many epochs; the last one may be cut short."""
         epochs = -(-steps // self.steps_per_epoch)
         return replace(self, steps=steps, config=replace(self.config, epochs=epochs))
+
+    def with_batch(self, batch_size: int) -> "ResolvedRun":
+        """The same run with so many images a step, in as many epochs."""
+        run = replace(self, config=replace(self.config, global_batch_size=batch_size))
+        return replace(run, steps=run.config.epochs_for(len(run.train)) * run.steps_per_epoch)
 
     def description(self) -> dict[str, Any]:
         """The content of ``config.yaml``."""
@@ -88,12 +105,17 @@ def resolve(
 
     Raises: ValueError for an unknown model or data set, data that cannot be read, or options that do not suit the data.
     """
-    config = _with_whole_paths(config)
+    config, batch_is_chosen = _with_whole_paths(config), config.global_batch_size is None
+    if batch_is_chosen and config.lr_base_size is None and "lr_base_size" not in typed:
+        config = replace(config, lr_base_size=USUAL_BATCH, lr_scaling="sqrt")
     resumed = saved if saved is not None and saved.checkpoints else None
     if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start
         was = resumed.config | {"img_size": tuple(resumed.config["img_size"])}
-        left_open = {"precision": "auto", "device_batch_size": "auto", "img_size": None, "in_chans": None}
-        config = replace(config, **{key: was[key] for key, none in left_open.items() if getattr(config, key) == none})
+        left_open: dict[str, Any] = {"precision": "auto", "device_batch_size": "auto"}
+        left_open |= dict.fromkeys(("img_size", "in_chans", "global_batch_size", "tracker"))
+        open_now = {key for key, none in left_open.items() if key in was and getattr(config, key) == none}
+        config = replace(config, **{key: was[key] for key in open_now})
+    config = replace(config, tracker=chosen_trackers(config.tracker))
     folder = None if resumed is None else resumed.path
     images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
     dataset = images.dataset
@@ -105,11 +127,12 @@ def resolve(
     train, validation = dataset.train, dataset.validation
     if config.overfit_batches is not None:
         order = shuffled(len(train), config.seed, _OVERFIT_ORDER)
-        few = order[: config.overfit_batches * config.global_batch_size]
+        few = order[: config.overfit_batches * config.batch_size]
         train = validation = train.subset(torch.from_numpy(few.astype("int64")))
     asked_epochs, epochs = config.epochs, config.epochs_for(len(train))
     config = replace(config, epochs=epochs, img_size=dataset.img_size, in_chans=dataset.in_chans)
-    run = ResolvedRun(config, absolute(data), images, train, validation, dtype, steps=0)
+    run = ResolvedRun(config, absolute(data), images, train, validation, dtype, 0, batch_is_chosen)
+    _require_fitting(run.small_hw, config, dataset.img_size)
     run = replace(run, steps=epochs * run.steps_per_epoch)
     if saved is None or asked_epochs not in (None, saved.config["epochs"]):
         return run
@@ -130,6 +153,7 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
 def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator, say: Say) -> TrainConfig:
     """The options without what does not suit the images."""
     chosen: dict[str, Any] = {}
+    asked_size = config.batch_size
     if config.augmentation.flip and not dataset.mirror_safe:
         chosen["augmentation"] = replace(config.augmentation, flip=False)
         say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
@@ -137,18 +161,35 @@ def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator
         chosen |= {
             "augmentation": Augmentation(flip=False),
             "mixing": Mixing(),
+            "small_images": SmallImages(),
             "label_smoothing": 0.0,
             "geometry": config.geometry | {"drop_path_rate": 0.0},
         }
         effect = "no augmentation, mixing, drop path or label smoothing, and validation on the same images"
         say(f"overfitting at most {config.overfit_batches} batches: {effect}")
-    count = len(dataset.train)
-    if count < config.global_batch_size:  # a few steps an epoch even for a handful of images; even shares, for Mixup
-        unit = 2 * accelerator.num_processes
+    count, processes = len(dataset.train), accelerator.num_processes
+    batch_size = config.global_batch_size or batch_for_set(count, processes)
+    if count < batch_size:  # a few steps an epoch even for a handful of images; even shares, for Mixup
+        unit = 2 * processes
         batch_size = max(unit, count // 4 // unit * unit)
-        chosen["global_batch_size"] = batch_size
-        say(f"{count} training images: global_batch_size is {batch_size}, not {config.global_batch_size}")
-    return replace(config, **chosen)
+    config = replace(config, **chosen, global_batch_size=batch_size)
+    if batch_size != asked_size:
+        sizes = f"global_batch_size is {batch_size}, not {asked_size}"
+        say(f"{count} training images: {sizes}; an epoch has {count // batch_size} steps, {config.rate_in_words}")
+    return config
+
+
+def _require_fitting(small_hw: tuple[int, int] | None, config: TrainConfig, img_size: tuple[int, int]) -> None:
+    """Raises: ValueError for smaller images that are not smaller, or that the model's patches do not fill."""
+    if small_hw is None:
+        return
+    side = config.small_images.side
+    if small_hw >= img_size:
+        raise ValueError(f"small_images.side {side} must be below the image's shorter side of {min(img_size)} pixels")
+    try:
+        config_of(config.model, **config.geometry, img_size=small_hw)
+    except ValueError as error:
+        raise ValueError(f"small_images.side {side}: {error}") from error
 
 
 def _found(dataset: ImageDataset) -> str:

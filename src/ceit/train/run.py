@@ -20,13 +20,16 @@ from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.batch_norm import warn_of_small_batches
+from ceit.train.batch_size import batch_for_run
 from ceit.train.config import TrainConfig
 from ceit.train.distributed import from_main, make_accelerator, naming_lost_processes
+from ceit.train.learner import MakeModel, starting_model
 from ceit.train.log import Show
 from ceit.train.metrics import Evaluation
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
-from ceit.train.resolve import resolve
+from ceit.train.resolve import ResolvedRun, resolve
 from ceit.train.run_directory import RunDirectory
+from ceit.train.trackers import start_trackers
 from ceit.train.trainer import Trainer
 
 
@@ -61,23 +64,62 @@ def train(
 ) -> Result:
     """Train ``config.model`` on ``data`` (a name or a folder) into ``output``, and report on the test split.
 
+    ``resume``, ``time_budget_seconds``, ``typed``, ``say``, ``show`` and ``share_cores`` are as in ``begun``.
+    ``observe_test`` gets logits and labels of the test split, batch by batch.
+
+    Raises: ValueError and OSError as ``begun``; Interrupted (a KeyboardInterrupt) after saving.
+    """
+    with begun(
+        config,
+        data,
+        output,
+        resume=resume,
+        time_budget_seconds=time_budget_seconds,
+        typed=typed,
+        say=say,
+        show=show,
+        share_cores=share_cores,
+    ) as trainer:
+        trainer.fit()
+        model, test = trainer.report(observe_test)
+        progress = trainer.progress
+        return Result(trainer.directory.path, model, trainer.dataset, test, progress.best, progress.elapsed_seconds)
+
+
+@contextmanager
+def begun(
+    config: TrainConfig,
+    data: str,
+    output: Path,
+    *,
+    resume: str | None = None,
+    time_budget_seconds: float | None = None,
+    steps: int | None = None,
+    typed: Collection[str] = (),
+    make_model: MakeModel = starting_model,
+    say: Say = _in_silence,
+    show: Show = _in_silence,
+    share_cores: bool = True,
+) -> Iterator[Trainer]:
+    """A run in its directory, new or resumed: its trainer, ready to ``fit``.
+
     ``resume`` is ``auto`` (the newest checkpoint in ``output``, or a fresh start if there is none) or a checkpoint's
     path, behind which the others are dropped; the resolved configuration of the run then has to be the same. A run that
     starts over takes the steps that it was to take, if its options are. With ``time_budget_seconds``, which begin now,
     the run takes as many steps as end in time, with validation and report, at least one; a resumed run keeps its steps.
+    ``steps`` are to be taken instead of the options' epochs; the last epoch may be cut short.
     ``typed`` are the options that were typed for this run: ``validation_percent`` among them is refused for data that
-    leave it no effect. ``say`` gets messages, ``show`` the state after every step, ``observe_test`` logits and labels
-    of the test split, batch by batch. Started by a launcher, every process calls this, and the main one alone writes,
-    says and shows. With ``share_cores`` the number of threads on a CPU follows what other programs leave free, unless
-    the same bits are wanted (``deterministic``) or ``OMP_NUM_THREADS`` is set.
+    leave it no effect. ``make_model`` makes another network than ``config.model``: see ``Trainer``.
+    ``say`` gets messages, ``show`` the state after every step. Started by a launcher, every process calls this, and
+    the main one alone writes, says and shows. With ``share_cores`` the number of threads on a CPU follows what other
+    programs leave free, unless the same bits are wanted (``deterministic``) or ``OMP_NUM_THREADS`` is set.
 
     Raises: ValueError for bad options or data, an output directory that is not empty without ``resume``, or one that
-    another run is writing; OSError for a checkpoint that cannot be read; Interrupted (a KeyboardInterrupt) after
-    saving.
+    another run is writing; OSError for a checkpoint that cannot be read.
     """
     ends = math.inf if time_budget_seconds is None else time.monotonic() + time_budget_seconds
     output = expanded(output)
-    accelerator = make_accelerator(config, log_with="tensorboard", project_dir=output)
+    accelerator = make_accelerator(config)
     directory = RunDirectory(output, writes=accelerator.is_main_process)
     if not directory.writes:
         say, show = _in_silence, _in_silence
@@ -96,8 +138,13 @@ def train(
             time_budget_seconds, config = None, replace(config, epochs=resumed.config["epochs"])
             say("a resumed run keeps its number of steps: the time budget changes nothing")
         run = resolve(config, data, accelerator, saved=saved, typed=typed, say=say)
-        trainer = Trainer(run, directory, accelerator, cores=cores, say=say, show=show)
+        run = run if steps is None else run.in_steps(steps)
+        parts: dict[str, Any] = {"cores": cores, "say": say, "show": show, "make_model": make_model}
+        trainer = Trainer(run, directory, accelerator, **parts)
         _measure(trainer, time_budget_seconds, ends)
+        if time_budget_seconds is not None and (smaller := _in_more_steps(trainer)) is not None:
+            trainer = Trainer(smaller, directory, accelerator, **parts)
+            _measure(trainer, time_budget_seconds, ends)
         run = trainer.run  # from here on nothing changes an option
         if resumed is not None:
             for change in directory.go_on(resumed, run.description()):
@@ -108,15 +155,13 @@ def train(
                 say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
             directory.begin(run.description(), run.images.record)
         say(_summary(trainer))
-        tensorboard = {} if resumed is None else {"purge_step": trainer.progress.step + 1}
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": tensorboard})
+        if directory.writes:
+            step = None if resumed is None else trainer.progress.step
+            start_trackers(accelerator, run.config.tracker or (), output, run.description(), step)
         try:
-            trainer.fit()
-            model, test = trainer.report(observe_test)
+            yield trainer
         finally:
             accelerator.end_training()
-        progress = trainer.progress
-        return Result(output, model, trainer.dataset, test, progress.best, progress.elapsed_seconds)
 
 
 def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say = _in_silence) -> RangeTest:
@@ -125,7 +170,7 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
     Raises: ValueError as ``train``.
     """
     output = expanded(output)
-    accelerator = make_accelerator(config, project_dir=output)
+    accelerator = make_accelerator(config)
     directory = RunDirectory(output, writes=accelerator.is_main_process)
     say = say if directory.writes else _in_silence
     with (
@@ -175,13 +220,27 @@ def _measure(trainer: Trainer, time_budget_seconds: float | None = None, ends: f
     )
 
 
+def _in_more_steps(trainer: Trainer) -> ResolvedRun | None:
+    """The run with smaller steps, where its time allows but few and its options leave the batch open; else None."""
+    run, processes = trainer.run, trainer.accelerator.num_processes
+    batch_size = batch_for_run(run.steps * run.config.batch_size, processes)
+    if not run.batch_is_chosen or batch_size >= run.config.batch_size:
+        return None
+    smaller = run.with_batch(batch_size)
+    few = f"{run.steps} steps of {run.config.batch_size} images are few to learn by"
+    trainer.say(f"{few}: global_batch_size is {batch_size}, {smaller.config.rate_in_words}")
+    return smaller
+
+
 def _summary(trainer: Trainer) -> str:
     config, accelerator, dataset = trainer.run.config, trainer.accelerator, trainer.dataset
     validation = 0 if trainer.validation_loader is None else trainer.validation_loader.images
     shared = f" in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    model = trainer.learner.model
+    name = config.model if isinstance(model, CeiT) else type(model).__name__
     return (
-        f"{config.model} on {dataset.name}: {len(dataset.class_names)} classes, "
+        f"{name} on {dataset.name}: {len(dataset.class_names)} classes, "
         f"{trainer.train_loader.images} training images an epoch, {validation} for validation, "
-        f"{trainer.epochs} epochs of {len(trainer.train_loader)} steps of {config.global_batch_size} images{shared}, "
+        f"{trainer.epochs} epochs of {len(trainer.train_loader)} steps of {config.batch_size} images{shared}, "
         f"learning rate up to {config.scaled_lr:g}, {config.precision}, {accelerator.device}"
     )

@@ -2,7 +2,8 @@
 
 ``config.yaml`` (every option as resolved), ``images.csv`` (what each image was for), ``metrics.jsonl``,
 ``model.safetensors`` and ``model.json`` (the best model, with class names and preprocessing), ``test.json`` (the final
-report), ``tensorboard/`` and ``checkpoints/`` (full state, for resuming).
+report) and ``checkpoints/`` (full state, for resuming). Trackers may keep files of theirs, as ``tensorboard/``; by
+which names they know the run is in ``trackers.json``.
 """
 
 import json
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import save
+from torch import nn
 
-from ceit.atomic import write_text
+from ceit.atomic import replace_files, write_text
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
 from ceit.data.splits import ImageDataset
@@ -23,11 +26,15 @@ from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_in, save_state
+from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
 
 LOCK = ".lock"
-MAY_CHANGE = ("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+MAY_CHANGE = (
+    *("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps"),
+    "tracker",
+)
 """Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
 _CONSEQUENCE = {
     "device_batch_size": ": unless it is frozen, BatchNorm takes its statistics from other images from here on, and "
@@ -132,7 +139,7 @@ class RunDirectory:
         Raises: ValueError naming the first other option in which it would differ from the run that was started.
         """
         changes = []
-        for key, value in without_retired(saved.config).items():
+        for key, value in _as_of_now(saved.config).items():
             now = description.get(key)
             if now != value and key not in MAY_CHANGE:
                 fix = "a resumed run keeps its options; name another --output for a new run"
@@ -161,12 +168,18 @@ class RunDirectory:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def save_model(self, model: CeiT, dataset: ImageDataset, training: dict[str, Any]) -> None:
-        """The best model so far."""
-        if self.writes:
+    def save_model(self, model: nn.Module, dataset: ImageDataset, training: dict[str, Any]) -> None:
+        """The best model so far; of a network that is no CeiT the bare tensors, which no ``load_checkpoint`` reads."""
+        if not self.writes:
+            return
+        path = self.path / "model.safetensors"
+        if isinstance(model, CeiT):
             names, preprocessing = dataset.class_names, dataset.preprocessing
-            path = self.path / "model.safetensors"
             save_checkpoint(path, model, class_names=names, preprocessing=preprocessing, training=training)
+        else:
+            side = json.dumps({"training": training}, indent=1) + "\n"
+            state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+            replace_files({path: save(state), path.with_suffix(".json"): side.encode()})
 
     def keeps_model_of(self, best: Mapping[str, Any], is_over: bool) -> bool:
         """Whether the model that lies here is the best one that a run knows of.
@@ -234,7 +247,14 @@ def saved_config(output: Path) -> dict[str, Any]:
 def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a run has the options of the one that was started, but for its length, images and what may change."""
     free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
-    return all(asked.get(key) == value for key, value in without_retired(saved).items() if key not in free)
+    return all(asked.get(key) == value for key, value in _as_of_now(saved).items() if key not in free)
+
+
+def _as_of_now(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options, in their sections those too that came after it: it did as their defaults do."""
+    defaults = TrainConfig().as_dict()
+    options = without_retired(saved)
+    return {key: defaults[key] | value if key in SECTIONS else value for key, value in options.items()}
 
 
 def lines_of(path: Path) -> list[str]:

@@ -5,12 +5,14 @@ Letters: ``B`` batch, ``C`` channels, ``H W`` pixels.
 
 import math
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from ceit.model.ceit import CeiT
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.distributed import from_all, total_of
 from ceit.train.finite import source_in_backward, source_in_forward
@@ -42,8 +44,10 @@ def train_step(
 
     Raises: ValueError, which names the option, if the device's memory does not hold it.
     """
+    small_hw = learner.small_hw(step)
     try:
-        return _step(learner, images_bchw, labels_b, step, learning_rate)
+        with nullcontext() if small_hw is None else cast("CeiT", learner.model).at_size(small_hw):
+            return _step(learner, images_bchw, labels_b, step, learning_rate)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"out of memory: {_out_of_memory(learner)}") from error
 
@@ -66,12 +70,14 @@ def _step(
     torch.manual_seed(seed_of(learner.config.seed, step, learner.accelerator.process_index))
     if learner.cores is not None:
         learner.cores.follow()
-    learner.schedule.step_update(step)
+    learner.begin_step(step)
     if learning_rate is not None:
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
     statistics = [statistic.clone() for statistic in learner.statistics]
     images_bchw, labels = _on_device(learner, images_bchw, labels_b, step)
+    if (small_hw := learner.small_hw(step)) is not None:
+        images_bchw = F.interpolate(images_bchw, small_hw, mode="bilinear", antialias=True)
     local_loss, right = _gradients(learner, learner.network, images_bchw, labels, learner.device_batch_size)
     norm = _gradient_norm(learner)
     share = len(labels_b)

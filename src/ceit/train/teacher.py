@@ -1,7 +1,7 @@
 """Knowledge distillation: what a trained classifier says of the images that the network is trained on.
 
 Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015), for ``soft``; Touvron et al.,
-DeiT (ICML 2021), for ``hard``.
+DeiT (ICML 2021), for ``hard``, where the teacher's decision is one more label.
 """
 
 from collections.abc import Sequence
@@ -100,10 +100,7 @@ def _network_of_timm(config: Distillation, classes: int) -> nn.Module:
         raise ValueError(f"teacher {config.teacher} cannot be loaded from {source}: {reason}") from error
 
 
-def distillation_loss(logits_bk: Tensor, teacher_bk: Tensor, config: Distillation) -> Tensor:
-    """``CE(z, argmax z_t)`` if hard, ``T^2 KL(softmax(z_t / T) || softmax(z / T))`` if soft, as a mean over images."""
-    if config.kind == "hard":
-        return F.cross_entropy(logits_bk, teacher_bk.argmax(1))
-    temperature = config.temperature
+def divergence(logits_bk: Tensor, teacher_bk: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL(softmax(z_t / T) || softmax(z / T))`` as a mean over images."""
     ours, theirs = (F.log_softmax(z / temperature, dim=1) for z in (logits_bk, teacher_bk.float()))
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2

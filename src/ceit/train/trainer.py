@@ -20,10 +20,9 @@ from ceit.model import CeiT
 from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state
 from ceit.train.distributed import from_main, total_of
 from ceit.train.interruption import Interrupted, stop_signals
-from ceit.train.learner import Learner, normalised_as, starting_model
+from ceit.train.learner import Learner, MakeModel, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
 from ceit.train.metrics import DivergedError, Evaluation, evaluate
-from ceit.train.optimizer import make_schedule
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run_directory import RunDirectory, SavedRun
 from ceit.train.step import StepResult, train_step
@@ -37,6 +36,8 @@ class Trainer:
     """A resolved run, ready to begin: ``fit`` trains, with ``validate`` and ``save`` in it, ``report`` comes last.
 
     ``dataset`` is normalised as the model expects it; ``budget`` is the time to keep to, None without a limit.
+    ``make_model`` may make any other network than the options ``model`` and ``geometry`` name, which then have no
+    effect; its best weights are kept as bare tensors, and ``report`` is not for it.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Trainer:
         cores: FreeCores | None = None,
         say: Say = lambda message: None,
         show: Show = lambda state: None,
+        make_model: MakeModel = starting_model,
     ) -> None:
         self.run, self.directory, self.accelerator = run, directory, accelerator
         self.cores, self.say = cores, say
         self.log = RunLog(directory, accelerator, show)
         set_seed(run.config.seed)
-        model = starting_model(run, say)
+        model = make_model(run, say)
         self.dataset = normalised_as(model, run.dataset)
         self.train_loader = self.loader(run.train, is_training=True)
         self.validation_loader = None if run.validation is None else self.loader(run.validation)
@@ -168,7 +170,8 @@ class Trainer:
     def report(self, observe: Callable[[Tensor, Tensor], object] | None = None) -> tuple[CeiT, Evaluation]:
         """The best model, as it was saved, on the test split: looked at once, after every choice was made.
 
-        It computes as prediction does, in float32 where the run's precision is one of training only.
+        It computes as prediction does, in float32 where the run's precision is one of training only. Of a CeiT alone:
+        for another network nothing here knows how it is to be made from its file.
         """
         self.accelerator.wait_for_everyone()
         device, progress = self.accelerator.device, self.progress
@@ -212,7 +215,7 @@ class Trainer:
         ``config.yaml`` keep the steps that it began with.
         """
         self.progress.steps = steps
-        self.learner.schedule = make_schedule(self.learner.optimizer, self.run.config, len(self.train_loader), steps)
+        self.learner.plan(steps)
 
     def loader(self, part: Split, is_training: bool = False) -> Loader:
         """This process's share of a split: shuffled and varied to train, else as prediction sees the images."""
@@ -222,7 +225,7 @@ class Trainer:
             varied |= {"sampling": config.sampling, "shard_window": config.shard_window}
         return make_loader(
             part,
-            batch_size=config.global_batch_size if is_training else EVALUATION_BATCH,
+            batch_size=config.batch_size if is_training else EVALUATION_BATCH,
             img_size=self.dataset.img_size,
             preprocessing=self.dataset.preprocessing,
             **varied,
@@ -275,7 +278,7 @@ class Trainer:
                 "start from this one's weights with initial_checkpoint; the last checkpoint is intact"
             )
 
-    def _validated(self, candidates: dict[str, CeiT]) -> dict[str, Evaluation]:
+    def _validated(self, candidates: dict[str, nn.Module]) -> dict[str, Evaluation]:
         """The validation of each network, but of those that have diverged: these are worse than any, and not kept."""
         found = {}
         for kind, network in candidates.items():
@@ -285,7 +288,7 @@ class Trainer:
                 self.say(f"epoch {self.progress.epoch + 1}: {kind} weights are not kept: {error}")
         return found
 
-    def _keep_the_best(self, candidates: dict[str, CeiT], found: dict[str, Evaluation]) -> None:
+    def _keep_the_best(self, candidates: dict[str, nn.Module], found: dict[str, Evaluation]) -> None:
         """Save the epoch's best network if none was better, or the last is to be kept.
 
         Of equal accuracies the lower loss wins; without validation there is nothing to compare.

@@ -56,7 +56,7 @@ def config_from_shapes(
     for key, value in geometry.items():
         if in_shapes.get(key, value) != value:
             raise ValueError(f"the weights have {key} {in_shapes[key]}, not {value}")
-    similar = expected or _registered(in_shapes["stem"], in_shapes["embed_dim"], side)
+    similar = expected or _registered(in_shapes, side)
     values = {**({key: getattr(similar, key) for key in _NOT_IN_SHAPES} if similar else {}), **in_shapes, **geometry}
     if "num_heads" not in values:
         raise ValueError(
@@ -112,6 +112,25 @@ def name_of(config: CeiTConfig) -> str | None:
     return None
 
 
+def nearest_model(config: CeiTConfig) -> tuple[str, dict[str, Any]]:
+    """The registered model of the fewest other fields, and these: ``config_of`` both is the same architecture.
+
+    Of equal ones the model of the same image size, which is left out of the fields.
+    """
+    values = {key: value for key, value in asdict(config).items() if key not in _OUTSIDE_ARCHITECTURE}
+    found = []
+    for name in MODELS:
+        registered = config_of(name)
+        known = _architecture(registered)
+        if known == _architecture(config):
+            other: dict[str, Any] = {}
+        else:
+            other = {key: value for key, value in values.items() if value != getattr(registered, key)}
+        found.append((len(other), registered.image_hw != config.image_hw, name, other))
+    _, _, name, other = min(found, key=lambda entry: entry[:2])
+    return name, other
+
+
 def _architecture(config: CeiTConfig) -> dict[str, Any]:
     """The fields that make the computation, without those of parts that are switched off."""
     off = ("stem_",) if config.stem == "patch" else ()
@@ -159,10 +178,13 @@ def _fields_in_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return in_shapes
 
 
-def _registered(stem: str, dim: int, side: int) -> CeiTConfig | None:
+def _registered(in_shapes: Mapping[str, Any], side: int) -> CeiTConfig | None:
     """A registered model, or DeiT, with this stem, width and side of the patches cut from the stem's map."""
+    stem, dim, kernel = in_shapes["stem"], in_shapes["embed_dim"], in_shapes.get("stem_kernel_size")
     for config in map(config_of, MODELS):
-        if (config.stem, config.embed_dim, config.patch_size // _stem_stride(config)) == (stem, dim, side):
+        same_kernel = stem == "patch" or config.stem_kernel_size == kernel
+        sides = config.patch_size // _stem_stride(config)
+        if same_kernel and (config.stem, config.embed_dim, sides) == (stem, dim, side):
             return config
     if stem == "patch" and side == 16 and dim in (192, 384, 768):
         return CeiTConfig(stem="patch", embed_dim=dim, num_heads=dim // 64)

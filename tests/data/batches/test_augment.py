@@ -42,6 +42,50 @@ def test_half_of_the_images_are_mirrored_and_every_shift_is_as_likely() -> None:
     assert shifts[:2].sum() + shifts[7:].sum() == 0
 
 
+def mirrored(seed: int, epoch: int, indices: np.ndarray = INDICES, **options: Any) -> np.ndarray:
+    _, columns = Augmentation(**options).source_rows_and_columns((4, 4), seed, epoch, indices)
+    return columns[:, 0] == 3
+
+
+def test_with_alternating_flips_an_image_is_mirrored_in_every_other_epoch() -> None:
+    first, second, third = (mirrored(5, epoch, flip="alternate") for epoch in range(3))
+    assert np.array_equal(first, ~second)
+    assert np.array_equal(first, third)
+    assert abs(first.mean() - 0.5) < 0.03
+    other = mirrored(6, 0, flip="alternate")
+    assert abs((first == other).mean() - 0.5) < 0.03  # which half begins is the seed's choice
+    some = np.array([7, 4000, 11])
+    assert np.array_equal(mirrored(5, 1, some, flip="alternate"), second[some])  # whatever the batch
+
+
+def test_without_alternating_every_epoch_draws_anew() -> None:
+    drawn = [mirrored(5, epoch, flip=True) for epoch in range(3)]
+    assert np.array_equal(drawn[1], random_bits(5, 1, INDICES, 1) >> np.uint64(63) == 1)
+    for epoch in (1, 2):
+        assert abs((drawn[0] == drawn[epoch]).mean() - 0.5) < 0.03
+    assert not mirrored(5, 0, flip=False).any()
+
+
+def test_brightness_scales_and_shifts_each_image_by_its_own_draws() -> None:
+    images = torch.randn(2048, 2, 3, 3)
+    found = Augmentation(brightness=0.25).brighten_(images.clone(), 0, 4, np.arange(2048))
+    before, after = images.flatten(1), found.flatten(1)
+    factors = (after[:, 0] - after[:, 1]) / (before[:, 0] - before[:, 1])
+    torch.testing.assert_close(factors[:, None] * (before - before[:, :1]) + after[:, :1], after, rtol=0, atol=1e-3)
+    for draws in ((factors - 1) / 0.25, (after - factors[:, None] * before)[:, 0] / 0.25):
+        assert draws.abs().max() < 1.01
+        assert draws.mean().item() == pytest.approx(0, abs=0.05)
+        assert draws.var().item() == pytest.approx(1 / 3, abs=0.03)  # uniform from -1 to 1
+    some = np.array([3, 2000])
+    part = Augmentation(brightness=0.25).brighten_(images[some].clone(), 0, 4, some)
+    assert torch.equal(part, found[some])
+    assert not torch.equal(Augmentation(brightness=0.25).brighten_(images.clone(), 0, 5, np.arange(2048)), found)
+
+
+def test_no_brightness_leaves_the_images() -> None:
+    assert Augmentation().brighten_(torch.ones(4, 5, 5, 3), 0, 0, np.arange(4)).eq(1).all()
+
+
 def test_the_cut_out_square_has_its_side_and_reaches_every_pixel() -> None:
     images = torch.ones(2048, 8, 8, 1)
     cut = Augmentation(cutout=3).cut_out_(images, 0, 0, np.arange(2048)) == 0
@@ -68,8 +112,11 @@ def test_no_cut_out_leaves_the_images() -> None:
         ({"cutout": -1}, "translate 0 and cutout -1 must not be negative"),
         ({"rand_augment": "rand-q9"}, "rand_augment 'rand-q9' must be of the form 'rand-m9-mstd0.5-inc1'"),
         ({"rand_augment": "rand-weird"}, "must be of the form"),
+        ({"rand_augment": "rand-m9", "trivial_augment": True}, "rand_augment rand-m9 and trivial_augment exclude"),
+        ({"color_jitter": 1.5}, "color_jitter 1.5 must be between 0, which is off, and 1"),
         ({"crop_scale": (0.5, 0.1)}, "crop_scale .* must be two shares"),
         ({"random_erasing": 2.0}, "random_erasing 2.0 must be a probability"),
+        ({"brightness": 1.0}, r"brightness 1.0 must be in \[0, 1\): at 1 an image may lose all contrast"),
         ({"repeats": 0}, "repeats 0 must be at least 1, which shows every image once an epoch"),
     ],
 )

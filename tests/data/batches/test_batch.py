@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ceit.data.batches.augment import Augmentation
@@ -90,7 +91,14 @@ def test_what_is_not_erased_is_the_image(erased: tuple[Tensor, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"random_erasing": 1.0}, {"rand_augment": "rand-m9-n9-p1"}, {"crop_scale": (0.1, 0.5)}]
+    "options",
+    [
+        {"random_erasing": 1.0},
+        {"rand_augment": "rand-m9-n9-p1"},
+        {"crop_scale": (0.1, 0.5)},
+        {"color_jitter": 0.4},
+        {"trivial_augment": True},
+    ],
 )
 def test_variation_is_a_function_of_seed_epoch_image_and_copy(options: dict[str, Any]) -> None:
     split, draw = constant(3) if "random_erasing" in options else noise(3), np.array([1])
@@ -120,6 +128,43 @@ def test_rand_augment_applies_every_operation_as_often() -> None:
     assert max(abs(count - expected) for count in applied.values()) < 5 * expected**0.5
 
 
+def test_colour_jitter_keeps_the_shape_of_things_and_stays_in_its_range() -> None:
+    """A grey image has no contrast and no saturation to change: what is left is its brightness."""
+    identity = Preprocessing((0.0,) * 3, (1.0,) * 3)
+    grey = ArraySplit(from_pixels(np.full((1, SIDE, SIDE, 3), 100, np.uint8)), torch.zeros(1, dtype=torch.int64))
+    augmentation = Augmentation(flip=False, color_jitter=0.3)
+    images, _ = Batches(grey, (SIDE, SIDE), identity, augmentation, 0)[0, COPIES[:300]]
+    levels = 255 * images[:, :, 0, 0]
+    assert torch.equal(images, images[:, :1, :1, :1].expand_as(images))
+    assert 69 <= levels.min() < 73
+    assert 127 < levels.max() <= 131
+
+
+def test_trivial_augment_does_one_thing_to_an_image_all_of_them_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: Counter[str] = Counter()
+
+    def note(image: Image.Image, name: str, *_: object, **__: object) -> Image.Image:
+        applied[name] += 1
+        return image
+
+    monkeypatch.setattr("torchvision.transforms.autoaugment._apply_op", note)
+    images_of(noise(1), COPIES, trivial_augment=True)
+    assert sum(applied.values()) == len(COPIES)
+    assert len(applied) == 14
+    expected = len(COPIES) / len(applied)
+    assert max(abs(count - expected) for count in applied.values()) < 5 * expected**0.5
+
+
+@pytest.mark.parametrize("options", [{"color_jitter": 0.4}, {"trivial_augment": True}, {"rand_augment": "rand-m9"}])
+def test_grey_images_are_varied_too(options: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 1), dtype=np.uint8)
+    grey = ArraySplit(from_pixels(pixels), torch.zeros(1, dtype=torch.int64))
+    batches = Batches(grey, (SIDE, SIDE), Preprocessing((0.5,), (0.2,)), Augmentation(flip=False, **options), 0)
+    images, _ = batches[0, COPIES[:100]]
+    assert images.shape == (100, 1, SIDE, SIDE)
+    assert len({image.numpy().tobytes() for image in images}) > 20
+
+
 def test_a_random_crop_keeps_to_its_shares_and_proportions() -> None:
     """Red grows to the right and green downwards, one level a pixel: their spans tell the crop's width and height."""
     ramp = np.zeros((256, 256, 3), np.uint8)
@@ -137,3 +182,16 @@ def test_a_random_crop_keeps_to_its_shares_and_proportions() -> None:
     assert 0.7 < proportions.min() < 0.78
     assert 1.28 < proportions.max() < 1.43
     assert abs(shares.median() - 0.54) < 0.08  # uniform, less the widest that do not fit
+
+
+def test_a_square_cut_out_of_a_brighter_image_is_the_mean() -> None:
+    plain, bright = (images_of(noise(64), np.arange(64), cutout=8, brightness=share) for share in (0.0, 0.5))
+    assert torch.equal((plain == 0).all(1), (bright == 0).all(1))  # no pixel's red is the mean
+    assert (plain != bright).flatten(1).any(1).all()
+
+
+def test_images_of_memory_and_of_files_get_the_same_brightness() -> None:
+    split, options = noise(8), {"brightness": 0.3, "flip": "alternate"}
+    augmentation, draws = Augmentation(**options), np.arange(8)
+    held = Batches(split, (SIDE, SIDE), PLAIN, augmentation, 0, split.pixels())[3, draws][0]
+    assert torch.equal(held, images_of(split, draws, epoch=3, **options))

@@ -18,6 +18,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import ColorJitter, InterpolationMode, TrivialAugmentWide
 
 from ceit.data.batches.augment import SINGLE_IMAGE_STREAM, Augmentation
 from ceit.data.batches.order import COPY
@@ -51,6 +52,7 @@ class Batches(Dataset[Batch]):
         else:
             images_bhwc = self._gather_from_memory(self.pixels_nhwc, epoch, draws)
         if self.augmentation is not None:
+            self.augmentation.brighten_(images_bhwc, self.seed, epoch, draws)
             self.augmentation.cut_out_(images_bhwc, self.seed, epoch, draws)
         return images_bhwc.permute(0, 3, 1, 2), self.split.labels[torch.from_numpy(draws % COPY)]
 
@@ -88,21 +90,28 @@ class Batches(Dataset[Batch]):
 class ImageAugmentation:
     """One picture varied and normalised; what is random about it is drawn from the global generators.
 
-    Random resized crop (or centre crop), RandAugment, flip and translation, normalisation, random erasing.
+    Random resized crop (or centre crop), colour jitter, RandAugment or TrivialAugment, flip and translation,
+    normalisation, random erasing.
     """
 
     def __init__(self, augmentation: Augmentation, preprocessing: Preprocessing, img_size: tuple[int, int]) -> None:
         self.preprocessing = preprocessing
         self.crop: Callable[[Image.Image], Any] = partial(preprocessing.fit, size=img_size)
-        self.rand_augment = self.erase = None
+        self.jitter = self.rand_augment = self.trivial_augment = self.erase = None
         if augmentation.crop_scale is not None:
             self.crop = RandomResizedCropAndInterpolation(
                 img_size, scale=augmentation.crop_scale, interpolation=preprocessing.interpolation
             )
+        if augmentation.color_jitter > 0:
+            self.jitter = ColorJitter(*[augmentation.color_jitter] * 3)
+        mean_colour = tuple(round(255 * mean) for mean in preprocessing.mean)
+        if augmentation.trivial_augment:
+            interpolation = InterpolationMode(preprocessing.interpolation)
+            self.trivial_augment = TrivialAugmentWide(interpolation=interpolation, fill=list(mean_colour))
         if augmentation.rand_augment is not None:
             options = {
                 "translate_const": int(min(img_size) * 0.45),
-                "img_mean": tuple(round(255 * mean) for mean in preprocessing.mean),
+                "img_mean": mean_colour,
                 "interpolation": INTERPOLATIONS[preprocessing.interpolation],
             }
             self.rand_augment = rand_augment_transform(augmentation.rand_augment, options)
@@ -115,8 +124,9 @@ class ImageAugmentation:
     def __call__(self, image: Image.Image, rows: np.ndarray, columns: np.ndarray) -> Tensor:
         """The image as float32 ``(H, W, C)``, of these rows and columns of what was cropped."""
         image = self.crop(image)
-        if self.rand_augment is not None:
-            image = self.rand_augment(image)
+        for vary in (self.jitter, self.rand_augment, self.trivial_augment):
+            if vary is not None:
+                image = vary(image)
         image_hwc = self.preprocessing.normalise(to_array(image).take(rows, 0).take(columns, 1))
         if self.erase is not None:
             self.erase(image_hwc.permute(2, 0, 1))  # in place

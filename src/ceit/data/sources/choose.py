@@ -2,23 +2,31 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 from ceit.data.cache import cache_dir
+from ceit.data.cut import TRAINING_SHARE
+from ceit.data.encoded import EncodedSplit
 from ceit.data.labelled import LabelledSet, as_dataset, of_classes
 from ceit.data.sources.download import fetch_named
 from ceit.data.sources.hub import PREFIX, load_hub
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.layout import load_folder
+from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.sources.load_options import LoadOptions, SizeChoice
 from ceit.data.sources.named import load_named
 from ceit.data.sources.published import PUBLISHED, fetch_published, load_published
 from ceit.data.sources.shards.load import has_shards, load_shards
 from ceit.data.sources.table import SUFFIXES, load_labels
-from ceit.data.splits import ImageDataset
+from ceit.data.splits import ImageDataset, Split
 from ceit.messages import unknown
 from ceit.paths import expanded
+
+_GLANCED_IMAGES = 200
 
 
 def load_dataset(
@@ -45,6 +53,7 @@ def load_images(
     in_chans: int | None = None,
     skip_broken: bool = False,
     classes: Sequence[str] | None = None,
+    crops: bool = False,
 ) -> LabelledSet:
     """The labelled images that ``name_or_dir`` names, in the parts in which they come.
 
@@ -58,15 +67,55 @@ def load_images(
     | a folder of class folders | ``layout`` |
 
     ``img_size`` ``(H, W)``, or a function of the set's own, and ``in_chans`` (1 or 3) are those of the set unless
-    given. Up to 64 px the images are held in memory at exactly that size; larger ones stay as they are and the loader
-    resizes them. ``skip_broken`` leaves unreadable files out and names them in ``skipped``. ``classes`` keeps the
-    images of these classes alone, numbered in that order; of a folder or a table no others are read.
+    given. Up to 64 px the images are held in memory at exactly that size, unless they are larger and ``crops``, parts
+    of them, will be wanted; others stay as they are and the loader resizes them. ``skip_broken`` leaves unreadable
+    files out and names them in ``skipped``. ``classes`` keeps the images of these classes alone, numbered in that
+    order; of a folder or a table no others are read.
 
     Raises: ValueError for an unknown name, a set that is not there, data that are no data set, unreadable files, or as
     ``of_classes``.
     """
-    found = _load(os.fspath(name_or_dir), LoadOptions(img_size, in_chans, skip_broken, classes))
+    found = _load(os.fspath(name_or_dir), LoadOptions(img_size, in_chans, skip_broken, classes, crops))
     return found if classes is None else of_classes(found, classes)
+
+
+class Glance(NamedTuple):
+    """What names and headers tell of a set: about how many images train, of how many classes, and how large they are.
+
+    ``side`` is the median of the shorter sides, in pixels.
+    """
+
+    images: int
+    classes: int
+    side: int
+
+
+def glance(name_or_dir: str | Path, classes: Sequence[str] | None = None) -> Glance:
+    """A set at a glance: no image is decoded, and of its files only some are opened. Raises: as ``load_images``."""
+    text = os.fspath(name_or_dir)
+    if (named := place_of(text)) is not None:
+        name, _ = named
+        if name in SETS:
+            small = SETS[name]
+            images, of, side = small.train_images, len(small.class_names), min(small.image_shape[:2])
+        else:
+            images, of, side = PUBLISHED[name].train_images, PUBLISHED[name].classes, LARGE_SIZE[0]
+        kept = of if classes is None else len(classes)
+        return Glance(images * kept // of, kept, side)
+    found = _load(text, LoadOptions(in_chans=3, classes=classes, only_headers=True))
+    split = found.unsplit or found.parts.get("train") or next(iter(found.parts.values()))
+    share = TRAINING_SHARE if found.unsplit is not None else 1.0
+    return Glance(round(share * len(split)), len(found.class_names), _usual_side(split))
+
+
+def _usual_side(split: Split) -> int:
+    """The median of the shorter sides of some images, spread over the split; broken ones are passed over."""
+    assert isinstance(split, EncodedSplit)  # no image has been decoded
+    sides = []
+    for index in range(0, len(split), -(-len(split) // _GLANCED_IMAGES)):
+        with suppress(ValueError, OSError):  # it is reported when it is decoded
+            sides.append(min(split.header(index)[0]))
+    return int(median(sides)) if sides else LARGE_SIZE[0]
 
 
 def absolute(name_or_dir: str | Path) -> str:

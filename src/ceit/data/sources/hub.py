@@ -16,7 +16,6 @@ from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.splits import Split, readable
-from ceit.data.survey import form_for, survey
 from ceit.paths import expanded
 
 if TYPE_CHECKING:
@@ -78,10 +77,10 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
     usual_size, chans = usual_geometry(everything, lambda place: place[0].header(place[1]), options.in_chans)
     size = options.size_for(usual_size)
-    form = form_for(len(everything), size, chans)
+    form = options.form_for(len(everything), size, usual_size, chans)
     splits, lines = dict[str, Split](), list[str]()
     for split, part in parts.items():
-        found = survey(part, form)
+        found = options.survey(part, form)
         splits[split] = readable(replace(part, digests=found.digests), found, np.arange(len(part)))
         lines += [f"{split} {part.key(row)} ({reason})" for row, reason in found.broken.items()]
     options.require_whole(lines, len(everything))

@@ -16,7 +16,6 @@ from ceit.data.preprocessing import IMAGENET
 from ceit.data.reduced import IN_MEMORY_SIDE, Size
 from ceit.data.sources.load_options import LoadOptions
 from ceit.data.splits import FileSplit, readable
-from ceit.data.survey import form_for, survey
 from ceit.data.threads import read_all
 
 LARGE_SIZE = (224, 224)  # what images above IN_MEMORY_SIDE are brought to unless asked otherwise
@@ -75,7 +74,7 @@ def load_files(
     usual_size, chans = usual_geometry(paths, read_header, options.in_chans)
     size = options.size_for(usual_size)
     files = FileSplit(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
-    found = survey(files, form_for(len(paths), size, chans))
+    found = options.survey(files, options.form_for(len(paths), size, usual_size, chans))
     lines = tuple(f"{shown_path(paths[number], place)} ({reason})" for number, reason in found.broken.items())
     options.require_whole(lines, len(paths))
     first, rows, kept = 0, {}, {}

@@ -18,7 +18,7 @@ from ceit.data.sources.shards.foreign import find_shards, scan_shards
 from ceit.data.sources.shards.index import INDEX, ShardSet, is_written_here, read_index, shard_set
 from ceit.data.sources.shards.split import forget_open_shards
 from ceit.data.splits import readable
-from ceit.data.survey import Survey, form_for, survey
+from ceit.data.survey import Survey
 
 
 def has_shards(root: Path) -> bool:
@@ -56,11 +56,11 @@ def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
     found = open_shards(root)
     index, samples = found.index, found.samples
     size, chans = options.size_for(index.img_size), options.in_chans or len(index.mean)
-    form = form_for(len(samples), size, chans)
+    form = options.form_for(len(samples), size, index.img_size, chans)
     if is_written_here(root) and samples.digests is not None and form.size is None:
         surveyed = Survey(samples.digests, {}, None)  # whoever wrote the shards had read the images
     else:
-        surveyed = survey(samples, form)
+        surveyed = options.survey(samples, form)
     shard_of = samples.table.shard
     lines = [f"{samples.key(i)} of {index.shards[shard_of[i]].name} ({why})" for i, why in surveyed.broken.items()]
     options.require_whole(lines, len(samples))

@@ -1,0 +1,155 @@
+"""One cell: a network trained for its share of compute, or gone on with, and measured with and without views."""
+
+import json
+import re
+import resource
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import load_file
+from torch import nn
+
+from benchmarks.compute.networks import WhitenedConvNet
+from benchmarks.compute.plan import network_of
+from ceit.bench.arms import inference_macs
+from ceit.data.batches.loader import make_loader
+from ceit.inference.device import machine
+from ceit.inference.views import VIEWS, MeanOverViews
+from ceit.messages import Say
+from ceit.study.cells import Cell, Places, Record, write_cell
+from ceit.train.config import config_from
+from ceit.train.learner import starting_model
+from ceit.train.metrics import evaluate
+from ceit.train.resolve import ResolvedRun
+from ceit.train.run import begun
+from ceit.train.run_directory import lines_of
+from ceit.train.trainer import Trainer
+
+WHITENED_IMAGES = 5_000  # of which a first layer is made
+_LINE = re.compile(r"\[\d+, [\d.]+\]")
+
+
+def run_cell(cell: Cell, places: Places, commit: str | None, say: Say) -> None:
+    """Train a cell, or go on with it, and write its file; its checkpoints go, its weights stay.
+
+    A training that has failed is a result, too: its file says why. Raises: Interrupted (a KeyboardInterrupt) after
+    saving; ValueError as ``begun`` and ``require_macs``.
+    """
+    folder = places.run_of(cell)
+    processor = ProcessorTime(folder / "processor.txt")
+
+    def make_model(run: ResolvedRun, say: Say) -> nn.Module:
+        return new_network(cell.options, run) if "network" in cell.options else starting_model(run, say)
+
+    with begun(
+        config_from(cell.options["training"]),
+        cell.data,
+        folder,
+        resume="auto",
+        steps=cell.options["steps"],
+        make_model=make_model,
+        say=say,
+        show=processor.note,
+        share_cores=False,
+    ) as trainer:
+        require_macs(trainer, cell)
+        processor.begin(trainer.progress.step)
+        try:
+            trainer.fit()
+        except ValueError as error:  # of a loss that is not finite
+            found: Record = {"failed": str(error)}
+        else:
+            found = measured(trainer)
+    write_cell(places.results, cell, {**found, "core_minutes": round(processor.seconds / 60, 3), "commit": commit})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def require_macs(trainer: Trainer, cell: Cell) -> None:
+    """Raises: ValueError if the network costs something else than its steps were computed from."""
+    shape = trainer.dataset.in_chans, *trainer.dataset.img_size
+    macs, planned = inference_macs(trainer.learner.model, shape), cell.options["macs"]
+    if macs != planned:
+        what = f"the network takes {macs:,} MACs for an image of {shape[1]} x {shape[2]} pixels, not {planned:,}"
+        raise ValueError(f"{what}: set img_size in its options")
+
+
+def new_network(options: Mapping[str, Any], run: ResolvedRun) -> nn.Module:
+    """A network that is not of the package, as it begins."""
+    dataset = run.dataset
+    network = network_of(options, (dataset.in_chans, *dataset.img_size), len(dataset.class_names))
+    if isinstance(network, WhitenedConvNet):
+        size, preprocessing = dataset.img_size, dataset.preprocessing
+        loader = make_loader(run.train, batch_size=WHITENED_IMAGES, img_size=size, preprocessing=preprocessing)
+        network.begin_with(next(loader.epoch(0))[0])
+    return network
+
+
+def measured(trainer: Trainer) -> Record:
+    """What a finished training gave: the best weights on validation and test, plain and beside it with views."""
+    best, options = trainer.progress.best, trainer.run.config
+    network = trainer.learner.candidates()[best["weights"]]
+    network.load_state_dict(load_file(trainer.directory.path / "model.safetensors"))
+    ways: dict[str, nn.Module] = {"plain": network}
+    if trainer.dataset.mirror_safe:
+        ways |= {views: MeanOverViews(network, views) for views in VIEWS}
+    parts = {"validation": trainer.run.validation, "test": trainer.dataset.test}
+    found = {
+        part: {
+            way: evaluate(
+                asked,
+                trainer.loader(split),
+                class_names=trainer.dataset.class_names,
+                device=trainer.accelerator.device,
+                autocast_dtype=trainer.run.autocast_dtype,
+            ).figures()
+            for way, asked in ways.items()
+        }
+        for part, split in parts.items()
+        if split is not None
+    }
+    steps = trainer.progress.step
+    return {
+        **found,
+        "best": best,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "steps": steps,
+        "images": steps * options.batch_size,
+        "epochs": round(steps / trainer.run.steps_per_epoch, 2),
+        "precision": options.precision,
+        "seconds": round(trainer.progress.elapsed_seconds, 1),
+        "machine": {**machine(trainer.accelerator.device), "timm": timm.__version__},
+    }
+
+
+class ProcessorTime:
+    """The time that cores have worked for a training: of this process and of those that had begun it, to each step.
+
+    A training that goes on from a step counts what it had taken up to that step: work that is done again counts once.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.seconds = file, 0.0
+        self._began = 0.0
+
+    def begin(self, step: int) -> None:
+        """The training begins, or goes on after ``step``."""
+        lines = [
+            json.loads(line) for line in lines_of(self.file) if _LINE.fullmatch(line)
+        ]  # a crash may cut one in two
+        self.seconds = dict(lines).get(step, 0.0)
+        self._began = _core_seconds() - self.seconds
+
+    def note(self, state: Mapping[str, Any]) -> None:
+        """So much it has taken by now."""
+        self.seconds = _core_seconds() - self._began
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(f"[{state['step']}, {self.seconds:.3f}]\n")
+
+
+def _core_seconds() -> float:
+    """What all threads of this process have computed, for programs and for the system."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
