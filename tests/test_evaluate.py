@@ -19,7 +19,7 @@ from ceit.data.labelled import as_dataset, cut_by_place
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset, load_images
 from ceit.data.splits import ImageDataset, Split, cut_validation
-from ceit.inference import example_images
+from ceit.inference import example_images, fastest
 from ceit.inference.exported import ExportedDescription, ExportedNetwork
 from ceit.inference.exporter import export
 from ceit.weights import Description
@@ -199,6 +199,7 @@ def test_exported_file_has_the_figures_of_its_checkpoint(
         document = evaluated(capsys, "--checkpoint", str(file), "--data", str(photos), *arguments)
         assert document.pop("checkpoint") == str(file)
         assert expected.pop("checkpoint") == run
+        assert (document.pop("backend"), expected.pop("backend")) == ("onnx", "eager")
         assert document.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-4)
         assert document == expected
 
@@ -223,6 +224,34 @@ def test_precision_of_an_exported_file_is_what_was_computed(
     for precision, name in (("bf16", expected), ("float32", written_in)):
         assert ceit_cli.main([*arguments, precision]) == 0
         assert json.loads(capsys.readouterr().out)["precision"] == name
+
+
+@pytest.mark.parametrize("options", [["--backend", "openvino"], ["--device", "cpu,cpu", "--batch-size", "77"]])
+def test_other_backends_and_several_devices_give_the_same_figures(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
+    command = ["--checkpoint", save(tmp_path), "--data", "digits"]
+    expected, document = evaluated(capsys, *command), evaluated(capsys, *command, *options)
+    assert (expected.pop("backend"), document.pop("backend")) == (
+        "eager",
+        "openvino" if "openvino" in options else "eager",
+    )
+    assert document.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
+    assert document == expected
+
+
+def test_auto_judges_by_images_that_do_not_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(fastest, "BACKENDS", ("eager", "onnxruntime"))
+    command = ["evaluate", "--checkpoint", save(tmp_path), "--data", "digits", "--precision", "float32"]
+    assert ceit_cli.main([*command, "--backend", "auto", "--workers", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "on 100.0 % of" in captured.err
+    assert "(digits, " in captured.err
+    assert "(digits, test" not in captured.err
 
 
 def test_folder_is_cut_with_the_seed_of_training(

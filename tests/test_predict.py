@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 import ceit
 import ceit_cli
 from ceit.data.preprocessing import Preprocessing
-from ceit.inference import example_images, prediction_file
+from ceit.inference import computing, example_images, fastest, prediction_file
 from ceit.inference.exporter import Format, export
 from ceit.inference.predictor import Prediction, Predictor
 
@@ -386,7 +387,7 @@ def test_dash_is_standard_input(
         (["{photos}", "--resume"], 2, "--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl"),
         (["{photos}", "--output", "a.txt"], 2, "--output a.txt must end in .csv or .jsonl"),
         (["{photos}", "--output", "a.csv", "--csv"], 2, "argument --csv: not allowed with argument --output"),
-        (["{photos}", "--precision", "int8"], 2, "invalid choice: 'int8' (choose from"),
+        (["{photos}", "--precision", "int4"], 2, "invalid choice: 'int4' (choose from"),
         (["{photos}", "--top-k", "0"], 1, "error: top_k 0 must be at least 1"),
         (["{photos}", "--batch-size", "-3"], 1, "error: batch size -3 must be at least 1"),
     ],
@@ -596,7 +597,7 @@ def test_resume_takes_no_answers_of_another_model(
     assert capsys.readouterr().err == f"error: {told}\n"
     assert whole.read_bytes() == content
 
-    assert ceit_cli.main([*resumed, "--checkpoint", str(same), "--precision", "bf16"]) == 0
+    assert ceit_cli.main([*resumed, "--checkpoint", str(same)]) == 0
     assert json.loads(side_file.read_text())["checkpoint"] == str(same)
 
     side_file.write_text("[]")
@@ -733,3 +734,147 @@ def test_foreign_exported_file_is_one_sentence(
         assert captured.err.count("\n") == 1
         assert "unexpected" not in captured.err
         assert captured.out == ""
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three hundred JPEGs of several sizes, one of which is cut off and one empty."""
+    folder = tmp_path_factory.mktemp("snapshots")
+    random = np.random.default_rng(0)
+    for i in range(300):
+        image = Image.fromarray(random.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+        image.resize((60 + i % 9, 50), Image.Resampling.BICUBIC).save(folder / f"IMG_{i:03} (1).jpg")
+    cut = folder / "IMG_123 (1).jpg"
+    cut.write_bytes(cut.read_bytes()[:700])
+    (folder / "IMG_299 (1).jpg").write_bytes(b"")
+    return folder
+
+
+def answers(run: Path, folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[list[dict], str]:
+    command = ["predict", "--checkpoint", str(run), str(folder), "--json", "--skip-broken", "--top-k", "6", *options]
+    assert ceit_cli.main(command) == 0
+    captured = capsys.readouterr()
+    return json.loads(captured.out), captured.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--backend", "openvino"],
+        ["--backend", "onnxruntime", "--workers", "3"],
+        ["--device", "cpu,cpu", "--workers", "2", "--batch-size", "7"],
+        pytest.param(["--backend", "compile"], marks=pytest.mark.slow),
+    ],
+    ids=lambda options: options[1],
+)
+def test_each_backend_answers_as_eager_also_with_a_broken_image_among_300(
+    options: list[str], run: Path, snapshots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path))
+    expected, told = answers(run, snapshots, capsys, "--backend", "eager", "--precision", "float32")
+    found, also_told = answers(run, snapshots, capsys, *options, "--precision", "float32")
+    names = f"{snapshots}/IMG_123 (1).jpg, {snapshots}/IMG_299 (1).jpg"
+    assert told == f"2 of 300 images cannot be read: {names}\n"
+    assert also_told.endswith(told)  # while torch compiles it may have remarks
+    assert len(found) == 300
+    for ours, eagers in zip(found, expected, strict=True):
+        assert (ours["path"], ours.get("error")) == (eagers["path"], eagers.get("error"))
+        if "error" not in ours:
+            ours, eagers = ({one["label"]: one["probability"] for one in it["predictions"]} for it in (ours, eagers))
+            assert ours == pytest.approx(eagers, abs=1e-4)
+
+
+def test_where_it_pays_openvino_computes_by_default_and_a_resumed_file_stays_with_it(
+    run: Path, snapshots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(computing, "_X86", (computing.platform.machine(),))
+    monkeypatch.setattr(computing, "_MACS_TO_MAKE", 1.0)
+    output, pictures = tmp_path / "x.csv", sorted(map(str, snapshots.iterdir()))[:40]
+    command = ["predict", "--checkpoint", str(run), *pictures[:20], "--precision", "float32", "--output", str(output)]
+    assert ceit_cli.main(command) == 0
+    assert "OpenVINO computes in float32, checked on 16 of the images" in capsys.readouterr().err
+    side_file = tmp_path / "x.csv.model.json"
+    assert json.loads(side_file.read_text())["computed_by"] == "openvino float32"
+
+    monkeypatch.undo()  # what is left would be computed by eager
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
+    command = ["predict", "--checkpoint", str(run), *pictures, "--output", str(output), "--resume"]
+    content = output.read_bytes()
+    assert ceit_cli.main([*command, "--backend", "eager", "--precision", "float32"]) == 1
+    told = f"{output} holds answers computed by openvino float32, not by eager float32: leave out --backend and"
+    assert capsys.readouterr().err == f"error: {told} --precision to go on so, or name another --output\n"
+    assert output.read_bytes() == content
+    assert ceit_cli.main(command) == 0
+    assert json.loads(side_file.read_text())["computed_by"] == "openvino float32"
+    assert len(answers_in(output)) == 40
+    assert ceit_cli.main([*command, "--backend", "eager"]) == 0  # nothing is left to compute
+
+    origin = json.loads(side_file.read_text())
+    del origin["computed_by"]  # as an earlier version wrote it
+    side_file.write_text(json.dumps(origin))
+    capsys.readouterr()
+    assert ceit_cli.main([*command[:3], str(snapshots / "IMG_200 (1).jpg"), *command[3:]]) == 0
+    assert capsys.readouterr().err.startswith(f"{output} does not say in which precision its answers were computed")
+
+
+def test_auto_judges_by_the_pictures_where_the_training_s_are_not_at_hand(
+    run: Path, snapshots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path))
+    monkeypatch.setattr(fastest, "BACKENDS", ("eager", "onnxruntime"))
+    options = ["--backend", "auto", "--precision", "float32"]
+    found, told = answers(run, snapshots, capsys, *options)
+    assert len(found) == 300
+    assert "first answers as eager float32's on 100.0 % of 149 images (pictures given), at least 98.5 %" in told
+    again, told = answers(run, snapshots, capsys, *options)
+    assert again == found
+    assert "can take minutes" not in told
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--device", "cuda:99"], "there is no device cuda:99 here, torch sees cpu"),
+        (["--device", "tpu9"], "unknown device 'tpu9': name cpu, cuda, cuda:1 or mps"),
+        (["--precision", "int8"], "int8 is computed by onnxruntime or openvino: name one with --backend, or auto"),
+        (
+            ["--backend", "onnxruntime", "--precision", "bf16"],
+            "onnxruntime has no precision 'bf16': choose float32, int8",
+        ),
+        (["--backend", "openvino", "--precision", "int8"], "int8 needs images to be calibrated with and judged by"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_what_does_not_go_together_is_one_sentence(
+    verb: str, options: list[str], sentence: str, run: Path, photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    labelled = tmp_path / "labelled"
+    for name in ("ant", "bee"):
+        (labelled / name).mkdir(parents=True)
+        shutil.copy(photos / "d.png", labelled / name)
+    place = ["--data", str(labelled), "--split", "all"] if verb == "evaluate" else [str(photos / "d.png")]
+    assert ceit_cli.main([verb, "--checkpoint", str(run), *place, *options]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith(f"error: {sentence}")
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ["--backend", "eager"],
+            "backend eager is for checkpoints: what runs an exported file was chosen by its format",
+        ),
+        (["--device", "cuda"], "an exported file is computed on the CPU, not on cuda: name the checkpoint instead"),
+        (["--precision", "int8"], "network.onnx was given its int8 by ceit export, or has none: --precision int8 is"),
+    ],
+)
+def test_what_an_exported_file_does_not_leave_open_is_refused(
+    options: list[str], sentence: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "network.onnx").write_bytes(b"is not read")
+    for place in (["predict", str(photos)], ["evaluate", "--data", str(photos)]):
+        assert ceit_cli.main([*place, "--checkpoint", str(tmp_path / "network.onnx"), *options]) == 1
+        assert sentence in capsys.readouterr().err

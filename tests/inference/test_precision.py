@@ -151,10 +151,13 @@ def test_m8_the_test_report_is_what_evaluate_measures_afterwards(
     assert document["loss"] == pytest.approx(result.test.loss, rel=1e-6 if precision == "float64" else 0)
 
 
-def test_m8_fp16_is_for_training_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for verb_name in (["evaluate", "--data", "digits"], ["predict", "."]):
-        assert ceit_cli.main([*verb_name, "--checkpoint", str(run), "--precision", "fp16"]) == 2
-        assert "argument --precision: invalid choice: 'fp16' (choose from" in capsys.readouterr().err
+def test_m8_fp16_is_for_gpus(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = str(run.parent / "photos")
+    for verb_name in (["evaluate", "--data", photos], ["predict", photos]):
+        command = [*verb_name, "--checkpoint", str(run), "--precision", "fp16", "--device", "cpu"]
+        assert ceit_cli.main(command) == 1
+        sentence = "error: eager has no precision 'fp16': choose float32, bf16; fp16 is for GPUs\n"
+        assert capsys.readouterr().err.endswith(sentence)
 
 
 def test_m12_fuse_and_optimize_are_functions_of_the_package() -> None:

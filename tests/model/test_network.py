@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,7 +23,8 @@ def configurations(draw: st.DrawFn) -> CeiTConfig:
     stem_stride, stem_pool = draw(st.sampled_from([1, 2])), draw(st.booleans())
     patch_size = stem_stride * (2 if stem_pool else 1) * draw(st.integers(1, 2))
     num_heads = draw(st.integers(1, 3))
-    global_pool = draw(st.sampled_from(["token", "sum"]))
+    pools = list[Literal["token", "sum"]](["token", "sum"])
+    global_pool = draw(st.sampled_from(pools))
     return CeiTConfig(
         img_size=(patch_size * draw(st.integers(1, 4)), patch_size * draw(st.integers(1, 4))),
         in_chans=draw(st.sampled_from([1, 3, 4])),

@@ -52,7 +52,7 @@ def test_at_first_the_head_moves_and_nothing_else_then_everything(pretrained: Pa
         states.append(weights_of(trainer))
         if step < 2:
             has_state = {id(parameter) for parameter in learner.optimizer.state}
-            assert has_state == {id(parameter) for parameter in learner.model.head.parameters()}
+            assert has_state == {id(parameter) for parameter in learner.model.get_submodule("head").parameters()}
             assert {name for name, p in learner.model.named_parameters() if p.requires_grad} == HEAD
             assert learner.ema is not None
             assert moved(states[0], learner.ema.module.state_dict()) == HEAD

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from ceit.model import CeiT
 from ceit.train.config import SmallImages, TrainConfig
 from ceit.train.interruption import Interrupted
 from ceit.train.run import train
@@ -51,6 +52,7 @@ def test_a_small_step_is_that_of_a_network_of_the_small_size(make_trainer: MakeT
     result = train_step(trainer.learner, images, labels, 0)
     other = make_trainer(label_smoothing=0.0)
     other.learner.model.load_state_dict(whole)
+    assert isinstance(other.learner.model, CeiT)
     other.learner.model.set_input_size(8)
     small = F.interpolate(images, (8, 8), mode="bilinear", antialias=True)
     assert F.cross_entropy(other.learner.model(small), labels).item() == pytest.approx(result.loss, rel=1e-5)

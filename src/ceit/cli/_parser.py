@@ -9,7 +9,6 @@ WEIGHTS = (
     "a run directory of ceit train, a file of weights, or the name of weights that come with ceit (ceit list weights)"
 )
 MODEL = f"the model: {WEIGHTS}, or an exported file (.onnx, .pt2, .xml)"
-PRECISION = "number format; auto: bf16 where the machine computes it natively, else float32"
 JSON = "print one JSON document"
 
 

@@ -22,8 +22,8 @@ from ceit.data.sources.choose import fetch
 from ceit.data.sources.known_sets import SETS
 from ceit.data.splits import ArraySplit
 from ceit.inference.backend import prepare
+from ceit.inference.computing import chosen
 from ceit.inference.memory import keep_freed_memory
-from ceit.inference.predictor import chosen
 from ceit.paths import expanded
 from ceit.plots import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.train.recipe import recipe_config

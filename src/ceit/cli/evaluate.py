@@ -13,32 +13,40 @@ examples:
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
-from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
+from ceit.cli._computing import add_computing
+from ceit.cli._parser import JSON, MODEL, Parser, adding_to, positive
 from ceit.cli._terminal import print_evaluation, tell
-from ceit.data.batches.loader import make_loader
+from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
+from ceit.data.labelled import LabelledSet
 from ceit.data.record import FIXED, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
-from ceit.inference.backend import AsModule, prepare
+from ceit.data.splits import Split
+from ceit.inference.backend import AsModule, Network, split_among
+from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for, refuse_combination
 from ceit.inference.cores import sharing_cores
-from ceit.inference.device import default_device
-from ceit.inference.exported import ExportedNetwork, is_exported, load_exported
-from ceit.inference.predictor import PRECISIONS, Precision, chosen, exported_precision, preprocessing_of
+from ceit.inference.example_images import ExampleImages, of_dataset
+from ceit.inference.exported import ExportedNetwork, is_exported, load_exported, precision_run
+from ceit.inference.predictor import exported_precision, preprocessing_of, refuse_for_exported
 from ceit.inference.views import VIEWS, MeanOverViews
 from ceit.model import CeiT
+from ceit.train.example_sets import to_choose_by
 from ceit.train.metrics import Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
+
+_BATCH = 250
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +55,9 @@ def main(arguments: list[str]) -> None:
     Raises: ValueError for a checkpoint or data that cannot be read, classes that differ, or a split that is not there.
     """
     options = _parsed(arguments)
-    model, network, training, device, precision = _load(options.checkpoint, options.precision)
+    on_cpu = is_exported(options.checkpoint)
+    devices = (torch.device("cpu"),) if on_cpu else devices_for(options.device, options.backend)
+    model, training = _load(options, devices[0])
     preprocessing, config = preprocessing_of(model), model.config
     image_hw = config.image_hw
     found = load_images(options.data, img_size=image_hw, in_chans=config.in_chans, skip_broken=options.skip_broken)
@@ -62,8 +72,16 @@ def main(arguments: list[str]) -> None:
     tell(*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks)
     class_names = model.class_names or found.class_names
     split = with_labels_of(list(map(class_name, class_names)), found, measured.split)
-    loader = make_loader(split, batch_size=options.batch_size, img_size=image_hw, preprocessing=preprocessing)
-    follows = device.type == "cpu" and not is_exported(options.checkpoint)  # those have threads of their own
+    loader = make_loader(
+        split,
+        batch_size=_BATCH * len(devices) if options.batch_size is None else options.batch_size,
+        img_size=image_hw,
+        preprocessing=preprocessing,
+        workers=options.workers,
+    )
+    network, backend, precision = _network(options, model, devices, loader, found, split)
+    module = AsModule(network)
+    follows = devices[0].type == "cpu" and backend == "eager"  # runtimes have threads of their own
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (
@@ -77,14 +95,15 @@ def main(arguments: list[str]) -> None:
                 asked,
                 loader,
                 class_names=class_names,
-                device=device,
+                device=devices[0],
                 progress=lambda done: progress.update(task, completed=done),
                 cores=cores,
             )
 
-        result = measure(network)
-        tta = None if options.tta is None else (options.tta, measure(MeanOverViews(network, options.tta)))
-    heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name, "precision": precision}
+        result = measure(module)
+        tta = None if options.tta is None else (options.tta, measure(MeanOverViews(module, options.tta)))
+    heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name}
+    heading |= {"backend": backend, "precision": precision}
     if options.json:
         beside = None if tta is None else {"views": tta[0], **tta[1].figures()}
         print(json.dumps({**heading, **result.as_dict(), "tta": beside}))
@@ -92,22 +111,43 @@ def main(arguments: list[str]) -> None:
         print_evaluation(heading, result, tta=tta)
 
 
-def _load(
-    checkpoint: str, precision: Precision
-) -> tuple[CeiT | ExportedNetwork, nn.Module, dict[str, Any], torch.device, str]:
-    """The model, what computes it, what its file says of the training, where, and in which number format."""
+def _load(options: argparse.Namespace, device: torch.device) -> tuple[CeiT | ExportedNetwork, dict[str, Any]]:
+    """The model, and what its file says of the training; it is asked first whether the device can compute it so."""
+    checkpoint = options.checkpoint
     if is_exported(checkpoint):
-        computed_in = exported_precision(Path(checkpoint), precision)
-        exported = load_exported(checkpoint, precision=computed_in)
-        written_in, training = exported.description.precision, exported.description.network.training
-        name = {"float32": written_in, "bf16": "bf16" if written_in == "float32" else f"{written_in}+bf16"}[computed_in]
-        return exported, AsModule(exported), training or {}, torch.device("cpu"), name
-    device = default_device()
+        refuse_for_exported(options.backend, options.device)
+        exported = load_exported(checkpoint, precision=exported_precision(Path(checkpoint), options.precision))
+        return exported, exported.description.network.training or {}
+    refuse_combination(options.backend, options.precision, device)
     model, description = load_checkpoint(checkpoint), read_description(checkpoint)
-    shape = model.config.in_chans, *model.config.image_hw
-    name = chosen(precision, device)
-    network = prepare(model.to(device), "eager", name, image_shape=shape)  # which is what predicts
-    return model, AsModule(network), (description and description.training) or {}, device, name
+    return model, (description and description.training) or {}
+
+
+def _network(
+    options: argparse.Namespace,
+    model: CeiT | ExportedNetwork,
+    devices: Sequence[torch.device],
+    loader: Loader,
+    found: LabelledSet,
+    split: Split,
+) -> tuple[Network, str, str]:
+    """What computes the model, and its backend and precision by name."""
+    if not isinstance(model, CeiT):
+        computed_in = exported_precision(Path(options.checkpoint), options.precision)
+        written = model.description
+        return model, written.format, precision_run(written.precision, computed_in)
+
+    def sample() -> Tensor:
+        seen_as: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing_of(model)}
+        return of_dataset(found, split, "measured", SAMPLE_IMAGES, class_names=None, **seen_as).images
+
+    def examples() -> ExampleImages | None:
+        of_training = to_choose_by(options.checkpoint, None, model, tell)
+        return of_training or to_choose_by(options.checkpoint, options.data, model, tell)
+
+    work = Work(loader.batch_size, loader.images, sample=sample, examples=examples)
+    computed = computing(model, options.backend, options.precision, devices, work, tell)
+    return split_among(computed.networks), computed.backend, computed.precision
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -123,7 +163,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--tta", text, choices=VIEWS)
     add("--json", JSON, action="store_true")
     add("--skip-broken", "leave out images that cannot be read, and name them", action="store_true")
-    add = adding_to(parser.add_argument_group("computing"))
-    add("--precision", PRECISION, choices=PRECISIONS, default="auto")
-    add("--batch-size", "images per batch", type=int, default=250, metavar="N")
+    group = parser.add_argument_group("computing")
+    add_computing(group)
+    add = adding_to(group)
+    add("--batch-size", f"images per batch (default: {_BATCH} for each device)", type=int, metavar="N")
+    text = "processes that read images (default: none for images in memory, else one per core, at most 8)"
+    add("--workers", text, type=positive, metavar="N")
     return parser.parse_args(arguments)

@@ -20,20 +20,44 @@ from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import track
 from rich.text import Text
+from torch import Tensor
 
-from ceit.cli._parser import JSON, MODEL, PRECISION, Parser, adding_to
+from ceit.cli._computing import add_computing
+from ceit.cli._parser import JSON, MODEL, Parser, adding_to, positive
 from ceit.cli._terminal import bar, tell
+from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.walk import EmptyFolderError, image_files
 from ceit.inference import prediction_file
+from ceit.inference.backend import Network, in_turns
+from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for
+from ceit.inference.example_images import ExampleImages, of_files
+from ceit.inference.exported import ExportedNetwork, is_exported, load_exported, precision_run
+from ceit.inference.fastest import LEAST_IMAGES
 from ceit.inference.memory import keep_freed_memory
-from ceit.inference.predictor import ACCELERATOR_BATCH, CPU_BATCH, PRECISIONS, Prediction, Predictor, Score
+from ceit.inference.predictor import (
+    ACCELERATOR_BATCH,
+    CPU_BATCH,
+    Prediction,
+    Predictor,
+    Score,
+    batch_of,
+    class_names_of,
+    exported_precision,
+    preprocessing_of,
+    refuse_for_exported,
+)
+from ceit.inference.quantize import CALIBRATION_IMAGES
+from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT, shipped_names
+from ceit.train.example_sets import to_choose_by
 from ceit.train.interruption import stop_signals
+from ceit.weights import load_checkpoint
 
 STDIN = "-"
 _BAR_CELLS = 10
@@ -51,34 +75,47 @@ def main(arguments: list[str]) -> None:
     options = _parsed(arguments)
     keep_freed_memory()
     paths = _images_of(options.paths)
-    checkpoint = options.checkpoint or DEFAULT
-    if options.checkpoint is None and DEFAULT not in shipped_names():
-        raise ValueError("no trained model ships with this version: name one with --checkpoint RUN|FILE")
-    predictor = Predictor.from_checkpoint(checkpoint, precision=options.precision)
-    if options.checkpoint is None:
-        known = ", ".join(predictor.class_names)
-        tell(f"no --checkpoint: {DEFAULT} answers, a small model that comes with ceit and knows only {known}")
-    origin = prediction_file.Origin.of(predictor, checkpoint) if options.output else None
+    before = prediction_file.computed_by(options.output) if options.resume else None
+    backend, precision = _as_before(options, before)
+    model = _model(options, precision)
+    class_names, preprocessing = class_names_of(model), preprocessing_of(model)
+    is_kept, origin_of = options.output is not None, prediction_file.Origin.of
+    origin = origin_of(model, class_names, preprocessing, options.checkpoint) if is_kept else None
     broken: list[str] = []
     with ExitStack() as stack:
         left = paths
         if origin is not None:
             stack.enter_context(prediction_file.for_one_process(options.output))
             if options.resume and options.output.exists():
-                ranks = min(options.top_k, len(predictor.class_names))
-                left = prediction_file.unanswered(options.output, paths, ranks, predictor.class_names, origin, say=tell)
+                ranks = min(options.top_k, len(class_names))
+                left = prediction_file.unanswered(options.output, paths, ranks, class_names, origin, say=tell)
         files = _without_stdin(left, stack)
+        network, computed_by, device = _network(options, model, backend, precision, preprocessing, files)
+        if files and before not in (None, computed_by):
+            raise ValueError(
+                f"{options.output} holds answers computed by {before}, not by {computed_by}: leave out --backend and "
+                "--precision to go on so, or name another --output"
+            )
+        predictor = Predictor(
+            model,
+            class_names=class_names,
+            preprocessing=preprocessing,
+            device=device,
+            workers=options.workers,
+            network=network,
+        )
         stream = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
         answers = stack.enter_context(closing(_between_signals(stream)))
         predictions = _counted(left, answers, len(paths), options.output, broken)
         if origin is not None:
+            origin = origin._replace(computed_by=before or computed_by)
             prediction_file.write_answers(options.output, predictions, origin, resume=options.resume)
         elif options.json:
             _print_json(predictions)
         elif options.csv:
             _print_csv(predictions)
         else:
-            _print_table(predictions, paths, predictor.class_names, options.top_k)
+            _print_table(predictions, paths, class_names, options.top_k)
     if broken:
         names = _first(list(map(prediction_file.printable, broken)))
         sentence = f"{len(broken)} of {len(paths)} images cannot be read: {names}"
@@ -103,10 +140,13 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     text = "continue an interrupted --output (same model, paths written as before): answers are kept, images that "
     text += "could not be read are tried again and come last"
     adding_to(results)("--resume", text, action="store_true")
-    add = adding_to(parser.add_argument_group("computing"))
-    add("--precision", PRECISION, choices=PRECISIONS, default="auto")
-    text = f"images per batch, on each core (default: {CPU_BATCH} on the CPU, {ACCELERATOR_BATCH} on an accelerator)"
+    group = parser.add_argument_group("computing")
+    add_computing(group)
+    add = adding_to(group)
+    text = f"images per batch, of each worker (default: {CPU_BATCH} on the CPU, {ACCELERATOR_BATCH} on an accelerator)"
     add("--batch-size", text, type=int, metavar="N")
+    text = "threads, each of which reads and computes images of its own (default: one per core)"
+    add("--workers", text, type=positive, metavar="N")
     options = parser.parse_args(arguments)
     if options.resume and not options.output:
         parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
@@ -142,6 +182,68 @@ def _images_of(names: Sequence[str]) -> list[str]:
         raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
     tell(*empty)
     return images
+
+
+def _as_before(options: argparse.Namespace, before: str | None) -> tuple[str | None, str]:
+    """Backend and precision as asked for; where they are left open, what computed the answers that are there."""
+    backend, _, precision = (before or "").partition(" ")
+    if before is None or options.backend not in (None, "auto", backend) or options.precision not in ("auto", precision):
+        return options.backend, options.precision
+    if options.checkpoint is not None and is_exported(options.checkpoint):  # its int8 is no choice
+        precision = "bf16" if "bf16" in precision else "float32"
+    return backend, precision
+
+
+def _model(options: argparse.Namespace, precision: str) -> CeiT | ExportedNetwork:
+    """The model that was asked for, or that ships: then ``options.checkpoint`` becomes its name."""
+    if options.checkpoint is None:
+        if DEFAULT not in shipped_names():
+            raise ValueError("no trained model ships with this version: name one with --checkpoint RUN|FILE")
+        options.checkpoint, model = DEFAULT, load_checkpoint(DEFAULT)
+        known = ", ".join(class_names_of(model))
+        tell(f"no --checkpoint: {DEFAULT} answers, a small model that comes with ceit and knows only {known}")
+        return model
+    if not is_exported(options.checkpoint):
+        return load_checkpoint(options.checkpoint)
+    refuse_for_exported(options.backend, options.device)
+    callers = options.workers or torch.get_num_threads()
+    computed_in = exported_precision(Path(options.checkpoint), precision)
+    return load_exported(options.checkpoint, precision=computed_in, threads=1, callers=callers)
+
+
+def _network(
+    options: argparse.Namespace,
+    model: CeiT | ExportedNetwork,
+    backend: str | None,
+    precision: str,
+    preprocessing: Preprocessing,
+    files: Sequence[str],
+) -> tuple[Network, str, torch.device]:
+    """What computes the files' images, its name, and where; several threads may call it, each alone on its core."""
+    if not isinstance(model, CeiT):
+        computed_in = exported_precision(Path(options.checkpoint), precision)
+        written = model.description
+        return model, f"{written.format} {precision_run(written.precision, computed_in)}", torch.device("cpu")
+
+    def some(count: int) -> ExampleImages:
+        return of_files(list(map(Path, files)), count, image_hw=model.config.image_hw, preprocessing=preprocessing)
+
+    def sample() -> Tensor | None:
+        images = some(SAMPLE_IMAGES).images
+        return images if len(images) else None
+
+    def examples() -> ExampleImages | None:
+        of_training = to_choose_by(options.checkpoint, None, model, tell)
+        if of_training:
+            return of_training
+        found = some(2 * CALIBRATION_IMAGES)
+        return found if len(found) >= LEAST_IMAGES else None
+
+    devices = devices_for(options.device, backend)
+    workers, batch_size = options.workers or torch.get_num_threads(), options.batch_size or batch_of(devices)
+    work = Work(batch_size, len(files), threads=1, callers=workers, sample=sample, examples=examples)
+    found = computing(model, backend if files else "eager", precision, devices, work, tell)
+    return in_turns(found.networks), str(found), devices[0]
 
 
 def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:

@@ -21,6 +21,36 @@ def default_device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
+def devices_named(names: str | None = None) -> tuple[torch.device, ...]:
+    """``cpu``, ``cuda:1``, ``mps``, or several with commas between; ``cuda`` is every CUDA device that torch sees.
+
+    By default all accelerators of the machine, else the CPU. Raises: ValueError for a device that is not there.
+    """
+    accelerator = default_device()
+    there = _all_of(accelerator)
+    if names is None:
+        return there
+    found: list[torch.device] = []
+    for name in map(str.strip, names.split(",")):
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"unknown device {name!r}: name cpu, cuda, cuda:1 or mps") from error
+        all_of_it = there if device.type == accelerator.type else (device,) * (device.type == "cpu")
+        meant = [one for one in all_of_it if device.index is None or one.index == device.index]
+        if not meant:
+            listed = ", ".join(dict.fromkeys(["cpu", *map(str, there)]))
+            hint = "; a CUDA device needs its driver and a build of torch for CUDA" if device.type == "cuda" else ""
+            raise ValueError(f"there is no device {name} here, torch sees {listed}{hint if len(there) == 1 else ''}")
+        found += meant
+    return tuple(found)
+
+
+def _all_of(device: torch.device) -> tuple[torch.device, ...]:
+    count = torch.accelerator.device_count() if device.type != "cpu" else 1
+    return (device,) if count < 2 else tuple(torch.device(device.type, index) for index in range(count))
+
+
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast, None for none. ``auto`` takes bf16 where the machine computes it natively."""
     if precision == "auto":

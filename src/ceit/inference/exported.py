@@ -127,6 +127,13 @@ def load_exported(
         raise ValueError(f"{path}: {error}") from error
 
 
+def precision_run(written_in: str, computed_in: str) -> str:
+    """The precision of a file that was written in one, and whose float operators are computed in another."""
+    if computed_in == "float32":
+        return written_in
+    return computed_in if written_in == "float32" else f"{written_in}+{computed_in}"
+
+
 def _openvino_model(path: Path) -> Any:
     weights = path.with_suffix(".bin").read_bytes()
     try:

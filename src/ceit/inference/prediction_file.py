@@ -1,7 +1,8 @@
 """Predictions as lines of text, in CSV or in JSON, and files of them that a later run goes on with.
 
-Beside a file ``x.csv`` lies ``x.csv.model.json``, which says whose answers it holds. The answers alone cannot: those of
-two models may look alike, and those of one differ in another precision or on another machine; and the columns stay.
+Beside a file ``x.csv`` lies ``x.csv.model.json``, which says whose answers it holds, and what computed them. The
+answers alone cannot: those of two models may look alike, and those of one differ in another precision or on another
+machine; and the columns stay.
 """
 
 import csv
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from ceit.atomic import replace_files
-from ceit.inference.predictor import Prediction, Predictor
+from ceit.data.preprocessing import Preprocessing
+from ceit.inference.exported import ExportedNetwork
+from ceit.inference.predictor import Prediction
 from ceit.lock import InUseError, locked
 from ceit.model import CeiT
 from ceit.paths import expanded
@@ -45,19 +48,26 @@ class Origin(NamedTuple):
     """Whose answers a file holds: the checkpoint as it was named, and the SHA-256 of what the answers depend on.
 
     That is the same in every precision and on every machine, and for the same weights in another file or layout; an
-    exported file is a model of its own.
+    exported file is a model of its own. ``computed_by`` is the backend and the precision; files of earlier versions do
+    not tell it.
     """
 
     checkpoint: str
     sha256: str
+    computed_by: str | None = None
 
     @classmethod
-    def of(cls, predictor: Predictor, checkpoint: str) -> Self:
-        """The origin of the answers of a predictor from this checkpoint."""
-        network = predictor.model
-        if isinstance(network, CeiT):
-            said = Description(network.config, None, predictor.class_names, predictor.preprocessing.as_dict())
-            return cls(checkpoint, fingerprint(network.state_dict(), said))
+    def of(
+        cls,
+        model: CeiT | ExportedNetwork,
+        class_names: Sequence[str],
+        preprocessing: Preprocessing,
+        checkpoint: str,
+    ) -> Self:
+        """The origin of the answers of a model from this checkpoint."""
+        if isinstance(model, CeiT):
+            said = Description(model.config, None, class_names, preprocessing.as_dict())
+            return cls(checkpoint, fingerprint(model.state_dict(), said))
         content = expanded(checkpoint).read_bytes()  # of OpenVINO the .xml, which holds the digest of its .bin
         return cls(checkpoint, hashlib.sha256(content).hexdigest())
 
@@ -145,6 +155,14 @@ def unanswered(
     return left
 
 
+def computed_by(file: Path) -> str | None:
+    """The backend and the precision of the answers in a file; None if nothing tells them, or there is no such file."""
+    try:
+        return None if not file.exists() else Origin(**json.loads(_side_file(file).read_bytes())).computed_by
+    except (OSError, ValueError, TypeError):  # it is refused, with its reason, where it is asked whose answers they are
+        return None
+
+
 def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin, *, resume: bool) -> None:
     """Write every answer as soon as it is known, to a new file or behind those of one that is gone on with.
 
@@ -184,6 +202,8 @@ def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
             f"{file} holds answers of another model, {before.checkpoint} as it was then: go on with that, or name "
             "another --output"
         )
+    if before.computed_by is None:
+        say(f"{file} does not say in which precision its answers were computed: new ones may differ in the last digits")
 
 
 def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Stored]:

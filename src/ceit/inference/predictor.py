@@ -13,7 +13,7 @@ from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,20 +24,20 @@ from ceit.data.image import or_reason, read_image
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
 from ceit.data.threads import map_in_order
-from ceit.inference.backend import Network, prepare
-from ceit.inference.device import autocast_dtype, default_device
+from ceit.inference.backend import Network, in_turns
+from ceit.inference.computing import Precision, Work, chosen, computing
+from ceit.inference.device import default_device
+from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.weights import load_checkpoint
 
-Precision = Literal["auto", "float32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""``auto`` is bf16 where the machine computes it natively."""
-
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # of one core: more makes it hardly faster, and every core holds its own
+
+Devices = torch.device | str | Sequence[torch.device | str] | None
 
 logger = logging.getLogger("ceit")
 
@@ -81,21 +81,26 @@ class Predictor:
         *,
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
-        device: torch.device | str | None = None,
+        backend: str | None = None,
         precision: Precision = "float32",
+        device: Devices = None,
+        workers: int | None = None,
+        examples: ExampleImages | None = None,
         network: Network | None = None,
     ) -> None:
-        """Takes the model as it is, to ``device`` (the machine's accelerator by default) and in eval mode.
+        """Takes the model as it is, and computes a copy of it, folded, in eval mode.
 
         ``class_names`` default to "class 0" and so on, ``preprocessing`` to ImageNet's; the logger ``ceit`` says so.
-        ``network`` computes in place of the model, and several threads call it at once. By default it is the model,
-        folded, in torch, in ``precision``; an exported network computes on the CPU, in what it was loaded in.
-        Raises: ValueError if names or preprocessing do not fit the model.
+        ``backend`` is one of ``ceit.inference.backend.BACKENDS``, by default ``eager``, or ``auto``: the measured
+        choice, as ``optimize`` makes it. ``examples`` are images for int8, and for ``auto`` to judge by. ``device`` is
+        one, by default the machine's accelerator, or several, which take turns. ``workers`` threads each read and
+        compute images of their own, by default one for each of torch's threads. ``network`` computes in place of all
+        that: it takes images on the CPU, and several threads call it at once. An exported network computes on the CPU,
+        in what it was loaded in. Raises: ValueError if names or preprocessing do not fit the model, or for a
+        combination of backend, precision and device that does not exist.
         """
         geometry, classes = model.config, model.config.num_classes
-        if class_names is None:
-            logger.warning("the checkpoint names no classes: they are called class 0 to class %d", classes - 1)
-            class_names = [f"class {i}" for i in range(classes)]
+        class_names = class_names or class_names_of(model)
         if len(class_names) != classes or not classes:
             raise ValueError(f"{len(class_names)} class names do not fit a model of {classes} classes")
         preprocessing = preprocessing or default_preprocessing(model)
@@ -103,42 +108,76 @@ class Predictor:
             raise ValueError(
                 f"mean and std of {preprocessing.in_chans} channels do not fit a model of {geometry.in_chans}"
             )
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers {workers} must be at least 1")
+        self.workers = workers
         if isinstance(model, CeiT):
-            self.device = default_device() if device is None else torch.device(device)
-            model = model.to(self.device).eval()
-            shape = geometry.in_chans, *geometry.image_hw
-            self.network = network or prepare(model, "eager", chosen(precision, self.device), image_shape=shape)
+            devices = _as_devices(device)
+            if network is None:
+                callers = workers or torch.get_num_threads()
+                work = Work(batch_of(devices), threads=1, callers=callers, examples=lambda: examples)
+                network = in_turns(computing(model, backend or "eager", precision, devices, work).networks)
+            self.device, self.network = devices[0], network
+            model.eval()
         else:
-            self.device = torch.device("cpu")
-            self.network = network or model
+            refuse_for_exported(backend, device)
+            self.device, self.network = torch.device("cpu"), network or model
         self.model, self.image_hw, self.in_chans = model, geometry.image_hw, geometry.in_chans
         self.class_names, self.preprocessing = tuple(class_names), preprocessing
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None, precision: Precision = "float32"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str | None = None,
+        precision: Precision = "float32",
+        device: Devices = None,
+        workers: int | None = None,
+        examples: ExampleImages | None = None,
     ) -> Self:
-        """The predictor in a run directory, a file of weights or an exported file.
+        """The predictor in a run directory, a file of weights or an exported file; options as of ``Predictor``.
 
-        Raises: as ``load_checkpoint`` or ``load_exported``.
+        Raises: as ``load_checkpoint`` or ``load_exported``; ValueError for options that do not go together.
         """
         path = expanded(path)
         if is_exported(path):
-            computed_in, callers = exported_precision(path, precision), torch.get_num_threads()
-            return cls.from_model(load_exported(path, precision=computed_in, threads=1, callers=callers))
-        return cls.from_model(load_checkpoint(path), device=device, precision=precision)
+            refuse_for_exported(backend, device)
+            computed_in, callers = exported_precision(path, precision), workers or torch.get_num_threads()
+            model = load_exported(path, precision=computed_in, threads=1, callers=callers)
+            return cls.from_model(model, workers=workers)
+        model = load_checkpoint(path)
+        return cls.from_model(
+            model, backend=backend, precision=precision, device=device, workers=workers, examples=examples
+        )
 
     @classmethod
     def from_model(
         cls,
         model: CeiT | ExportedNetwork,
         *,
-        device: torch.device | str | None = None,
+        backend: str | None = None,
         precision: Precision = "float32",
+        device: Devices = None,
+        workers: int | None = None,
+        examples: ExampleImages | None = None,
+        network: Network | None = None,
     ) -> Self:
-        """The predictor of a network that carries its class names and preprocessing, as one that was loaded does."""
-        stored = None if model.preprocessing is None else Preprocessing.from_dict(model.preprocessing)
-        return cls(model, class_names=model.class_names, preprocessing=stored, device=device, precision=precision)
+        """The predictor of a network that carries its class names and preprocessing, as one that was loaded does.
+
+        Options and errors are those of ``Predictor``.
+        """
+        return cls(
+            model,
+            class_names=model.class_names,
+            preprocessing=None if model.preprocessing is None else Preprocessing.from_dict(model.preprocessing),
+            backend=backend,
+            precision=precision,
+            device=device,
+            workers=workers,
+            examples=examples,
+            network=network,
+        )
 
     def predict(
         self, images: ImageInput | Iterable[ImageInput], *, top_k: int = 5, batch_size: int | None = None
@@ -154,12 +193,12 @@ class Predictor:
     def predict_stream(
         self, images: Iterable[ImageInput], *, top_k: int = 5, batch_size: int | None = None
     ) -> Iterator[Prediction]:
-        """As ``predict``, in constant memory: at most two batches ahead for each core that torch may use.
+        """As ``predict``, in constant memory: at most two batches ahead for each worker.
 
-        Every core reads a batch and computes it, alone: nothing waits for anything, so all are busy to the end.
+        Every worker reads a batch and computes it, alone: nothing waits for anything, so all are busy to the end.
         """
         if batch_size is None:
-            batch_size = CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH
+            batch_size = batch_of([self.device])
         if top_k < 1:
             raise ValueError(f"top_k {top_k} must be at least 1")
         if batch_size < 1:
@@ -168,11 +207,13 @@ class Predictor:
 
     def _stream(self, images: Iterable[ImageInput], top_k: int, batch_size: int) -> Iterator[Prediction]:
         cores = torch.get_num_threads()
-        workers = min(cores, length_hint(images, cores)) or 1  # of few images each gets several cores
+        asked = self.workers or cores
+        workers = min(asked, length_hint(images, asked)) or 1  # of few images each gets several cores
+        threads = max(1, cores // workers)
         batch_size = min(batch_size, -(-length_hint(images, workers * batch_size) // workers)) or 1
         source, stop = iter(images), Event()
         batches = iter(lambda: list(islice(source, batch_size)), [])
-        pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(cores // workers,))
+        pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(threads,))
         try:
             for answers in map_in_order(pool, partial(self._answer, top_k=top_k, stop=stop), batches, 2 * workers):
                 yield from answers
@@ -205,26 +246,55 @@ class Predictor:
 
     def _scores(self, images_bhwc: Tensor, top_k: int) -> list[tuple[Score, ...]]:
         with torch.inference_mode():
-            logits = self.network(images_bhwc.permute(0, 3, 1, 2).to(self.device))
+            logits = self.network(images_bhwc.permute(0, 3, 1, 2))
             top = logits.float().softmax(-1).topk(top_k)
         if not top.values.isfinite().all():
-            raise ValueError("the network's answer is not a number: its weights are damaged, or its training diverged")
+            reasons = "its weights are damaged, its training diverged, or fp16 is too narrow for it"
+            raise ValueError(f"the network's answer is not a number: {reasons}")
         names = [[self.class_names[i] for i in row] for row in top.indices.tolist()]
         return [tuple(map(Score, *row)) for row in zip(names, top.values.tolist(), strict=True)]
 
 
-def chosen(precision: Precision, device: torch.device) -> Literal["float32", "bf16"]:
-    """The precision, and for ``auto`` what the device computes natively."""
-    if precision == "auto":
-        return "float32" if autocast_dtype("auto", device) is None else "bf16"
-    return precision
+def batch_of(devices: Sequence[torch.device]) -> int:
+    """Images that are computed at a time by default."""
+    return CPU_BATCH if devices[0].type == "cpu" else ACCELERATOR_BATCH
 
 
-def exported_precision(path: Path, precision: Precision) -> Literal["float32", "bf16"]:
-    """As ``chosen``, for an exported file: only OpenVINO computes one in bf16."""
+def exported_precision(path: Path, precision: str) -> Literal["float32", "bf16"]:
+    """What an exported file is computed in: of ``auto``, bf16 only by OpenVINO. Raises: ValueError for another."""
     if precision == "auto" and SUFFIXES[path.suffix] != "openvino":
         return "float32"
-    return chosen(precision, torch.device("cpu"))
+    if (found := chosen(precision, torch.device("cpu"))) in ("float32", "bf16"):
+        return "bf16" if found == "bf16" else "float32"
+    raise ValueError(
+        f"{path} was given its int8 by ceit export, or has none: --precision {precision} is for checkpoints"
+    )
+
+
+def refuse_for_exported(backend: str | None, device: Devices) -> None:
+    """Raises: ValueError for what an exported file does not leave open."""
+    if backend is not None:
+        raise ValueError(f"backend {backend} is for checkpoints: what runs an exported file was chosen by its format")
+    named = [device] if device is None or isinstance(device, str | torch.device) else device
+    if not all(str(one or "cpu").startswith("cpu") for one in named):
+        raise ValueError(f"an exported file is computed on the CPU, not on {device}: name the checkpoint instead")
+
+
+def _as_devices(device: Devices) -> tuple[torch.device, ...]:
+    if device is None:
+        return (default_device(),)
+    if isinstance(device, str | torch.device):
+        return (torch.device(device),)
+    return tuple(map(torch.device, device))
+
+
+def class_names_of(model: CeiT | ExportedNetwork) -> Sequence[str]:
+    """What the model's checkpoint says, else "class 0" and so on, as the logger then says."""
+    if model.class_names is not None:
+        return model.class_names
+    classes = model.config.num_classes
+    logger.warning("the checkpoint names no classes: they are called class 0 to class %d", classes - 1)
+    return [f"class {i}" for i in range(classes)]
 
 
 def preprocessing_of(model: CeiT | ExportedNetwork) -> Preprocessing:

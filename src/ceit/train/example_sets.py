@@ -1,17 +1,25 @@
 """Images of a data set that an exported network is calibrated with, and others that it is checked with."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ceit.data.held_out import to_calibrate_and_check, used_for
 from ceit.data.labelled import LabelledSet, of_classes
 from ceit.data.record import FILE, FIXED, TRAIN, ImageRecord
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.splits import Split
+from ceit.inference.example_images import ExampleImages, of_dataset
+from ceit.inference.fastest import LEAST_IMAGES
+from ceit.inference.predictor import preprocessing_of
+from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.train.run_directory import saved_config
+from ceit.weights import read_description
 
 
 def calibrating_and_checking(
@@ -34,6 +42,25 @@ def calibrating_and_checking(
         if record is None and model.class_names is not None and set(model.class_names) != set(found.class_names):
             raise ValueError(f"{found.place} has other classes than the checkpoint")
     return found, *to_calibrate_and_check(found, record, training)
+
+
+def to_choose_by(checkpoint: str, data: str | None, model: CeiT, say: Say) -> ExampleImages | None:
+    """Images as the network sees them: the first half are training images, the second half held out of the training.
+
+    None if the data of the training are not at hand, nor any named by ``data``. Test images are never among them.
+    """
+    description = read_description(checkpoint)
+    training = (description and description.training) or {}
+    try:
+        found, rest, held_out, name = calibrating_and_checking(checkpoint, data, model, training, say)
+    except (ValueError, OSError):
+        return None
+    count = min(CALIBRATION_IMAGES, len(rest), len(held_out))
+    if 2 * count < LEAST_IMAGES:
+        return None
+    seen_as: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing_of(model)}
+    halves = [of_dataset(found, split, name, count, class_names=None, **seen_as) for split in (rest, held_out)]
+    return replace(halves[1], images=torch.cat([half.images for half in halves]), labels=None)
 
 
 def _place_of_training(checkpoint: str, training: dict[str, Any], record: ImageRecord | None) -> str:
