@@ -20,6 +20,7 @@ from ceit.model import CeiT
 VARIANTS: list[dict[str, Any]] = [
     {"stem": "patch", "feed_forward": "mlp", "lca": False, "in_chans": 3},
     {"leff_norm": "none", "stem_norm": "none", "leff_class_token": "identity", "leff_last_activation": True},
+    {"global_pool": "avg", "lca": False},
     {"global_pool": "sum", "leff_class_token": "identity"},
     {"stem_pool": False, "lca_pos_embed": False, "qkv_bias": False, "depth": 1},
 ]

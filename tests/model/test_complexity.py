@@ -34,6 +34,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"leff_class_token": "identity"},
     {"lca": False},
     {"lca_pos_embed": False},
+    {"global_pool": "avg", "lca": False},
     {"global_pool": "sum"},
     {"global_pool": "sum", "feed_forward": "mlp", "lca": False},
     {"qkv_bias": False},

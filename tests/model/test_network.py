@@ -23,7 +23,7 @@ def configurations(draw: st.DrawFn) -> CeiTConfig:
     stem_stride, stem_pool = draw(st.sampled_from([1, 2])), draw(st.booleans())
     patch_size = stem_stride * (2 if stem_pool else 1) * draw(st.integers(1, 2))
     num_heads = draw(st.integers(1, 3))
-    pools = list[Literal["token", "sum"]](["token", "sum"])
+    pools = list[Literal["token", "avg", "sum"]](["token", "avg", "sum"])
     global_pool = draw(st.sampled_from(pools))
     return CeiTConfig(
         img_size=(patch_size * draw(st.integers(1, 4)), patch_size * draw(st.integers(1, 4))),
@@ -48,7 +48,7 @@ def configurations(draw: st.DrawFn) -> CeiTConfig:
         leff_norm=draw(st.sampled_from(["batch", "none"])),
         leff_last_activation=draw(st.booleans()),
         leff_class_token=draw(st.sampled_from(["normalized", "identity"])),
-        lca=draw(st.booleans()),
+        lca=global_pool != "avg" and draw(st.booleans()),
         lca_pos_embed=draw(st.booleans()),
         global_pool=global_pool,
         skip_dead=global_pool == "token" and draw(st.booleans()),
@@ -108,7 +108,8 @@ def test_evaluation_leaves_out_only_what_is_dead(config: CeiTConfig) -> None:
     height, width = config.grid
     assert features.shape == (BATCH, 1 + height * width, config.embed_dim)
     torch.testing.assert_close(model(images), model.forward_head(features), rtol=1e-6, atol=1e-6)
-    pooled = features[:, 0] + (features[:, 1:].mean(1) if config.global_pool == "sum" else 0)
+    class_token, mean = features[:, 0], features[:, 1:].mean(1)
+    pooled = {"token": class_token, "avg": mean, "sum": class_token + mean}[config.global_pool]
     torch.testing.assert_close(model.forward_head(features, pre_logits=True), pooled, rtol=0, atol=0)
 
 
@@ -150,6 +151,11 @@ def test_pooling_the_patches_leaves_no_dead_rows_to_skip(tiny: Callable[..., Cei
         ValueError, match=r"^skip_dead true needs global_pool token: the patch tokens of the last block"
     ):
         tiny(global_pool="sum", skip_dead=True)
+
+
+def test_layer_wise_attention_needs_a_class_token_that_is_classified(tiny: Callable[..., CeiT]) -> None:
+    with pytest.raises(ValueError, match=r"^lca true needs global_pool token or sum: .*; give lca false too$"):
+        tiny(global_pool="avg")
 
 
 @pytest.mark.parametrize(("training", "skip_dead", "runs"), [(False, False, 0), (True, False, 1), (True, True, 0)])

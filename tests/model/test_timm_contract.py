@@ -136,8 +136,8 @@ def test_timms_keywords_reach_the_configuration() -> None:
     assert model.config == config_of(
         "ceit_pico_patch4_32", num_classes=3, in_chans=1, img_size=(16, 24), drop_path_rate=0.2, global_pool="sum"
     )
-    with pytest.raises(ValueError, match=r"^unknown global_pool 'avg'; known: sum, token$"):
-        timm.create_model("ceit_pico_patch4_32", global_pool="avg")
+    with pytest.raises(ValueError, match=r"^unknown global_pool 'max'; known: avg, sum, token$"):
+        timm.create_model("ceit_pico_patch4_32", global_pool="max")
 
 
 # classes
@@ -152,8 +152,8 @@ def test_reset_classifier(tiny: Callable[..., CeiT]) -> None:
     assert torch.equal(model.forward_features(images), before)
     model.double().reset_classifier(4, global_pool="token")
     assert model.head.weight.dtype is torch.float64
-    with pytest.raises(ValueError, match=r"^unknown global_pool 'avg'; known: sum, token$"):
-        model.reset_classifier(4, "avg")
+    with pytest.raises(ValueError, match=r"^unknown global_pool 'max'; known: avg, sum, token$"):
+        model.reset_classifier(4, "max")
     with pytest.raises(ValueError, match=r"^num_classes -1 must be at least 0"):
         model.reset_classifier(-1)
     assert model(images.double()).shape == (BATCH, 4)

@@ -27,6 +27,7 @@ PREPROCESSING = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop": 0.9, "
         {"stem": "patch", "feed_forward": "mlp", "lca": False},
         {"leff_norm": "none", "stem_norm": "none", "qkv_bias": False, "lca_pos_embed": False, "num_classes": 0},
         {"global_pool": "sum", "lca": False},
+        {"global_pool": "avg", "lca": False},
         {"leff_class_token": "identity", "leff_last_activation": True, "leff_kernel_size": 5, "skip_dead": True},
     ],
 )

@@ -57,8 +57,8 @@ class CeiT(nn.Module):
 
     Only the class token is classified, and LeFF never mixes patches into it, so the last block's patch rows cannot
     reach the logits. ``forward`` leaves them out in eval mode, exactly; in training it computes them as the release
-    does, their BN statistics move and their gradients are zeros, unless ``config.skip_dead``. With
-    ``global_pool="sum"`` the patches are classified too, and no row is dead.
+    does, their BN statistics move and their gradients are zeros, unless ``config.skip_dead``. With ``global_pool``
+    ``avg`` or ``sum`` the patches are classified, and no patch row is dead.
 
     Source: arXiv 2103.11816 and the released implementation. Differs: see docs/decisions; defaults follow the release.
     """
@@ -114,13 +114,16 @@ class CeiT(nn.Module):
         return self.encode(self._embed(images), self.config.grid)
 
     def forward_head(self, tokens_btd: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``(B, num_classes)`` of row 0 of the tokens, plus the mean of the others for ``global_pool="sum"``.
+        """Logits ``(B, num_classes)`` of row 0 of the tokens, of the mean of the others, or of both, by ``global_pool``.
 
         With ``pre_logits`` what the head gets, ``(B, D)``.
         """
-        pooled_bd = tokens_btd[:, 0]
-        if self.config.global_pool == "sum":
-            pooled_bd = pooled_bd + tokens_btd[:, 1:].mean(dim=1)
+        if self.config.global_pool == "avg":
+            pooled_bd = tokens_btd[:, 1:].mean(dim=1)
+        elif self.config.global_pool == "sum":
+            pooled_bd = tokens_btd[:, 0] + tokens_btd[:, 1:].mean(dim=1)
+        else:
+            pooled_bd = tokens_btd[:, 0]
         return pooled_bd if pre_logits else self.head(pooled_bd)
 
     def encode(self, tokens_btd: Tensor, grid: tuple[int, int], live_only: bool = False) -> Tensor:

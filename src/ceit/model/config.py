@@ -52,7 +52,8 @@ class CeiTConfig:
     lca: bool = True
     lca_pos_embed: bool = True  # the learned layer embedding of [R]; the paper's text has none
 
-    global_pool: Literal["token", "sum"] = "token"  # sum: classifies class token + mean of the patch tokens; not CeiT's
+    # what is classified, token in the release; avg (no LCA then): the patch tokens' mean; sum: class token and mean
+    global_pool: Literal["token", "avg", "sum"] = "token"
     skip_dead: bool = False  # train without the last block's patch rows, which cannot reach the logits
 
     def __post_init__(self) -> None:
@@ -80,6 +81,10 @@ class CeiTConfig:
             raise ValueError(f"image size {(height, width)} must be at least {self.patch_size} on each side, one patch")
         if self.skip_dead and not self.has_dead_rows:
             raise ValueError("skip_dead true needs global_pool token: the patch tokens of the last block are pooled")
+        if self.lca and self.global_pool == "avg":
+            raise ValueError(
+                "lca true needs global_pool token or sum: no class token is classified; give lca false too"
+            )
         if height == width:  # 224 and (224, 224) are one configuration
             object.__setattr__(self, "img_size", height)
 
