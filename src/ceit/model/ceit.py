@@ -114,7 +114,7 @@ class CeiT(nn.Module):
         return self.encode(self._embed(images), self.config.grid)
 
     def forward_head(self, tokens_btd: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``(B, num_classes)`` of row 0 of the tokens, of the mean of the others, or of both, by ``global_pool``.
+        """Logits ``(B, num_classes)`` of row 0, of the mean of the other rows or of their sum, by ``global_pool``.
 
         With ``pre_logits`` what the head gets, ``(B, D)``.
         """
