@@ -146,13 +146,16 @@ class Plan:
             training = joined(training, {"model": trained["model"], "geometry": {"skip_dead": True}})
         macs, config = macs_of(trained, training, data), config_from(training)
         batch = config.batch_size
-        steps = max(1, round(budget * 1e15 / (FLOP_PER_MAC * macs * batch)))
+        mean_macs = mean_macs_of(trained, training, data)
+        steps = steps_for(budget, mean_macs, batch)
         if not arm.is_ours:
             images = SETS[data].train_images * (1 - config.validation_percent / 100)
             from_epochs = [epochs for epochs in self.augmentation_from_epochs if steps * batch / images >= epochs]
             more = self.augmentation_from_epochs[max(from_epochs)] if from_epochs else {}
             training = joined(training, {"augmentation": more})
         options = {"name": name, "setting": setting, "budget_pflop": budget, **trained, "macs": macs, "steps": steps}
+        if mean_macs != macs:
+            options["mean_macs"] = mean_macs
         return Cell(
             study=STUDY,
             scale=f"{data}-{budget:g}",
@@ -171,7 +174,12 @@ def setting_in(cell: Cell) -> str:
 def pflop_of(options: Mapping[str, Any]) -> float:
     """What the steps of a cell take; within half a step of its budget."""
     images = options["steps"] * config_from(options["training"]).batch_size
-    return FLOP_PER_MAC * options["macs"] * images / 1e15
+    return FLOP_PER_MAC * options.get("mean_macs", options["macs"]) * images / 1e15
+
+
+def steps_for(pflop: float, mean_macs: float, batch: int) -> int:
+    """Steps that take so much compute, to the nearest one."""
+    return max(1, round(pflop * 1e15 / (FLOP_PER_MAC * mean_macs * batch)))
 
 
 def network_of(options: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
@@ -198,6 +206,20 @@ def macs_of(trained: Mapping[str, Any], training: Options, data: str) -> int:
         )
     geometry = {"img_size": (height, width), "in_chans": channels, "num_classes": classes}
     return complexity(config_of(training["model"], **geometry, **training.get("geometry", {}))).live_macs
+
+
+def mean_macs_of(trained: Mapping[str, Any], training: Options, data: str) -> float:
+    """MACs of one image's forward pass, the mean over a run's steps: the first of them may take smaller images.
+
+    Raises: ValueError as ``macs_of``.
+    """
+    macs, first = macs_of(trained, training, data), config_from(training).small_images
+    if first.side is None:
+        return macs
+    height, width = training.get("img_size") or SETS[data].image_shape[:2]
+    shorter = min(height, width)
+    small_hw = height * first.side // shorter, width * first.side // shorter
+    return first.share * macs_of(trained, joined(training, {"img_size": small_hw}), data) + (1 - first.share) * macs
 
 
 @cache
