@@ -29,9 +29,10 @@ FLOP_PER_MAC = 6  # forward and backward pass: 2 and 4
 
 @dataclass(frozen=True)
 class Arm:
-    """A network by name: a ``recipe`` or a ``model`` of the package, or a ``network`` of a ``size``.
+    """A network by name: a ``recipe`` or a ``model`` of the package, or a ``network``; the two last of a ``size``.
 
-    Each of the three, and the size, is one value for all budgets, or a value by budget.
+    A model's size is geometry, fields of ``CeiTConfig``. Each of the four is one value for all budgets, or one value by
+    budget.
     """
 
     label: str
@@ -143,7 +144,8 @@ class Plan:
         else:
             training = joined(self.options, dict(arm.options or {}), self.settings[setting])
         if "model" in trained:
-            training = joined(training, {"model": trained["model"], "geometry": {"skip_dead": True}})
+            geometry = {"skip_dead": True, **trained.get("size", {})}
+            training = joined(training, {"model": trained["model"], "geometry": geometry})
         macs, config = macs_of(trained, training, data), config_from(training)
         batch = config.batch_size
         mean_macs = mean_macs_of(trained, training, data)
