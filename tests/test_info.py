@@ -102,6 +102,17 @@ def test_size_channels_and_classes_can_be_asked_for(capsys: pytest.CaptureFixtur
     assert "image 1x64x96, 16x24 patches, 7 classes" in info(capsys, "ceit_nano_patch4_32", *asked)
 
 
+def test_any_field_can_be_asked_for_of_a_name_and_of_a_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ("--geometry", "embed_dim=32", "lca=false", "global_pool=avg", "--json")
+    config = config_of("ceit_pico_patch4_32", embed_dim=32, lca=False, global_pool="avg")
+    document = json.loads(info(capsys, "ceit_pico_patch4_32", *asked))
+    assert (document["macs"], document["dead_macs"]) == (complexity(config).macs, 0)
+    ceit.save_checkpoint(tmp_path / "model.safetensors", CeiT(config_of("ceit_pico_patch4_32")))
+    assert json.loads(info(capsys, str(tmp_path / "model.safetensors"), *asked))["macs"] == document["macs"]
+
+
 def test_a_name_is_answered_without_building_the_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +162,15 @@ def test_network_of_one_block_without_some_parts_can_be_shown(
             "error: --num-classes 0 must be at least 1: a classifier needs a class\n",
         ),
         (["ceit_tiny_patch16_224", "--in-chans", "0"], "error: in_chans 0 must be at least 1\n"),
+        (
+            ["ceit_tiny_patch16_224", "--geometry", "embed_dim"],
+            "error: --geometry embed_dim must be FIELD=VALUE, such as embed_dim=96\n",
+        ),
+        (
+            ["ceit_tiny_patch16_224", "--geometry", "embed_dims=96"],
+            "error: unknown model field 'embed_dims'; did you mean 'embed_dim'?\n",
+        ),
+        (["ceit_tiny_patch16_224", "--geometry", "depth=two"], "error: depth 'two' must be"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

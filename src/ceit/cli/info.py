@@ -6,13 +6,14 @@ usage: ceit info MODEL|CHECKPOINT [options]
 examples:
   ceit info ceit_tiny_patch16_224
   ceit info runs/photos --img-size 128
+  ceit info ceit_nano_patch4_32 --geometry embed_dim=96 lca=false global_pool=avg
 """
 
 import argparse
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from rich.console import Console
@@ -21,9 +22,11 @@ from rich.text import Text
 
 from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to
 from ceit.cli._terminal import figures, print_whole
+from ceit.messages import unknown
 from ceit.model import MODELS, CeiTConfig, config_of
 from ceit.model.complexity import Complexity, analysis, complexity, deit_twin, letters, resnet50_stages
 from ceit.paths import expanded
+from ceit.yaml_file import parse_yaml
 
 TOTALS = {
     "parameters": "parameters",
@@ -68,6 +71,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--img-size", "side of the images, or height and width", type=int, nargs="+", metavar="PX")
     add("--num-classes", "classes that the head tells apart", type=int, metavar="N")
     add("--in-chans", "channels of the images", type=int, metavar="C")
+    add("--geometry", "any field of CeiTConfig, as a recipe sets it", nargs="+", default=[], metavar="FIELD=VALUE")
     return parser.parse_args(arguments)
 
 
@@ -83,13 +87,24 @@ def _config(options: argparse.Namespace) -> CeiTConfig:
         raise ValueError(f"--num-classes {classes} must be at least 1: a classifier needs a class")
     img_size = size and (tuple(size) if len(size) == 2 else size[0])
     asked = {"img_size": img_size, "num_classes": classes, "in_chans": options.in_chans}
-    geometry: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    geometry = dict(_field(word) for word in options.geometry)
+    geometry |= {name: value for name, value in asked.items() if value is not None}
     path = expanded(options.model)
     if options.model in MODELS or not (path.exists() or path.suffix or len(path.parts) > 1):
         return config_of(options.model, **geometry)
     from ceit.weights import load_checkpoint  # a name needs no weights
 
     return replace(load_checkpoint(path).config, **geometry)
+
+
+def _field(word: str) -> tuple[str, Any]:
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise ValueError(f"--geometry {word} must be FIELD=VALUE, such as embed_dim=96")
+    known = [field.name for field in fields(CeiTConfig)]
+    if name not in known:
+        raise ValueError(unknown("model field", name, known))
+    return name, parse_yaml(word, value)
 
 
 def _totals(cost: Complexity) -> dict[str, int]:
