@@ -215,12 +215,13 @@ def mean_macs_of(trained: Mapping[str, Any], training: Options, data: str) -> fl
 
     Raises: ValueError as ``macs_of``.
     """
-    macs, first = macs_of(trained, training, data), config_from(training).small_images
-    if first.side is None:
+    macs, config = macs_of(trained, training, data), config_from(training)
+    first, (height, width) = config.small_images, training.get("img_size") or SETS[data].image_shape[:2]
+    if first.scale == 1:
         return macs
-    height, width = training.get("img_size") or SETS[data].image_shape[:2]
-    shorter = min(height, width)
-    small_hw = height * first.side // shorter, width * first.side // shorter
+    small_hw = first.size((height, width), config_of(config.model, **config.geometry).patch_size)
+    if small_hw is None:
+        return macs
     return first.share * macs_of(trained, joined(training, {"img_size": small_hw}), data) + (1 - first.share) * macs
 
 

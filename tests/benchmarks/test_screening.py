@@ -78,7 +78,7 @@ def test_a_wrong_plan_is_refused(study: Path) -> None:
 
 
 def test_smaller_images_at_first_cost_less() -> None:
-    options = {"model": "ceit_nano_patch4_32", "small_images": {"side": 24, "share": 0.4}}
+    options = {"model": "ceit_nano_patch4_32", "small_images": {"scale": 0.75, "share": 0.4}}
     small, large = (complexity(config_of("ceit_nano_patch4_32", img_size=side)).live_macs for side in (24, 32))
     assert mean_macs_of({}, options, "cifar10") == pytest.approx(0.4 * small + 0.6 * large)
     assert mean_macs_of({}, {"model": options["model"]}, "cifar10") == large

@@ -18,7 +18,7 @@ from ceit.train.run import train
 from ceit.train.step import train_step
 from tests.train.conftest import SMALL, MakeTrainer
 
-HALF = SmallImages(side=8, share=0.5)  # the digits have 16 pixels
+HALF = SmallImages(scale=0.5, share=0.5)  # the digits have 16 pixels
 
 
 def sizes(make_trainer: MakeTrainer, steps: int, **options: Any) -> list[tuple[int, ...]]:
@@ -38,7 +38,7 @@ def sizes(make_trainer: MakeTrainer, steps: int, **options: Any) -> list[tuple[i
 def test_the_first_share_of_the_steps_is_small_and_evaluation_never(make_trainer: MakeTrainer) -> None:
     assert sizes(make_trainer, 8, small_images=HALF) == [(8, 8)] * 4 + [(16, 16)] * 4
     assert sizes(make_trainer, 3, small_images=HALF) == [(8, 8)] * 3  # with validation between them
-    assert sizes(make_trainer, 8, small_images=SmallImages(side=12, share=0.3)) == [(12, 12)] * 2 + [(16, 16)] * 6
+    assert sizes(make_trainer, 8, small_images=SmallImages(scale=0.75, share=0.3)) == [(12, 12)] * 2 + [(16, 16)] * 6
     assert sizes(make_trainer, 2) == [(16, 16)] * 2
     pooled: dict[str, Any] = {"geometry": {"global_pool": "sum"}, "small_images": HALF}
     assert sizes(make_trainer, 5, **pooled) == [(8, 8)] * 4 + [(16, 16)]
@@ -100,7 +100,7 @@ def stopped_at(step: int, config: TrainConfig, output: Path) -> None:
 
 
 def test_interrupted_on_both_sides_of_the_boundary_a_run_has_the_same_bits(tmp_path: Path) -> None:
-    config = replace(SMALL, small_images=SmallImages(side=8, share=0.4), limit_batches=5, epochs=3)  # six steps
+    config = replace(SMALL, small_images=SmallImages(scale=0.5, share=0.4), limit_batches=5, epochs=3)  # six steps
     train(config, "digits", tmp_path / "whole")
     for step in (5, 6, 7):
         stopped_at(step, config, tmp_path / "parts")
@@ -110,16 +110,19 @@ def test_interrupted_on_both_sides_of_the_boundary_a_run_has_the_same_bits(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("side", "sentence"),
+    ("image_hw", "scale", "small_hw"),
     [
-        (16, "small_images.side 16 must be below the image's shorter side of 16 pixels"),
-        (10, r"small_images.side 10: image size \(10, 10\) must be a multiple of 4 \(remainder 2, 2\)"),
+        ((32, 32), 0.75, (24, 24)),
+        ((28, 28), 0.75, (20, 20)),  # whole patches of 4 pixels
+        ((16, 24), 0.5, (8, 12)),
+        ((4, 32), 0.5, (4, 16)),
+        ((4, 4), 0.5, None),  # one patch cannot be smaller
+        ((32, 32), 1.0, None),
     ],
 )
-def test_a_side_that_does_not_fit_is_refused(side: int, sentence: str, make_trainer: MakeTrainer) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        make_trainer(small_images=SmallImages(side=side))
+def test_sizes_are_whole_patches(image_hw: tuple[int, int], scale: float, small_hw: tuple[int, int] | None) -> None:
+    assert SmallImages(scale=scale).size(image_hw, 4) == small_hw
 
 
-def test_oblong_images_keep_their_shape(make_trainer: MakeTrainer) -> None:
+def test_oblong_images_are_scaled_on_both_sides(make_trainer: MakeTrainer) -> None:
     assert sizes(make_trainer, 1, img_size=(16, 24), small_images=HALF) == [(8, 12)]

@@ -53,11 +53,16 @@ class Mixing:
 class SmallImages:
     """Smaller images at first, as a step over them takes less time. Off by default."""
 
-    side: Count | None = None
-    """Shorter side in pixels of the images of the first steps: a multiple of the model's patch, below img_size. Whole
-    batches are scaled down, and the position embedding with them. null: off."""
+    scale: Annotated[float, Limit("must be in (0, 1]", exclusiveMinimum=0, maximum=1)] = 1.0
+    """Sides of the images of the first steps, as a share of img_size, rounded down to multiples of the model's patch.
+    Whole batches are scaled down, and the position embedding with them. 1: off."""
     share: Share = 0.33
     """Share of the run's steps that take the smaller images."""
+
+    def size(self, image_hw: tuple[int, int], patch: int) -> tuple[int, int] | None:
+        """Height and width of the smaller images, at least a patch each; None if they are not smaller."""
+        height, width = (max(patch, int(side * self.scale) // patch * patch) for side in image_hw)
+        return None if (height, width) == tuple(image_hw) else (height, width)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ValueError(f"each process's share of {share} images must be even to be mixed: change global_batch_size")
     if config.batch_norm == "sync" and accelerator.device.type == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
-    if config.small_images.side is not None and config.deterministic and accelerator.device.type == "cuda":
-        raise ValueError("small_images.side is not deterministic on a GPU, torch has no such kernel: leave one out")
+    if config.small_images.scale < 1 and config.deterministic and accelerator.device.type == "cuda":
+        raise ValueError("small_images.scale is not deterministic on a GPU, torch has no such kernel: leave one out")
     return accelerator
 
 

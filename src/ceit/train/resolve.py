@@ -70,8 +70,10 @@ class ResolvedRun:
     @property
     def small_hw(self) -> tuple[int, int] | None:
         """Height and width of the images of the first steps, None if they are as large as the others."""
-        side, (height, width) = self.config.small_images.side, self.dataset.img_size
-        return None if side is None else (height * side // min(height, width), width * side // min(height, width))
+        if self.config.small_images.scale == 1:
+            return None
+        patch_size = config_of(self.config.model, **self.config.geometry, img_size=self.dataset.img_size).patch_size
+        return self.config.small_images.size(self.dataset.img_size, patch_size)
 
     def in_steps(self, steps: int) -> "ResolvedRun":
         """The same run with so many steps, and as many epochs; the last one may be cut short."""
@@ -133,7 +135,6 @@ def resolve(
     asked_epochs, epochs = config.epochs, config.epochs_for(len(train))
     config = replace(config, epochs=epochs, img_size=dataset.img_size, in_chans=dataset.in_chans)
     run = ResolvedRun(config, absolute(data), images, train, validation, dtype, 0, batch_is_chosen)
-    _require_fitting(run.small_hw, config, dataset.img_size)
     run = replace(run, steps=epochs * run.steps_per_epoch)
     if saved is None or asked_epochs not in (None, saved.config["epochs"]):
         return run
@@ -178,19 +179,6 @@ def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator
         sizes = f"global_batch_size is {batch_size}, not {asked_size}"
         say(f"{count} training images: {sizes}; an epoch has {count // batch_size} steps, {config.rate_in_words}")
     return config
-
-
-def _require_fitting(small_hw: tuple[int, int] | None, config: TrainConfig, img_size: tuple[int, int]) -> None:
-    """Raises: ValueError for smaller images that are not smaller, or that the model's patches do not fill."""
-    if small_hw is None:
-        return
-    side = config.small_images.side
-    if small_hw >= img_size:
-        raise ValueError(f"small_images.side {side} must be below the image's shorter side of {min(img_size)} pixels")
-    try:
-        config_of(config.model, **config.geometry, img_size=small_hw)
-    except ValueError as error:
-        raise ValueError(f"small_images.side {side}: {error}") from error
 
 
 def _found(dataset: ImageDataset) -> str:
