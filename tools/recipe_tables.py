@@ -14,7 +14,7 @@ import yaml
 from ceit.data.sources.published import PUBLISHED
 from ceit.messages import in_words
 from ceit.model.config import CeiTConfig
-from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, macs, training_flops_on
+from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, mean_macs, training_flops_on
 from ceit.train.recipe import recipe_config, recipe_names
 
 CPU_FLOPS = 0.11e12
@@ -84,9 +84,9 @@ def images_shown(recipe: str) -> int:
     return images_shown_on(recipe_config(recipe), data_of(recipe))
 
 
-def macs_of(recipe: str) -> int:
-    """MACs of one image forward, without the dead rows where the recipe skips them."""
-    return macs(geometry_of(recipe))
+def macs_of(recipe: str) -> float:
+    """MACs of one image forward, the mean over all steps, without the dead rows where the recipe skips them."""
+    return mean_macs(recipe_config(recipe), geometry_of(recipe))
 
 
 def training_flops(recipe: str) -> int:
@@ -128,7 +128,8 @@ def section(recipe: str) -> str:
     if start is not None:
         words += f" \\\n    --initial_checkpoint {start}"
     node = f"torchrun --nproc-per-node {GPUS_OF_A_NODE}"
-    macs = f"{macs_of(recipe) / 1e9:.3f} G MACs (attention products included)"
+    first = ", smaller images at first" if recipe_config(recipe).small_images.scale < 1 else ""
+    macs = f"{macs_of(recipe) / 1e9:.3f} G MACs (attention products included{first})"
     factors = f"6 x {macs} x {images_shown(recipe) / 1e6:,.1f} M images"
     return f"""\
 - Cost: {factors} = {_quantity(training_flops(recipe))}, estimated {_time_column(recipe)}

@@ -19,6 +19,7 @@ from ceit.messages import unknown
 from ceit.model import config_of
 from ceit.model.complexity import complexity
 from ceit.study.cells import Cell, Options, joined, read_cell, recipe_options
+from ceit.study.cluster import geometry_on, mean_macs
 from ceit.train.config import config_from
 from ceit.yaml_file import read_yaml
 
@@ -148,16 +149,16 @@ class Plan:
             training = joined(training, {"model": trained["model"], "geometry": geometry})
         macs, config = macs_of(trained, training, data), config_from(training)
         batch = config.batch_size
-        mean_macs = mean_macs_of(trained, training, data)
-        steps = steps_for(budget, mean_macs, batch)
+        mean = mean_macs_of(trained, training, data)
+        steps = steps_for(budget, mean, batch)
         if not arm.is_ours:
             images = SETS[data].train_images * (1 - config.validation_percent / 100)
             from_epochs = [epochs for epochs in self.augmentation_from_epochs if steps * batch / images >= epochs]
             more = self.augmentation_from_epochs[max(from_epochs)] if from_epochs else {}
             training = joined(training, {"augmentation": more})
         options = {"name": name, "setting": setting, "budget_pflop": budget, **trained, "macs": macs, "steps": steps}
-        if mean_macs != macs:
-            options["mean_macs"] = mean_macs
+        if mean != macs:
+            options["mean_macs"] = mean
         return Cell(
             study=STUDY,
             scale=f"{data}-{budget:g}",
@@ -215,14 +216,10 @@ def mean_macs_of(trained: Mapping[str, Any], training: Options, data: str) -> fl
 
     Raises: ValueError as ``macs_of``.
     """
-    macs, config = macs_of(trained, training, data), config_from(training)
-    first, (height, width) = config.small_images, training.get("img_size") or SETS[data].image_shape[:2]
-    if first.scale == 1:
-        return macs
-    small_hw = first.size((height, width), config_of(config.model, **config.geometry).patch_size)
-    if small_hw is None:
-        return macs
-    return first.share * macs_of(trained, joined(training, {"img_size": small_hw}), data) + (1 - first.share) * macs
+    if "network" in trained:
+        return macs_of(trained, training, data)
+    config = config_from(training)
+    return mean_macs(config, geometry_on(config, data))
 
 
 @cache
