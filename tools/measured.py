@@ -48,13 +48,13 @@ def fine_tuning_table() -> str:
 
 
 def class_token_table() -> str:
-    """Test accuracy of the demo on CIFAR-10 and of the runs in ``studies/class_token``, for each of their seeds."""
-    rows = ["| seed | `demo` | class token left alone | difference |", "|---|---|---|---|"]
+    """Test accuracy on CIFAR-10 with the class token as released and left alone, for each seed."""
+    rows = ["| seed | as released | class token left alone | difference |", "|---|---|---|---|"]
     differences = []
     for run in sorted((STUDIES / "class_token").glob("seed*")):
         released, alone = (
             json.loads((folder / "test.json").read_text(encoding="utf-8"))["top1_percent"]
-            for folder in (STUDIES / "demo" / f"cifar10_{run.name}", run)
+            for folder in (run.with_name(f"demo_{run.name}"), run)
         )
         differences.append(alone - released)
         rows.append(f"| {run.name.removeprefix('seed')} | {released:.2f} % | {alone:.2f} % | {differences[-1]:+.2f} |")

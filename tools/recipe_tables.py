@@ -71,7 +71,7 @@ def data_of(recipe: str) -> str:
         return "imagenet"
     if recipe.startswith("photos_"):
         return "pets"
-    return "cifar10" if recipe == "demo" else recipe.removeprefix("transfer_")
+    return recipe.removeprefix("transfer_") if recipe.startswith("transfer_") else "cifar10"
 
 
 def geometry_of(recipe: str) -> CeiTConfig:

@@ -30,10 +30,9 @@ FLOP_PER_MAC = 6  # forward and backward pass: 2 and 4
 
 @dataclass(frozen=True)
 class Arm:
-    """A network by name: a ``recipe`` or a ``model`` of the package, or a ``network``; the two last of a ``size``.
+    """A network by name: a ``recipe`` or a ``model`` of the package, or a ``network`` of a ``size``.
 
-    A model's size is geometry, fields of ``CeiTConfig``. Each of the four is one value for all budgets, or one value by
-    budget.
+    Each of the three, and the size, is one value for all budgets, or a value by budget.
     """
 
     label: str
@@ -145,8 +144,7 @@ class Plan:
         else:
             training = joined(self.options, dict(arm.options or {}), self.settings[setting])
         if "model" in trained:
-            geometry = {"skip_dead": True, **trained.get("size", {})}
-            training = joined(training, {"model": trained["model"], "geometry": geometry})
+            training = joined(training, {"model": trained["model"], "geometry": {"skip_dead": True}})
         macs, config = macs_of(trained, training, data), config_from(training)
         batch = config.batch_size
         mean = mean_macs_of(trained, training, data)

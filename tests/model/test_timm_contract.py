@@ -35,7 +35,7 @@ def images_for(model: CeiT) -> Tensor:
 
 def test_the_promised_names_are_registered() -> None:
     large = [f"ceit_{size}_patch16_{side}" for side in (224, 384) for size in ("tiny", "small", "base")]
-    little = [f"{family}_{size}_patch4_32" for family in ("ceit", "deit") for size in ("pico", "nano", "micro")]
+    little = [f"{family}_{size}_patch4_32" for family in ("ceit", "deit") for size in ("pico", "mini", "nano", "micro")]
     photos = [
         f"{family}_nano_{of}" for family in ("ceit", "deit") for of in ("patch8_64", "patch16_128", "patch16_224")
     ]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ceit.train.recipe import read_recipe, recipe_names
+from ceit.study.cluster import geometry_on
+from ceit.train.recipe import read_recipe, recipe_config, recipe_names
 from tools import recipe_tables as recipes
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_the_cost_of_the_released_run_is_what_the_formula_gives() -> None:
 def test_a_network_for_few_classes_or_grey_images_costs_what_it_is() -> None:
     assert recipes.geometry_of("transfer_cifar100").num_classes == 100
     assert recipes.geometry_of("transfer_inat2018").num_classes == 8_142
-    geometry = recipes.geometry_of("fashion_mnist")
+    geometry = geometry_on(recipe_config("demo"), "fashion_mnist")
     assert (geometry.image_hw, geometry.in_chans) == ((28, 28), 1)
 
 

@@ -24,7 +24,12 @@ PHOTOS_OF_A_PHONE = Facts(images=3_000, classes=8, side=3_000, cores=2)
         ({"budget_seconds": 1_200.0}, "photos_128", "the run 20 min"),
         ({"budget_seconds": 7_200.0}, "photos_224", "the run 2 h"),
         ({"images": 205, "budget_seconds": 180.0}, "photos_128", "25 images a class are few to learn from nothing"),
-        ({"side": 32}, "demo", "made for small images"),
+        ({"side": 32}, "demo", r"made for small images\.$"),
+        ({"side": 32, "images": 48_000, "budget_seconds": 600.0}, "demo", r"made for small images\.$"),
+        ({"side": 32, "images": 48_000, "budget_seconds": 1_800.0}, "small_30min", "time for more than demo does"),
+        ({"side": 32, "images": 48_000, "budget_seconds": 5_400.0}, "small_90min", "time for more than demo does"),
+        ({"side": 32, "images": 48_000, "has_gpu": True}, "small_90min", "time for more than demo does"),
+        ({"side": 32, "images": 1_300}, "demo", r"made for small images\.$"),
         ({"side": 48}, "photos_64", "the images show no more detail than 64 pixels hold"),
         ({"side": 120}, "photos_128", "no more detail than 128"),
         ({"side": 190, "has_gpu": True}, "photos_224", "large and many enough"),
@@ -72,7 +77,7 @@ def test_a_longer_time_never_leads_to_smaller_images() -> None:
         assert chosen == sorted(chosen)
 
 
-@pytest.mark.parametrize("name", [SMALL_IMAGES, FINE_TUNING, *PHOTOS.values()])
+@pytest.mark.parametrize("name", [*SMALL_IMAGES, FINE_TUNING, *PHOTOS.values()])
 def test_a_recipe_that_may_be_chosen_leaves_the_batch_to_the_set(name: str) -> None:
     config = recipe_config(name)
     assert config.global_batch_size is None

@@ -21,6 +21,7 @@ _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 # for 32 px: 64 tokens, and a stem that keeps what little resolution there is
 _SIZE_32 = {"img_size": 32, "patch_size": 4, "num_classes": 10}
 _PICO = {**_SIZE_32, "embed_dim": 64, "depth": 5, "num_heads": 2}
+_MINI = {**_SIZE_32, "embed_dim": 96, "depth": 4, "num_heads": 3}
 _NANO = {**_SIZE_32, "embed_dim": 160, "depth": 4, "num_heads": 4}
 _MICRO = {**_SIZE_32, "embed_dim": 192, "depth": 10, "num_heads": 6}
 _STEM_32 = {"stem_channels": 32, "stem_kernel_size": 3, "stem_stride": 1}
@@ -43,9 +44,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "ceit_small_patch16_384": {**_SMALL, "img_size": 384},
     "ceit_base_patch16_384": {**_BASE, "img_size": 384},
     "ceit_pico_patch4_32": {**_PICO, **_STEM_32},
+    "ceit_mini_patch4_32": {**_MINI, **_STEM_32},
     "ceit_nano_patch4_32": {**_NANO, **_STEM_32},
     "ceit_micro_patch4_32": {**_MICRO, **_STEM_32},
     "deit_pico_patch4_32": {**_PICO, **_DEIT},
+    "deit_mini_patch4_32": {**_MINI, **_DEIT},
     "deit_nano_patch4_32": {**_NANO, **_DEIT},
     "deit_micro_patch4_32": {**_MICRO, **_DEIT},
     "ceit_nano_patch8_64": {**_NANO_64, **_STEM_64},

@@ -8,7 +8,8 @@ from ceit.model.complexity import complexity
 from ceit.model.variants import config_of
 from ceit.train.recipe import recipe_config
 
-SMALL_IMAGES = "demo"
+SMALL_IMAGES = ("demo", "small_30min", "small_90min")
+"""Recipes for small images; the later ones are larger networks, trained for longer."""
 FINE_TUNING = "photos_finetune"
 PHOTOS = {64: "photos_64", 128: "photos_128", 224: "photos_224"}
 """Image size in pixels to the recipe that trains from scratch at it."""
@@ -66,11 +67,11 @@ def _recipe(facts: Facts) -> tuple[str, str]:
         return FINE_TUNING, "the weights have learnt before, so a few epochs at a low rate suit them"
     if (side := facts.asked_side) is not None:
         if side <= SMALL_SIDE:
-            return SMALL_IMAGES, f"it is made for small images, and {side} pixels were asked for"
+            return _for_small_images(facts, f"it is made for small images, and {side} pixels were asked for")
         size = next((size for size in PHOTOS if side <= 1.25 * size), max(PHOTOS))
         return PHOTOS[size], f"its size is the nearest to the {side} pixels that were asked for"
     if facts.side <= SMALL_SIDE:
-        return SMALL_IMAGES, "it is made for small images"
+        return _for_small_images(facts, "it is made for small images")
     smallest, *larger = PHOTOS
     chosen, because = smallest, ""
     for size in larger:
@@ -85,6 +86,15 @@ def _recipe(facts: Facts) -> tuple[str, str]:
             break
         chosen = size
     return PHOTOS[chosen], because or f"the images are large and many enough for {chosen} pixels, and there is time"
+
+
+def _for_small_images(facts: Facts, because: str) -> tuple[str, str]:
+    """The quickest recipe, or the largest that a time budget or a GPU has the time for."""
+    quickest, *larger = SMALL_IMAGES
+    if facts.budget_seconds is None and not facts.has_gpu:
+        return quickest, because
+    chosen = next((name for name in reversed(larger) if _seconds(name, facts) <= _limit_seconds(facts)), quickest)
+    return chosen, because if chosen == quickest else f"{because}, and there is time for more than {quickest} does"
 
 
 def _limit_seconds(facts: Facts) -> float:
