@@ -38,7 +38,7 @@ results: $(DEVELOPER) map
 	$(BIN)/python -m tools.results README.zh-CN.md studies/demo
 	$(BIN)/python -m tools.measured
 	$(BIN)/python -m tools.overview studies
-	$(BIN)/python -m tools.pages README.md README.zh-CN.md docs/*.md docs/recipes/*.md
+	$(BIN)/python -m tools.pages README.md README.zh-CN.md docs/*.md docs/decisions/*.md docs/recipes/*.md
 
 # make ship RUN=runs/nano AS=ceit_nano_patch4_32.cifar10
 ship: $(DEVELOPER)

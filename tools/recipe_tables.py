@@ -17,7 +17,7 @@ from ceit.model.config import CeiTConfig
 from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, mean_macs, training_flops_on
 from ceit.train.recipe import recipe_config, recipe_names
 
-CPU_FLOPS = 0.11e12
+CPU_FLOPS = 0.117e12
 """Operations a second of two CPU cores, as in the slowest committed run of the recipe demo on CIFAR-10."""
 
 _LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>[^#]*?))?(?: *# \[(?P<source>[^]]+)\] ?(?P<note>.*))?")

@@ -65,7 +65,7 @@ def cells_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 def test_the_plan_spends_the_same_compute_on_every_network() -> None:
     plan = Plan.read(ROOT / "studies/compute/plan.yaml")
-    cells = list(plan.compared(dict.fromkeys(plan.arms, "adamw 1e-3") | {"demo": "recipe"}))
+    cells = list(plan.compared(dict.fromkeys(plan.arms, "adamw 1e-3") | {"ours": "recipe"}))
     assert {cell.options["name"] for cell in cells} == set(plan.arms)
     for cell in cells:
         assert pflop_of(cell.options) == pytest.approx(cell.options["budget_pflop"], rel=2e-3)
@@ -75,7 +75,7 @@ def test_the_plan_spends_the_same_compute_on_every_network() -> None:
 
 def test_longer_runs_of_other_networks_get_more_variation_and_recipes_their_own_options() -> None:
     plan = Plan.read(ROOT / "studies/compute/plan.yaml")
-    cells = list(plan.compared({"resnet": "muon 3e-3", "demo": "recipe"}))
+    cells = list(plan.compared({"resnet": "muon 3e-3", "ours": "recipe"}))
     augmentations = {
         (cell.options["name"], cell.options["budget_pflop"]): cell.options["training"]["augmentation"]
         for cell in cells
@@ -83,7 +83,8 @@ def test_longer_runs_of_other_networks_get_more_variation_and_recipes_their_own_
     }
     assert augmentations["resnet", 0.06] == {"flip": True, "translate": 2}
     assert augmentations["resnet", 0.2] == {"flip": True, "translate": 3}  # 17 epochs
-    assert augmentations["demo", 0.6] == {"flip": True, "translate": 3}
+    assert augmentations["ours", 0.06] == {"flip": True, "translate": 3}
+    assert augmentations["ours", 0.6] == {"flip": True, "translate": 4, "cutout": 8}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ EXAMPLE = """example, a file my_sweep.yaml:
   budget: {epochs: 5}    # of each run; or {samples: 50000}, {time_budget: 10m}
   total_time: 2h         # of all runs together
   options:
-    peak_lr: {log_uniform: [1e-4, 1e-2]}
+    peak_lr: {log_uniform: [3e-3, 5e-2]}
     augmentation.translate: [0, 2, 4]
 
   ceit sweep my_sweep.yaml --dry-run
