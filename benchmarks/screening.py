@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
                         file.write(json.dumps(line) + "\n")
                     _say(json.dumps(line))
         except InUseError:
-            continue  # another process has it
+            _say(f"another process trains {folder.name}")
     return 0
 
 

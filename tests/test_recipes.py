@@ -264,4 +264,4 @@ def test_fine_tuning_without_its_start_is_refused(
 def test_every_recipe_ships_with_the_package() -> None:
     shipped = {entry.name for entry in files("ceit").joinpath("recipes").iterdir()}
     assert shipped == {f"{name}.yaml" for name in recipe_names()}
-    assert len(shipped) == 22
+    assert len(shipped) == 21

@@ -41,7 +41,7 @@ def test_the_printed_configuration_is_a_recipe(tmp_path: Path, capsys: pytest.Ca
     given = ["--recipe", "demo", "--lr-base-size", "512", "--global-batch-size", "256", "--epochs", "7"]
     assert ceit_cli.main(["train", *given, "--print-config"]) == 0
     printed = capsys.readouterr().out
-    assert "# learning rate after the warm-up: 0.003 * 256 / 512 = 0.0015" in printed
+    assert "# learning rate after the warm-up: 0.02 * 256 / 512 = 0.01" in printed
     path = tmp_path / "printed.yaml"
     path.write_text(printed, encoding="utf-8")
     assert yaml.safe_load(printed)["epochs"] == 7
@@ -102,7 +102,7 @@ def test_help_says_the_defaults_that_would_hold(capsys: pytest.CaptureFixture[st
     assert "--final-lr Learning rate at the end of the schedule. (default: 1e-05)" in page
     assert page.count("(default: ") == len(known_keys()) - len(SECTIONS)
     assert ceit_cli.main(["train", "--recipe", "demo", "-h"]) == 0
-    assert "(default: 0.003)" in " ".join(capsys.readouterr().out.split())
+    assert "(default: 0.02)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_names_every_choice() -> None:

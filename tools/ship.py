@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,12 +19,14 @@ from ceit.cli import evaluate, export
 from ceit.data.sources.known_sets import SETS
 from ceit.messages import unknown
 from ceit.model import MODELS, CeiTConfig
-from ceit.study.cluster import macs
+from ceit.study.cluster import mean_macs
+from ceit.train.config import TrainConfig, config_from
 from ceit.train.model_card import FinishedRun, classes_told, limits, outstanding, steps_of, training
 from ceit.weights import load_checkpoint, save_checkpoint
 
 MOST_BYTES = {"pico": 1e6, "mini": 1.1e6, "nano": 3.5e6}
 """What the weights of a size may take in the wheel."""
+_OPTIONS = [field.name for field in fields(TrainConfig)]
 
 
 def ship(run: Path, name: str) -> str:
@@ -98,7 +101,8 @@ def _card(name: str, found: FinishedRun, config: dict[str, Any], figures: dict[s
         f"| {words} | {figure['bytes'] / 1e6:.2f} MB | {figure['top1_percent']:.2f} % | {figure['loss']:.4f} |"
         for words, figure in figures.items()
     ]
-    flops = 3 * 2 * macs(CeiTConfig(**config)) * steps_of(found) * found.options["global_batch_size"]
+    options = config_from({key: value for key, value in found.options.items() if key in _OPTIONS})
+    flops = 3 * 2 * mean_macs(options, CeiTConfig(**config)) * steps_of(found) * options.batch_size
     by_default = "ceit predict photo.jpg" if name == shipped.DEFAULT else f"ceit predict --checkpoint {name} photo.jpg"
     test = f"ceit evaluate --checkpoint {name} --data {data} --split test --precision float32"
     tune = f"ceit train --data FOLDER --output RUN --model {name} --initial-checkpoint {name}"

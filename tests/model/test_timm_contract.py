@@ -339,6 +339,12 @@ def test_grids_of_as_many_tokens_are_still_different_grids() -> None:
         assert not torch.equal(new, old)
 
 
+def test_a_position_embedding_in_double_precision_is_resized_in_it() -> None:
+    old = torch.randn(1, 1 + 4, 3, dtype=torch.float64)
+    plane = F.interpolate(old[0, 1:].T.reshape(1, 3, 2, 2), (3, 5), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(resize_pos_embed(old, (2, 2), (3, 5))[0, 1:], plane[0].flatten(1).T, rtol=0, atol=1e-15)
+
+
 def test_a_constant_position_embedding_stays_constant_in_its_own_precision() -> None:
     constant = torch.full((1, 1 + 6, 4), 0.5, dtype=torch.bfloat16)
     resized = resize_pos_embed(constant, (2, 3), (5, 4))

@@ -21,7 +21,8 @@ PAGES = [
 ]
 BLOCK = re.compile(r"```.*?```", re.DOTALL)
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-COMPUTED = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md", *PAGES]
+SMALL_IMAGES = ROOT / "docs" / "decisions" / "small-images.md"
+COMPUTED = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md", SMALL_IMAGES, *PAGES]
 ALL = [*PAGES, ROOT / "docs" / "training.md"]
 LINKING = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

@@ -6,7 +6,7 @@ usage: ceit info MODEL|CHECKPOINT [options]
 examples:
   ceit info ceit_tiny_patch16_224
   ceit info runs/photos --img-size 128
-  ceit info ceit_nano_patch4_32 --geometry embed_dim=96 lca=false global_pool=avg
+  ceit info ceit_mini_patch4_32 --geometry lca=false global_pool=avg
 """
 
 import argparse

@@ -302,7 +302,8 @@ def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tup
     """
     if old_grid == new_grid:
         return pos_embed
-    map_1dhw = to_map(pos_embed[:, 1:], old_grid).float()
+    in_full = torch.promote_types(pos_embed.dtype, torch.float32)
+    map_1dhw = to_map(pos_embed[:, 1:], old_grid).to(in_full)
     map_1dhw = F.interpolate(map_1dhw, new_grid, mode="bicubic", align_corners=False, antialias=False)
     return torch.cat([pos_embed[:, :1], to_tokens(map_1dhw).to(pos_embed.dtype)], dim=1)
 
