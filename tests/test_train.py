@@ -96,6 +96,18 @@ def test_help_shows_the_first_options_and_help_all_every_one(
     assert titles == ["first options", *GROUPS.values(), "instead of training", "examples"]
 
 
+def test_a_recipes_arguments_are_for_its_own_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"momentum": 0.85, "nesterov": True}
+    for words, arguments in (
+        (["--optimizer", "adamw"], {}),
+        (["--optimizer", "adamw", "--optimizer-args", "{eps: 1e-7}"], {"eps": 1e-7}),
+        (["--optimizer", "muon"], own),
+        ([], own),
+    ):
+        assert ceit_cli.main(["train", "--recipe", "demo", *words, "--print-config"]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["optimizer_args"] == arguments
+
+
 def test_help_says_the_defaults_that_would_hold(capsys: pytest.CaptureFixture[str]) -> None:
     assert ceit_cli.main(["train", "--help-all"]) == 0
     page = " ".join(capsys.readouterr().out.split())

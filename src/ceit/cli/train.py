@@ -164,6 +164,8 @@ def parse(arguments: list[str], chosen: Mapping[str, Any] | None = None) -> tupl
             if (typed | vars(asked)).get(name):
                 _wrong_usage(f"--time-budget chooses the number of steps: leave out {_option(name)} or --time-budget")
     require_types(TrainConfig, nested(options))
+    if "optimizer" in typed and typed["optimizer"] != options.get("optimizer"):
+        options.pop("optimizer_args", None)  # they are for the recipe's own optimizer
     for name, value in typed.items():
         options |= flat_keys({name: value}) if name in SECTIONS else {name: value}
     if asked.fast_dev_run:

@@ -172,7 +172,8 @@ class TrainConfig:
     optimizer: str = "adamw"
     """Name of any optimizer of timm."""
     optimizer_args: dict[str, Any] = field(default_factory=dict)
-    """More arguments of the optimizer, such as {betas: [0.9, 0.99]}."""
+    """More arguments of the optimizer, such as {betas: [0.9, 0.99]}. Those of a recipe go if you type another
+    optimizer."""
     weight_decay: NotNegative = 0.05
     """Weight decay of everything but biases, 1-D tensors, class token and position embedding."""
     clip_norm: NotNegative = 0.0
