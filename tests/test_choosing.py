@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from torch import Tensor
 
 import ceit
+import ceit.cli.train
 import ceit_cli
 from ceit.data.sources.choose import Glance, glance
 
@@ -91,8 +93,11 @@ def test_a_typed_model_tells_the_size(photos: MakePhotos, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("data", ["digits", "cifar10", "fashion_mnist"])
-def test_small_sets_by_name_get_the_recipe_for_small_images(data: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without being there: the choice asks what is known of them."""
+def test_small_sets_by_name_get_the_recipe_for_small_images(
+    data: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without being there: the choice asks what is known of them. A GPU would have the time for a longer recipe."""
+    monkeypatch.setattr(ceit.cli.train, "default_device", lambda: torch.device("cpu"))
     assert ceit_cli.main(["train", "--data", data, "--print-config"]) == 0
     printed = capsys.readouterr()
     assert "The recipe is demo: it is made for small images." in printed.err

@@ -9,7 +9,7 @@ from ceit.model.variants import config_of
 from ceit.train.recipe import recipe_config
 
 SMALL_IMAGES = ("demo", "small_30min", "small_90min")
-"""Recipes for small images; the later ones are larger networks, trained for longer."""
+"""Recipes for small images, each trained for longer than the one before."""
 FINE_TUNING = "photos_finetune"
 PHOTOS = {64: "photos_64", 128: "photos_128", 224: "photos_224"}
 """Image size in pixels to the recipe that trains from scratch at it."""

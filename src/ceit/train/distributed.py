@@ -54,7 +54,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.batch_norm == "sync" and accelerator.device.type == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
     if config.small_images.scale < 1 and config.deterministic and accelerator.device.type == "cuda":
-        raise ValueError("small_images.scale is not deterministic on a GPU, torch has no such kernel: leave one out")
+        what = f"small_images.scale {config.small_images.scale} is not deterministic on a GPU"
+        raise ValueError(f"{what}, torch has no such kernel: set it to 1, or leave out deterministic")
     return accelerator
 
 
