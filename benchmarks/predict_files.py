@@ -40,8 +40,7 @@ SIDES = (512, 32)
 def main() -> None:
     """Measure, write the result and print it as a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict_files", description="Files a second")
-    default = Path("studies/predict/files.json")
-    parser.add_argument("--output", type=Path, default=default, metavar="FILE.json", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--files", type=int, default=2_000, help="default: %(default)s")
     parser.add_argument("--model", default="ceit_nano_patch4_32", help="with random weights; default: %(default)s")
     parser.add_argument("--checkpoint", type=Path, metavar="RUN|FILE", help="instead of it")

@@ -3,6 +3,8 @@
 Trains every run of ``studies/screening/plan.yaml`` that is not finished, and appends a line for each to
 ``studies/screening/results.jsonl``, of which ``make results`` makes a table. Validation images alone decide: the test
 split is not looked at. Start it several times with the same ``--work``: the processes share the runs out among them.
+
+Another study, as ``studies/photo_recipes``, may be of a folder of images, which ``--data`` names.
 """
 
 import argparse
@@ -16,10 +18,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.compute.plan import macs_of, mean_macs_of, steps_for
+from benchmarks.compute.plan import steps_for
+from ceit.data.sources.known_sets import SETS
 from ceit.lock import InUseError, locked
 from ceit.messages import unknown
+from ceit.model import CeiTConfig, config_of
 from ceit.study.cells import joined, slug
+from ceit.study.cluster import geometry_on, macs, mean_macs
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.run import begun
 from ceit.train.run_directory import lines_of
@@ -51,9 +56,17 @@ class Run:
         return config_from({**self.options, "seed": self.seed})
 
     @property
+    def geometry(self) -> CeiTConfig:
+        """The network; for a folder of images, of which the plan must give the size, with the usual classes."""
+        config = self.config
+        if self.data in SETS:
+            return geometry_on(config, self.data)
+        return config_of(config.model, **{**config.geometry, "img_size": config.img_size})
+
+    @property
     def mean_macs(self) -> float:
         """Of one image's forward pass, the mean over all steps."""
-        return mean_macs_of({}, self.options, self.data)
+        return mean_macs(self.config, self.geometry)
 
     @property
     def steps(self) -> int:
@@ -76,9 +89,9 @@ def planned(file: Path) -> Iterator[Run]:
                 yield Run(name, pflop, change, joined(reference, change), plan["data"], seed)
 
 
-def train_run(run: Run, folder: Path) -> dict[str, Any]:
-    """Train it, or go on with it; the line of what it has found."""
-    with begun(run.config, run.data, folder, resume="auto", steps=run.steps, say=_say, share_cores=False) as trainer:
+def train_run(run: Run, data: str, folder: Path) -> dict[str, Any]:
+    """Train it on a set by its name or folder, or go on with it; the line of what it has found."""
+    with begun(run.config, data, folder, resume="auto", steps=run.steps, say=_say, share_cores=False) as trainer:
         trainer.fit()
     lines = map(json.loads, lines_of(folder / "metrics.jsonl"))
     *_, raw = (line["validation"]["raw"] for line in lines if line["event"] == "epoch")
@@ -90,7 +103,7 @@ def train_run(run: Run, folder: Path) -> dict[str, Any]:
         "validation": raw["top1_percent"],
         "loss": round(raw["loss"], 4),
         "steps": run.steps,
-        "macs": macs_of({}, run.options, run.data),
+        "macs": macs(run.geometry),
     }
 
 
@@ -105,13 +118,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.screening", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("~/.cache/ceit-screening").expanduser(), help="run folders")
     parser.add_argument("--study", type=Path, default=STUDY, help="folder of plan.yaml and results.jsonl")
+    parser.add_argument("--data", metavar="FOLDER", help="the images, where the plan is not of a set known by name")
+    parser.add_argument("--budget", type=float, metavar="PFLOP", help="runs of this budget alone")
     parser.add_argument("--plan", action="store_true", help="list what is left, and train nothing")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = asked.study / "results.jsonl"
     asked.work.mkdir(parents=True, exist_ok=True)
     tried: set[tuple[str, float, int]] = set()
-    while left := [run for run in planned(asked.study / "plan.yaml") if run.key not in finished(results) | tried]:
+    runs = [run for run in planned(asked.study / "plan.yaml") if asked.budget in (None, run.pflop)]
+    while left := [run for run in runs if run.key not in finished(results) | tried]:
         if asked.plan:
             print(*(f"{run.pflop:g} PFLOP, {run.steps} steps, seed {run.seed}: {run.name}" for run in left), sep="\n")
             return 0
@@ -121,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             with locked(asked.work / f"{folder.name}.lock", _say):
                 if run.key not in finished(results):
-                    line = train_run(run, folder)
+                    line = train_run(run, asked.data or run.data, folder)
                     with results.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
                     _say(json.dumps(line))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import photo_recipes
 from ceit.plots import BLUE, ORANGE, label_epochs, new_figure
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
@@ -24,6 +25,20 @@ def averages_table() -> str:
         gains = ", ".join(f"{b - a:+.2f}" for a, b in zip(raw, ema, strict=True))
         rows.append(f"| {lines[0]['epoch']} | {mean(raw):.2f} % | {mean(ema):.2f} % | {gains} |")
     return "\n".join(rows)
+
+
+def photo_recipes_table() -> str:
+    """What the recipes for photos reach: ``python -m benchmarks.photo_recipes``."""
+    cells = photo_recipes.cells_in(STUDIES / "photo_recipes" / "recipes.json")
+    if not cells:
+        raise ValueError(f"{STUDIES / 'photo_recipes'} holds no finished training")
+    return "\n".join(
+        [
+            "| recipe | length | seeds | epochs | test top-1, mean | worst | training, slowest |",
+            "|---|---|---|---|---|---|---|",
+            *(f"| {' | '.join(row)} |" for row in photo_recipes.rows_of(cells)),
+        ]
+    )
 
 
 def fine_tuning_table() -> str:

@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "all-reduce": distributed_cost.all_reduce_table,
     "batch-norm": distributed_cost.batch_norm_table,
     "reading": distributed_cost.reading_table,
+    "photo-recipes": measured.photo_recipes_table,
     "averages": measured.averages_table,
     "fine-tuning": measured.fine_tuning_table,
     "class-token": measured.class_token_table,
@@ -44,6 +45,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "gemm-peak": speed_tables.peak_table,
     "scaling": speed_tables.scaling_table,
     "agreement": speed_tables.agreement_table,
+    "predict-files": speed_tables.predict_files_table,
     "streaming": speed_tables.streaming_table,
     "gpu": speed_tables.gpu_table,
 }

@@ -1,4 +1,4 @@
-"""The table of what was tried for small images, from ``studies/screening/results.jsonl``.
+"""The table of what was tried in a study, from its ``results.jsonl``: ``studies/screening`` is of small images.
 
 A line is a run: ``{"name", "change", "pflop", "seed", "validation", "loss", "steps", "macs"}``. ``change`` is what the
 run has that the reference of its budget has not; the reference itself has ``none``. ``validation`` is top-1 in percent.
@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-RESULTS = Path("studies/screening/results.jsonl")  # of the project's root, where the pages are made
+STUDIES = Path("studies")  # of the project's root, where the pages are made
 REFERENCE = "none"
 KEYS = {"name", "change", "pflop", "seed", "validation", "loss", "steps", "macs"}
 
@@ -23,13 +23,13 @@ class Tried(NamedTuple):
     change: str
 
 
-def screening_table() -> str:
+def screening_table(study: str = "screening") -> str:
     """A line for each change, the budgets one after the other: first the reference, then the best; none is left out.
 
     The gain is the mean over the seeds that the reference has, too.
     Raises: ValueError as ``read_runs``.
     """
-    runs = read_runs(RESULTS)
+    runs = read_runs(STUDIES / study / "results.jsonl")
     references = {tried.budget: seeds for tried, seeds in runs.items() if tried.change == REFERENCE}
 
     def gains(tried: Tried) -> list[float]:

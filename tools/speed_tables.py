@@ -6,6 +6,7 @@ Each takes the name of a file under ``studies/bench``; where that is not measure
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 FOLDER = Path("studies") / "bench"  # of the project's root, where the pages are made
@@ -176,6 +177,26 @@ def streaming_table(result: Result) -> Iterable[str]:
         f"of them distinct; {result['model'] or result['checkpoint']}, {result['precision']}; with the start of the "
         f"process; median of {len(result['repeats'])}; core-ms are of an image; {result['machine']['cores']} cores of "
         f"{result['machine']['processor']}."
+    )
+
+
+@_of_file
+def predict_files_table(result: Result) -> Iterable[str]:
+    """Files a second of the whole command ``ceit predict``, by the way it computes; the first run apart."""
+    yield "| files | computes | files/s, median | times as it was | seconds | first run, seconds |"
+    yield "|---|---|---|---|---|---|"
+    for row in result["rows"]:
+        was = next(other for other in result["rows"] if other["side"] == row["side"] and "as it was" in other["arm"])
+        yield (
+            f"| {result['files']:,} JPEGs of {row['side']} px | {row['arm']} | {_rate(row['files_per_second'])} "
+            f"| {row['files_per_second'] / was['files_per_second']:.2f}x "
+            f"| {median(row['seconds']):.1f} | {row['first_seconds']:.1f} |"
+        )
+    yield ""
+    machine = result["machine"]
+    yield (
+        f"{result['model']}; medians of {result['rounds']} interleaved rounds after a first one; "
+        f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}."
     )
 
 

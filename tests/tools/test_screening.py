@@ -16,8 +16,9 @@ def line(**changes: Any) -> str:
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "results.jsonl"
-    monkeypatch.setattr(screening, "RESULTS", path)
+    path = tmp_path / "screening" / "results.jsonl"
+    path.parent.mkdir()
+    monkeypatch.setattr(screening, "STUDIES", tmp_path)
     return path
 
 
