@@ -27,8 +27,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "photos_64": ("photos_64", {}),
     "photos_128": ("photos_128", {}),
     "photos_224": ("photos_224", {}),
-    "photos_128_trivial": ("photos_128", {"augmentation.rand_augment": None, "augmentation.trivial_augment": True}),
-    "photos_128_no_policy": ("photos_128", {"augmentation.rand_augment": None}),
+    "photos_128_no_policy": ("photos_128", {"augmentation.trivial_augment": False}),
     "demo_64": ("demo", {"img_size": 64}),  # what photos were trained with before there were recipes for them
 }
 """Name to the recipe and the options that differ from it."""

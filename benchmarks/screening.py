@@ -24,8 +24,9 @@ from ceit.lock import InUseError, locked
 from ceit.messages import unknown
 from ceit.model import CeiTConfig, config_of
 from ceit.study.cells import joined, slug
-from ceit.study.cluster import geometry_on, macs, mean_macs
+from ceit.study.cluster import geometry_on
 from ceit.train.config import TrainConfig, config_from
+from ceit.train.cost import macs, mean_macs
 from ceit.train.run import begun
 from ceit.train.run_directory import lines_of
 from ceit.yaml_file import read_yaml

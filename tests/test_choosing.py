@@ -59,7 +59,7 @@ def test_a_folder_of_photos_is_trained_by_the_recipe_that_suits_it_and_goes_on_w
     assert "The recipe is photos_128: photos_224 sees more detail, but wants 2,000 images" in said
     assert "25 images a class are few to learn from nothing" in said
     saved = config_of_run(run)
-    assert (saved["model"], saved["img_size"]) == ("ceit_nano_patch16_128", [128, 128])
+    assert (saved["model"], saved["img_size"]) == ("ceit_mini_patch16_128", [128, 128])
     assert (saved["global_batch_size"], saved["lr_base_size"], saved["lr_scaling"]) == (16, 256, "sqrt")
     assert ceit_cli.main(["train", "--output", str(run), "--resume", "auto"]) == 0
     said = capsys.readouterr().err
@@ -71,15 +71,15 @@ def test_typed_options_win_over_the_recipe(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--data", str(photos(broken=True)), "--img-size", "64", "--global-batch-size", "8", "--peak-lr", "0.002"]
-    assert ceit_cli.main(["train", *words, "--augmentation.trivial-augment", "--print-config"]) == 1
-    assert "exclude each other" in capsys.readouterr().err  # as the recipe has RandAugment
-    words += ["--augmentation.trivial-augment", "--augmentation.rand-augment", "null"]
+    assert ceit_cli.main(["train", *words, "--augmentation.rand-augment", "rand-m6", "--print-config"]) == 1
+    assert "exclude each other" in capsys.readouterr().err  # as the recipe has TrivialAugment
+    words += ["--augmentation.trivial-augment", "false", "--augmentation.rand-augment", "rand-m6"]
     assert ceit_cli.main(["train", *words, "--print-config"]) == 0
     printed = capsys.readouterr()
     config = yaml.safe_load(printed.out)
     assert "The recipe is photos_64: its size is the nearest to the 64 pixels that were asked for." in printed.err
-    assert (config["model"], config["global_batch_size"], config["peak_lr"]) == ("ceit_nano_patch8_64", 8, 0.002)
-    assert config["augmentation"]["trivial_augment"]
+    assert (config["model"], config["global_batch_size"], config["peak_lr"]) == ("ceit_mini_patch8_64", 8, 0.002)
+    assert (config["augmentation"]["trivial_augment"], config["augmentation"]["rand_augment"]) == (False, "rand-m6")
     assert "# learning rate after the warm-up: 0.002 * sqrt(8 / 256) = 0.000353553" in printed.out
 
 
@@ -116,7 +116,7 @@ def test_trained_weights_are_tuned_in_their_own_network_at_their_own_size(
     photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = tmp_path / "start.safetensors"
-    network = ceit.create_model("ceit_nano_patch8_64", num_classes=3, img_size=96, depth=2, embed_dim=32, num_heads=2)
+    network = ceit.create_model("ceit_mini_patch8_64", num_classes=3, img_size=96, depth=2, embed_dim=32, num_heads=2)
     ceit.save_checkpoint(start, network, class_names=["ant", "bee", "wasp"], preprocessing=network_preprocessing())
     run = tmp_path / "run"
     words = ["--data", str(photos()), "--initial-checkpoint", str(start), "--output", str(run)]
@@ -126,7 +126,7 @@ def test_trained_weights_are_tuned_in_their_own_network_at_their_own_size(
     assert "The recipe is photos_finetune: " in said
     assert "starting from the weights of" in said
     saved = config_of_run(run)
-    assert (saved["model"], saved["img_size"], saved["layer_decay"]) == ("ceit_nano_patch8_64", [96, 96], 0.75)
+    assert (saved["model"], saved["img_size"], saved["layer_decay"]) == ("ceit_mini_patch8_64", [96, 96], 0.75)
     assert json.loads((run / "model.json").read_text(encoding="utf-8"))["config"]["depth"] == 2
 
 

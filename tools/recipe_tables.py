@@ -14,7 +14,8 @@ import yaml
 from ceit.data.sources.published import PUBLISHED
 from ceit.messages import in_words
 from ceit.model.config import CeiTConfig
-from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, mean_macs, training_flops_on
+from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, training_flops_on
+from ceit.train.cost import mean_macs
 from ceit.train.recipe import recipe_config, recipe_names
 
 CPU_FLOPS = 0.117e12

@@ -19,8 +19,8 @@ from ceit.cli import evaluate, export
 from ceit.data.sources.known_sets import SETS
 from ceit.messages import unknown
 from ceit.model import MODELS, CeiTConfig
-from ceit.study.cluster import mean_macs
 from ceit.train.config import TrainConfig, config_from
+from ceit.train.cost import mean_macs
 from ceit.train.model_card import FinishedRun, classes_told, limits, outstanding, steps_of, training
 from ceit.weights import load_checkpoint, save_checkpoint
 

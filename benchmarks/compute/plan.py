@@ -19,8 +19,9 @@ from ceit.messages import unknown
 from ceit.model import config_of
 from ceit.model.complexity import complexity
 from ceit.study.cells import Cell, Options, joined, read_cell, recipe_options
-from ceit.study.cluster import geometry_on, mean_macs
+from ceit.study.cluster import geometry_on
 from ceit.train.config import config_from
+from ceit.train.cost import mean_macs
 from ceit.yaml_file import read_yaml
 
 STUDY = "compute"

@@ -94,13 +94,13 @@ def test_the_measurement_goes_on_where_it_was_stopped(
 
     first = measure("--arms", "photos_64", "--seeds", "0")
     assert [(cell["arm"], cell["seed"], cell["epochs"]) for cell in first] == [("photos_64", 0, 1)]
-    both = measure("--arms", "photos_64", "photos_128_trivial", "--seeds", "0")
+    both = measure("--arms", "photos_64", "photos_128_no_policy", "--seeds", "0")
     assert both[:1] == first
-    assert [cell["arm"] for cell in both] == ["photos_64", "photos_128_trivial"]
+    assert [cell["arm"] for cell in both] == ["photos_64", "photos_128_no_policy"]
     assert {"top1_percent", "train_seconds", "seconds", "machine", "seed"} <= both[1].keys()
     capsys.readouterr()
     assert measure("--print") == both
-    assert "photos_128_trivial" in capsys.readouterr().out
+    assert "photos_128_no_policy" in capsys.readouterr().out
 
 
 def test_the_table_has_the_mean_and_the_worst_of_the_seeds() -> None:

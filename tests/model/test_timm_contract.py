@@ -37,7 +37,7 @@ def test_the_promised_names_are_registered() -> None:
     large = [f"ceit_{size}_patch16_{side}" for side in (224, 384) for size in ("tiny", "small", "base")]
     little = [f"{family}_{size}_patch4_32" for family in ("ceit", "deit") for size in ("pico", "mini", "nano", "micro")]
     photos = [
-        f"{family}_nano_{of}" for family in ("ceit", "deit") for of in ("patch8_64", "patch16_128", "patch16_224")
+        f"{family}_mini_{of}" for family in ("ceit", "deit") for of in ("patch8_64", "patch16_128", "patch16_224")
     ]
     assert list_models() == large + little + photos
     assert set(timm.list_models()) >= set(list_models())
@@ -110,7 +110,7 @@ def test_default_cfg_tells_how_to_feed_and_to_refit_the_model(name: str) -> None
     assert (data["mean"], data["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     cfg = model.default_cfg
     assert cfg["architecture"] == name
-    assert cfg["num_classes"] == (10 if "nano" in name or side == 32 else 1000)
+    assert cfg["num_classes"] == (10 if "mini" in name or side == 32 else 1000)
     assert cfg["fixed_input_size"]
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
     assert model.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == 3

@@ -29,9 +29,9 @@ _STEM_32 = {"stem_channels": 32, "stem_kernel_size": 3, "stem_stride": 1}
 # for photos: the same small network, behind a stem that fits the image's size. At 64 and 128 px it has the 64 tokens of
 # 32 px again, so an image costs about as much; at 224 px the released grid of 14 x 14, as 64 tokens of 28 px each would
 # see no more parts of an image than at 128 px.
-_NANO_64 = {**_NANO, "img_size": 64, "patch_size": 8}
-_NANO_128 = {**_NANO, "img_size": 128, "patch_size": 16}
-_NANO_224 = {**_NANO, "img_size": 224, "patch_size": 16}
+_MINI_64 = {**_MINI, "img_size": 64, "patch_size": 8}
+_MINI_128 = {**_MINI, "img_size": 128, "patch_size": 16}
+_MINI_224 = {**_MINI, "img_size": 224, "patch_size": 16}
 _STEM_64 = {"stem_channels": 32, "stem_kernel_size": 5}
 _STEM_128 = {"stem_channels": 32}
 _DEIT = {"stem": "patch", "feed_forward": "mlp", "lca": False}
@@ -51,12 +51,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "deit_mini_patch4_32": {**_MINI, **_DEIT},
     "deit_nano_patch4_32": {**_NANO, **_DEIT},
     "deit_micro_patch4_32": {**_MICRO, **_DEIT},
-    "ceit_nano_patch8_64": {**_NANO_64, **_STEM_64},
-    "ceit_nano_patch16_128": {**_NANO_128, **_STEM_128},
-    "ceit_nano_patch16_224": {**_NANO_224, **_STEM_128},
-    "deit_nano_patch8_64": {**_NANO_64, **_DEIT},
-    "deit_nano_patch16_128": {**_NANO_128, **_DEIT},
-    "deit_nano_patch16_224": {**_NANO_224, **_DEIT},
+    "ceit_mini_patch8_64": {**_MINI_64, **_STEM_64},
+    "ceit_mini_patch16_128": {**_MINI_128, **_STEM_128},
+    "ceit_mini_patch16_224": {**_MINI_224, **_STEM_128},
+    "deit_mini_patch8_64": {**_MINI_64, **_DEIT},
+    "deit_mini_patch16_128": {**_MINI_128, **_DEIT},
+    "deit_mini_patch16_224": {**_MINI_224, **_DEIT},
 }
 """Name to the fields of ``CeiTConfig`` that differ from its defaults."""
 

@@ -4,7 +4,6 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ceit.data.cache import cache_dir
@@ -16,6 +15,7 @@ from ceit.model.variants import config_of
 from ceit.study.cells import Cell, Places, path_of, with_models
 from ceit.study.plan import TUNING, Study
 from ceit.train.config import TrainConfig
+from ceit.train.cost import mean_macs
 from ceit.train.recipe import NO_RECIPE, flat_keys, read_recipe
 
 GPU_FLOPS = 50e12
@@ -50,21 +50,6 @@ def images_shown_on(config: TrainConfig, data: str) -> int:
 def training_flops_on(config: TrainConfig, data: str) -> int:
     """``3 * 2 * MACs * images``: forward and twice as much backward, two operations a MAC. Evaluation is left out."""
     return round(3 * 2 * mean_macs(config, geometry_on(config, data)) * images_shown_on(config, data))
-
-
-def mean_macs(config: TrainConfig, geometry: CeiTConfig) -> float:
-    """MACs of one image forward, the mean over all steps of a run: the first of them may take smaller images."""
-    small_hw = config.small_images.size(geometry.image_hw, geometry.patch_size)
-    if small_hw is None:
-        return macs(geometry)
-    share = config.small_images.share
-    return share * macs(replace(geometry, img_size=small_hw)) + (1 - share) * macs(geometry)
-
-
-def macs(geometry: CeiTConfig) -> int:
-    """MACs of one image forward, without the dead rows where the network skips them."""
-    cost = complexity(geometry)
-    return cost.live_macs if geometry.skip_dead else cost.macs
 
 
 def gpu_hours(cell: Cell) -> float:
