@@ -425,3 +425,9 @@ def test_an_image_is_reduced_in_proportion_until_it_just_covers(
     reduced = Form(3, (20, 20)).read(image)
     assert reduced.size == (expected or size)
     assert reduced.getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize(("side", "kept"), [(400, True), (340, True), (300, False), (200, False)])
+def test_a_copy_is_kept_where_reducing_takes_a_quarter_of_the_pixels_or_more(side: int, kept: bool) -> None:
+    data, form = photo(0, (side, side)), Form(3, (292, 292))
+    assert form.is_worth_keeping(data, form.read(data)) is kept
