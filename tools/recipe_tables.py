@@ -15,6 +15,7 @@ from ceit.data.sources.published import PUBLISHED
 from ceit.messages import in_words
 from ceit.model.config import CeiTConfig
 from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, training_flops_on
+from ceit.train.choose_recipe import PHOTOS, READING_SECONDS
 from ceit.train.cost import mean_macs
 from ceit.train.recipe import recipe_config, recipe_names
 
@@ -99,7 +100,8 @@ def time_estimate(recipe: str) -> str:
     """The words behind ``Time:`` in a recipe's header."""
     flops = training_flops(recipe)
     if _is_for_cores(recipe):
-        return f"estimated {in_words(flops / CPU_FLOPS)} on two CPU cores ({_quantity(flops)})"
+        reading = recipe_config(recipe).samples * READING_SECONDS / 2 if recipe in PHOTOS.values() else 0
+        return f"estimated {in_words(flops / CPU_FLOPS + reading)} on two CPU cores ({_quantity(flops)})"
     return f"estimated {in_words(flops / GPU_FLOPS)} on one GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s ({_quantity(flops)})"
 
 

@@ -82,3 +82,11 @@ def test_smaller_images_at_first_cost_less() -> None:
     small, large = (complexity(config_of("ceit_nano_patch4_32", img_size=side)).macs for side in (24, 32))
     assert mean_macs_of({}, options, "cifar10") == pytest.approx(0.4 * small + 0.6 * large)
     assert mean_macs_of({}, {"model": options["model"]}, "cifar10") == large
+
+
+@pytest.mark.parametrize("name", ["screening", "screening_fashion", "photo_recipes"])
+def test_every_run_of_the_committed_plans_can_be_trained(repository: Path, name: str) -> None:
+    runs = list(screening.planned(repository / "studies" / name / "plan.yaml"))
+    assert len({run.key for run in runs}) == len(runs) > 1
+    for run in runs:
+        assert 6 * run.mean_macs * run.steps * run.config.batch_size / 1e15 == pytest.approx(run.pflop, rel=0.01)

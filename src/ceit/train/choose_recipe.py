@@ -19,8 +19,9 @@ FEW_A_CLASS = 50  # images, below which little can be expected from scratch
 PATIENCE_SECONDS = 1_800  # of somebody who trains on a CPU and says nothing of time
 FEWEST_EPOCHS = 30  # of a small set that a time budget must allow, or half of what the recipe shows of a large one
 
+READING_SECONDS = 0.0035
+"""Of a core, to read and vary a photo: an assumption for estimates."""
 _CORE_FLOPS = 0.055e12  # that a CPU core sustains in training
-_READING_SECONDS = 0.0035  # of a core, to read and vary a photo
 _GPU_FLOPS = 5e12
 
 
@@ -112,5 +113,5 @@ def _seconds(recipe: str, facts: Facts) -> float:
         images = min(images // 2, FEWEST_EPOCHS * facts.images)
     network = config_of(config.model, **config.geometry, num_classes=facts.classes)
     flops = _GPU_FLOPS if facts.has_gpu else facts.cores * _CORE_FLOPS
-    reading = _READING_SECONDS / facts.cores if recipe in PHOTOS.values() else 0.0
+    reading = READING_SECONDS / facts.cores if recipe in PHOTOS.values() else 0.0
     return images * (6 * mean_macs(config, network) / flops + reading)
