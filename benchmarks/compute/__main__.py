@@ -129,11 +129,12 @@ def print_plan(plan: Plan, asked: argparse.Namespace) -> None:
 
 
 def core_minutes_per_pflop(plan: Plan, results: Path) -> dict[str, float]:
-    """What finished cells took, by arm."""
+    """What finished cells took that were on CPUs alone, by arm."""
     found: dict[str, list[float]] = {}
     for cell in plan.cells(results):
-        if (record := read_cell(results, cell)) is not None and "failed" not in record:
-            found.setdefault(cell.options["name"], []).append(record["core_minutes"] / pflop_of(cell.options))
+        record = read_cell(results, cell)
+        if record is not None and "failed" not in record and (minutes := record["core_minutes"]) is not None:
+            found.setdefault(cell.options["name"], []).append(minutes / pflop_of(cell.options))
     return {name: mean(rates) for name, rates in found.items()}
 
 

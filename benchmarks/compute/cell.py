@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,7 +30,7 @@ from ceit.train.run_directory import lines_of
 from ceit.train.trainer import Trainer
 
 WHITENED_IMAGES = 5_000  # of which a first layer is made
-_LINE = re.compile(r"\[\d+, [\d.]+\]")
+_LINE = re.compile(r"\[\d+, ([\d.]+|null)\]")
 
 
 def run_cell(cell: Cell, places: Places, commit: str | None, say: Say) -> None:
@@ -56,14 +57,14 @@ def run_cell(cell: Cell, places: Places, commit: str | None, say: Say) -> None:
         share_cores=False,
     ) as trainer:
         require_macs(trainer, cell)
-        processor.begin(trainer.progress.step)
+        processor.begin(trainer.progress.step, trainer.accelerator.device)
         try:
             trainer.fit()
         except ValueError as error:  # of a loss that is not finite
             found: Record = {"failed": str(error)}
         else:
             found = measured(trainer)
-    write_cell(places.results, cell, {**found, "core_minutes": round(processor.seconds / 60, 3), "commit": commit})
+    write_cell(places.results, cell, {**found, "core_minutes": processor.minutes, "commit": commit})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
@@ -128,25 +129,33 @@ class ProcessorTime:
     """The time that cores have worked for a training: of this process and of those that had begun it, to each step.
 
     A training that goes on from a step counts what it had taken up to that step: work that is done again counts once.
+    One that was on another device than the CPU, for a part or as a whole, has no such time.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.seconds = file, 0.0
-        self._began = 0.0
+        self.file = file
+        self.seconds: float | None = 0.0
+        self._began: float | None = 0.0
 
-    def begin(self, step: int) -> None:
+    @property
+    def minutes(self) -> float | None:
+        """As a cell's file has it."""
+        return None if self.seconds is None else round(self.seconds / 60, 3)
+
+    def begin(self, step: int, device: torch.device) -> None:
         """The training begins, or goes on after ``step``."""
         lines = [
             json.loads(line) for line in lines_of(self.file) if _LINE.fullmatch(line)
         ]  # a crash may cut one in two
-        self.seconds = dict(lines).get(step, 0.0)
-        self._began = _core_seconds() - self.seconds
+        self.seconds = dict(lines).get(step, 0.0) if device.type == "cpu" else None
+        self._began = None if self.seconds is None else _core_seconds() - self.seconds
 
     def note(self, state: Mapping[str, Any]) -> None:
         """So much it has taken by now."""
-        self.seconds = _core_seconds() - self._began
+        self.seconds = None if self._began is None else _core_seconds() - self._began
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(f"[{state['step']}, {self.seconds:.3f}]\n")
+            seconds = "null" if self.seconds is None else f"{self.seconds:.3f}"
+            file.write(f"[{state['step']}, {seconds}]\n")
 
 
 def _core_seconds() -> float:

@@ -38,8 +38,8 @@ class Row(NamedTuple):
 
     @property
     def core_minutes(self) -> list[float]:
-        """Of every seed's training."""
-        return [record["core_minutes"] for record in self.records.values()]
+        """Of every seed's training that was on CPUs alone."""
+        return [found for record in self.records.values() if (found := record["core_minutes"]) is not None]
 
 
 def write_report(plan: Plan, results: Path) -> list[Path]:
@@ -82,7 +82,8 @@ def report(plan: Plan, rows: list[Row], results: Path) -> str:
             "# Small images from scratch at equal compute",
             "Made by `python -m benchmarks.compute --report`; do not edit. PFLOP are 6 x MACs x images shown / 1e15. "
             "Top-1 is that of the test split, in percent, of the epoch that validation chose. Views are beside the "
-            "plain figure, never instead of it. Core-minutes are processor time of the training alone.",
+            "plain figure, never instead of it. Core-minutes are processor time of the training alone, "
+            "where no GPU had a part in it.",
             comparison_table(rows),
             "\n".join(f"- {sentence}" for sentence in [*sentences(rows), *failures(plan, results)]),
             "## Settings tried",
@@ -112,7 +113,7 @@ def comparison_table(rows: list[Row]) -> str:
             f"| {row.data} | {row.budget:g} | {row.arm.label} | {first['options']['setting']} "
             f"| {first['parameters'] / 1e6:.2f}M | {first['options']['macs'] / 1e6:.1f}M | {first['epochs']:.1f} "
             f"| {', '.join(map(str, row.records))} | **{mean(row.plain):.2f}** | {min(row.plain):.2f} "
-            f"| {' | '.join(views)} | {mean(row.core_minutes):.1f} |"
+            f"| {' | '.join(views)} | {_mean_minutes(row) or 'on a GPU'} |"
         )
     return "\n".join(lines)
 
@@ -140,12 +141,17 @@ def sentences(rows: list[Row]) -> Iterator[str]:
             ahead, behind = (other, ours) if mean(other.plain) > mean(ours.plain) else (ours, other)
             lead = mean(ahead.plain) - mean(behind.plain)
             note = " Their seeds overlap." if min(ahead.plain) <= max(behind.plain) else ""
+            minutes = _mean_minutes(ahead), _mean_minutes(behind)
+            cost = f", in {minutes[0]} core-minutes to {minutes[1]}" if all(minutes) else ""
             yield (
                 f"{where}, against the best {kind}: {ahead.arm.label} is ahead of {behind.arm.label} by {lead:.2f} "
                 f"points, {mean(ahead.plain):.2f} to {mean(behind.plain):.2f} "
-                f"({len(ahead.plain)} and {len(behind.plain)} seeds), in {mean(ahead.core_minutes):.1f} core-minutes "
-                f"to {mean(behind.core_minutes):.1f}.{note}"
+                f"({len(ahead.plain)} and {len(behind.plain)} seeds){cost}.{note}"
             )
+
+
+def _mean_minutes(row: Row) -> str:
+    return f"{mean(row.core_minutes):.1f}" if row.core_minutes else ""
 
 
 def failures(plan: Plan, results: Path) -> Iterator[str]:
@@ -191,12 +197,17 @@ def draw(plan: Plan, data: str, rows: list[Row], path: Path) -> Path:
             }
             for axes in (by_pflop, by_minutes):
                 points = [
-                    (pflop_of(record["options"]) if axes is by_pflop else record["core_minutes"], top1)
+                    (cost, top1)
                     for row in own
                     for record, top1 in zip(row.records.values(), row.plain, strict=True)
+                    if (cost := pflop_of(record["options"]) if axes is by_pflop else record["core_minutes"]) is not None
                 ]
-                means = [(row.budget if axes is by_pflop else mean(row.core_minutes), mean(row.plain)) for row in own]
-                if own:
+                means = [
+                    (row.budget if axes is by_pflop else mean(row.core_minutes), mean(row.plain))
+                    for row in own
+                    if axes is by_pflop or row.core_minutes
+                ]
+                if points:
                     axes.plot(
                         *zip(*points, strict=True), linestyle="", alpha=0.8, markersize=5, label=arm.label, **style
                     )

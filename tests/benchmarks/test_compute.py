@@ -22,6 +22,7 @@ from ceit.lock import locked
 from ceit.study.cells import Places, path_of, read_cell
 
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 RUN = {"global_batch_size": 64, "img_size": [16, 16], "precision": "float32", "limit_batches": 4, "log_every_steps": 1}
 PLAN: dict[str, Any] = {
     "budgets": {"digits": [4e-6]},
@@ -84,7 +85,7 @@ def test_longer_runs_of_other_networks_get_more_variation_and_recipes_their_own_
     assert augmentations["resnet", 0.06] == {"flip": True, "translate": 2}
     assert augmentations["resnet", 0.2] == {"flip": True, "translate": 3}  # 17 epochs
     assert augmentations["ours", 0.06] == {"flip": True, "translate": 3}
-    assert augmentations["ours", 0.6] == {"flip": True, "translate": 4, "cutout": 8}
+    assert augmentations["ours", 0.6] == {"flip": True, "translate": 4, "crop_scale": [0.8, 1.0], "cutout": 8}
 
 
 @pytest.mark.parametrize(
@@ -145,14 +146,36 @@ def test_processor_time_counts_work_that_is_done_again_once(tmp_path: Path) -> N
     file = tmp_path / "processor.txt"
     file.write_text("[1, 10.0]\n[2, 20.0]\n[3, 30.", encoding="utf-8")  # killed in the third step
     time = ProcessorTime(file)
-    time.begin(2)
+    time.begin(2, CPU)
     time.note({"step": 3})
+    assert time.seconds is not None
     assert 20.0 <= time.seconds < 21.0
     again = ProcessorTime(file)
-    again.begin(2)
+    again.begin(2, CPU)
     assert again.seconds == 20.0
-    again.begin(0)
+    again.begin(0, CPU)
     assert again.seconds == 0.0
+
+
+def test_a_training_that_a_gpu_had_a_part_in_has_no_processor_time(tmp_path: Path) -> None:
+    file = tmp_path / "processor.txt"
+    time = ProcessorTime(file)
+    time.begin(0, CPU)
+    time.note({"step": 1})
+    assert time.minutes is not None
+    time = ProcessorTime(file)
+    time.begin(1, torch.device("cuda"))
+    time.note({"step": 2})
+    assert time.minutes is None
+    time = ProcessorTime(file)
+    time.begin(2, CPU)
+    time.note({"step": 3})
+    assert time.minutes is None
+    assert [json.loads(line)[1] is None for line in file.read_text(encoding="utf-8").splitlines()] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_study_runs_once_through_and_reports(
@@ -271,9 +294,10 @@ def test_a_changed_plan_or_file_is_refused(
     assert "there is nothing to report" in capsys.readouterr().err
 
 
-def row(name: str, arm: Arm, top1: list[float]) -> Row:
+def row(name: str, arm: Arm, top1: list[float], core_minutes: float | None = 10.0) -> Row:
     records = {
-        seed: {"test": {"plain": {"top1_percent": percent}}, "core_minutes": 10.0} for seed, percent in enumerate(top1)
+        seed: {"test": {"plain": {"top1_percent": percent}}, "core_minutes": core_minutes}
+        for seed, percent in enumerate(top1)
     }
     return Row("cifar10", 0.2, name, arm, records)
 
@@ -282,8 +306,12 @@ def test_it_is_said_where_cnns_are_ahead() -> None:
     ours, cnn = Arm("CeiT", "attention", recipe="demo"), Arm("a CNN", "cnn", network="resnet")
     first, second = sentences([row("ours", ours, [90.0, 90.2]), row("cnn", cnn, [92.0, 92.5])])
     assert first.startswith("cifar10, 0.2 PFLOP, against the best CNN: a CNN is ahead of CeiT by 2.15 points")
+    assert first.endswith("(2 and 2 seeds), in 10.0 core-minutes to 10.0.")
     assert "overlap" not in first
     assert second == "cifar10, 0.2 PFLOP: no other network with attention is measured yet."
     first, _ = sentences([row("ours", ours, [92.1, 92.4]), row("cnn", cnn, [92.0, 92.2])])
     assert "CeiT is ahead of a CNN by 0.15 points" in first
     assert first.endswith("Their seeds overlap.")
+    on_a_gpu = row("cnn", cnn, [92.0, 92.5], core_minutes=None)
+    first, _ = sentences([row("ours", ours, [90.0, 90.2]), on_a_gpu])
+    assert first.endswith("(2 and 2 seeds).")
