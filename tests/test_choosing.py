@@ -112,18 +112,19 @@ def test_no_recipe_at_all_is_asked_for_by_name(capsys: pytest.CaptureFixture[str
     assert yaml.safe_load(printed.out)["optimizer"] == "adamw"
 
 
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "photos_finetune"]])
 def test_trained_weights_are_tuned_in_their_own_network_at_their_own_size(
-    photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: list[str], photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = tmp_path / "start.safetensors"
     network = ceit.create_model("ceit_mini_patch8_64", num_classes=3, img_size=96, depth=2, embed_dim=32, num_heads=2)
     ceit.save_checkpoint(start, network, class_names=["ant", "bee", "wasp"], preprocessing=network_preprocessing())
     run = tmp_path / "run"
-    words = ["--data", str(photos()), "--initial-checkpoint", str(start), "--output", str(run)]
+    words = ["--data", str(photos()), "--initial-checkpoint", str(start), "--output", str(run), *recipe]
     words += ["--epochs", "1", "--limit-batches", "1", "--workers", "0", "--precision", "float32"]
     assert ceit_cli.main(["train", *words]) == 0, capsys.readouterr().err
     said = capsys.readouterr().err
-    assert "The recipe is photos_finetune: " in said
+    assert ("The recipe is photos_finetune: " in said) == (not recipe)
     assert "starting from the weights of" in said
     saved = config_of_run(run)
     assert (saved["model"], saved["img_size"], saved["layer_decay"]) == ("ceit_mini_patch8_64", [96, 96], 0.75)

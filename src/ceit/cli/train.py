@@ -37,7 +37,7 @@ from ceit.messages import Say, in_words, unknown
 from ceit.model.variants import config_of
 from ceit.options import dotted_options, fits, is_section, parts_of, require_types, wanted
 from ceit.paths import expanded
-from ceit.train.choose_recipe import Facts, choose_recipe
+from ceit.train.choose_recipe import FINE_TUNING, Facts, choose_recipe
 from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
 from ceit.train.images import kept_classes
 from ceit.train.probe import RangeTest
@@ -148,6 +148,8 @@ def parse(arguments: list[str], chosen: Mapping[str, Any] | None = None) -> tupl
     for name in typed.keys() & vars(asked).keys():
         setattr(asked, name, typed.pop(name))
     options: dict[str, Any] = read_recipe(asked.recipe) if asked.recipe else {**(chosen or {})}
+    if asked.recipe == FINE_TUNING and "model" not in typed and (start := typed.get("initial_checkpoint")) is not None:
+        options |= network_of(start)
     if asked.help or asked.help_all:
         print_help(flat_keys(TrainConfig().as_dict()) | options, everything=asked.help_all)
         raise SystemExit(0)
@@ -196,10 +198,15 @@ def chosen_options(config: TrainConfig, asked: Namespace, say: Say) -> dict[str,
     say(choice.reason)
     options = read_recipe(choice.recipe)
     if start is not None and "model" not in asked.typed:
-        network = load_checkpoint(expanded(start)).config
-        options["model"], geometry = nearest_model(network)
-        options |= {"geometry": geometry, "img_size": network.img_size}
+        options |= network_of(start)
     return options
+
+
+def network_of(checkpoint: str) -> dict[str, Any]:
+    """The options that make a checkpoint's own network, at its own size. Raises: ValueError as ``load_checkpoint``."""
+    network = load_checkpoint(expanded(checkpoint)).config
+    model, geometry = nearest_model(network)
+    return {"model": model, "geometry": geometry, "img_size": network.img_size}
 
 
 def _typed(arguments: list[str]) -> dict[str, Any]:
