@@ -28,7 +28,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ceit-") as made:
         figures = {way: named_rightly(write(Path(made, way), asked.images, way), asked.checkpoint) for way in WAYS}
     found = ceit("evaluate", "--checkpoint", asked.checkpoint, "--data", "cifar10", "--split", "test", "--json")
-    print(json.dumps({"images": asked.images, **figures, "evaluate, all": json.loads(found)["top1_percent"]}))
+    print(
+        json.dumps(
+            {
+                "checkpoint": asked.checkpoint,
+                "images": asked.images,
+                **figures,
+                "evaluate, all": json.loads(found)["top1_percent"],
+            }
+        )
+    )
 
 
 def write(folder: Path, count: int, way: str) -> Path:

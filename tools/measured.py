@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ceit.plots import BLUE, ORANGE, label_epochs, new_figure
+from ceit.shipped import shipped_description, shipped_names, weights_file
 
 STUDIES = Path("studies")  # of the project's root, where the pages are made
 
@@ -23,6 +24,18 @@ def averages_table() -> str:
         raw, ema = ([line["validation"][kind]["top1_percent"] for line in lines] for kind in ("raw", "ema"))
         gains = ", ".join(f"{b - a:+.2f}" for a, b in zip(raw, ema, strict=True))
         rows.append(f"| {lines[0]['epoch']} | {mean(raw):.2f} % | {mean(ema):.2f} % | {gains} |")
+    return "\n".join(rows)
+
+
+def shipped_table() -> str:
+    """The weights that come with the package, each with its card."""
+    rows = ["| name | trained on | size | test top-1 |", "|---|---|---|---|"]
+    for name in shipped_names():
+        trained, size = shipped_description(name)["training"], weights_file(name).stat().st_size / 1e6
+        card = f"../src/ceit/pretrained/{name}.md"
+        rows.append(
+            f"| [`{name}`]({card}) | {trained['data']} | {size:.2f} MB | {trained['test_top1_percent']:.2f} % |"
+        )
     return "\n".join(rows)
 
 

@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "batch-norm": distributed_cost.batch_norm_table,
     "reading": distributed_cost.reading_table,
     "photo-recipes": measured.photo_recipes_table,
+    "shipped": measured.shipped_table,
     "averages": measured.averages_table,
     "fine-tuning": measured.fine_tuning_table,
     "class-token": measured.class_token_table,

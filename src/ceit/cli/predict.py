@@ -127,7 +127,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
     add("paths", "image, folder of images, or - for standard input", metavar="PATH", nargs="+")
-    add("--checkpoint", f"{MODEL} (default: {DEFAULT}, in versions that have it)", metavar="RUN|FILE")
+    add("--checkpoint", f"{MODEL} (default: {DEFAULT})", metavar="RUN|FILE")
     add("--top-k", "print the K most probable classes", type=int, default=5, metavar="K")
     add("--skip-broken", "exit with 0 even if some images cannot be read; they are named", action="store_true")
     results = parser.add_argument_group("results, instead of a table")

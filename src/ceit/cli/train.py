@@ -100,8 +100,11 @@ def main(arguments: list[str]) -> None:
         return
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
     live = LiveProgress(Console(stderr=True, quiet=not is_main))
+    start = config.initial_checkpoint
     if asked.recipe is None and not asked.goes_on:
         config, asked = parse(arguments, chosen_options(config, asked, live.say))
+    elif asked.recipe == FINE_TUNING and start is not None and "model" not in asked.typed:
+        config, asked = parse(arguments, network_of(start))
     if asked.print_config:
         print_config(config)
         return
@@ -140,16 +143,14 @@ def parse(arguments: list[str], chosen: Mapping[str, Any] | None = None) -> tupl
     """The configuration that recipe and command line give together, and the arguments that are not part of it.
 
     Of these, ``typed`` are the names of all options on the command line, and ``goes_on`` tells whether a resumed run
-    takes recipe, data and options from its ``config.yaml``. ``chosen`` are the options of the recipe where none is
-    named. Raises ValueError for unknown recipe keys.
+    takes recipe, data and options from its ``config.yaml``. ``chosen`` are options found for the data: those of a
+    recipe where none is named, and what a recipe leaves to a checkpoint. Raises ValueError for unknown recipe keys.
     """
     typed = _typed(arguments)
     asked = Namespace(**dict.fromkeys(PLACES), **dict.fromkeys(SWITCHES, False), typed=set(typed), goes_on=False)
     for name in typed.keys() & vars(asked).keys():
         setattr(asked, name, typed.pop(name))
-    options: dict[str, Any] = read_recipe(asked.recipe) if asked.recipe else {**(chosen or {})}
-    if asked.recipe == FINE_TUNING and "model" not in typed and (start := typed.get("initial_checkpoint")) is not None:
-        options |= network_of(start)
+    options: dict[str, Any] = (read_recipe(asked.recipe) if asked.recipe else {}) | {**(chosen or {})}
     if asked.help or asked.help_all:
         print_help(flat_keys(TrainConfig().as_dict()) | options, everything=asked.help_all)
         raise SystemExit(0)
