@@ -36,6 +36,7 @@ check: $(DEVELOPER)
 results: $(DEVELOPER) map
 	$(BIN)/python -m tools.results README.md studies/demo
 	$(BIN)/python -m tools.results README.zh-CN.md studies/demo
+	$(BIN)/python -m tools.results docs/decisions/small-images.md studies/demo_translate_1
 	$(BIN)/python -m tools.measured
 	$(BIN)/python -m tools.overview studies
 	$(BIN)/python -m tools.pages README.md README.zh-CN.md docs/*.md docs/decisions/*.md docs/recipes/*.md

@@ -1,4 +1,4 @@
-"""The README's table says what the committed results say."""
+"""The tables of results say what the committed runs say."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,21 @@ from tools.results import results_table, with_table
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_readme_shows_the_committed_results(readme: str) -> None:
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    assert with_table(text, results_table(ROOT / "studies" / "demo")) == text, "run: make results"
+@pytest.mark.parametrize(
+    ("page", "study"),
+    [
+        ("README.md", "demo"),
+        ("README.zh-CN.md", "demo"),
+        ("docs/decisions/small-images.md", "demo_translate_1"),
+    ],
+)
+def test_the_pages_show_the_committed_results(page: str, study: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert with_table(text, results_table(ROOT / "studies" / study)) == text, "run: make results"
 
 
 def test_every_committed_run_holds_its_log_and_agrees_with_its_report() -> None:
-    reports = sorted((ROOT / "studies" / "demo").glob("*/test.json"))
+    reports = sorted((ROOT / "studies").glob("demo*/*/test.json"))
     assert reports
     for path in reports:
         report = json.loads(path.read_text(encoding="utf-8"))
