@@ -226,7 +226,7 @@ def test_figures_of_the_text_are_measured_ones() -> None:
     text = ENGLISH.read_text(encoding="utf-8")
     computed = "".join(
         part
-        for page in (ENGLISH, *(ROOT / "docs").glob("*.md"))
+        for page in (ENGLISH, *(ROOT / "docs").rglob("*.md"))
         for part in re.findall(r"<!-- .*? -->\n(.*?)<!-- end of", page.read_text(encoding="utf-8"), re.DOTALL)
     )
     own = re.sub(r"<!-- (?:results|computed).*?<!-- end of.*?-->", "", text, flags=re.DOTALL)
