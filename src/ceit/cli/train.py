@@ -150,7 +150,7 @@ def parse(arguments: list[str], chosen: Mapping[str, Any] | None = None) -> tupl
     asked = Namespace(**dict.fromkeys(PLACES), **dict.fromkeys(SWITCHES, False), typed=set(typed), goes_on=False)
     for name in typed.keys() & vars(asked).keys():
         setattr(asked, name, typed.pop(name))
-    options: dict[str, Any] = (read_recipe(asked.recipe) if asked.recipe else {}) | {**(chosen or {})}
+    options: dict[str, Any] = (read_recipe(asked.recipe) if asked.recipe else {}) | dict(chosen or {})
     if asked.help or asked.help_all:
         print_help(flat_keys(TrainConfig().as_dict()) | options, everything=asked.help_all)
         raise SystemExit(0)

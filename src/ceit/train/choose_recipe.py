@@ -22,7 +22,7 @@ FEWEST_EPOCHS = 30  # of a small set that a time budget must allow, or half of w
 READING_SECONDS = 0.0035
 """Of a core, to read and vary a photo: an assumption for estimates."""
 _CORE_FLOPS = 0.055e12  # that a CPU core sustains in training
-_GPU_FLOPS = 5e12
+_GPU_FLOPS = 2e12  # that a GPU sustains with networks as small as these: one H100 did
 
 
 @dataclass(frozen=True)
