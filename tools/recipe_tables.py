@@ -100,8 +100,7 @@ def time_estimate(recipe: str) -> str:
     """The words behind ``Time:`` in a recipe's header."""
     flops = training_flops(recipe)
     if _is_for_cores(recipe):
-        reading = recipe_config(recipe).samples * READING_SECONDS / 2 if recipe in PHOTOS.values() else 0
-        return f"estimated {in_words(flops / CPU_FLOPS + reading)} on two CPU cores ({_quantity(flops)})"
+        return f"estimated {_time_on_cores(recipe)} ({_quantity(flops)})"
     return f"estimated {in_words(flops / GPU_FLOPS)} on one GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s ({_quantity(flops)})"
 
 
@@ -204,10 +203,16 @@ def _is_for_cores(recipe: str) -> bool:
     return geometry_of(recipe).embed_dim < 192
 
 
+def _time_on_cores(recipe: str) -> str:
+    """Arithmetic, and of photos reading as well."""
+    reading = recipe_config(recipe).samples * READING_SECONDS / 2 if recipe in PHOTOS.values() else 0
+    return f"{in_words(training_flops(recipe) / CPU_FLOPS + reading)} on two CPU cores"
+
+
 def _time_column(recipe: str) -> str:
     flops = training_flops(recipe)
     if _is_for_cores(recipe):
-        return f"{in_words(flops / CPU_FLOPS)} on two CPU cores"
+        return _time_on_cores(recipe)
     one, eight = flops / GPU_FLOPS, flops / GPU_FLOPS / GPUS_OF_A_NODE
     return f"{in_words(one)} on one GPU, {in_words(eight)} on {GPUS_OF_A_NODE}"
 

@@ -20,6 +20,7 @@ def test_the_header_tells_all_there_is_to_know(name: str) -> None:
     assert set(head) == {"Source", "Run", "Hardware", "Time", "Expected", "Measured"}
     assert f"--recipe {name} " in head["Run"]
     assert head["Time"] == recipes.time_estimate(name)
+    assert f", {head['Time'].partition(' on ')[0]} on " in recipes.section(name)
 
 
 @pytest.mark.parametrize("name", recipe_names())
