@@ -62,7 +62,7 @@ def work_through(plan: Plan, asked: argparse.Namespace) -> int:
     source_digest()  # of the code as it is now, before anybody changes it
     failed: list[str] = []
     while left := [cell for cell in left_over(plan, asked) if cell.digest not in failed]:
-        if not any(run_unless_taken(cell, places, commit, failed) for cell in left):
+        if not any(run_unless_taken(cell, places, commit, failed, asked.compile) for cell in left):
             _say(f"waiting: other processes are running the cells that are left, {len(left)}")
             time.sleep(LOOK_AGAIN_SECONDS)
     for name in _undecided(plan, asked):
@@ -71,13 +71,13 @@ def work_through(plan: Plan, asked: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def run_unless_taken(cell: Cell, places: Places, commit: str | None, failed: list[str]) -> bool:
+def run_unless_taken(cell: Cell, places: Places, commit: str | None, failed: list[str], compile: bool = False) -> bool:
     """Run a cell unless another process is running it, or has; whether there is something new."""
     try:
         with locked(places.lock_of(cell), _say):
             if read_cell(places.results, cell) is None:
                 _say(f"{cell.scale}, {cell.name}: {pflop_of(cell.options):.3g} PFLOP, {cell.options['steps']} steps")
-                run_cell(cell, places, commit, _say)
+                run_cell(cell, places, commit, _say, compile)
     except InUseError:
         return False
     except ValueError as error:
@@ -169,6 +169,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="NAME", help="cells of this data set alone")
     add("--budget", type=float, metavar="PFLOP", help="cells of this budget alone")
     add("--seed", type=int, metavar="N", help="cells of this seed alone")
+    add("--compile", action="store_true", help="train with torch.compile, as on a GPU, where small networks gain by it")
     add("--threads", type=int, default=1, metavar="N", help="of this process; default: %(default)s")
     return parser.parse_args(arguments)
 

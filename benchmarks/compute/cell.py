@@ -33,10 +33,11 @@ WHITENED_IMAGES = 5_000  # of which a first layer is made
 _LINE = re.compile(r"\[\d+, ([\d.]+|null)\]")
 
 
-def run_cell(cell: Cell, places: Places, commit: str | None, say: Say) -> None:
+def run_cell(cell: Cell, places: Places, commit: str | None, say: Say, compile: bool = False) -> None:
     """Train a cell, or go on with it, and write its file; its checkpoints go, its weights stay.
 
-    A training that has failed is a result, too: its file says why. Raises: Interrupted (a KeyboardInterrupt) after
+    With ``compile`` the rest of it is trained compiled. A training that has failed is a result, too: its file says
+    why. Raises: Interrupted (a KeyboardInterrupt) after
     saving; ValueError as ``begun`` and ``require_macs``.
     """
     folder = places.run_of(cell)
@@ -46,7 +47,7 @@ def run_cell(cell: Cell, places: Places, commit: str | None, say: Say) -> None:
         return new_network(cell.options, run) if "network" in cell.options else starting_model(run, say)
 
     with begun(
-        config_from(cell.options["training"]),
+        config_from({**cell.options["training"], "compile": compile}),
         cell.data,
         folder,
         resume="auto",
@@ -64,7 +65,8 @@ def run_cell(cell: Cell, places: Places, commit: str | None, say: Say) -> None:
             found: Record = {"failed": str(error)}
         else:
             found = measured(trainer)
-    write_cell(places.results, cell, {**found, "core_minutes": processor.minutes, "commit": commit})
+    how = {"core_minutes": processor.minutes, "compiled": compile, "commit": commit}
+    write_cell(places.results, cell, {**found, **how})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

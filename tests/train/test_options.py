@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import ceit
 import ceit_cli
@@ -398,6 +399,18 @@ def test_a_resumed_run_may_change_what_belongs_to_the_machine_and_says_so(tmp_pa
     changed = "resumed with another option: device_batch_size was None, now 32: unless it is frozen, BatchNorm takes"
     assert any(line.startswith(changed) for line in said)
     assert "resumed with another option: workers was None, now 1" in said
+
+
+def test_a_compiled_run_may_go_on_where_there_is_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compiled.append(network) or network)
+    run = tmp_path / "run"
+    train(config(epochs=1, compile=True), "digits", run)
+    assert len(compiled) == 1
+    said: list[str] = []
+    train(config(epochs=1, compile=False), "digits", run, resume="auto", say=said.append)
+    assert len(compiled) == 1
+    assert "resumed with another option: compile was True, now False" in said
 
 
 def test_other_data_are_noticed_on_resume(tmp_path: Path) -> None:
