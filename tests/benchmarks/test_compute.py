@@ -85,7 +85,7 @@ def test_longer_runs_of_other_networks_get_more_variation_and_recipes_their_own_
     assert augmentations["resnet", 0.06] == {"flip": True, "translate": 2}
     assert augmentations["resnet", 0.2] == {"flip": True, "translate": 3}  # 17 epochs
     assert augmentations["ours", 0.06] == {"flip": True, "translate": 3}
-    assert augmentations["ours", 0.6] == {"flip": True, "translate": 4, "crop_scale": [0.8, 1.0], "cutout": 8}
+    assert augmentations["ours", 0.6] == {"flip": True, "translate": 4, "cutout": 8}
 
 
 @pytest.mark.parametrize(
@@ -264,6 +264,17 @@ def test_a_training_whose_loss_is_not_finite_is_a_result_and_not_chosen(
     assert "| CNN | good |" in table
     assert "| CNN | failed | **" in table
     assert "- digits-4e-06, airbench wild, seed 0, failed: " in table
+
+
+def test_a_cell_says_whether_it_was_trained_compiled(
+    tmp_path: Path, started: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compiled.append(network) or network)
+    assert started("--only", "ours", "--compile") == 0
+    (cell,) = (tmp_path / "studies/compute").glob("*/*.json")
+    assert json.loads(cell.read_text(encoding="utf-8"))["compiled"] is True
+    assert len(compiled) == 1
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path: Path, started: Callable[..., int]) -> None:
