@@ -131,6 +131,18 @@ def test_trained_weights_are_tuned_in_their_own_network_at_their_own_size(
     assert json.loads((run / "model.json").read_text(encoding="utf-8"))["config"]["depth"] == 2
 
 
+@pytest.mark.parametrize("recipe", ["photos_finetune", "transfer_pets"])
+def test_a_recipe_that_starts_from_a_run_that_is_not_here_says_what_to_give(
+    recipe: str, photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    assert ceit_cli.main(["train", "--recipe", recipe, "--data", str(photos()), "--output", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert f"recipe {recipe} starts from runs/imagenet_tiny_300, which is not here: give --initial-checkpoint" in said
+    assert not run.exists()
+
+
 def network_preprocessing() -> dict[str, object]:
     return {"mean": [0.5] * 3, "std": [0.25] * 3, "crop": 0.875, "interpolation": "bicubic"}
 

@@ -101,6 +101,8 @@ def main(arguments: list[str]) -> None:
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
     live = LiveProgress(Console(stderr=True, quiet=not is_main))
     start = config.initial_checkpoint
+    if asked.recipe and start is not None and "initial_checkpoint" not in asked.typed and not asked.print_config:
+        require_start(start, asked.recipe)
     if asked.recipe is None and not asked.goes_on:
         config, asked = parse(arguments, chosen_options(config, asked, live.say))
     elif asked.recipe == FINE_TUNING and start is not None and "model" not in asked.typed:
@@ -201,6 +203,15 @@ def chosen_options(config: TrainConfig, asked: Namespace, say: Say) -> dict[str,
     if start is not None and "model" not in asked.typed:
         options |= network_of(start)
     return options
+
+
+def require_start(checkpoint: str, recipe: str) -> None:
+    """Raises: FileNotFoundError if what a recipe starts from is not there."""
+    if not expanded(checkpoint).exists():
+        other = "a run of yours, a file, or weights that ship (ceit list weights)"
+        raise FileNotFoundError(
+            f"recipe {recipe} starts from {checkpoint}, which is not here: give --initial-checkpoint {other}"
+        )
 
 
 def network_of(checkpoint: str) -> dict[str, Any]:
