@@ -6,6 +6,7 @@ last epoch. Start it several times with the same ``--work``: the processes share
 
     python -m benchmarks.compute --plan                 what is left, and about how long it takes
     python -m benchmarks.compute --work DIR --only cct --budget 0.2 --seed 0
+    python -m benchmarks.compute --pace                 core-minutes of every network, on a machine that is idle
     python -m benchmarks.compute --report               the table and the pictures
 """
 
@@ -19,6 +20,7 @@ from statistics import mean
 import torch
 
 from benchmarks.compute.cell import run_cell
+from benchmarks.compute.pace import ROUNDS, Pace, measure_pace
 from benchmarks.compute.plan import STUDY, Plan, pflop_of
 from benchmarks.compute.report import write_report
 from ceit.lock import InUseError, locked
@@ -46,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
             print_plan(plan, asked)
             return 0
         torch.set_num_threads(asked.threads)
+        if asked.pace:
+            print(measure_pace(plan, asked.results, ROUNDS, _say))
+            return 0
         asked.work.mkdir(parents=True, exist_ok=True)
         return work_through(plan, asked)
     except Interrupted as stop:
@@ -107,7 +112,7 @@ def _undecided(plan: Plan, asked: argparse.Namespace) -> list[str]:
 
 def print_plan(plan: Plan, asked: argparse.Namespace) -> None:
     """A line for each cell that is left: its steps, those of them that are done, and core-minutes to go."""
-    rates, places = core_minutes_per_pflop(plan, asked.results), Places(asked.results, asked.work)
+    rates, places = core_minutes_per_pflop(plan, Pace.read(asked.results)), Places(asked.results, asked.work)
 
     def minutes_of(cell: Cell) -> float:
         rate = rates.get(cell.options["name"], mean(rates.values()) if rates else CORE_MINUTES_PER_PFLOP)
@@ -128,12 +133,11 @@ def print_plan(plan: Plan, asked: argparse.Namespace) -> None:
     print(f"in all {total / 60:.1f} core-hours")
 
 
-def core_minutes_per_pflop(plan: Plan, results: Path) -> dict[str, float]:
-    """What finished cells took that were on CPUs alone, by arm."""
+def core_minutes_per_pflop(plan: Plan, pace: Pace) -> dict[str, float]:
+    """What was timed, by arm: the mean over its budgets."""
     found: dict[str, list[float]] = {}
-    for cell in plan.cells(results):
-        record = read_cell(results, cell)
-        if record is not None and "failed" not in record and (minutes := record["core_minutes"]) is not None:
+    for cell in plan.compared({name: next(iter(plan.settings)) for name in plan.arms}):
+        if (minutes := pace.of(cell)) is not None:
             found.setdefault(cell.options["name"], []).append(minutes / pflop_of(cell.options))
     return {name: mean(rates) for name, rates in found.items()}
 
@@ -164,6 +168,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--work", type=Path, default=Path("~/.cache/ceit-compute").expanduser(), help="run directories; %(default)s")
     add("--results", type=Path, default=REPOSITORY / "studies", help="folder of studies; default: this repository's")
     add("--plan", action="store_true", help="list what is left, and train nothing")
+    add("--pace", action="store_true", help="time the steps of every network in turn, and train nothing")
     add("--report", action="store_true", help="write table.md and the pictures, and train nothing")
     add("--only", metavar="ARM", help="cells of this arm alone")
     add("--data", metavar="NAME", help="cells of this data set alone")

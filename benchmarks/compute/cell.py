@@ -1,15 +1,12 @@
 """One cell: a network trained for its share of compute, or gone on with, and measured with and without views."""
 
-import json
-import re
-import resource
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -26,22 +23,34 @@ from ceit.train.learner import starting_model
 from ceit.train.metrics import evaluate
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run import begun
-from ceit.train.run_directory import lines_of
 from ceit.train.trainer import Trainer
 
 WHITENED_IMAGES = 5_000  # of which a first layer is made
-_LINE = re.compile(r"\[\d+, ([\d.]+|null)\]")
 
 
 def run_cell(cell: Cell, places: Places, commit: str | None, say: Say, compile: bool = False) -> None:
     """Train a cell, or go on with it, and write its file; its checkpoints go, its weights stay.
 
-    With ``compile`` the rest of it is trained compiled. A training that has failed is a result, too: its file says
-    why. Raises: Interrupted (a KeyboardInterrupt) after
-    saving; ValueError as ``begun`` and ``require_macs``.
+    With ``compile`` the rest of it is trained compiled. A training that has failed is a result, too: its file says why.
+    Raises: Interrupted (a KeyboardInterrupt) after saving; ValueError as ``trainer_of``.
     """
     folder = places.run_of(cell)
-    processor = ProcessorTime(folder / "processor.txt")
+    with trainer_of(cell, folder, say, compile) as trainer:
+        try:
+            trainer.fit()
+        except ValueError as error:  # of a loss that is not finite
+            found: Record = {"failed": str(error)}
+        else:
+            found = measured(trainer)
+    write_cell(places.results, cell, {**found, "compiled": compile, "commit": commit})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def trainer_of(cell: Cell, folder: Path, say: Say = lambda message: None, compile: bool = False) -> Iterator[Trainer]:
+    """The trainer of a cell, which goes on with what its folder holds. Raises: ValueError as ``begun`` and
+    ``require_macs``.
+    """
 
     def make_model(run: ResolvedRun, say: Say) -> nn.Module:
         return new_network(cell.options, run) if "network" in cell.options else starting_model(run, say)
@@ -54,20 +63,10 @@ def run_cell(cell: Cell, places: Places, commit: str | None, say: Say, compile: 
         steps=cell.options["steps"],
         make_model=make_model,
         say=say,
-        show=processor.note,
         share_cores=False,
     ) as trainer:
         require_macs(trainer, cell)
-        processor.begin(trainer.progress.step, trainer.accelerator.device)
-        try:
-            trainer.fit()
-        except ValueError as error:  # of a loss that is not finite
-            found: Record = {"failed": str(error)}
-        else:
-            found = measured(trainer)
-    how = {"core_minutes": processor.minutes, "compiled": compile, "commit": commit}
-    write_cell(places.results, cell, {**found, **how})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        yield trainer
 
 
 def require_macs(trainer: Trainer, cell: Cell) -> None:
@@ -125,42 +124,3 @@ def measured(trainer: Trainer) -> Record:
         "seconds": round(trainer.progress.elapsed_seconds, 1),
         "machine": {**machine(trainer.accelerator.device), "timm": timm.__version__},
     }
-
-
-class ProcessorTime:
-    """The time that cores have worked for a training: of this process and of those that had begun it, to each step.
-
-    A training that goes on from a step counts what it had taken up to that step: work that is done again counts once.
-    One that was on another device than the CPU, for a part or as a whole, has no such time.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.seconds: float | None = 0.0
-        self._began: float | None = 0.0
-
-    @property
-    def minutes(self) -> float | None:
-        """As a cell's file has it."""
-        return None if self.seconds is None else round(self.seconds / 60, 3)
-
-    def begin(self, step: int, device: torch.device) -> None:
-        """The training begins, or goes on after ``step``."""
-        lines = [
-            json.loads(line) for line in lines_of(self.file) if _LINE.fullmatch(line)
-        ]  # a crash may cut one in two
-        self.seconds = dict(lines).get(step, 0.0) if device.type == "cpu" else None
-        self._began = None if self.seconds is None else _core_seconds() - self.seconds
-
-    def note(self, state: Mapping[str, Any]) -> None:
-        """So much it has taken by now."""
-        self.seconds = None if self._began is None else _core_seconds() - self._began
-        with self.file.open("a", encoding="utf-8") as file:
-            seconds = "null" if self.seconds is None else f"{self.seconds:.3f}"
-            file.write(f"[{state['step']}, {seconds}]\n")
-
-
-def _core_seconds() -> float:
-    """What all threads of this process have computed, for programs and for the system."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime

@@ -5,7 +5,8 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.compute.plan import STUDY, Arm, Plan, pflop_of, setting_in
+from benchmarks.compute.pace import Pace
+from benchmarks.compute.plan import STUDY, Arm, Plan, setting_in
 from ceit.atomic import write_text
 from ceit.inference.views import VIEWS
 from ceit.plots import COLOURS, MARKERS, new_figure
@@ -26,6 +27,7 @@ class Row(NamedTuple):
     name: str
     arm: Arm
     records: dict[int, Record]
+    core_minutes: float | None
 
     @property
     def plain(self) -> list[float]:
@@ -35,11 +37,6 @@ class Row(NamedTuple):
     def test(self, way: str) -> list[float]:
         """Test top-1 of every seed that has it."""
         return [record["test"][way]["top1_percent"] for record in self.records.values() if way in record["test"]]
-
-    @property
-    def core_minutes(self) -> list[float]:
-        """Of every seed's training that was on CPUs alone."""
-        return [found for record in self.records.values() if (found := record["core_minutes"]) is not None]
 
 
 def write_report(plan: Plan, results: Path) -> list[Path]:
@@ -59,12 +56,14 @@ def write_report(plan: Plan, results: Path) -> list[Path]:
 def rows_of(plan: Plan, results: Path) -> list[Row]:
     """The rows that have a finished cell, in the plan's order of data, budgets and arms."""
     found: dict[tuple[str, float, str], dict[int, Record]] = {}
+    pace, minutes = Pace.read(results), dict[tuple[str, float, str], float | None]()
     for cell in plan.compared(plan.settings_of(results)):
         if (record := read_cell(results, cell)) is not None and "failed" not in record:
             key = cell.data, cell.options["budget_pflop"], cell.options["name"]
             found.setdefault(key, {})[cell.seed] = record
+            minutes[key] = pace.of(cell)
     return [
-        Row(data, budget, name, arm, found[data, budget, name])
+        Row(data, budget, name, arm, found[data, budget, name], minutes[data, budget, name])
         for data, budgets in plan.budgets.items()
         for budget in budgets
         for name, arm in plan.arms.items()
@@ -82,8 +81,8 @@ def report(plan: Plan, rows: list[Row], results: Path) -> str:
             "# Small images from scratch at equal compute",
             "Made by `python -m benchmarks.compute --report`; do not edit. PFLOP are 6 x MACs x images shown / 1e15. "
             "Top-1 is that of the test split, in percent, of the epoch that validation chose. Views are beside the "
-            "plain figure, never instead of it. Core-minutes are processor time of the training alone, "
-            "where no GPU had a part in it.",
+            "plain figure, never instead of it. Core-minutes are those of the training alone, on one core: steps of "
+            "all networks were timed in turn on a machine that did nothing else (`--pace`).",
             comparison_table(rows),
             "\n".join(f"- {sentence}" for sentence in [*sentences(rows), *failures(plan, results)]),
             "## Settings tried",
@@ -113,7 +112,7 @@ def comparison_table(rows: list[Row]) -> str:
             f"| {row.data} | {row.budget:g} | {row.arm.label} | {first['options']['setting']} "
             f"| {first['parameters'] / 1e6:.2f}M | {first['options']['macs'] / 1e6:.1f}M | {first['epochs']:.1f} "
             f"| {', '.join(map(str, row.records))} | **{mean(row.plain):.2f}** | {min(row.plain):.2f} "
-            f"| {' | '.join(views)} | {_mean_minutes(row) or 'on a GPU'} |"
+            f"| {' | '.join(views)} | {_minutes(row)} |"
         )
     return "\n".join(lines)
 
@@ -141,7 +140,7 @@ def sentences(rows: list[Row]) -> Iterator[str]:
             ahead, behind = (other, ours) if mean(other.plain) > mean(ours.plain) else (ours, other)
             lead = mean(ahead.plain) - mean(behind.plain)
             note = " Their seeds overlap." if min(ahead.plain) <= max(behind.plain) else ""
-            minutes = _mean_minutes(ahead), _mean_minutes(behind)
+            minutes = _minutes(ahead), _minutes(behind)
             cost = f", in {minutes[0]} core-minutes to {minutes[1]}" if all(minutes) else ""
             yield (
                 f"{where}, against the best {kind}: {ahead.arm.label} is ahead of {behind.arm.label} by {lead:.2f} "
@@ -150,8 +149,8 @@ def sentences(rows: list[Row]) -> Iterator[str]:
             )
 
 
-def _mean_minutes(row: Row) -> str:
-    return f"{mean(row.core_minutes):.1f}" if row.core_minutes else ""
+def _minutes(row: Row) -> str:
+    return "" if row.core_minutes is None else f"{row.core_minutes:.1f}"
 
 
 def failures(plan: Plan, results: Path) -> Iterator[str]:
@@ -196,17 +195,9 @@ def draw(plan: Plan, data: str, rows: list[Row], path: Path) -> Path:
                 "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
             }
             for axes in (by_pflop, by_minutes):
-                points = [
-                    (cost, top1)
-                    for row in own
-                    for record, top1 in zip(row.records.values(), row.plain, strict=True)
-                    if (cost := pflop_of(record["options"]) if axes is by_pflop else record["core_minutes"]) is not None
-                ]
-                means = [
-                    (row.budget if axes is by_pflop else mean(row.core_minutes), mean(row.plain))
-                    for row in own
-                    if axes is by_pflop or row.core_minutes
-                ]
+                costs = [(row.budget if axes is by_pflop else row.core_minutes, row.plain) for row in own]
+                points = [(cost, top1) for cost, plain in costs if cost is not None for top1 in plain]
+                means = [(cost, mean(plain)) for cost, plain in costs if cost is not None]
                 if points:
                     axes.plot(
                         *zip(*points, strict=True), linestyle="", alpha=0.8, markersize=5, label=arm.label, **style

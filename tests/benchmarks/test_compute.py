@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from benchmarks.compute import __main__ as command
-from benchmarks.compute.cell import ProcessorTime
+from benchmarks.compute import cell as trained
 from benchmarks.compute.networks import NETWORKS, WhitenedConvNet
+from benchmarks.compute.pace import core_minutes
 from benchmarks.compute.plan import Arm, Plan, pflop_of
 from benchmarks.compute.report import Row, sentences
 from ceit.bench.arms import inference_macs
@@ -22,7 +24,6 @@ from ceit.lock import locked
 from ceit.study.cells import Places, path_of, read_cell
 
 ROOT = Path(__file__).parents[2]
-CPU = torch.device("cpu")
 RUN = {"global_batch_size": 64, "img_size": [16, 16], "precision": "float32", "limit_batches": 4, "log_every_steps": 1}
 PLAN: dict[str, Any] = {
     "budgets": {"digits": [4e-6]},
@@ -142,42 +143,6 @@ def test_the_first_layer_whitens() -> None:
     assert moments.diagonal()[-1] == pytest.approx(1.0, abs=0.02)
 
 
-def test_processor_time_counts_work_that_is_done_again_once(tmp_path: Path) -> None:
-    file = tmp_path / "processor.txt"
-    file.write_text("[1, 10.0]\n[2, 20.0]\n[3, 30.", encoding="utf-8")  # killed in the third step
-    time = ProcessorTime(file)
-    time.begin(2, CPU)
-    time.note({"step": 3})
-    assert time.seconds is not None
-    assert 20.0 <= time.seconds < 21.0
-    again = ProcessorTime(file)
-    again.begin(2, CPU)
-    assert again.seconds == 20.0
-    again.begin(0, CPU)
-    assert again.seconds == 0.0
-
-
-def test_a_training_that_a_gpu_had_a_part_in_has_no_processor_time(tmp_path: Path) -> None:
-    file = tmp_path / "processor.txt"
-    time = ProcessorTime(file)
-    time.begin(0, CPU)
-    time.note({"step": 1})
-    assert time.minutes is not None
-    time = ProcessorTime(file)
-    time.begin(1, torch.device("cuda"))
-    time.note({"step": 2})
-    assert time.minutes is None
-    time = ProcessorTime(file)
-    time.begin(2, CPU)
-    time.note({"step": 3})
-    assert time.minutes is None
-    assert [json.loads(line)[1] is None for line in file.read_text(encoding="utf-8").splitlines()] == [
-        False,
-        True,
-        True,
-    ]
-
-
 def test_a_study_runs_once_through_and_reports(
     tmp_path: Path, started: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +159,6 @@ def test_a_study_runs_once_through_and_reports(
             record["best"]["validation_top1_percent"], abs=1e-4
         )
         assert set(record["test"]) == {"plain"}  # mirrored digits are other digits
-        assert record["core_minutes"] > 0
         assert record["machine"]["threads"] == 1
     assert cells["airbench-muon.seed0"]["options"]["training"]["augmentation"] == {"translate": 1, "cutout": 2}
     written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("studies/compute/*/*.json")}
@@ -209,22 +173,45 @@ def test_a_study_runs_once_through_and_reports(
     found = {way: cells[f"airbench-{way}.seed0"]["validation"]["plain"] for way in ("muon", "adamw")}
     chosen = max(found, key=lambda way: (found[way]["top1_percent"], -found[way]["loss"]))
     assert f"| digits | 4e-06 | CNN | {chosen} |" in table
+    assert table.count("|  |\n") == 2  # no core-minutes yet
     assert (tmp_path / "studies/compute/accuracy_digits.png").stat().st_size > 10_000
+
+
+def test_core_minutes_are_those_of_timed_steps(
+    tmp_path: Path, started: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "ROUNDS", 2)
+    assert started() == 0
+    assert started("--pace") == 0
+    assert not list((tmp_path / "work").rglob("*ceit-*"))
+    found = json.loads((tmp_path / "studies/compute/pace.json").read_text(encoding="utf-8"))
+    assert {row.partition(" steps")[0].rpartition(",")[0] for row in found["rows"]} == {
+        "digits, ours",
+        "digits, airbench",
+    }
+    for row, timed in found["rows"].items():
+        steps = int(row.partition(" steps")[0].rpartition(" ")[2])
+        assert timed["core_minutes"] == pytest.approx(steps * timed["seconds_per_step"]["full"] / 60, abs=0.01)
+    assert found["machine"]["threads"] == 1
+    assert started("--report") == 0
+    assert "in 0.0 core-minutes to 0.0." in (tmp_path / "studies/compute/table.md").read_text(encoding="utf-8")
+
+
+def test_smaller_images_at_first_have_a_pace_of_their_own() -> None:
+    assert core_minutes({"small": 0.6, "full": 1.1}, steps=1000, small_steps=400) == 15.0
+    assert core_minutes({"full": 0.6}, steps=1000, small_steps=0) == 10.0
 
 
 def test_a_stopped_cell_goes_on_and_ends_as_if_it_had_not_been(
     tmp_path: Path, started: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note = ProcessorTime.note
-
-    def stop_in_the_second_epoch(time: ProcessorTime, state: Mapping[str, Any]) -> None:
-        note(time, state)
+    def stop_in_the_second_epoch(state: Mapping[str, Any]) -> None:
         if state["step"] == 6 and "total_steps" in state:
             os.kill(os.getpid(), signal.SIGTERM)
 
     only = ("--only", "ours")
     with monkeypatch.context() as patch:
-        patch.setattr(ProcessorTime, "note", stop_in_the_second_epoch)
+        patch.setattr(trained, "begun", partial(trained.begun, show=stop_in_the_second_epoch))
         assert started(*only) == 143
     assert not cells_of(tmp_path)
     assert started(*only) == 0
@@ -297,7 +284,7 @@ def test_a_changed_plan_or_file_is_refused(
     plan = Plan.read(tmp_path / "studies/compute/plan.yaml")
     cell = next(cell for cell in plan.cells(tmp_path / "studies") if cell.options["name"] == "ours")
     file = path_of(tmp_path / "studies", cell)
-    file.write_text(file.read_text(encoding="utf-8").replace('"core_minutes": ', '"core_minutes": 1'), encoding="utf-8")
+    file.write_text(file.read_text(encoding="utf-8").replace('"steps": ', '"steps": 1'), encoding="utf-8")
     assert started("--only", "ours") == 1
     assert "is not as it was written" in capsys.readouterr().err
     file.unlink()
@@ -306,11 +293,8 @@ def test_a_changed_plan_or_file_is_refused(
 
 
 def row(name: str, arm: Arm, top1: list[float], core_minutes: float | None = 10.0) -> Row:
-    records = {
-        seed: {"test": {"plain": {"top1_percent": percent}}, "core_minutes": core_minutes}
-        for seed, percent in enumerate(top1)
-    }
-    return Row("cifar10", 0.2, name, arm, records)
+    records = {seed: {"test": {"plain": {"top1_percent": percent}}} for seed, percent in enumerate(top1)}
+    return Row("cifar10", 0.2, name, arm, records, core_minutes)
 
 
 def test_it_is_said_where_cnns_are_ahead() -> None:
@@ -323,6 +307,6 @@ def test_it_is_said_where_cnns_are_ahead() -> None:
     first, _ = sentences([row("ours", ours, [92.1, 92.4]), row("cnn", cnn, [92.0, 92.2])])
     assert "CeiT is ahead of a CNN by 0.15 points" in first
     assert first.endswith("Their seeds overlap.")
-    on_a_gpu = row("cnn", cnn, [92.0, 92.5], core_minutes=None)
-    first, _ = sentences([row("ours", ours, [90.0, 90.2]), on_a_gpu])
+    not_timed = row("cnn", cnn, [92.0, 92.5], core_minutes=None)
+    first, _ = sentences([row("ours", ours, [90.0, 90.2]), not_timed])
     assert first.endswith("(2 and 2 seeds).")
