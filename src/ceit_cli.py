@@ -39,7 +39,7 @@ VERBS = {
 
 EXAMPLES = {
     "ceit demo": "trains a small model on a known data set, and shows its results",
-    "ceit train --recipe demo --data photos/ --output runs/photos": "trains one on your images, a folder per class",
+    "ceit train --data photos/ --output runs/photos": "trains one on your images, a folder per class",
     "ceit evaluate --checkpoint runs/photos --data photos/": "measures it on images that were kept out of training",
     "ceit predict --checkpoint runs/photos holiday.jpg": "classifies new images",
 }

@@ -139,8 +139,20 @@ def test_a_recipe_that_starts_from_a_run_that_is_not_here_says_what_to_give(
     run = tmp_path / "run"
     assert ceit_cli.main(["train", "--recipe", recipe, "--data", str(photos()), "--output", str(run)]) == 1
     said = capsys.readouterr().err
-    assert f"recipe {recipe} starts from runs/imagenet_tiny_300, which is not here: give --initial-checkpoint" in said
+    start = "runs/imagenet_tiny_300, which is not here: give --initial-checkpoint a run directory, a file, or weights"
+    assert f"recipe {recipe} starts from {start}" in said
+    words = ["--data", str(photos()), "--output", str(run), "--initial-checkpoint", "nothere"]
+    assert ceit_cli.main(["train", *words]) == 1
+    assert capsys.readouterr().err.startswith("error: --initial-checkpoint nothere is not here: name a run directory")
     assert not run.exists()
+
+
+def test_a_recipe_may_start_from_weights_that_ship(photos: MakePhotos, tmp_path: Path) -> None:
+    recipe, run, shipped = tmp_path / "my.yaml", tmp_path / "run", "ceit_pico_patch4_32.cifar10"
+    recipe.write_text(f"initial_checkpoint: {shipped}\nmodel: {shipped}\n", encoding="utf-8")
+    words = ["--recipe", str(recipe), "--data", str(photos()), "--output", str(run), "--limit-batches", "1"]
+    assert ceit_cli.main(["train", *words, "--epochs", "1", "--precision", "float32", "--workers", "0"]) == 0
+    assert config_of_run(run)["initial_checkpoint"] == shipped
 
 
 def network_preprocessing() -> dict[str, object]:

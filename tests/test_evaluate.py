@@ -205,7 +205,7 @@ def test_exported_file_has_the_figures_of_its_checkpoint(
 
     refused = ["evaluate", "--checkpoint", str(file), "--data"]
     for data, precision, sentence in (
-        ("digits", "auto", "class '0' and 9 more of digits is not among the 2 of the checkpoint"),
+        ("digits", "auto", "class '0' and 9 more of digits is not among the 2 of the checkpoint: cat, dog"),
         (str(photos), "bf16", f"{file} cannot be run in bf16: only OpenVINO's .xml can, others run in float32"),
     ):
         assert ceit_cli.main([*refused, data, "--precision", precision]) == 1
@@ -332,7 +332,7 @@ def test_other_classes_are_an_error_that_names_the_first(
     tmp_path: Path, class_names: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ceit_cli.main(["evaluate", "--checkpoint", save(tmp_path, class_names=class_names), "--data", "digits"]) == 1
-    assert capsys.readouterr().err == f"error: {sentence}\n"
+    assert capsys.readouterr().err == f"error: {sentence}: {', '.join(class_names)}\n"
 
 
 def test_p15_names_whose_accents_are_stored_differently_are_one_class(

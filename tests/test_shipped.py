@@ -150,7 +150,7 @@ def test_what_does_not_ship_is_refused_in_a_sentence(folder: Path, create: Creat
     (folder / f"{GREY}.safetensors").unlink()
     for name, sentence in {
         GREY: rf"^.*{GREY}\.safetensors is missing: install ceit-vision anew$",
-        "ceit_nano_patch4_32.cifar100": r"^no weights of ceit_nano_patch4_32\.cifar100 come with the package; 'ceit",
+        "ceit_nano_patch4_32.cifar100": r"^no weights named ceit_nano_patch4_32\.cifar100 come with the package; of",
         "ceit_micro_patch4_32": r"^no weights of ceit_micro_patch4_32 come with the package; 'ceit list weights' names",
         "ceit_tiny_patch16_224": r"^no weights of ceit_tiny_patch16_224 come with the package; convert the released",
     }.items():
@@ -162,7 +162,9 @@ def test_a_name_is_taken_where_a_checkpoint_is(folder: Path, tmp_path: Path, mon
     network = ceit.load_checkpoint(NAME)
     assert not network.training
     assert ceit.Predictor.from_checkpoint(NAME).class_names == CLASSES
-    with pytest.raises(ValueError, match=r"^no weights of ceit_nano_patch4_32 come with the package; 'ceit list"):
+    with pytest.raises(
+        ValueError, match=rf"^no weights named ceit_nano_patch4_32 come with the package; of this model: {NAME}"
+    ):
         ceit.load_checkpoint("ceit_nano_patch4_32")
     monkeypatch.chdir(tmp_path)
     assert is_shipped_name(NAME)

@@ -22,7 +22,9 @@ def shipped_names(model: str | None = None) -> list[str]:
 def shipped_description(name: str) -> dict[str, Any]:
     """What the JSON file says of the weights. Raises: ValueError if there are none of this name."""
     if name not in shipped_names():
-        raise ValueError(f"no weights of {name} come with the package; 'ceit list weights' names those that do")
+        of_model = ", ".join(shipped_names(name.partition(".")[0]))
+        known = f"of this model: {of_model}" if of_model else "'ceit list weights' names those that do"
+        raise ValueError(f"no weights named {name} come with the package; {known}")
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 

@@ -62,6 +62,19 @@ def test_a_file_computes_what_the_network_computes_and_says_what_it_is(
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("global_pool", ["avg", "sum"])
+def test_pooled_networks_are_written_too(
+    format: Format, global_pool: str, tmp_path: Path, make: Callable[..., CeiT], examples: ExampleImages
+) -> None:
+    path = tmp_path / f"pooled{SUFFIX_OF[format]}"
+    model = make(global_pool=global_pool, lca=global_pool == "sum")
+    export(model, path, format=format, check=examples)
+    with torch.no_grad():
+        wanted = model(examples.images)
+    torch.testing.assert_close(load_exported(path, threads=1)(examples.images), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_the_report_says_what_was_measured(
     format: Format, files: dict[str, tuple[Path, Report]], make: Callable[..., CeiT], examples: ExampleImages
 ) -> None:

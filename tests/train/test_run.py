@@ -78,10 +78,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished: Result, tmp_path
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(
-        Interrupted, match=r"SIGINT: saved step_00000053.safetensors after step 53; go on with: ceit train"
+        Interrupted,
+        match=r"SIGINT: saved step_00000053.safetensors after step 53; go on with: ceit train --output '.*/my run'",
     ):
-        train(SMALL, "digits", tmp_path / "run", show=interrupt_in_the_second_epoch)
-    resumed = train(SMALL, "digits", tmp_path / "run", resume="auto")
+        train(SMALL, "digits", tmp_path / "my run", show=interrupt_in_the_second_epoch)
+    resumed = train(SMALL, "digits", tmp_path / "my run", resume="auto")
     ours, theirs = (load_file(run / "model.safetensors") for run in (resumed.output, finished.output))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert lines(resumed.output) == lines(finished.output)

@@ -26,6 +26,7 @@ from rich.progress import track
 from rich.text import Text
 from torch import Tensor
 
+from ceit.atomic import require_place
 from ceit.cli._computing import add_computing
 from ceit.cli._parser import JSON, MODEL, Parser, adding_to, positive
 from ceit.cli._terminal import bar, tell
@@ -151,6 +152,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
     if options.output and options.output.suffix not in prediction_file.FORMS:
         parser.error(f"--output {options.output} must end in {' or '.join(prediction_file.FORMS)}")
+    if options.output:
+        require_place(options.output)
     return options
 
 

@@ -47,6 +47,7 @@ from ceit.train.run_directory import saved_config
 from ceit.train.schema import descriptions, recipe_schema
 from ceit.weights import load_checkpoint
 from ceit.weights.geometry import nearest_model
+from ceit.weights.stored import A_CHECKPOINT, is_shipped_name
 from ceit.yaml_file import parse_yaml
 
 PLACES = {
@@ -101,8 +102,8 @@ def main(arguments: list[str]) -> None:
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
     live = LiveProgress(Console(stderr=True, quiet=not is_main))
     start = config.initial_checkpoint
-    if asked.recipe and start is not None and "initial_checkpoint" not in asked.typed and not asked.print_config:
-        require_start(start, asked.recipe)
+    if start is not None and not asked.print_config:
+        require_start(start, None if "initial_checkpoint" in asked.typed else asked.recipe)
     if asked.recipe is None and not asked.goes_on:
         config, asked = parse(arguments, chosen_options(config, asked, live.say))
     elif asked.recipe == FINE_TUNING and start is not None and "model" not in asked.typed:
@@ -205,13 +206,14 @@ def chosen_options(config: TrainConfig, asked: Namespace, say: Say) -> dict[str,
     return options
 
 
-def require_start(checkpoint: str, recipe: str) -> None:
-    """Raises: FileNotFoundError if what a recipe starts from is not there."""
-    if not expanded(checkpoint).exists():
-        other = "a run of yours, a file, or weights that ship (ceit list weights)"
-        raise FileNotFoundError(
-            f"recipe {recipe} starts from {checkpoint}, which is not here: give --initial-checkpoint {other}"
-        )
+def require_start(checkpoint: str, recipe: str | None) -> None:
+    """Raises: FileNotFoundError if the weights to start from, typed or a recipe's, are not there."""
+    if is_shipped_name(checkpoint) or expanded(checkpoint).exists():
+        return
+    if recipe is None:
+        raise FileNotFoundError(f"--initial-checkpoint {checkpoint} is not here: name {A_CHECKPOINT}")
+    start = f"recipe {recipe} starts from {checkpoint}, which is not here"
+    raise FileNotFoundError(f"{start}: give --initial-checkpoint {A_CHECKPOINT}")
 
 
 def network_of(checkpoint: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ceit.data.splits import ImageDataset, JoinedSplit, Split, cut_validation
 ALL = "all"
 ASKABLE = (TEST, VALIDATION, TRAIN, NEW, ALL)
 """What ``--split`` takes; ``new`` are images that came after the run was started."""
+_NAMED = 12  # classes, in one sentence
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def _others(found: LabelledSet, asked: str | None) -> Measured:
         return Measured(found.unsplit, ALL)
     name = found.reported if asked in (None, TEST) else asked
     if name not in found.parts:
-        raise ValueError(f"{found.place} has no {name} part, only {' and '.join(found.parts)}: choose --split all")
+        wanted = name if asked is None else asked
+        raise ValueError(f"{found.place} has no {wanted} part, only {' and '.join(found.parts)}: choose --split all")
     return Measured(found.parts[name], name)
 
 
@@ -171,7 +173,8 @@ def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split)
     if strange := [name for name in given if name not in number]:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         what = f"class {strange[0]!r}{more} of {found.name}"
-        raise ValueError(f"{what} is not among the {len(class_names)} of the checkpoint")
+        known = ", ".join(class_names[:_NAMED]) + (", ..." if len(class_names) > _NAMED else "")
+        raise ValueError(f"{what} is not among the {len(class_names)} of the checkpoint: {known}")
     return replace(split, labels=torch.tensor([number.get(name, -1) for name in found.class_names])[split.labels])
 
 

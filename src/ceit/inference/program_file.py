@@ -23,8 +23,8 @@ _MEMBERS = re.compile(
 )
 _OPERATORS = (
     "_assert_tensor_metadata add alias bmm cat chunk clone contiguous conv2d div dropout expand expand_as flatten gelu "
-    "layer_norm linear matmul max_pool2d mul permute reshape scaled_dot_product_attention select slice softmax split "
-    "split_with_sizes squeeze stack sub sym_size to transpose unflatten unsqueeze view zeros_like"
+    "layer_norm linear matmul max_pool2d mean mul permute reshape scaled_dot_product_attention select slice softmax "
+    "split split_with_sizes squeeze stack sub sym_size to transpose unflatten unsqueeze view zeros_like"
 )
 _TARGET = re.compile(rf"torch\.ops\.aten\.({_OPERATORS.replace(' ', '|')})\.\w+")
 _OWN_TARGETS = frozenset({"_operator.getitem", "_operator.add", "_operator.mul", "_operator.floordiv"})

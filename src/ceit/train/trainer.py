@@ -1,5 +1,7 @@
 """The trainer: epochs of steps, validation after each, the best model kept, the state saved, a report at the end."""
 
+import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -332,7 +334,7 @@ class Trainer:
             self.save()
             name, step = "SIGTERM" if terminated else "SIGINT", self.progress.step
             said = f"{name}: saved {checkpoint_name(step)} after step {step}"
-            go_on = f"ceit train --output {self.directory.path} --resume auto"
+            go_on = f"ceit train --output {shlex.quote(os.fspath(self.directory.path))} --resume auto"
             raise Interrupted(f"{said}; go on with: {go_on}", terminated > 0)
 
     def _evaluate(self, network: nn.Module, loader: Loader, **options: Any) -> Evaluation:

@@ -63,9 +63,15 @@ def is_shipped_name(path: str | Path) -> bool:
     return len(path.parts) == 1 and path.name.partition(".")[0] in MODELS and not path.exists()
 
 
+A_CHECKPOINT = "a run directory, a file, or weights that ship (ceit list weights)"
+"""What a checkpoint may be."""
+
+
 def _file_of(path: Path) -> Path:
     if is_shipped_name(path):
         return shipped_weights(path.name)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path} is not here: name {A_CHECKPOINT}")
     if not path.is_dir():
         return path
     if not (path / "model.safetensors").exists():

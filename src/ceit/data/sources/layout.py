@@ -19,6 +19,7 @@ from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.sources.walk import Folder, open_folder, passed_over_line, printable
 
 _NAMED = 4  # folders or classes, in one sentence
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 _TABLE = "a CSV table with the columns path and label"
 
 
@@ -66,6 +67,8 @@ def understand(root: Path) -> Layout:
     Raises: ValueError, with the fix, for a folder without images or that cannot be listed, for splits that are doubled,
     beside classes, within them, or under names not known, and for a class whose name cannot be told from another's.
     """
+    if root.is_file() and root.suffix.lower() in _ARCHIVES:
+        raise ValueError(f"data {root} is an archive: unpack it, and name the folder")
     if not root.is_dir():
         raise ValueError(f"data {root} is not a folder, and no table of labels: those end in .csv, .tsv or .parquet")
     top, remarks = open_folder(root), list[str]()
