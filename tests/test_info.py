@@ -151,7 +151,7 @@ def test_network_of_one_block_without_some_parts_can_be_shown(
         ),
         (
             ["ceit_tiny_patch16_224", "--img-size", "225"],
-            "error: image size (225, 225) must be a multiple of 16 (remainder 1, 1)\n",
+            "error: image size (225, 225) must be a multiple of 16 (remainder 1, 1), such as (224, 224)\n",
         ),
         (
             ["ceit_tiny_patch16_224", "--img-size", "224", "240", "256"],

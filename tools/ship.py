@@ -105,7 +105,7 @@ def _card(name: str, found: FinishedRun, config: dict[str, Any], figures: dict[s
     flops = 3 * 2 * mean_macs(options, CeiTConfig(**config)) * steps_of(found) * options.batch_size
     by_default = "ceit predict photo.jpg" if name == shipped.DEFAULT else f"ceit predict --checkpoint {name} photo.jpg"
     test = f"ceit evaluate --checkpoint {name} --data {data} --split test --precision float32"
-    tune = f"ceit train --data FOLDER --output RUN --model {name} --initial-checkpoint {name}"
+    tune = f"ceit train --data FOLDER --output RUN --initial-checkpoint {name}"
     parts = [
         f"# {name}",
         f"A small image classifier that comes with `ceit-vision`, trained on {known.title}. {classes_told(found)}",

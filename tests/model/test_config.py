@@ -9,9 +9,12 @@ import pytest
 from ceit.model import CeiTConfig, config_of
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"img_size": (225, 224)}, "image size (225, 224) must be a multiple of 16 (remainder 1, 0)"),
-    ({"img_size": 225}, "image size (225, 225) must be a multiple of 16 (remainder 1, 1)"),
-    ({"img_size": (224, 30), "patch_size": 32}, "image size (224, 30) must be a multiple of 32 (remainder 0, 30)"),
+    ({"img_size": (225, 224)}, "image size (225, 224) must be a multiple of 16 (remainder 1, 0), such as (224, 224)"),
+    ({"img_size": 225}, "image size (225, 225) must be a multiple of 16 (remainder 1, 1), such as (224, 224)"),
+    (
+        {"img_size": (224, 30), "patch_size": 32},
+        "image size (224, 30) must be a multiple of 32 (remainder 0, 30), such as (224, 32)",
+    ),
     ({"img_size": 0}, "image size (0, 0) must be at least 16 on each side, one patch"),
     ({"img_size": (32, -32)}, "image size (32, -32) must be at least 16 on each side, one patch"),
     ({"img_size": "224"}, "img_size '224' must be a whole number of pixels, or two: height and width"),

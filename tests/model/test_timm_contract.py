@@ -315,7 +315,9 @@ def test_another_size_for_a_while_leaves_the_parameters(tiny: Callable[..., CeiT
 def test_an_image_size_that_does_not_fit_changes_nothing(tiny: Callable[..., CeiT]) -> None:
     model, images = tiny(), torch.randn(IMAGES)
     before = model(images)
-    with pytest.raises(ValueError, match=r"^image size \(225, 224\) must be a multiple of 16 \(remainder 1, 0\)$"):
+    with pytest.raises(
+        ValueError, match=r"^image size \(225, 224\) must be a multiple of 16 \(remainder 1, 0\), such as \(224, 224\)$"
+    ):
         model.set_input_size((225, 224))
     with pytest.raises(ValueError, match=r"^patch_size 8 must stay 16: the stem's weights are made for it$"):
         model.set_input_size(64, patch_size=8)

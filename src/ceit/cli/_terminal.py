@@ -10,6 +10,8 @@ from rich.text import Text
 
 from ceit.train.metrics import Evaluation
 
+_FEW_IMAGES = 100  # below, one image is more than a point of the accuracy, which is said
+
 
 def figures(words: Sequence[str], numbers: Sequence[str], title: str | None = None) -> Table:
     """A table with columns of words, then of numbers; narrow enough for 80 columns, which six of them may take."""
@@ -58,7 +60,8 @@ def print_evaluation(
     ``tta`` are the views of a test-time augmentation and what came out with them: their top-1 gets a row of its own.
     """
     console = Console(highlight=False)
-    rows: list[tuple[str, str | Text]] = [*heading.items(), ("images", f"{result.images:,}")]
+    few = f", {100 / result.images:.1f} points of top-1 each" if result.images < _FEW_IMAGES else ""
+    rows: list[tuple[str, str | Text]] = [*heading.items(), ("images", f"{result.images:,}{few}")]
     rows += [("loss", f"{result.loss:.4f}"), ("top-1", Text(f"{result.top1_percent:.2f}%", "bold"))]
     if result.top5_percent is not None:
         rows.append(("top-5", f"{result.top5_percent:.2f}%"))

@@ -74,9 +74,9 @@ class CeiTConfig:
         height, width = self.image_hw
         rest = (height % self.patch_size, width % self.patch_size)
         if any(rest):
-            raise ValueError(
-                f"image size {(height, width)} must be a multiple of {self.patch_size} (remainder {rest[0]}, {rest[1]})"
-            )
+            fitting = tuple(max(1, side // self.patch_size) * self.patch_size for side in (height, width))
+            multiple = f"must be a multiple of {self.patch_size} (remainder {rest[0]}, {rest[1]}), such as {fitting}"
+            raise ValueError(f"image size {(height, width)} {multiple}")
         if min(height, width) < self.patch_size:
             raise ValueError(f"image size {(height, width)} must be at least {self.patch_size} on each side, one patch")
         if self.skip_dead and not self.has_dead_rows:

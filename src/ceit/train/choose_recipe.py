@@ -84,9 +84,12 @@ def _recipe(facts: Facts) -> tuple[str, str]:
             because = f"{name} sees more detail, but wants {MANY_PHOTOS:,} images or more to learn it from"
             break
         if (seconds := _seconds(name, facts)) > _limit_seconds(facts):
-            because = f"{name} sees more detail, but takes about {in_words(seconds)} here; --recipe {name} chooses it"
+            takes = "takes about" if facts.budget_seconds is None else "needs at least"
+            because = f"{name} sees more detail, but {takes} {in_words(seconds)} here; --recipe {name} chooses it"
             break
         chosen = size
+    if facts.budget_seconds is not None and (least := _seconds(PHOTOS[smallest], facts)) > facts.budget_seconds:
+        because = f"it is the quickest, but to learn much even it needs at least {in_words(least)} here"
     return PHOTOS[chosen], because or f"the images are large and many enough for {chosen} pixels, and there is time"
 
 

@@ -243,8 +243,9 @@ def _summary(trainer: Trainer) -> str:
     shared = f" in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     model = trainer.learner.model
     name = config.model if isinstance(model, CeiT) else type(model).__name__
+    height, width = dataset.img_size
     return (
-        f"{name} on {dataset.name}: {len(dataset.class_names)} classes, "
+        f"{name} on {dataset.name}: {len(dataset.class_names)} classes, images of {height} x {width} pixels, "
         f"{trainer.train_loader.images} training images an epoch, {validation} for validation, "
         f"{trainer.epochs} epochs of {len(trainer.train_loader)} steps of {config.batch_size} images{shared}, "
         f"learning rate up to {config.scaled_lr:g}, {config.precision}, {accelerator.device}"

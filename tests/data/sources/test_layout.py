@@ -196,7 +196,7 @@ def test_p2_what_looks_like_a_mistake_is_refused_with_the_fix(tree: Tree, names:
         ),
         (
             [f"{kind}/images/1.png" for kind in ("n01", "n02", "n03")],  # as Tiny ImageNet
-            "3 classes have their images in folders: n01 in images, ...",
+            "3 classes have their images in folders: n01 in images, n02 in images, ...",
         ),
         (["cat/1.png", "dog/1.png", "notes.txt", "cat/.hidden.png"], "passed over: 1 .txt, 1 hidden"),
     ],

@@ -174,9 +174,9 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
     if similar := alike(classes):
         remarks.append(f"classes that differ in case or spaces alone{where}: {_listed(map(repr, similar))}")
     if nested := [child for child in folder.folders if child.filled and not child.images]:
-        inner = f"{nested[0].name} in {_names(nested[0].filled)}"
+        inner = ", ".join(f"{child.name} in {_names(child.filled)}" for child in nested[:2])
         have = "class has its" if len(nested) == 1 else "classes have their"
-        remarks.append(f"{len(nested):,} {have} images in folders{where}: {inner}{', ...' if len(nested) > 1 else ''}")
+        remarks.append(f"{len(nested):,} {have} images in folders{where}: {inner}{', ...' if len(nested) > 2 else ''}")
     return classes
 
 
