@@ -22,7 +22,7 @@ PHOTOS_OF_A_PHONE = Facts(images=3_000, classes=8, side=3_000, cores=2)
         ({"has_gpu": True}, "photos_224", "the machine has a GPU"),
         ({"has_gpu": True, "images": 1_200}, "photos_128", "wants 2,000 images or more"),
         ({"budget_seconds": 180.0}, "photos_64", "the machine has 2 CPU cores, the run 3 min"),
-        ({"budget_seconds": 60.0}, "photos_64", "is the quickest, but to learn much even it needs at least 4"),
+        ({"budget_seconds": 60.0}, "photos_64", "is the quickest, but to learn much even it needs at least 5 min here"),
         ({"budget_seconds": 600.0}, "photos_128", "photos_224 sees more detail, but needs at least 12 min here"),
         ({"budget_seconds": 7_200.0}, "photos_224", "the run 2 h"),
         ({"images": 205, "budget_seconds": 180.0}, "photos_128", "25 images a class are few to learn from nothing"),
