@@ -48,8 +48,9 @@ def run_cell(cell: Cell, places: Places, commit: str | None, say: Say, compile: 
 
 @contextmanager
 def trainer_of(cell: Cell, folder: Path, say: Say = lambda message: None, compile: bool = False) -> Iterator[Trainer]:
-    """The trainer of a cell, which goes on with what its folder holds. Raises: ValueError as ``begun`` and
-    ``require_macs``.
+    """The trainer of a cell, which goes on with what its folder holds.
+
+    Raises: ValueError as ``begun`` and ``require_macs``.
     """
 
     def make_model(run: ResolvedRun, say: Say) -> nn.Module:

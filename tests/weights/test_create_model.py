@@ -59,9 +59,8 @@ def test_a_checkpoint_of_another_geometry_is_refused_naming_both(described: bool
         torch.save(network.state_dict(), path)
     holder = "ceit_pico_patch4_32" if described else "a network"
     dims = [config_of(name).embed_dim for name in ("ceit_pico_patch4_32", NANO)]
-    message = (
-        rf"the weights are of {holder} with .*embed_dim {dims[0]}.*, but {NANO} has .*embed_dim {dims[1]}.*; name the"
-    )
+    held, wanted = (rf".*embed_dim {dim}.*" for dim in dims)
+    message = rf"the weights are of {holder} with {held}, but {NANO} has {wanted}; give that geometry"
     with pytest.raises(ValueError, match=message) as refusal:
         ceit.create_model(NANO, checkpoint=path)
     assert "\n" not in str(refusal.value)

@@ -107,8 +107,9 @@ def _others(found: LabelledSet, asked: str | None) -> Measured:
         return Measured(found.unsplit, ALL)
     name = found.reported if asked in (None, TEST) else asked
     if name not in found.parts:
-        wanted = name if asked is None else asked
-        raise ValueError(f"{found.place} has no {wanted} part, only {' and '.join(found.parts)}: choose --split all")
+        raise ValueError(
+            f"{found.place} has no {asked or name} part, only {' and '.join(found.parts)}: choose --split all"
+        )
     return Measured(found.parts[name], name)
 
 

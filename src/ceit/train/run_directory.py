@@ -33,7 +33,8 @@ from ceit.weights import save_checkpoint
 LOCK = ".lock"
 MAY_CHANGE = (
     *("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps"),
-    *("tracker", "compile"),
+    "tracker",
+    "compile",
 )
 """Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
 _CONSEQUENCE = {

@@ -145,8 +145,8 @@ def _refuse_difference(holder: str, held: Mapping[str, Any], name: str, wanted: 
     if different:
         mine, others = (", ".join(f"{key} {values[key]}" for key in different) for values in (held, wanted))
         raise ValueError(
-            f"the weights are of {holder} with {mine}, but {name} has {others}; name "
-            "the model that they were made with, with its geometry, or none where the weights know their own"
+            f"the weights are of {holder} with {mine}, but {name} has {others}; give "
+            "that geometry, or name no model where the weights know their own"
         )
 
 
