@@ -15,7 +15,7 @@ from ceit.data.sources.published import PUBLISHED
 from ceit.messages import in_words
 from ceit.model.config import CeiTConfig
 from ceit.study.cluster import GPU_FLOPS, GPUS_OF_A_NODE, geometry_on, images_shown_on, training_flops_on
-from ceit.train.choose_recipe import PHOTOS, READING_SECONDS
+from ceit.train.choose_recipe import PHOTO_CORE_FLOPS, PHOTOS, READING_SECONDS
 from ceit.train.cost import mean_macs
 from ceit.train.recipe import recipe_config, recipe_names
 
@@ -205,8 +205,11 @@ def _is_for_cores(recipe: str) -> bool:
 
 def _time_on_cores(recipe: str) -> str:
     """Arithmetic, and of photos reading as well."""
-    reading = recipe_config(recipe).samples * READING_SECONDS / 2 if recipe in PHOTOS.values() else 0
-    return f"{in_words(training_flops(recipe) / CPU_FLOPS + reading)} on two CPU cores"
+    seconds = training_flops(recipe) / CPU_FLOPS
+    if recipe in PHOTOS.values():
+        reading = (recipe_config(recipe).samples or 0) * READING_SECONDS / 2
+        seconds = training_flops(recipe) / (2 * PHOTO_CORE_FLOPS) + reading
+    return f"{in_words(seconds)} on two CPU cores"
 
 
 def _time_column(recipe: str) -> str:

@@ -16,12 +16,14 @@ PHOTOS = {64: "photos_64", 128: "photos_128", 224: "photos_224"}
 SMALL_SIDE = 40  # pixels: up to it, images are small ones
 MANY_PHOTOS = 2_000  # to train on, below which 224 px are hardly worth their time from scratch
 FEW_A_CLASS = 50  # images, below which little can be expected from scratch
-PATIENCE_SECONDS = 1_800  # of somebody who trains on a CPU and says nothing of time
+PATIENCE_SECONDS = 2_100  # of somebody who trains on a CPU and says nothing of time: half an hour, or a little more
 FEWEST_EPOCHS = 30  # of a small set that a time budget must allow, or half of what the recipe shows of a large one
 
-READING_SECONDS = 0.0035
-"""Of a core, to read and vary a photo: an assumption for estimates."""
-_CORE_FLOPS = 0.055e12  # that a CPU core sustains in training
+READING_SECONDS = 0.003
+"""Of a core, to read and vary a photo."""
+PHOTO_CORE_FLOPS = 0.04e12
+"""That a CPU core sustains with the recipes for photos. Both were fitted to docs/photos.md, to within 7 %."""
+_CORE_FLOPS = 0.055e12  # with those for small images
 _GPU_FLOPS = 2e12  # that a GPU sustains with networks as small as these: one H100 did
 
 
@@ -115,6 +117,7 @@ def _seconds(recipe: str, facts: Facts) -> float:
     if facts.budget_seconds is not None:
         images = min(images // 2, FEWEST_EPOCHS * facts.images)
     network = config_of(config.model, **config.geometry, num_classes=facts.classes)
-    flops = _GPU_FLOPS if facts.has_gpu else facts.cores * _CORE_FLOPS
-    reading = READING_SECONDS / facts.cores if recipe in PHOTOS.values() else 0.0
+    are_photos = recipe in PHOTOS.values()
+    flops = _GPU_FLOPS if facts.has_gpu else facts.cores * (PHOTO_CORE_FLOPS if are_photos else _CORE_FLOPS)
+    reading = READING_SECONDS / facts.cores if are_photos else 0.0
     return images * (6 * mean_macs(config, network) / flops + reading)
