@@ -143,6 +143,23 @@ def test_auto_says_its_budget_and_remembers_without_asking_for_images(
     assert line.endswith(budget)
 
 
+@pytest.mark.parametrize(("images", "is_tried"), [(0, True), (1, False), (MUCH, True)])
+def test_auto_compiles_only_where_there_is_enough_to_do(
+    images: int, is_tried: bool, make: Callable[..., CeiT], work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or where nobody knows how much: every process compiles anew, and 2,000 images are done before it pays."""
+    tried: list[str] = []
+
+    def prepared(model: CeiT, backend: str, precision: str, **options: Any) -> Network:
+        tried.append(backend)
+        return prepare(model, "eager", precision, image_shape=options["image_shape"])
+
+    monkeypatch.setattr(fastest, "BACKENDS", ("eager", "compile"))
+    monkeypatch.setattr(fastest, "prepare", prepared)
+    computing(make(), "auto", "float32", CPU, replace(work, images=images))
+    assert ("compile" in tried) == is_tried
+
+
 def test_auto_without_images_takes_float32_and_says_why(
     make: Callable[..., CeiT], work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:

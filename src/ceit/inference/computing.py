@@ -33,6 +33,8 @@ in the precision asked for, if that is more."""
 _MACS_TO_MAKE, _MACS_TO_READ = 1e12, 1.5e11
 """Multiply-accumulates of each core from which OpenVINO pays: to make its graph takes some ten seconds, to read one
 that is kept one second; in float32 a core computes some 25 thousand million a second, and a quarter of it is won."""
+_MACS_TO_COMPILE = 8e12
+"""The same of ``compile``, which takes twenty seconds or more in every process, and then wins a third in bf16."""
 _RATE = {"float32": 1, "bf16": 2}  # as many times as fast
 _X86 = ("x86_64", "AMD64")  # where OpenVINO was measured
 
@@ -111,6 +113,7 @@ def computing(
             device=device,
             threads=work.threads,
             callers=work.callers,
+            leave_out=() if _may_compile(model, device, work) else ("compile",),
         )
         say(_account(found))
         first, backend, precision = found.network, found.backend, found.precision
@@ -172,7 +175,7 @@ def _openvino_if_it_pays(
     name = graph_name(model, "openvino")
     assert name is not None
     needed = _MACS_TO_MAKE if recall_graph(name, "openvino") is None else _MACS_TO_READ
-    if work.images * complexity(model.config).live_macs / work.cores < needed * _RATE[precision]:
+    if _macs_of_a_core(model, work) < needed * _RATE[precision]:
         return None
     sample = work.sample()
     if sample is None:
@@ -189,6 +192,15 @@ def _openvino_if_it_pays(
         return None
     say(f"OpenVINO computes in {precision}, checked on {told} (limit {limit:.0e}); --backend eager takes torch")
     return network
+
+
+def _may_compile(model: CeiT, device: torch.device, work: Work) -> bool:
+    """Whether there is enough to do to compile for it; always where nobody knows how much there is, and on a GPU."""
+    return device.type != "cpu" or not work.images or _macs_of_a_core(model, work) >= _MACS_TO_COMPILE
+
+
+def _macs_of_a_core(model: CeiT, work: Work) -> float:
+    return work.images * complexity(model.config).live_macs / work.cores
 
 
 def _errors(model: CeiT, network: Network, precision: str, images: Tensor) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -85,6 +85,7 @@ def optimize(
     device: torch.device | None = None,
     threads: int | None = None,
     callers: int = 1,
+    leave_out: Collection[str] = (),
 ) -> Optimized:
     """The network on a backend in a precision; on ``auto``, on the fastest of those installed, timed at ``batch_size``.
 
@@ -96,11 +97,13 @@ def optimize(
     The choice is remembered in the cache directory, for these weights, this machine and these versions, unless
     ``remember`` is false. The first choice takes minutes, most of them for ``compile``. ``device`` is by default that
     of the model; ``threads`` compute a call, by default as many as torch has, and ``callers`` call at the same time.
+    ``leave_out`` are backends that ``auto`` is not to take: ``compile`` compiles anew in every process, which the rate
+    does not tell.
 
     Raises: ValueError for a combination that does not exist, too few images, or an ``int8`` without images.
     """
     device = device or next(model.parameters()).device
-    named = _named(backend, precision, device)
+    named = [pair for pair in _named(backend, precision, device) if backend != "auto" or pair[0] not in leave_out]
     shape = (model.config.in_chans, *model.config.image_hw)
 
     def prepared(
