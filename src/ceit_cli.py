@@ -25,6 +25,7 @@ VERBS = {
     "train": "train a model on a data set or on your own images",
     "evaluate": "measure a trained model on labelled images",
     "predict": "classify images with a trained model",
+    "explain": "show why a model answers so: maps on the image, and its layers",
     "list": "print the models, weights, recipes and data sets that there are",
     "info": "print the size of a model and what one image costs it",
     "export": "write a trained model for ONNX Runtime, OpenVINO or torch",
@@ -158,6 +159,9 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 def _print_anything() -> None:
     """Let stdout and stderr take any text, whatever their encoding: what it lacks is printed plainer, or by number."""
     codecs.register_error("ceit.plainer", _plainer)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `ceit ... >&-`: what is printed goes nowhere
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w")))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="ceit.plainer")

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 import ceit
 from ceit.data.batches.loader import make_loader
+from ceit.evaluation.metrics import evaluate
 from ceit.inference.backend import prepare
 from ceit.inference.device import autocast_dtype, default_device
 from ceit.train.config import Mixing, WeightAverage
 from ceit.train.distributed import make_accelerator
 from ceit.train.interruption import Interrupted
-from ceit.train.metrics import evaluate
 from ceit.train.probe import device_batch_that_fits
 from ceit.train.resolve import resolve
 from ceit.train.run import train

@@ -14,11 +14,14 @@ from torch import nn
 import ceit
 import ceit_cli
 from ceit.cli import evaluate
+from ceit.cli._terminal import print_evaluation
 from ceit.data.batches.loader import make_loader
 from ceit.data.labelled import as_dataset, cut_by_place
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset, load_images
 from ceit.data.splits import ImageDataset, Split, cut_validation
+from ceit.evaluation.metrics import Evaluation
+from ceit.evaluation.scores import Calibration, ClassMeans, ClassScores
 from ceit.inference import example_images, fastest
 from ceit.inference.exported import ExportedDescription, ExportedNetwork
 from ceit.inference.exporter import export
@@ -45,6 +48,15 @@ def save(folder: Path, *, class_names: Sequence[str] | None = DIGITS, order: Seq
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     assert ceit_cli.main(["evaluate", "--json", "--precision", "float32", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def rounded(document: Any) -> Any:
+    """With three digits: sums in another order, or in another library, differ in the last ones."""
+    if isinstance(document, dict):
+        return {key: rounded(value) for key, value in document.items()}
+    if isinstance(document, list):
+        return [rounded(value) for value in document]
+    return float(f"{document:.3g}") if isinstance(document, float) else document
 
 
 def figures(run: str, split: Split) -> tuple[float, float]:
@@ -102,12 +114,10 @@ def test_table_shows_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ["top-5", f"{document['top5_percent']:.2f}%"],
         ["loss", f"{document['loss']:.4f}"],
     ):
-        assert row in rows
+        assert row in [shown[:2] for shown in rows]
     for entry in document["per_class"]:
-        assert any(
-            row[:2] == [entry["label"], str(entry["images"])] and row[-1] == f"{entry['top1_percent']:.2f}%"
-            for row in rows
-        )
+        scores = ["-" if entry[key] is None else f"{entry[key]:.3f}" for key in ("precision", "recall", "f1")]
+        assert [entry["label"], str(entry["images"]), *scores] in [shown[:5] for shown in rows]
     assert captured.err == ""
 
 
@@ -135,7 +145,7 @@ def test_test_time_augmentation_stands_beside_the_plain_figures_and_changes_none
     arguments = ["evaluate", *arguments, "--precision", "float32", "--tta", "mirror+shift"]
     assert ceit_cli.main(arguments) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["top-1", f"{plain['top1_percent']:.2f}%"] in rows
+    assert ["top-1", f"{plain['top1_percent']:.2f}%"] in [row[:2] for row in rows]
     assert any(row[:2] == ["top-1,", "mirror+shift"] for row in rows)
 
 
@@ -153,7 +163,7 @@ def test_classes_in_another_order_give_the_same_figures(tmp_path: Path, capsys: 
     document = evaluated(capsys, "--checkpoint", run, "--data", "digits")
     assert document["top1_percent"] == expected["top1_percent"]
     assert document["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert document["per_class"] == [expected["per_class"][i] for i in order]
+    assert rounded(document["per_class"]) == rounded([expected["per_class"][i] for i in order])
 
 
 def test_checkpoint_without_class_names_takes_those_of_the_data(
@@ -200,8 +210,7 @@ def test_exported_file_has_the_figures_of_its_checkpoint(
         assert document.pop("checkpoint") == str(file)
         assert expected.pop("checkpoint") == run
         assert (document.pop("backend"), expected.pop("backend")) == ("onnx", "eager")
-        assert document.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-4)
-        assert document == expected
+        assert rounded(document) == rounded(expected)
 
     refused = ["evaluate", "--checkpoint", str(file), "--data"]
     for data, precision, sentence in (
@@ -237,8 +246,7 @@ def test_other_backends_and_several_devices_give_the_same_figures(
         "eager",
         "openvino" if "openvino" in options else "eager",
     )
-    assert document.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
-    assert document == expected
+    assert rounded(document) == rounded(expected)
 
 
 def test_auto_judges_by_images_that_do_not_test(
@@ -377,13 +385,13 @@ def test_bad_command_lines(
 
 
 def test_of_many_classes_the_table_lists_the_least_recognised(capsys: pytest.CaptureFixture[str]) -> None:
-    from ceit.cli._terminal import print_evaluation
-    from ceit.train.metrics import ClassAccuracy, Evaluation
-
-    per_class = [ClassAccuracy(f"class {i}", 100, float(i)) for i in reversed(range(100))]
-    per_class.append(ClassAccuracy("never seen", 0, None))
-    print_evaluation({}, Evaluation(10_000, 1.0, 49.5, 90.0, tuple(per_class), []))
+    per_class = [ClassScores.of_counts(f"class {i}", 100, i, 50) for i in reversed(range(100))]
+    per_class.append(ClassScores.of_counts("never seen", 0, 0, 0))
+    means, sure = ClassMeans(0.5, 0.5, 0.5), Calibration(None, 0.1, 0.2, 1.0, ())
+    figures: dict[str, Any] = {"macro": means, "weighted": means, "calibration": sure, "uncalibrated": None}
+    figures |= {"balanced_accuracy": 0.5, "top1_interval_percent": (48.0, 51.0), "confusion": None}
+    print_evaluation({}, Evaluation(10_000, 1.0, 49.5, top5_percent=90.0, per_class=tuple(per_class), **figures))
     lines = capsys.readouterr().out.splitlines()
-    listed = [line.split()[1] for line in lines if line.startswith("class ") and line.endswith("%")]
+    listed = [line.split()[1] for line in lines if line.startswith("class ") and line.endswith(("█", "░"))]
     assert listed == [str(i) for i in range(40)]
     assert lines[-1] == "the 40 least recognised of 101 classes; --json has all"

@@ -17,6 +17,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "model plots",
         "weights data",
         "inference",
+        "evaluation explain",
         "train bench ceit",  # ceit: what `import ceit` offers
         "study",
         "cli ceit_list",

@@ -33,6 +33,8 @@ ROOMS = {
     "study": Room(470, 710, PURPLE, "studies and sweeps: many runs"),
     "train": Room(470, 650, GREEN, "images to weights"),
     "bench": Room(730, 880, PURPLE, "speed, side by side"),
+    "evaluation": Room(470, 650, GREEN, "how good answers are"),
+    "explain": Room(50, 200, PURPLE, "why it answers so"),
     "ceit": Room(220, 430, GREEN, "what Python code uses"),
     "inference": Room(220, 650, GREEN, "weights and images to answers"),
     "data/audit": Room(50, 200, BLUE, "what is wrong in a set"),

@@ -39,6 +39,39 @@ def shipped_table() -> str:
     return "\n".join(rows)
 
 
+def calibration_table() -> str:
+    """What the temperature of the weights that ship changes on test images: files of ``ceit evaluate --metrics``."""
+    folder = STUDIES / "calibration"
+    heads = ["weights", "test images", "temperature", "ECE without", "ECE with", "loss without", "loss with"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in shipped_names():
+        found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        before, now = found["uncalibrated"], found["calibration"]
+        if now["temperature"] != shipped_description(name)["temperature"]:
+            raise ValueError(f"{folder / name}.json is of another temperature than {name} has: measure it again")
+        words = [f"`{name}`", f"{found['images']:,}", f"{now['temperature']:.3f}"]
+        words += [f"{100 * part['ece']:.2f} points" for part in (before, now)]
+        words += [f"{part['loss']:.4f}" for part in (before, now)]
+        rows.append(f"| {' | '.join(words)} |")
+    return "\n".join(rows)
+
+
+def faithfulness_table(name: str) -> str:
+    """How much an answer hangs on the patches that each map names: ``python -m benchmarks.faithfulness``."""
+    result = json.loads((STUDIES / "explain" / f"{name}.json").read_text(encoding="utf-8"))
+    heads = ["map", "deletion, area", "against random", "insertion, area", "against random"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for kind, found in result["maps"].items():
+        words = [kind]
+        for way in ("deletion", "insertion"):
+            gain, low, high = found[way]["against_random"]
+            against = "" if kind == "random" else f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"
+            words += [f"{found[way]['area']:.3f}", against]
+        rows.append(f"| {' | '.join(words)} |")
+    rows.append(f"\n{result['model']}, the first {result['images']:,} test images of {result['data']}.")
+    return "\n".join(rows)
+
+
 def photo_recipes_table() -> str:
     """What the recipes for photos reach at their own length: ``python -m benchmarks.photo_recipes``."""
     path = STUDIES / "photo_recipes" / "recipes.json"

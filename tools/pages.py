@@ -26,6 +26,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "reading": distributed_cost.reading_table,
     "photo-recipes": measured.photo_recipes_table,
     "shipped": measured.shipped_table,
+    "calibration": measured.calibration_table,
+    "faithfulness": measured.faithfulness_table,
     "averages": measured.averages_table,
     "fine-tuning": measured.fine_tuning_table,
     "class-token": measured.class_token_table,

@@ -21,7 +21,7 @@ from ceit.messages import unknown
 from ceit.model import MODELS, CeiTConfig
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.cost import mean_macs
-from ceit.train.model_card import FinishedRun, classes_told, limits, outstanding, steps_of, training
+from ceit.train.model_card import FinishedRun, calibration_told, classes_told, limits, outstanding, steps_of, training
 from ceit.weights import load_checkpoint, save_checkpoint
 
 MOST_BYTES = {"pico": 1e6, "mini": 1.1e6, "nano": 3.5e6}
@@ -94,11 +94,15 @@ def _printed(main: Callable[[list[str]], None], arguments: list[str]) -> dict[st
     return json.loads(printed.getvalue())
 
 
+def _raw_loss(figure: dict[str, Any]) -> float:
+    return (figure["uncalibrated"] or figure["calibration"])["loss"]
+
+
 def _card(name: str, found: FinishedRun, config: dict[str, Any], figures: dict[str, dict[str, Any]]) -> str:
     data = found.report["data"]
     known, ships = SETS[data], figures["as it ships, in float16"]
     rows = [
-        f"| {words} | {figure['bytes'] / 1e6:.2f} MB | {figure['top1_percent']:.2f} % | {figure['loss']:.4f} |"
+        f"| {words} | {figure['bytes'] / 1e6:.2f} MB | {figure['top1_percent']:.2f} % | {_raw_loss(figure):.4f} |"
         for words, figure in figures.items()
     ]
     options = config_from({key: value for key, value in found.options.items() if key in _OPTIONS})
@@ -116,7 +120,8 @@ def _card(name: str, found: FinishedRun, config: dict[str, Any], figures: dict[s
         f'model = timm.create_model("{name}", pretrained=True).eval()\n```',
         "## How good it is",
         f"On the {ships['images']:,} test images of {known.title}, which neither trained nor chose it:",
-        "\n".join(["| weights | size | top-1 | loss |", "|---|---|---|---|", *rows]),
+        "\n".join(["| weights | size | top-1 | loss without temperature |", "|---|---|---|---|", *rows]),
+        *calibration_told(ships),
         *outstanding(ships["per_class"]),
         f"This measures the second row: `{test}`.",
         "## How it was trained",

@@ -14,13 +14,13 @@ from benchmarks.compute.networks import WhitenedConvNet
 from benchmarks.compute.plan import network_of
 from ceit.bench.arms import inference_macs
 from ceit.data.batches.loader import make_loader
+from ceit.evaluation.metrics import evaluate
 from ceit.inference.device import machine
 from ceit.inference.views import VIEWS, MeanOverViews
 from ceit.messages import Say
 from ceit.study.cells import Cell, Places, Record, write_cell
 from ceit.train.config import config_from
 from ceit.train.learner import starting_model
-from ceit.train.metrics import evaluate
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run import begun
 from ceit.train.trainer import Trainer

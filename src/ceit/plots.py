@@ -6,6 +6,7 @@ people with a colour vision deficiency can tell apart; no meaning hangs on colou
 
 import io
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +123,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     counts = np.asarray(confusion, dtype=np.float64)
     images, right = int(counts.sum()), counts.trace()
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    labels = [_plain(name, 14) for name in class_names]
+    labels = [plain(name, 14) for name in class_names]
     with new_figure(path, 7.2, _MATRIX_STYLE) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
@@ -174,12 +175,12 @@ def draw_prediction_sheet(
 def _draw_answer(axes: "Axes", pixels_hwc: np.ndarray, answer: str, truth: str, probability: float) -> None:
     wrong = answer != truth
     colour = RED if wrong else GREEN
-    heading = f"{_plain(answer, 11)} {100 * probability:.0f}%"
+    heading = f"{plain(answer, 11)} {100 * probability:.0f}%"
     axes.imshow(pixels_hwc, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=wrong, color=colour, linewidth=2.5)
     axes.set_title(f"\N{BALLOT X} {heading}" if wrong else heading, fontsize=8, color=colour, pad=3, loc="center")
-    axes.set_xlabel(f"is {_plain(truth, 14)}" if wrong else " ", fontsize=8, color=colour, labelpad=2)
+    axes.set_xlabel(f"is {plain(truth, 14)}" if wrong else " ", fontsize=8, color=colour, labelpad=2)
 
 
 def _draw_loss(loss: "Axes", rate: "Axes", steps: list[dict[str, Any]]) -> None:
@@ -236,7 +237,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _plain(label: str, letters: int) -> str:
+def plain(label: str, letters: int) -> str:
     """The label, shortened, with nothing in it that would be set as a formula."""
     return (label if len(label) <= letters else f"{label[: letters - 1]}…").replace("$", r"\$")
 
@@ -246,6 +247,8 @@ def save_figure(figure: "Figure", path: Path) -> Path:
     buffer = io.BytesIO()
     kind = path.suffix.removeprefix(".")
     unnamed = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=200, facecolor="white", metadata=unnamed)
+    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box, and the rest of the name tells
+        warnings.filterwarnings("ignore", message="Glyph ", category=UserWarning)
+        figure.savefig(buffer, format=kind, dpi=200, facecolor="white", metadata=unnamed)
     replace_files({path: buffer.getvalue()})
     return path

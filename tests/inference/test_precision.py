@@ -21,10 +21,10 @@ import ceit.inference.folding
 import ceit_cli
 from ceit.cli import evaluate as verb
 from ceit.data.preprocessing import Preprocessing
+from ceit.evaluation.metrics import Evaluation, evaluate
 from ceit.inference import device as module
 from ceit.inference import fuse, optimize
 from ceit.inference.device import autocast_dtype, computes_bf16, cpu_instructions
-from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.run import train
 from ceit.train.trainer import EVALUATION_BATCH
 from tests.train.conftest import SMALL
@@ -119,7 +119,13 @@ def test_m8_predict_and_evaluate_see_the_same_logits(
     observed: list[Tensor] = []
 
     def noted(*arguments: Any, **options: Any) -> Evaluation:
-        return evaluate(*arguments, **options, observe=lambda logits, labels: observed.append(logits))
+        collected = options.pop("observe")
+
+        def observe(logits: Tensor, labels: Tensor) -> None:
+            observed.append(logits)
+            collected(logits, labels)
+
+        return evaluate(*arguments, **options, observe=observe)
 
     monkeypatch.setattr(verb, "evaluate", noted)
     photos = run.parent / "photos"

@@ -59,7 +59,11 @@ def test_a_run_becomes_three_files_and_its_card_says_what_ceit_measures(
     assert said["training"]["test_top1_percent"] == found["top1_percent"]
     rows = re.findall(r"^\| (.*) \| (.*) MB \| (.*) % \| (.*) \|$", card, re.MULTILINE)
     assert [row[0].rpartition(" ")[2] for row in rows] == ["float32", "float16", "int8"]
-    assert rows[1][1:] == (f"{sizes[1] / 1e6:.2f}", f"{found['top1_percent']:.2f}", f"{found['loss']:.4f}")
+    assert rows[1][1:] == (
+        f"{sizes[1] / 1e6:.2f}",
+        f"{found['top1_percent']:.2f}",
+        f"{found['uncalibrated']['loss']:.4f}",
+    )
     assert "CC BY 4.0" in card
     assert re.search(r"- Work: \d\S* PFLOP", card)
     for path in ("/", str(run), "None"):

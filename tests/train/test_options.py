@@ -23,9 +23,9 @@ from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
+from ceit.evaluation.metrics import Evaluation, evaluate
 from ceit.train.config import Mixing, TrainConfig, WeightAverage
 from ceit.train.interruption import Interrupted
-from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.recipe import read_recipe
 from ceit.train.run import train
 from ceit.train.step import train_step

@@ -19,11 +19,11 @@ from torch import nn
 
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
+from ceit.evaluation.metrics import DivergedError, Evaluation, evaluate
 from ceit.messages import Say
 from ceit.train.config import Mixing
 from ceit.train.interruption import Interrupted
 from ceit.train.log import Show
-from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run import Result, begun, train
 from ceit.weights import load_checkpoint

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ceit.cli.train import parse
 from ceit.data.batches.loader import Loader
+from ceit.evaluation.metrics import Evaluation, evaluate
 from ceit.train.config import WeightAverage
 from ceit.train.interruption import Interrupted
 from ceit.train.learner import Learner
-from ceit.train.metrics import Evaluation, evaluate
 from ceit.train.run import train
 from ceit.train.step import StepResult
 from ceit.train.time_budget import CLOSING_SECONDS, TimeBudget

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ceit.train.metrics import Evaluation
+from ceit.evaluation.metrics import Evaluation
+from ceit.evaluation.scores import most_confused
 
 _FEW_IMAGES = 100  # below, one image is more than a point of the accuracy, which is said
 
@@ -53,33 +54,53 @@ def bar(share: float, cells: int) -> Text:
 
 
 def print_evaluation(
-    heading: Mapping[str, str], result: Evaluation, all_in: str = "--json", tta: tuple[str, Evaluation] | None = None
+    heading: Mapping[str, str],
+    result: Evaluation,
+    all_in: str = "--json",
+    auroc: float | None = None,
+    tta: tuple[str, Evaluation] | None = None,
 ) -> None:
     """Print the figures of the whole split, then those of its classes; of very many, the least recognised.
 
-    ``tta`` are the views of a test-time augmentation and what came out with them: their top-1 gets a row of its own.
+    ``auroc`` is the mean over classes; ``tta`` are the views of a test-time augmentation and what came out with them:
+    their top-1 gets a row of its own.
     """
     console = Console(highlight=False)
     few = f", {100 / result.images:.1f} points of top-1 each" if result.images < _FEW_IMAGES else ""
-    rows: list[tuple[str, str | Text]] = [*heading.items(), ("images", f"{result.images:,}{few}")]
-    rows += [("loss", f"{result.loss:.4f}"), ("top-1", Text(f"{result.top1_percent:.2f}%", "bold"))]
-    if result.top5_percent is not None:
-        rows.append(("top-5", f"{result.top5_percent:.2f}%"))
+    low, high = result.top1_interval_percent
+    interval = Text(f"(95% interval {low:.1f} to {high:.1f}%)", "dim")
+    top1 = Text.assemble((f"{result.top1_percent:.2f}%", "bold"), "  ", interval)
+    rows: list[tuple[str, str | Text]] = [*heading.items(), ("images", f"{result.images:,}{few}"), ("top-1", top1)]
     if tta is not None:
         rows.append((f"top-1, {tta[0]}", f"{tta[1].top1_percent:.2f}%"))
+    if result.top5_percent is not None:
+        rows.append(("top-5", f"{result.top5_percent:.2f}%"))
+    means = f"precision {result.macro.precision:.3f}  recall {result.balanced_accuracy:.3f}  F1 {result.macro.f1:.3f}"
+    rows.append(("mean of classes", means if auroc is None else f"{means}  AUROC {auroc:.3f}"))
+    calibration = result.calibration
+    rows.append(("loss", f"{result.loss:.4f}  Brier {calibration.brier:.4f}"))
+    off = f"off by {100 * calibration.ece:.1f} points (ECE)"
+    if result.uncalibrated is not None:
+        off += f"; {100 * result.uncalibrated.ece:.1f} without the temperature of {calibration.temperature:.2f}"
+    rows.append(("confidence", off))
     console.print(facts(rows))
 
     listed, classes = result.listed(), len(result.per_class)
-    table = figures(["class"], ["images"])
+    table = figures(["class"], ["images", "precision", "recall", "F1"])
     table.columns[0].max_width = 32
-    table.add_column("top-1", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for entry in listed:
-        percent = entry.top1_percent
-        accuracy = Text("no images", "dim") if percent is None else bar(percent / 100, 20).append(f" {percent:6.2f}%")
-        table.add_row(Text(entry.label), f"{entry.images:,}", accuracy)
+        scores = ["-" if score is None else f"{score:.3f}" for score in (entry.precision, entry.recall, entry.f1)]
+        shown = Text("no images", "dim") if entry.recall is None else bar(entry.recall, 16)
+        table.add_row(Text(entry.label), f"{entry.images:,}", *scores, shown)
     console.print("", table)
     if len(listed) < classes:
         console.print(f"the {len(listed)} least recognised of {classes} classes; {all_in} has all", style="dim")
+    if result.confusion is not None:
+        names = [entry.label for entry in result.per_class]
+        pairs = [f"{names[true]} as {names[said]} {images:,}" for true, said, images in most_confused(result.confusion)]
+        if pairs:
+            console.print(f"\nmost confused: {', '.join(pairs)}", markup=False)
 
 
 def tell(*lines: str) -> None:

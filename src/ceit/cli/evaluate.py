@@ -1,18 +1,21 @@
-"""Measure a trained model on labelled images: loss, top-1, top-5, and the accuracy of every class.
+"""Measure a trained model on labelled images: accuracy, precision, recall and F1 of every class, and its confidence.
 
-By default images that the model was trained on, or chosen by, are left out. With --tta the model is also asked about
-several views of each image; how good the mean of its answers is then stands beside the plain figures.
+By default images that the model was trained on, or chosen by, are left out. --predictions writes what it said of every
+image, its worst mistakes first. With --tta the model is also asked about several views of each image; how good the mean
+of its answers is then stands beside the plain figures.
 
 usage: ceit evaluate --checkpoint RUN|FILE --data NAME|DIR [options]
 
 examples:
   ceit evaluate --checkpoint runs/photos --data photos/
+  ceit evaluate --checkpoint runs/photos --data photos/ --metrics classes.csv
   ceit evaluate --checkpoint runs/demo --data cifar10 --split validation --json
   ceit evaluate --checkpoint runs/demo --data cifar10 --tta mirror+shift
 """
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from ceit.atomic import require_place
 from ceit.cli._computing import add_computing
-from ceit.cli._parser import JSON, MODEL, Parser, adding_to, positive
+from ceit.cli._parser import JSON, MODEL, RAW, Parser, adding_to, positive
 from ceit.cli._terminal import print_evaluation, tell
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
@@ -34,6 +38,8 @@ from ceit.data.sources.class_names import class_name
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.data.splits import Split
+from ceit.evaluation.answers import FORMS, Collected, document_of, write_figures, write_predictions
+from ceit.evaluation.metrics import Evaluation, evaluate
 from ceit.inference.backend import AsModule, Network, split_among
 from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for, refuse_combination
 from ceit.inference.cores import sharing_cores
@@ -42,17 +48,18 @@ from ceit.inference.exported import ExportedNetwork, is_exported, load_exported,
 from ceit.inference.predictor import exported_precision, preprocessing_of, refuse_for_exported
 from ceit.inference.views import VIEWS, MeanOverViews
 from ceit.model import CeiT
+from ceit.paths import expanded
 from ceit.train.example_sets import to_choose_by
-from ceit.train.metrics import Evaluation, evaluate
 from ceit.weights import load_checkpoint, read_description
 
 _BATCH = 250
 
 
 def main(arguments: list[str]) -> None:
-    """Print loss, top-1, top-5 and the accuracy of every class, as tables or as one JSON document.
+    """Print the figures of the whole split and of every class, as tables or as one JSON document; write what is asked.
 
-    Raises: ValueError for a checkpoint or data that cannot be read, classes that differ, or a split that is not there.
+    Raises: ValueError for a checkpoint or data that cannot be read, classes that differ, a split that is not there, or
+    a file that is there already.
     """
     options = _parsed(arguments)
     on_cpu = is_exported(options.checkpoint)
@@ -82,6 +89,7 @@ def main(arguments: list[str]) -> None:
     network, backend, precision = _network(options, model, devices, loader, found, split)
     module = AsModule(network)
     follows = devices[0].type == "cpu" and backend == "eager"  # runtimes have threads of their own
+    collected = Collected()
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (
@@ -89,7 +97,7 @@ def main(arguments: list[str]) -> None:
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
 
-        def measure(asked: nn.Module) -> Evaluation:
+        def measure(asked: nn.Module, observe: Collected | None = None) -> Evaluation:
             task = progress.add_task("", total=loader.images)
             return evaluate(
                 asked,
@@ -97,18 +105,28 @@ def main(arguments: list[str]) -> None:
                 class_names=class_names,
                 device=devices[0],
                 progress=lambda done: progress.update(task, completed=done),
+                temperature=None if options.raw else model.temperature,
+                observe=observe,
                 cores=cores,
             )
 
-        result = measure(module)
+        result = measure(module, collected)
         tta = None if options.tta is None else (options.tta, measure(MeanOverViews(module, options.tta)))
+    answers = collected.answers()
     heading = {"checkpoint": options.checkpoint, "data": found.name, "split": measured.name}
     heading |= {"backend": backend, "precision": precision}
+    document = document_of(heading, result, answers.auroc())
+    document["tta"] = None if tta is None else {"views": tta[0], **tta[1].figures()}
+    if options.predictions is not None:
+        write_predictions(options.predictions, answers, class_names, split.name)
+        tell(f"{options.predictions} has what was said of each of the {result.images:,} images, the worst first")
+    if options.metrics is not None:
+        write_figures(options.metrics, document)
+        tell(f"{options.metrics} has the figures")
     if options.json:
-        beside = None if tta is None else {"views": tta[0], **tta[1].figures()}
-        print(json.dumps({**heading, **result.as_dict(), "tta": beside}))
+        print(json.dumps(document))
     else:
-        print_evaluation(heading, result, tta=tta)
+        print_evaluation(heading, result, auroc=document["auroc"], tta=tta)
 
 
 def _load(options: argparse.Namespace, device: torch.device) -> tuple[CeiT | ExportedNetwork, dict[str, Any]]:
@@ -161,7 +179,12 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     text = "test-time augmentation: beside the plain figures, those of the mean answer to each image and its mirror "
     text += "image (mirror), or to these two as they are and moved by a pixel, six views (mirror+shift)"
     add("--tta", text, choices=VIEWS)
+    add("--raw", RAW, action="store_true")
     add("--json", JSON, action="store_true")
+    text = "write what was said of every image: path, true class, answer, probabilities, loss; the largest loss first"
+    add("--predictions", text, metavar="FILE.csv", type=expanded)
+    text = "write the figures to a file: all of them (.json), or those of the classes as a table (.csv)"
+    add("--metrics", text, metavar="FILE", type=expanded)
     add("--skip-broken", "leave out images that cannot be read, and name them", action="store_true")
     group = parser.add_argument_group("computing")
     add_computing(group)
@@ -169,4 +192,15 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--batch-size", f"images per batch (default: {_BATCH} for each device)", type=int, metavar="N")
     text = "processes that read images (default: none for images in memory, else one per core, at most 8)"
     add("--workers", text, type=positive, metavar="N")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name, endings in (("predictions", (".csv",)), ("metrics", FORMS)):
+        if (file := getattr(options, name)) is not None:
+            if file.suffix not in endings:
+                parser.error(f"--{name} {file} must end in {' or '.join(endings)}")
+            if os.path.lexists(file):
+                raise ValueError(f"{file} exists: name another file for --{name}, or remove it")
+            require_place(file)
+    files = [file.resolve() for file in (options.predictions, options.metrics) if file is not None]
+    if len(set(files)) < len(files):
+        parser.error(f"--predictions and --metrics name the same file, {options.predictions}")
+    return options

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ceit.atomic import require_place
 from ceit.cli._computing import add_computing
-from ceit.cli._parser import JSON, MODEL, Parser, adding_to, positive
+from ceit.cli._parser import JSON, MODEL, RAW, Parser, adding_to, positive
 from ceit.cli._terminal import bar, tell
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.walk import EmptyFolderError, image_files
@@ -74,13 +74,14 @@ def main(arguments: list[str]) -> None:
     """
     options = _parsed(arguments)
     keep_freed_memory()
-    paths = _images_of(options.paths)
+    paths = images_of(options.paths)
     before = prediction_file.computed_by(options.output) if options.resume else None
     backend, precision = _as_before(options, before)
     model = _model(options, precision)
     class_names, preprocessing = class_names_of(model), preprocessing_of(model)
     is_kept, origin_of = options.output is not None, prediction_file.Origin.of
-    origin = origin_of(model, class_names, preprocessing, options.checkpoint) if is_kept else None
+    about = model, class_names, preprocessing, options.checkpoint
+    origin = origin_of(*about, calibrated=not options.raw) if is_kept else None
     broken: list[str] = []
     with ExitStack() as stack:
         left = paths
@@ -103,6 +104,7 @@ def main(arguments: list[str]) -> None:
             device=device,
             workers=options.workers,
             network=network,
+            calibrated=not options.raw,
         )
         stream = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
         answers = stack.enter_context(closing(_between_signals(stream)))
@@ -130,6 +132,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("paths", "image, folder of images, or - for standard input", metavar="PATH", nargs="+")
     add("--checkpoint", f"{MODEL} (default: {DEFAULT})", metavar="RUN|FILE")
     add("--top-k", "print the K most probable classes", type=int, default=5, metavar="K")
+    add("--raw", RAW, action="store_true")
     add("--skip-broken", "exit with 0 even if some images cannot be read; they are named", action="store_true")
     results = parser.add_argument_group("results, instead of a table")
     add = adding_to(results.add_mutually_exclusive_group())
@@ -157,7 +160,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _images_of(names: Sequence[str]) -> list[str]:
+def images_of(names: Sequence[str]) -> list[str]:
     """The images that the arguments stand for; those of a folder as training finds them, saying what is passed over.
 
     What is not there, and a folder that cannot be listed, are images that cannot be read. Raises: ValueError if there

@@ -51,6 +51,10 @@ class Split(Protocol):
         """The sample's name, stable across runs, machines and subsets: ``class/name``, or a number."""
         ...
 
+    def name(self, index: int) -> str:
+        """What people call the sample: its file, as it was given, or where it lies in one."""
+        ...
+
     def subset(self, indices: Tensor) -> "Split":
         """The samples at ``indices``, in that order."""
         ...
@@ -58,12 +62,16 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """Images in memory: uint8 ``(n, C, H, W)`` whose channels lie innermost; without ``keys`` they are numbered."""
+    """Images in memory: uint8 ``(n, C, H, W)`` whose channels lie innermost; without ``keys`` they are numbered.
+
+    ``names`` are those of the files that they were read from, if they were.
+    """
 
     images: Tensor
     labels: Tensor
     keys: tuple[str, ...] = ()
     digests: np.ndarray | None = None
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,10 +86,14 @@ class ArraySplit:
     def key(self, index: int) -> str:
         return self.keys[index] if self.keys else str(index)
 
+    def name(self, index: int) -> str:
+        return self.names[index] if self.names else self.key(index)
+
     def subset(self, indices: Tensor) -> "ArraySplit":
         keys, chosen = tuple(self.key(index) for index in indices.tolist()), indices.numpy()
         digests = None if self.digests is None else self.digests[chosen]
-        return ArraySplit(from_pixels(self.pixels()[chosen]), self.labels[indices], keys, digests)
+        names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
+        return ArraySplit(from_pixels(self.pixels()[chosen]), self.labels[indices], keys, digests, names)
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,10 @@ class JoinedSplit:
         number, place = self.where[index].tolist()
         return self.splits[number].key(place)
 
+    def name(self, index: int) -> str:
+        number, place = self.where[index].tolist()
+        return self.splits[number].name(place)
+
     def subset(self, indices: Tensor) -> "JoinedSplit":
         chosen = indices.numpy()
         digests = None if self.digests is None else self.digests[chosen]
@@ -196,8 +212,8 @@ def readable(split: Split, found: Survey, rows: np.ndarray) -> Split:
         return part
     is_whole = len(chosen) == len(found.pixels)  # then nothing is copied
     pixels_nhwc = found.pixels if is_whole and (np.diff(chosen) == 1).all() else found.pixels[chosen]
-    keys = tuple(part.key(index) for index in range(len(part)))
-    return ArraySplit(from_pixels(pixels_nhwc), part.labels, keys, part.digests)
+    keys, names = (tuple(map(told, range(len(part)))) for told in (part.key, part.name))
+    return ArraySplit(from_pixels(pixels_nhwc), part.labels, keys, part.digests, names)
 
 
 def cut_validation(

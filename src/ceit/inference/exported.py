@@ -59,7 +59,8 @@ class ExportedNetwork:
     """An exported file, ready to run: images float32 ``(B, C, H, W)`` to logits float32 ``(B, classes)``, on the CPU.
 
     ``image_hw`` is the size in pixels that it was exported for. ``class_names``, in the order of the logits, and
-    ``preprocessing``, as ``Preprocessing.from_dict`` takes it, are None where the checkpoint did not know them.
+    ``preprocessing``, as ``Preprocessing.from_dict`` takes it, are None where the checkpoint did not know them. The
+    logits are those of the network: ``temperature``, if there is one, has not divided them.
 
     Raises: ValueError for images of a shape that the file does not take.
     """
@@ -68,6 +69,7 @@ class ExportedNetwork:
         self.description, self._run = description, run
         network = description.network
         self.config, self.class_names, self.preprocessing = network.config, network.class_names, network.preprocessing
+        self.temperature = network.temperature
         self.image_hw, self.in_chans = network.config.image_hw, network.config.in_chans
         self.num_classes = network.config.num_classes
 

@@ -70,9 +70,9 @@ def export(
     """Write the network to ``file``: ``.onnx``, ``.pt2``, or ``.xml`` with a ``.bin`` beside it.
 
     BatchNorm is folded first. The file takes any number of images at a time, of one size or, with ``any_size``, of any
-    sides that are multiples of the patch size. Geometry, class names, preprocessing and the result of the check are
-    inside. ``calibration`` are preprocessed images that int8 takes its ranges from; ``training`` is what the checkpoint
-    says of its training.
+    sides that are multiples of the patch size. Geometry, class names, preprocessing, temperature and the result of the
+    check are inside. ``calibration`` are preprocessed images that int8 takes its ranges from; ``training`` is what the
+    checkpoint says of its training.
 
     The file is run on the images of ``check`` before it gets its name. Raises: ValueError, and nothing is written, if
     it differs from the network by more than ``MAX_ERROR``, in int8 if fewer than ``MIN_AGREEMENT_PERCENT`` of the
@@ -87,7 +87,8 @@ def export(
         refuse_existing(file)
     if not model.config.num_classes:
         raise ValueError("a network of 0 classes has no head: there is nothing to export")
-    said = Description(model.config, name_of(model.config), model.class_names, model.preprocessing, training)
+    about = model.class_names, model.preprocessing, training, model.temperature
+    said = Description(model.config, name_of(model.config), *about)
     description = ExportedDescription(said, format, precision, any_size, __version__)
     network, image_shape = fuse(model), (model.config.in_chans, *model.config.image_hw)
     if format == "torch":

@@ -63,13 +63,17 @@ class Origin(NamedTuple):
         class_names: Sequence[str],
         preprocessing: Preprocessing,
         checkpoint: str,
+        *,
+        calibrated: bool = True,
     ) -> Self:
-        """The origin of the answers of a model from this checkpoint."""
+        """The origin of the answers of a model from this checkpoint, which have a temperature or not."""
+        temperature = model.temperature if calibrated else None
         if isinstance(model, CeiT):
-            said = Description(model.config, None, class_names, preprocessing.as_dict())
+            said = Description(model.config, None, class_names, preprocessing.as_dict(), temperature=temperature)
             return cls(checkpoint, fingerprint(model.state_dict(), said))
         content = expanded(checkpoint).read_bytes()  # of OpenVINO the .xml, which holds the digest of its .bin
-        return cls(checkpoint, hashlib.sha256(content).hexdigest())
+        raw = b"" if temperature == model.temperature else b"raw"
+        return cls(checkpoint, hashlib.sha256(content + raw).hexdigest())
 
 
 def csv_lines(prediction: Prediction) -> str:

@@ -87,6 +87,7 @@ class Predictor:
         workers: int | None = None,
         examples: ExampleImages | None = None,
         network: Network | None = None,
+        calibrated: bool = True,
     ) -> None:
         """Takes the model as it is, and computes a copy of it, folded, in eval mode.
 
@@ -95,9 +96,10 @@ class Predictor:
         choice, as ``optimize`` makes it. ``examples`` are images for int8, and for ``auto`` to judge by. ``device`` is
         one, by default the machine's accelerator, or several, which take turns. ``workers`` threads each read and
         compute images of their own, by default one for each of torch's threads. ``network`` computes in place of all
-        that: it takes images on the CPU, and several threads call it at once. An exported network computes on the CPU,
-        in what it was loaded in. Raises: ValueError if names or preprocessing do not fit the model, or for a
-        combination of backend, precision and device that does not exist.
+        that: it takes images on the CPU, and several threads call it at once. The probabilities are softmax(logits / T)
+        where the model has a ``temperature`` T and ``calibrated`` is left on, else softmax(logits). An exported network
+        computes on the CPU, in what it was loaded in. Raises: ValueError if names or preprocessing do not fit the
+        model, or for a combination of backend, precision and device that does not exist.
         """
         geometry, classes = model.config, model.config.num_classes
         class_names = class_names or class_names_of(model)
@@ -124,6 +126,7 @@ class Predictor:
             self.device, self.network = torch.device("cpu"), network or model
         self.model, self.image_hw, self.in_chans = model, geometry.image_hw, geometry.in_chans
         self.class_names, self.preprocessing = tuple(class_names), preprocessing
+        self.temperature = (model.temperature if calibrated else None) or 1.0
 
     @classmethod
     def from_checkpoint(
@@ -135,6 +138,7 @@ class Predictor:
         device: Devices = None,
         workers: int | None = None,
         examples: ExampleImages | None = None,
+        calibrated: bool = True,
     ) -> Self:
         """The predictor in a run directory, a file of weights or an exported file; options as of ``Predictor``.
 
@@ -145,10 +149,15 @@ class Predictor:
             refuse_for_exported(backend, device)
             computed_in, callers = exported_precision(path, precision), workers or torch.get_num_threads()
             model = load_exported(path, precision=computed_in, threads=1, callers=callers)
-            return cls.from_model(model, workers=workers)
-        model = load_checkpoint(path)
+            return cls.from_model(model, workers=workers, calibrated=calibrated)
         return cls.from_model(
-            model, backend=backend, precision=precision, device=device, workers=workers, examples=examples
+            load_checkpoint(path),
+            backend=backend,
+            precision=precision,
+            device=device,
+            workers=workers,
+            examples=examples,
+            calibrated=calibrated,
         )
 
     @classmethod
@@ -162,6 +171,7 @@ class Predictor:
         workers: int | None = None,
         examples: ExampleImages | None = None,
         network: Network | None = None,
+        calibrated: bool = True,
     ) -> Self:
         """The predictor of a network that carries its class names and preprocessing, as one that was loaded does.
 
@@ -177,6 +187,7 @@ class Predictor:
             workers=workers,
             examples=examples,
             network=network,
+            calibrated=calibrated,
         )
 
     def predict(
@@ -228,7 +239,7 @@ class Predictor:
             if stop.is_set():  # nobody waits for the answer
                 return []
             paths.append(os.fspath(image) if isinstance(image, str | os.PathLike) else None)
-            read.append(or_reason(self._read, image))
+            read.append(or_reason(self.pixels, image))
         pixels = [one for one in read if not isinstance(one, str)]
         scores = iter(self._scores(self.preprocessing.normalise(np.stack(pixels)), top_k) if pixels else [])
         return [
@@ -236,8 +247,8 @@ class Predictor:
             for path, one in zip(paths, read, strict=True)
         ]
 
-    def _read(self, source: ImageInput) -> np.ndarray:
-        """What the network sees of an image, uint8 ``(H, W, C)``."""
+    def pixels(self, source: ImageInput) -> np.ndarray:
+        """What the network sees of an image, uint8 ``(H, W, C)``. Raises: UnreadableImageError, OSError, ValueError."""
         if isinstance(source, np.ndarray | Tensor):
             source = to_pillow(source)
         cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
@@ -247,12 +258,17 @@ class Predictor:
     def _scores(self, images_bhwc: Tensor, top_k: int) -> list[tuple[Score, ...]]:
         with torch.inference_mode():
             logits = self.network(images_bhwc.permute(0, 3, 1, 2))
-            top = logits.float().softmax(-1).topk(top_k)
-        if not top.values.isfinite().all():
-            reasons = "its weights are damaged, its training diverged, or fp16 is too narrow for it"
-            raise ValueError(f"the network's answer is not a number: {reasons}")
+            top = (logits.float() / self.temperature).softmax(-1).topk(top_k)
+        require_numbers(top.values)
         names = [[self.class_names[i] for i in row] for row in top.indices.tolist()]
         return [tuple(map(Score, *row)) for row in zip(names, top.values.tolist(), strict=True)]
+
+
+def require_numbers(probabilities: Tensor) -> None:
+    """Raises: ValueError for an answer that is none."""
+    if not probabilities.isfinite().all():
+        reasons = "its weights are damaged, its training diverged, or fp16 is too narrow for it"
+        raise ValueError(f"the network's answer is not a number: {reasons}")
 
 
 def batch_of(devices: Sequence[torch.device]) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ceit.evaluation.metrics import Evaluation
 from ceit.train.checkpoint import Progress
 from ceit.train.learner import Learner
-from ceit.train.metrics import Evaluation
 from ceit.train.run_directory import RunDirectory
 from ceit.train.step import StepResult
 from ceit.train.trackers import flat

@@ -84,10 +84,22 @@ def accuracy(found: FinishedRun) -> Iterator[str]:
             f"Validation chose epoch {report['best']['epoch']} of {report['epochs']}. "
             "The test images were looked at once, at the end."
         )
+    yield from calibration_told(report)
     for sentence in outstanding(report["per_class"]):
         yield f"{sentence} `test.json` has every class, and how often which is taken for which."
     if report["images"] < _FEW_IMAGES:
         yield f"These are few test images: each one is {100 / report['images']:.1f} points of the accuracy."
+
+
+def calibration_told(report: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on how far its probabilities are off, with and without a temperature, if there is one."""
+    if (before := report.get("uncalibrated")) is not None:  # not in the report of an earlier version
+        now = report["calibration"]
+        yield (
+            f"Its probabilities are off by {100 * now['ece']:.1f} points on average over the test images (ECE). "
+            f"Without the temperature of {now['temperature']:.2f}, which validation images gave, they would be off by "
+            f"{100 * before['ece']:.1f}."
+        )
 
 
 def outstanding(per_class: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -83,12 +83,12 @@ def _fits(trainer: Trainer, images: Tensor, labels: Tensor, size: int) -> bool:
 def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget:
     """What the parts of a run take, measured in a few percent of its ``seconds``; it ``ends`` at a moment of
     ``time.monotonic``."""
-    limit, test_images = PROBED_SHARE * seconds, len(trainer.dataset.test)
+    limit, loader = PROBED_SHARE * seconds, trainer.validation_loader
+    reported = len(trainer.dataset.test) + (0 if loader is None else loader.images)  # these give the temperature
     with put_back(trainer):
         times = from_main(_step_seconds(trainer, limit))
         step_seconds = sum(times) / len(times)
         image_seconds = step_seconds / trainer.run.config.batch_size  # no less than validation takes for one
-        loader = trainer.validation_loader
         validated = 0 if loader is None else loader.images * len(trainer.learner.candidates())
         validation_seconds = validated * image_seconds
         if validated and validation_seconds < limit:
@@ -100,8 +100,8 @@ def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget
         steps_per_epoch=len(trainer.train_loader),
         step_seconds=step_seconds,
         epoch_end_seconds=validation_seconds,
-        report_seconds=test_images * image_seconds,
-        report_share=test_images / validated if validated else 0.0,
+        report_seconds=reported * image_seconds,
+        report_share=reported / validated if validated else 0.0,
         clock=time.monotonic,
     )
 

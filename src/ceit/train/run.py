@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ceit.atomic import write_text
 from ceit.data.splits import ImageDataset
+from ceit.evaluation.metrics import Evaluation
 from ceit.inference.cores import sharing_cores
 from ceit.messages import Say
 from ceit.model import CeiT
@@ -25,7 +26,6 @@ from ceit.train.config import TrainConfig
 from ceit.train.distributed import from_main, make_accelerator, naming_lost_processes
 from ceit.train.learner import MakeModel, starting_model
 from ceit.train.log import Show
-from ceit.train.metrics import Evaluation
 from ceit.train.model_card import FILE as MODEL_CARD
 from ceit.train.model_card import FinishedRun, model_card
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget

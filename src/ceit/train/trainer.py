@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.splits import Split
+from ceit.evaluation.metrics import DivergedError, Evaluation, evaluate
+from ceit.evaluation.temperature import KeptLogits, fit_temperature
 from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import FreeCores
 from ceit.inference.device import machine
@@ -24,7 +26,6 @@ from ceit.train.distributed import from_main, total_of
 from ceit.train.interruption import Interrupted, stop_signals
 from ceit.train.learner import Learner, MakeModel, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
-from ceit.train.metrics import DivergedError, Evaluation, evaluate
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run_directory import RunDirectory, SavedRun
 from ceit.train.step import StepResult, train_step
@@ -172,8 +173,9 @@ class Trainer:
     def report(self, observe: Callable[[Tensor, Tensor], object] | None = None) -> tuple[CeiT, Evaluation]:
         """The best model, as it was saved, on the test split: looked at once, after every choice was made.
 
-        It computes as prediction does, in float32 where the run's precision is one of training only. Of a CeiT alone:
-        for another network nothing here knows how it is to be made from its file.
+        The last choice is its temperature: validation images make its probabilities as good as its answers. It computes
+        as prediction does, in float32 where the run's precision is one of training only. Of a CeiT alone: for another
+        network nothing here knows how it is to be made from its file.
         """
         self.accelerator.wait_for_everyone()
         device, progress = self.accelerator.device, self.progress
@@ -183,7 +185,10 @@ class Trainer:
             precision = "bf16" if self.run.autocast_dtype == torch.bfloat16 else "float32"
             shape = (model.config.in_chans, *model.config.image_hw)
             deployed = AsModule(prepare(model, "eager", precision, image_shape=shape))
-        test = self._evaluate(deployed, self.loader(self.dataset.test), observe=observe)
+        model.temperature = self._temperature_of(deployed)
+        self.directory.save_temperature(model.temperature)
+        loader = self.loader(self.dataset.test)
+        test = self._evaluate(deployed, loader, temperature=model.temperature, observe=observe)
         report = {
             "data": self.dataset.name,
             "model": self.run.config.model,
@@ -336,6 +341,15 @@ class Trainer:
             said = f"{name}: saved {checkpoint_name(step)} after step {step}"
             go_on = f"ceit train --output {shlex.quote(os.fspath(self.directory.path))} --resume auto"
             raise Interrupted(f"{said}; go on with: {go_on}", terminated > 0)
+
+    def _temperature_of(self, network: nn.Module) -> float | None:
+        """That of a finished network, in every process; None without validation images."""
+        if self.validation_loader is None:
+            return None
+        kept = KeptLogits()
+        self._evaluate(network, self.validation_loader, observe=kept)
+        logits_and_labels = kept.joined(len(self.dataset.class_names))
+        return fit_temperature(*logits_and_labels, total=lambda values: total_of(values, self.accelerator))
 
     def _evaluate(self, network: nn.Module, loader: Loader, **options: Any) -> Evaluation:
         names, device = self.dataset.class_names, self.accelerator.device

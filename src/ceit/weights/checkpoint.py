@@ -121,8 +121,9 @@ def save_checkpoint(
     """Write ``NAME.safetensors`` and ``NAME.json``, each whole or not at all.
 
     The JSON file is for readers of any kind; the safetensors file holds a copy, so that it stands alone and the two
-    cannot be mixed up. Class names and preprocessing are by default those that the network carries; ``model_name``
-    the registered one of its geometry. ``training`` is free: anything that JSON can hold.
+    cannot be mixed up. Class names and preprocessing are by default those that the network carries, and its temperature
+    is kept with them; ``model_name`` is the registered one of its geometry. ``training`` is free: anything that JSON
+    can hold.
 
     Raises: ValueError if ``path`` does not end in ``.safetensors``, the class names do not match the head, or the
     network no longer matches its configuration; OSError if the disk is full, with the files that stood there before
@@ -140,9 +141,24 @@ def save_checkpoint(
         model.class_names if class_names is None else class_names,
         preprocessing if preprocessing is None or isinstance(preprocessing, dict) else preprocessing.as_dict(),
         training,
+        model.temperature,
     )
     text = description.to_json(fingerprint(state, description))
     replace_files({path: save(state, {METADATA_KEY: text}), side_file(path): text.encode()})
+
+
+def save_temperature(path: str | Path, temperature: float | None) -> None:
+    """Write another temperature into a checkpoint of ours; its tensors keep every bit.
+
+    Raises: ValueError for a file without a description, or a temperature that is no positive number.
+    """
+    stored = read_stored(expanded(path))
+    if stored.description is None:
+        raise ValueError(f"{path} says nothing of its network: load it, and save it with save_checkpoint")
+    description = replace(stored.description, temperature=temperature)
+    state = {key: stored.state[key] for key in require_fit(stored.state, description.config).state_dict()}
+    text = description.to_json(fingerprint(state, description))
+    replace_files({stored.path: save(state, {METADATA_KEY: text}), side_file(stored.path): text.encode()})
 
 
 def network_of(
@@ -174,6 +190,7 @@ def network_of(
         if stored.description is not None:
             network.class_names = list(stored.description.class_names or ()) or None
             network.preprocessing = stored.description.preprocessing
+            network.temperature = stored.description.temperature
         elif stored.layout == "released":
             network.preprocessing = dict(RELEASED_PREPROCESSING)
         _adapt(network, config, num_classes, img_size, stored.path)
@@ -213,7 +230,7 @@ def _adapt(network: CeiT, config: CeiTConfig, num_classes: int | None, img_size:
         logger.warning(
             "%s: first convolution adapted from %s channels; its preprocessing no longer fits", path, channels
         )
-        network.preprocessing = None
+        network.preprocessing = network.temperature = None
     if img_size is not None:
         network.set_input_size(img_size)
         if network.config.grid != config.grid:
@@ -221,6 +238,6 @@ def _adapt(network: CeiT, config: CeiTConfig, num_classes: int | None, img_size:
             logger.warning("%s: position embedding interpolated %s", path, grids)
     if num_classes is not None and num_classes != config.num_classes:
         network.reset_classifier(num_classes)
-        network.class_names = None
+        network.class_names = network.temperature = None
         heads = f"{num_classes} classes replaces the one of {config.num_classes}"
         logger.warning("%s: a fresh head of %s; train it before use", path, heads)

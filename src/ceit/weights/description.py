@@ -1,6 +1,7 @@
 """What a checkpoint says about its network beside the weights, as JSON: geometry, class names, preprocessing."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -16,8 +17,9 @@ class Description:
     """The content of the JSON file beside a checkpoint's tensors.
 
     ``class_names`` are in the order of the logits. ``preprocessing`` has ``mean`` and ``std`` per channel (of pixels
-    in 0..1), ``crop`` and ``interpolation``. ``training`` is free. Raises: ValueError if the class names do not match
-    the head.
+    in 0..1), ``crop`` and ``interpolation``. ``training`` is free. ``temperature`` divides the logits before the
+    softmax; None leaves them. Raises: ValueError if the class names do not match the head, or for a temperature that
+    is no positive number.
     """
 
     config: CeiTConfig
@@ -25,12 +27,17 @@ class Description:
     class_names: Sequence[str] | None = None
     preprocessing: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         if self.class_names is not None and len(self.class_names) != self.config.num_classes:
             raise ValueError(
                 f"{len(self.class_names)} class names do not match a head of {self.config.num_classes} classes"
             )
+        if (given := self.temperature) is not None:
+            is_number = isinstance(given, int | float) and not isinstance(given, bool)
+            if not is_number or not math.isfinite(given) or given <= 0:
+                raise ValueError(f"temperature {given!r} must be a number greater than 0")
 
     def to_json(self, fingerprint: str) -> str:
         """``fingerprint`` ties the text to the tensors that it was saved with."""
@@ -42,6 +49,7 @@ class Description:
             "class_names": None if self.class_names is None else list(self.class_names),
             "preprocessing": self.preprocessing,
             "training": self.training,
+            **({} if self.temperature is None else {"temperature": self.temperature}),
             "fingerprint": fingerprint,
         }
         return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
@@ -58,6 +66,7 @@ class Description:
             )
         try:
             config = CeiTConfig(**body["config"])
-            return cls(config, *(body[key] for key in ("model", "class_names", "preprocessing", "training")))
+            said = (body[key] for key in ("model", "class_names", "preprocessing", "training"))
+            return cls(config, *said, temperature=body.get("temperature"))
         except (KeyError, TypeError) as error:
             raise ValueError(f"the description of the network is damaged ({error})") from error

@@ -47,6 +47,9 @@ class Slow:
     def key(self, index: int) -> str:
         return str(index)
 
+    def name(self, index: int) -> str:
+        return str(index)
+
     def subset(self, indices: Tensor) -> "Slow":
         return Slow(self.labels[indices])
 

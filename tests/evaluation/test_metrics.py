@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import ArraySplit
-from ceit.train.metrics import ClassAccuracy, evaluate
+from ceit.evaluation.metrics import evaluate
+from ceit.evaluation.scores import ClassScores
 
 LETTERS = tuple("abcdefg")
 
@@ -61,7 +63,9 @@ def test_every_figure_is_that_of_the_definition(logits: Tensor, labels: Tensor, 
     assert result.confusion is not None
     for true, row in enumerate(result.confusion):
         assert row == [((labels == true) & (order[:, 0] == said)).sum().item() for said in range(7)]
-        assert result.per_class[true] == ClassAccuracy(LETTERS[true], sum(row), 100 * row[true] / sum(row))
+        answered = sum(other[true] for other in result.confusion)
+        assert result.per_class[true] == ClassScores.of_counts(LETTERS[true], sum(row), row[true], answered)
+        assert result.per_class[true].top1_percent == 100 * row[true] / sum(row)
 
 
 class Cyclic(nn.Module):
@@ -96,11 +100,11 @@ def test_m4_the_cost_of_an_evaluation_grows_with_images_plus_classes(determinist
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kb < 200_000
     wrong = -(-images // 3)
     assert (result.images, result.top1_percent) == (images, 100 * (images - wrong) / images)
-    assert result.per_class[3] == ClassAccuracy("class 3", 1, 0.0)
-    assert result.per_class[4] == ClassAccuracy("class 4", 1, 100.0)
-    assert result.per_class[8141] == ClassAccuracy("class 8141", 0, None)
+    assert result.per_class[3] == ClassScores("class 3", 1, 0.0, None, 0.0, 0.0)  # 0 and 3 are taken for 1 and 4
+    assert result.per_class[4] == ClassScores("class 4", 1, 100.0, 0.5, 1.0, 2 / 3)
+    assert result.per_class[8141] == ClassScores("class 8141", 0, None, None, None, None)
     assert result.confusion is None
-    assert len(json.dumps(result.as_dict())) < 100 * classes
+    assert len(json.dumps(result.as_dict())) < 150 * classes
 
 
 @pytest.mark.parametrize(("classes", "is_counted"), [(100, True), (101, False)])
@@ -126,8 +130,10 @@ def test_below_five_classes_there_is_no_top5_and_an_absent_class_has_no_accuracy
         device="cpu",
     )
     assert result.top5_percent is None
-    assert result.per_class[3] == ClassAccuracy("d", 0, None)
-    assert json.loads(json.dumps(result.as_dict()))["per_class"][3] == {"label": "d", "images": 0, "top1_percent": None}
+    absent = json.loads(json.dumps(result.as_dict()))["per_class"][3]
+    assert (absent.pop("label"), absent.pop("images")) == ("d", 0)
+    assert absent.keys() == {"top1_percent", "precision", "recall", "f1", "auroc"}
+    assert absent["top1_percent"] is absent["recall"] is absent["auroc"] is None
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -176,7 +182,7 @@ from torch import nn
 from ceit.data.splits import ArraySplit
 from ceit.data.batches.loader import make_loader
 from ceit.data.preprocessing import Preprocessing
-from ceit.train.metrics import DivergedError, evaluate
+from ceit.evaluation.metrics import DivergedError, evaluate
 
 torch.set_num_threads(1)
 rank, meeting = int(sys.argv[1]), sys.argv[2]
@@ -191,7 +197,7 @@ def evaluated(shard, images, batch_size):
     split = ArraySplit(pixels, torch.randint(5, (images,), generator=generator))
     options = {"img_size": (4, 4), "preprocessing": Preprocessing((0.5,), (0.25,)), "shard": shard}
     loader = make_loader(split, batch_size=batch_size, **options)
-    return evaluate(model, loader, class_names="abcde", device="cpu").as_dict()
+    return evaluate(model, loader, class_names="abcde", device="cpu", temperature=0.5).as_dict()
 
 class Diverged(nn.Module):  # gives no number for the image that is white, which one process alone sees
     def forward(self, images):
@@ -232,4 +238,11 @@ def test_m9_processes_share_the_images_without_padding_and_all_get_the_whole_or_
         for together, alone, images in zip(*found, (9, 1003), strict=True):
             assert together["images"] == images
             assert together.pop("loss") == pytest.approx(alone.pop("loss"))
+            for key in ("calibration", "uncalibrated"):  # sums of numbers that are not whole
+                ours, theirs = (
+                    np.array([list(entry.values()) for entry in found[key].pop("reliability")])
+                    for found in (together, alone)
+                )
+                assert ours == pytest.approx(theirs)
+                assert together.pop(key) == pytest.approx(alone.pop(key))
             assert together == alone

@@ -1,0 +1,124 @@
+"""Everything that is said of one image: the answers, a map for each question, and which layers decided.
+
+Letters: ``H W`` pixels or patches, ``K`` heads, ``L`` encoder blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ceit.explain.capture import capture
+from ceit.explain.maps import contributions, grad_cam, last_attention, rollout
+from ceit.inference.predictor import ImageInput, Predictor, Score, require_numbers
+from ceit.messages import unknown
+from ceit.model import CeiT
+
+
+@dataclass(frozen=True)
+class PatchMap:
+    """A number for each patch, ``(H, W)``; of ``signed`` ones 0 is neutral, the others are not negative."""
+
+    title: str
+    values_hw: np.ndarray
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one image, in the order of the network's answers.
+
+    ``pixels_hwc`` is what the network saw, ``about`` the class that the maps speak of, ``maps`` are one to four. Of a
+    network with LCA ``layer_weights_kl`` are each head's weights of the blocks, and of one that classifies a class
+    token ``block_maps_lhw`` its attention in every block, mean over heads.
+    """
+
+    pixels_hwc: np.ndarray
+    answers: tuple[Score, ...]
+    about: Score
+    maps: tuple[PatchMap, ...]
+    layer_weights_kl: np.ndarray | None
+    block_maps_lhw: np.ndarray | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with four digits."""
+        weights = self.layer_weights_kl
+        return {
+            "predictions": [score._asdict() for score in self.answers],
+            "about": self.about._asdict(),
+            "maps": {entry.title: _rounded(entry.values_hw) for entry in self.maps},
+            "layer_weights": None if weights is None else _rounded(weights.mean(0)),
+            "layer_weights_by_head": None if weights is None else _rounded(weights),
+        }
+
+
+def explain(predictor: Predictor, image: ImageInput, about: str | None = None, top_k: int = 5) -> Explanation:
+    """Why the network answers so, or why it does not answer ``about``, another of its classes.
+
+    The network computes as eager torch in float32, on the predictor's device. Raises: ValueError for an exported file,
+    whose layers cannot be watched, or an unknown class; UnreadableImageError or OSError for an image.
+    """
+    require_explainable(predictor, about)
+    model, names = predictor.model, predictor.class_names
+    assert isinstance(model, CeiT)
+    model = model.to(predictor.device, torch.float32).eval()
+    pixels_hwc = predictor.pixels(image)
+    images = predictor.preprocessing.normalise(pixels_hwc[None]).permute(0, 3, 1, 2).to(predictor.device)
+    with torch.inference_mode(False), torch.no_grad(), capture(model) as seen:
+        logits_1k = model(images)
+    probabilities_k = (logits_1k[0].float() / predictor.temperature).softmax(0)
+    require_numbers(probabilities_k)
+    scores = [Score(names[i], probabilities_k[i].item()) for i in probabilities_k.argsort(descending=True).tolist()]
+    about = about or scores[0].label
+    rival = next((score.label for score in scores if score.label != about), None)
+    answers = tuple(scores[:top_k])
+    asked_about = next(score for score in scores if score.label == about)
+    attention = seen.attention()
+
+    def number_of(name: str) -> torch.Tensor:
+        return torch.tensor([names.index(name)], device=images.device)
+
+    maps: list[PatchMap] = []
+
+    def add(title: str, map_1hw: torch.Tensor, signed: bool = False) -> None:
+        maps.append(PatchMap(title, map_1hw[0].float().cpu().numpy(), signed))
+
+    classifies_patches = model.config.global_pool != "token"
+    if classifies_patches:
+        add(f"for and against {about}", contributions(model, images, number_of(about)), signed=True)
+        if rival is not None:
+            add(f"for and against {rival}", contributions(model, images, number_of(rival)), signed=True)
+    if len(model.blocks) > model.config.has_dead_rows:
+        add(f"Grad-CAM of {about}", grad_cam(model, images, number_of(about)))
+    if classifies_patches and model.lca is None:
+        return Explanation(pixels_hwc, answers, asked_about, tuple(maps), None, None)
+    if model.lca is not None:
+        add("attention, all layers", rollout(attention))
+    if not classifies_patches:
+        add("attention, last layer", last_attention(attention))
+    rows_lt = attention.class_rows_blkt[0].mean(dim=1)
+    weights = attention.layer_weights_bkl
+    return Explanation(
+        pixels_hwc,
+        answers,
+        asked_about,
+        tuple(maps),
+        None if weights is None else weights[0].cpu().numpy(),
+        rows_lt[:, 1:].unflatten(1, attention.grid).cpu().numpy(),
+    )
+
+
+def require_explainable(predictor: Predictor, about: str | None) -> None:
+    """Raises: ValueError for an exported file, or for a class that the network does not know."""
+    if not isinstance(predictor.model, CeiT):
+        raise ValueError("an exported file does not show its layers: name the checkpoint that it was made of")
+    if about is not None and about not in predictor.class_names:
+        raise ValueError(unknown("class", about, predictor.class_names))
+
+
+def _rounded(values: np.ndarray) -> Any:
+    """Nested lists of numbers with four digits each: maps of single patches may be small."""
+    if values.ndim:
+        return [_rounded(part) for part in values]
+    return float(f"{float(values):.4g}")

@@ -1,0 +1,109 @@
+"""One sheet for an image: what was answered, which parts speak for it, which layers decided. Needs the extra ``viz``.
+
+Maps lie on the image in grey. Their colours are told apart with any colour vision: pale to dark for amounts, orange
+against purple for what speaks against and for a class.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ceit.explain.explanation import Explanation, PatchMap
+from ceit.plots import BLUE, GREY, ORANGE, STYLE, new_figure, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_STYLE: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.titlesize": 9, "font.size": 9}
+_AMOUNTS, _FOR_AND_AGAINST = "cividis", "PuOr"
+_LEAST_SHOWN = 12  # blocks up to which each one's attention is drawn
+
+
+def draw_sheet(found: Explanation, title: str, paths: Sequence[Path]) -> None:
+    """Draws the sheet into every path, PNG or SVG.
+
+    Above the image and its maps, the largest value of each named below it; then the probabilities of the answers and,
+    where a class token is classified, LCA's weights of the blocks and the attention in each of them.
+    """
+    has_layers = found.block_maps_lhw is not None
+    with new_figure(paths, 4.9 if has_layers else 3.9, _STYLE) as figure:
+        rows: Any = figure.subfigures(
+            3 if has_layers else 2, 1, height_ratios=(2.2, 1.4, 1.2) if has_layers else (2.2, 1.4)
+        )
+        rows[0].suptitle(plain(title, 90), x=0.01, ha="left", fontsize=11)
+        panels = rows[0].subplots(1, 4)
+        _show(panels[0], found.pixels_hwc, "what the network sees")
+        for axes, entry in zip(panels[1:], found.maps, strict=False):
+            _draw_map(axes, found.pixels_hwc, entry)
+        for axes in panels[1 + len(found.maps) :]:
+            axes.set_axis_off()
+        bars, layers = rows[1].subplots(1, 2)
+        _draw_answers(bars, found)
+        if found.layer_weights_kl is None:
+            layers.set_axis_off()
+        else:
+            _draw_layer_weights(layers, found.layer_weights_kl)
+        if found.block_maps_lhw is not None:
+            _draw_blocks(rows[2], found)
+
+
+def _show(axes: "Axes", pixels_hwc: np.ndarray, title: str) -> None:
+    axes.imshow(pixels_hwc.squeeze(), cmap="gray", vmin=0, vmax=255)
+    axes.set_title(title)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _draw_map(axes: "Axes", pixels_hwc: np.ndarray, entry: PatchMap) -> None:
+    _show(axes, _grey(pixels_hwc), plain(entry.title, 26))
+    values, (height, width) = entry.values_hw, pixels_hwc.shape[:2]
+    largest = float(np.abs(values).max()) or 1.0
+    colours = {"cmap": _FOR_AND_AGAINST, "vmin": -largest} if entry.signed else {"cmap": _AMOUNTS, "vmin": 0.0}
+    axes.imshow(
+        values,
+        **colours,
+        vmax=largest,
+        alpha=0.6,
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        interpolation="nearest",
+    )
+    ends = f"orange -{largest:.2g}, purple +{largest:.2g}" if entry.signed else f"dark 0, yellow {largest:.2g}"
+    axes.set_xlabel(ends, fontsize=8, color=GREY)
+
+
+def _draw_answers(axes: "Axes", found: Explanation) -> None:
+    scores = [*found.answers, *([] if found.about in found.answers else [found.about])][::-1]
+    names = [plain(score.label, 22) for score in scores]
+    percent = [100 * score.probability for score in scores]
+    colours = [ORANGE if score == found.about else BLUE for score in scores]
+    bars = axes.barh(range(len(names)), percent, color=colours)
+    axes.bar_label(bars, [f"{value:.1f}%" for value in percent], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlim=(0, 118), xticks=[], title="probability")
+    axes.spines["bottom"].set_visible(False)
+
+
+def _draw_layer_weights(axes: "Axes", weights_kl: np.ndarray) -> None:
+    blocks = np.arange(1, weights_kl.shape[1] + 1)
+    axes.bar(blocks, 100 * weights_kl.mean(0), color=BLUE)
+    for head in weights_kl:
+        axes.plot(blocks, 100 * head, linestyle="", marker="o", markersize=3, color=ORANGE)
+    axes.set(title="which blocks LCA listens to, in % (dots: each head)", xticks=blocks, ylim=(0, None))
+    axes.set_xlabel("block")
+
+
+def _draw_blocks(part: Any, found: Explanation) -> None:
+    maps_lhw = found.block_maps_lhw
+    assert maps_lhw is not None
+    chosen = np.unique(np.linspace(0, len(maps_lhw) - 1, min(len(maps_lhw), _LEAST_SHOWN)).round().astype(int))
+    for axes, block in zip(np.atleast_1d(part.subplots(1, len(chosen))), chosen, strict=True):
+        axes.imshow(maps_lhw[block], cmap=_AMOUNTS, vmin=0)
+        axes.set_title(f"{block + 1}" if block else "block 1", loc="center", fontsize=8)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+
+
+def _grey(pixels_hwc: np.ndarray) -> np.ndarray:
+    return pixels_hwc.mean(2) if pixels_hwc.shape[2] == 3 else pixels_hwc[..., 0]
