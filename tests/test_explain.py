@@ -12,6 +12,8 @@ from PIL import Image
 import ceit
 import ceit_cli
 from ceit.data.preprocessing import Preprocessing
+from ceit.explain import sheet
+from ceit.explain.explanation import PatchMap, explain
 from ceit.inference.example_images import synthetic
 from ceit.inference.exporter import export
 
@@ -113,6 +115,21 @@ def test_what_cannot_be_explained_is_one_sentence(
     assert explained("--checkpoint", tmp_path / "m.onnx", "--output", tmp_path / "3", photos / "b") == 1
     assert "an exported file does not show its layers: name the checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "3").exists()
+
+
+def test_every_map_is_drawn(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of them where both the class token and the patches are classified."""
+    drawn: list[str] = []
+
+    def noted(axes: Any, pixels: np.ndarray, entry: PatchMap) -> None:
+        drawn.append(entry.title)
+
+    monkeypatch.setattr(sheet, "_draw_map", noted)
+    predictor = ceit.Predictor.from_checkpoint(save(tmp_path / "model.safetensors", global_pool="sum"), device="cpu")
+    found = explain(predictor, photos / "b/holi day.png")
+    sheet.draw_sheet(found, "a title", [tmp_path / "sheet.png"])
+    assert drawn == [entry.title for entry in found.maps]
+    assert len(drawn) == 4
 
 
 def test_no_sheet_takes_the_place_of_another_and_none_has_too_long_a_name(

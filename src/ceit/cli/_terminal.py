@@ -75,7 +75,7 @@ def print_evaluation(
         rows.append((f"top-1, {tta[0]}", f"{tta[1].top1_percent:.2f}%"))
     if result.top5_percent is not None:
         rows.append(("top-5", f"{result.top5_percent:.2f}%"))
-    means = f"precision {result.macro.precision:.3f}  recall {result.balanced_accuracy:.3f}  F1 {result.macro.f1:.3f}"
+    means = f"precision {result.macro.precision:.3f}  recall {result.macro.recall:.3f}  F1 {result.macro.f1:.3f}"
     rows.append(("mean of classes", means if auroc is None else f"{means}  AUROC {auroc:.3f}"))
     calibration = result.calibration
     rows.append(("loss", f"{result.loss:.4f}  Brier {calibration.brier:.4f}"))

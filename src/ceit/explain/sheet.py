@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _STYLE: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.titlesize": 9, "font.size": 9}
 _AMOUNTS, _FOR_AND_AGAINST = "cividis", "PuOr"
-_LEAST_SHOWN = 12  # blocks up to which each one's attention is drawn
+_LEAST_PANELS = 4  # so that a picture with few maps is as large as one with three
+_MOST_BLOCKS = 12  # up to which each one's attention is drawn, else that of so many
 
 
 def draw_sheet(found: Explanation, title: str, paths: Sequence[Path]) -> None:
@@ -33,9 +34,9 @@ def draw_sheet(found: Explanation, title: str, paths: Sequence[Path]) -> None:
             3 if has_layers else 2, 1, height_ratios=(2.2, 1.4, 1.2) if has_layers else (2.2, 1.4)
         )
         rows[0].suptitle(plain(title, 90), x=0.01, ha="left", fontsize=11)
-        panels = rows[0].subplots(1, 4)
+        panels = rows[0].subplots(1, max(_LEAST_PANELS, 1 + len(found.maps)))
         _show(panels[0], found.pixels_hwc, "what the network sees")
-        for axes, entry in zip(panels[1:], found.maps, strict=False):
+        for axes, entry in zip(panels[1 : 1 + len(found.maps)], found.maps, strict=True):
             _draw_map(axes, found.pixels_hwc, entry)
         for axes in panels[1 + len(found.maps) :]:
             axes.set_axis_off()
@@ -97,7 +98,7 @@ def _draw_layer_weights(axes: "Axes", weights_kl: np.ndarray) -> None:
 def _draw_blocks(part: Any, found: Explanation) -> None:
     maps_lhw = found.block_maps_lhw
     assert maps_lhw is not None
-    chosen = np.unique(np.linspace(0, len(maps_lhw) - 1, min(len(maps_lhw), _LEAST_SHOWN)).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(maps_lhw) - 1, min(len(maps_lhw), _MOST_BLOCKS)).round().astype(int))
     for axes, block in zip(np.atleast_1d(part.subplots(1, len(chosen))), chosen, strict=True):
         axes.imshow(maps_lhw[block], cmap=_AMOUNTS, vmin=0)
         axes.set_title(f"{block + 1}" if block else "block 1", loc="center", fontsize=8)
