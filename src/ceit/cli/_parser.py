@@ -10,7 +10,7 @@ WEIGHTS = (
 )
 MODEL = f"the model: {WEIGHTS}, or an exported file (.onnx, .pt2, .xml)"
 JSON = "print one JSON document"
-RAW = "probabilities as the network gives them, without the temperature that makes 90 %% mean 90 %%"
+RAW = "probabilities as the network gives them, without the temperature that brings them close to the accuracy"
 
 
 class Parser(argparse.ArgumentParser):
