@@ -22,7 +22,7 @@ from ceit.inference.example_images import synthetic
 from ceit.inference.exported import load_exported
 from ceit.inference.exporter import export
 from ceit.train.run import Result, train
-from ceit.weights.checkpoint import save_temperature
+from ceit.weights.checkpoint import save_confidence
 from tests.train.conftest import SMALL
 
 PREPROCESSING = Preprocessing((0.3,), (0.4,))
@@ -260,11 +260,11 @@ def test_a_new_temperature_leaves_every_bit_of_the_weights_and_a_file_without_on
     before, side = path.read_bytes(), path.with_suffix(".json").read_bytes()
     assert b"temperature" not in side  # so that fingerprints of earlier versions still hold
     weights = {key: value.clone() for key, value in ceit.load_checkpoint(path).state_dict().items()}
-    save_temperature(path, 0.75)
+    save_confidence(path, 0.75, None)
     found = ceit.load_checkpoint(path)
     assert found.temperature == 0.75
     assert all(torch.equal(weights[key], value) for key, value in found.state_dict().items())
-    save_temperature(path, None)
+    save_confidence(path, None, None)
     assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == (before, side)
 
 
@@ -288,7 +288,7 @@ def test_training_ends_with_a_temperature_that_validation_gives(
     assert again["loss"] == pytest.approx(report["loss"], rel=1e-4)
 
     def loss(temperature: float) -> float:
-        save_temperature(run.output / "model.safetensors", temperature)
+        save_confidence(run.output / "model.safetensors", temperature, run.model.familiarity)
         return answered(capsys, "--checkpoint", run.output, "--data", "digits", "--split", "validation")["loss"]
 
     best = loss(temperature)
@@ -302,8 +302,20 @@ def test_a_model_that_is_trained_on_has_no_old_temperature(run: Result, tmp_path
     config = replace(SMALL, epochs=1, initial_checkpoint=str(run.output / "model.safetensors"))
     config = replace(config, validation_percent=0.0, select="last")
     found = train(config, "digits", tmp_path / "more")
-    assert found.model.temperature is None
+    assert (found.model.temperature, found.model.familiarity) == (None, None)
     assert found.test.uncalibrated is None
+
+
+def test_training_ends_with_what_validation_images_are_like(run: Result) -> None:
+    """They are judged as if they were new: of new images about one in twenty is less familiar than 0.05."""
+    side = json.loads((run.output / "model.json").read_text(encoding="utf-8"))
+    assert ceit.load_checkpoint(run.output).familiarity == run.model.familiarity == side["familiarity"]
+    assert side["familiarity"]["classes"] == 10
+    predictor = ceit.Predictor.from_checkpoint(run.output, unknown_below=0.05)
+    test = [run.dataset.test.read(index, 1) for index in range(len(run.dataset.test))]
+    found = predictor.predict([*test, Image.new("L", (8, 8), 255)])
+    assert 0.01 <= np.mean([one.unknown is True for one in found[:-1]]) <= 0.12
+    assert found[-1].unknown is True
 
 
 def test_files_are_written_though_nobody_reads_what_is_printed(tmp_path: Path, photos: Path) -> None:

@@ -453,18 +453,18 @@ def test_interrupted_file_holds_whole_answers_and_is_gone_on_with(
     command, whole = written
     output = tmp_path / f"part{whole.suffix}"
     command = [*command, "--output", str(output)]
-    head, lines = prediction_file.FORMS[whole.suffix]
+    lines = prediction_file.FORMS[whole.suffix]
     written_images = 0
 
-    def interrupted_at_the_seventh(prediction: Prediction) -> str:
+    def interrupted_at_the_seventh(prediction: Prediction, judged: bool) -> str:
         nonlocal written_images
         written_images += 1
         if written_images == 7:
             signal.raise_signal(number)
-        return lines(prediction)
+        return lines(prediction, judged)
 
     with monkeypatch.context() as patch:
-        patch.setitem(prediction_file.FORMS, whole.suffix, (head, interrupted_at_the_seventh))
+        patch.setitem(prediction_file.FORMS, whole.suffix, interrupted_at_the_seventh)
         assert ceit_cli.main(command) == code
     assert written_images == 7
     assert capsys.readouterr().err.startswith("7 of 12 images are predicted; --resume goes on\n")

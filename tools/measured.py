@@ -56,6 +56,28 @@ def calibration_table() -> str:
     return "\n".join(rows)
 
 
+def outsiders_table() -> str:
+    """How well models tell images of no known class: ``python -m benchmarks.outsiders``."""
+    kinds = {"familiarity": "familiarity", "probability": "probability of the answer"}
+    heads = ["model", "images", *(f"{kind}: {what}" for kind in kinds.values() for what in ("AUROC", "unknown"))]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    files = sorted((STUDIES / "outsiders").glob("*.json"))
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        scores, model = [result["scores"][kind] for kind in kinds], f"`{result['model']}`"
+        for words, key in (("known test images", "known_rejected"), ("of them, wrong answers", "mistakes_rejected")):
+            shares = [cell for score in scores for cell in ("", f"{100 * score[key]:.1f} %")]
+            rows.append(f"| {' | '.join([model, words, *shares])} |")
+            model = ""  # in the rows below its first one
+        for name in scores[0]["outsiders"]:
+            own = [score["outsiders"][name] for score in scores]
+            cells = [cell for one in own for cell in (f"{one['auroc']:.3f}", f"{100 * one['rejected']:.1f} %")]
+            rows.append(f"| {' | '.join(['', name, *cells])} |")
+    if not files:
+        raise ValueError(f"{STUDIES / 'outsiders'} holds no result")
+    return "\n".join(rows)
+
+
 def faithfulness_table(name: str) -> str:
     """How much an answer hangs on the patches that each map names: ``python -m benchmarks.faithfulness``."""
     result = json.loads((STUDIES / "explain" / f"{name}.json").read_text(encoding="utf-8"))

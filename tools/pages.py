@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "photo-recipes": measured.photo_recipes_table,
     "shipped": measured.shipped_table,
     "calibration": measured.calibration_table,
+    "outsiders": measured.outsiders_table,
     "faithfulness": measured.faithfulness_table,
     "averages": measured.averages_table,
     "fine-tuning": measured.fine_tuning_table,

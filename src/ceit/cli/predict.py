@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -37,6 +37,7 @@ from ceit.inference.backend import Network, in_turns
 from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for
 from ceit.inference.example_images import ExampleImages, of_files
 from ceit.inference.exported import ExportedNetwork, is_exported, load_exported, precision_run
+from ceit.inference.familiarity import KNOWN_REJECTED, with_features
 from ceit.inference.fastest import LEAST_IMAGES
 from ceit.inference.memory import keep_freed_memory
 from ceit.inference.predictor import (
@@ -48,6 +49,7 @@ from ceit.inference.predictor import (
     batch_of,
     class_names_of,
     exported_precision,
+    familiarity_of,
     preprocessing_of,
     refuse_for_exported,
 )
@@ -62,7 +64,7 @@ from ceit.weights import load_checkpoint
 STDIN = "-"
 _BAR_CELLS = 10
 _GAP = "  "
-_LABEL = "label"
+_LABEL, _UNKNOWN = "label", "unknown"
 
 
 def main(arguments: list[str]) -> None:
@@ -78,10 +80,13 @@ def main(arguments: list[str]) -> None:
     before = prediction_file.computed_by(options.output) if options.resume else None
     backend, precision = _as_before(options, before)
     model = _model(options, precision)
+    if options.unknown_below is not None:
+        familiarity_of(model, options.unknown_below)
     class_names, preprocessing = class_names_of(model), preprocessing_of(model)
     is_kept, origin_of = options.output is not None, prediction_file.Origin.of
     about = model, class_names, preprocessing, options.checkpoint
-    origin = origin_of(*about, calibrated=not options.raw) if is_kept else None
+    judged = {"calibrated": not options.raw, "unknown_below": options.unknown_below}
+    origin = origin_of(*about, **judged) if is_kept else None
     broken: list[str] = []
     with ExitStack() as stack:
         left = paths
@@ -91,7 +96,8 @@ def main(arguments: list[str]) -> None:
                 ranks = min(options.top_k, len(class_names))
                 left = prediction_file.unanswered(options.output, paths, ranks, class_names, origin, say=tell)
         files = _without_stdin(left, stack)
-        network, computed_by, device = _network(options, model, backend, precision, preprocessing, files)
+        computed = with_features(model) if options.unknown_below is not None and isinstance(model, CeiT) else model
+        network, computed_by, device = _network(options, computed, backend, precision, preprocessing, files)
         if files and before not in (None, computed_by):
             raise ValueError(
                 f"{options.output} holds answers computed by {before}, not by {computed_by}: leave out --backend and "
@@ -104,7 +110,7 @@ def main(arguments: list[str]) -> None:
             device=device,
             workers=options.workers,
             network=network,
-            calibrated=not options.raw,
+            **judged,
         )
         stream = predictor.predict_stream(files, top_k=options.top_k, batch_size=options.batch_size)
         answers = stack.enter_context(closing(_between_signals(stream)))
@@ -115,7 +121,7 @@ def main(arguments: list[str]) -> None:
         elif options.json:
             _print_json(predictions)
         elif options.csv:
-            _print_csv(predictions)
+            _print_csv(predictions, options.unknown_below is not None)
         else:
             _print_table(predictions, paths, class_names, options.top_k)
     if broken:
@@ -133,6 +139,9 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--checkpoint", f"{MODEL} (default: {DEFAULT})", metavar="RUN|FILE")
     add("--top-k", "print the K most probable classes", type=int, default=5, metavar="K")
     add("--raw", RAW, action="store_true")
+    text = f"call images unknown that are less familiar than P; auto is {KNOWN_REJECTED}: of images like those of "
+    text += "training about 1 in 20 is called unknown, too"
+    add("--unknown-below", text, type=_share, metavar="auto|P")
     add("--skip-broken", "exit with 0 even if some images cannot be read; they are named", action="store_true")
     results = parser.add_argument_group("results, instead of a table")
     add = adding_to(results.add_mutually_exclusive_group())
@@ -158,6 +167,14 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     if options.output:
         require_place(options.output)
     return options
+
+
+def _share(text: str) -> float:
+    with suppress(ValueError):
+        share = KNOWN_REJECTED if text == "auto" else float(text)
+        if 0 < share < 1:
+            return share
+    raise argparse.ArgumentTypeError(f"{text} must be auto or a number between 0 and 1")
 
 
 def images_of(names: Sequence[str]) -> list[str]:
@@ -305,11 +322,11 @@ def _print_json(predictions: Iterable[Prediction]) -> None:
         print("[]" if start == "[" else "\n]")
 
 
-def _print_csv(predictions: Iterable[Prediction]) -> None:
+def _print_csv(predictions: Iterable[Prediction], judged: bool) -> None:
     """The bytes that ``--output`` would write: UTF-8, whatever else is printed in, so that names stay as they are."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors=prediction_file.NAME_ERRORS, newline="\n")
-    for text in prediction_file.as_text(predictions, ".csv"):
+    for text in prediction_file.as_text(predictions, ".csv", judged):
         print(text, end="", flush=True)
 
 
@@ -319,7 +336,7 @@ def _print_table(
     """A line for every image as soon as it is known, so all widths are chosen before."""
     console = Console(highlight=False)
     path_cells = min(max(map(cell_len, map(prediction_file.printable, paths))), max(16, console.width * 2 // 5))
-    label_cells = min(max(map(cell_len, [*class_names, _LABEL])), 20)
+    label_cells = min(max(map(cell_len, [*class_names, _LABEL, _UNKNOWN])), 20)
     others_cells = console.width - path_cells - label_cells - _BAR_CELLS - 7 - 3 * len(_GAP)
     others_heading = "runners-up" if top_k > 1 and others_cells >= len("runners-up") else ""
 
@@ -334,6 +351,10 @@ def _print_table(
         path = prediction_file.printable(prediction.path or "")
         if prediction.error is not None:
             print_line(path, Text(f"cannot be read: {prediction.error}", "red"))
+            continue
+        if prediction.unknown:
+            like, label = _runners_up(prediction.predictions, others_cells), (_fit(_UNKNOWN, label_cells), "yellow")
+            print_line(path, Text.assemble(label, _GAP, " " * (_BAR_CELLS + 7), _GAP, (like, "dim")))
             continue
         best, *others = prediction.predictions
         label = Text(_fit(best.label, label_cells), "bold")

@@ -134,7 +134,9 @@ def optimize(
             return Optimized(prepared(*named[0]), *named[0])
     key = keys[None if found is None else images]
     with _threads_of_torch(threads):
-        measured = _measured(partial(prepared, kept_as=key if remember else None), named, found, batch_size, shape)
+        measured = _measured(
+            partial(prepared, kept_as=key if remember else None), named, found, batch_size, shape, model.num_classes
+        )
     networks = {
         one: network
         for one, network in measured.items()
@@ -219,10 +221,11 @@ def _measured(
     images: Tensor | None,
     batch_size: int,
     shape: tuple[int, int, int],
+    classes: int,
 ) -> dict[Candidate, Network | None]:
     """What was measured of each, with the network, or with None where there is none."""
     calibration, check = (None, None) if images is None else images.tensor_split(2)
-    reference = None if check is None else prepared("eager", "float32")(check).argmax(1).cpu()
+    reference = None if check is None else _answers(prepared("eager", "float32")(check), classes)
     candidates: list[Candidate] = []
     networks: dict[tuple[str, str], Network] = {}
     for pair in named:
@@ -230,7 +233,7 @@ def _measured(
         try:
             network = prepared(*pair, calibration)
             if check is not None:
-                answers = torch.cat([network(part).argmax(1).cpu() for part in check.split(batch_size)])
+                answers = torch.cat([_answers(network(part), classes) for part in check.split(batch_size)])
                 agreement = float((answers == reference).float().mean())
             network(torch.zeros(batch_size, *shape))  # compiled, and whatever else the first call has to do
             networks[pair], error = network, None
@@ -244,6 +247,11 @@ def _measured(
         measured[candidate := replace(candidate, images_per_second=rates.get(pair))] = networks.get(pair)
         logger.info("%s", candidate)
     return measured
+
+
+def _answers(outputs: Tensor, classes: int) -> Tensor:
+    """The class named for each image; behind the logits a network may give its features."""
+    return outputs[:, :classes].argmax(1).cpu()
 
 
 def _found(images: Tensor | Examples | None) -> tuple[Tensor | None, str]:

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -28,11 +29,11 @@ from ceit.weights import Description
 from ceit.weights.checkpoint import fingerprint
 
 CSV_HEAD = "path,rank,label,probability,error\n"
+JUDGED_CSV_HEAD = "path,rank,label,probability,familiarity,unknown,error\n"
+"""Where it was asked which images are unknown."""
 
 NAME_ERRORS = sys.getfilesystemencodeerrors()
 """How names of files that are not text come into a string, and out of it as the bytes that they were."""
-
-Lines = Callable[[Prediction], str]
 
 
 class _Stored(NamedTuple):
@@ -49,12 +50,18 @@ class Origin(NamedTuple):
 
     That is the same in every precision and on every machine, and for the same weights in another file or layout; an
     exported file is a model of its own. ``computed_by`` is the backend and the precision; files of earlier versions do
-    not tell it.
+    not tell it. ``unknown_below`` is as of ``Predictor``.
     """
 
     checkpoint: str
     sha256: str
     computed_by: str | None = None
+    unknown_below: float | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether the answers say which images are unknown."""
+        return self.unknown_below is not None
 
     @classmethod
     def of(
@@ -65,32 +72,39 @@ class Origin(NamedTuple):
         checkpoint: str,
         *,
         calibrated: bool = True,
+        unknown_below: float | None = None,
     ) -> Self:
         """The origin of the answers of a model from this checkpoint, which have a temperature or not."""
         temperature = model.temperature if calibrated else None
         if isinstance(model, CeiT):
             said = Description(model.config, None, class_names, preprocessing.as_dict(), temperature=temperature)
-            return cls(checkpoint, fingerprint(model.state_dict(), said))
+            if unknown_below is not None:
+                said = replace(said, familiarity=model.familiarity)
+            return cls(checkpoint, fingerprint(model.state_dict(), said), unknown_below=unknown_below)
         content = expanded(checkpoint).read_bytes()  # of OpenVINO the .xml, which holds the digest of its .bin
         raw = b"" if temperature == model.temperature else b"raw"
         return cls(checkpoint, hashlib.sha256(content + raw).hexdigest())
 
 
-def csv_lines(prediction: Prediction) -> str:
-    """A line for every rank, or one with the error."""
+def csv_lines(prediction: Prediction, judged: bool = False) -> str:
+    """A line for every rank, or one with the error; where images are ``judged``, with how familiar this one is."""
     rows: list[tuple[object, ...]] = [
-        (rank, score.label, f"{score.probability:.6f}", "") for rank, score in enumerate(prediction.predictions, 1)
+        (rank, score.label, f"{score.probability:.6f}") for rank, score in enumerate(prediction.predictions, 1)
     ]
+    judgement = [] if not judged else ["", ""]
+    if judged and prediction.error is None:
+        judgement = [f"{prediction.familiarity:.6f}", "yes" if prediction.unknown else "no"]
     lines = ""
-    for row in rows if prediction.error is None else [("", "", "", prediction.error)]:
+    for row in rows if prediction.error is None else [("", "", "")]:
         file = io.StringIO()
-        csv.writer(file).writerow([prediction.path, *row])  # ends in CR LF, and so quotes a name that holds either
+        cells = [prediction.path, *row, *judgement, prediction.error or ""]
+        csv.writer(file).writerow(cells)  # ends in CR LF, and so quotes a name that holds either
         lines += file.getvalue().removesuffix("\r\n") + "\n"
     return lines
 
 
-def json_line(prediction: Prediction) -> str:
-    """One JSON object in one line."""
+def json_line(prediction: Prediction, judged: bool = False) -> str:
+    """One JSON object in one line; it says by itself whether its image was ``judged``."""
     return json.dumps(prediction.as_dict()) + "\n"
 
 
@@ -99,8 +113,13 @@ def printable(path: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in path)
 
 
-FORMS: dict[str, tuple[str, Lines]] = {".csv": (CSV_HEAD, csv_lines), ".jsonl": ("", json_line)}
-"""What the endings of a file's name stand for: its first line, and the lines of an image."""
+FORMS = {".csv": csv_lines, ".jsonl": json_line}
+"""What the endings of a file's name stand for: the lines of an image."""
+
+
+def head_of(form: str, judged: bool) -> str:
+    """The first line of a file with such an ending; empty if it has none."""
+    return "" if form != ".csv" else JUDGED_CSV_HEAD if judged else CSV_HEAD
 
 
 @contextmanager
@@ -137,7 +156,9 @@ def unanswered(
     Its errors are taken out: why a file could not be read may have gone. Raises: ValueError, with the file as it was,
     if these are not answers of this model, or not told whose paths.
     """
-    found = _images_in(file, ranks, class_names)
+    _require_same_question(file, origin)
+    head = head_of(file.suffix, origin.judged).encode()
+    found = _images_in(file, ranks, class_names, head)
     answered = Counter(image.path for image in found if image.is_answer)
     # CSV files once had marks in names; one that holds a name as no mark could stand for it is not of them
     marked = {printable(path) for path in paths if printable(path) != path}
@@ -149,7 +170,7 @@ def unanswered(
         )
     if answered:
         _require_same(file, origin, say)
-    _keep_answers(file, found)
+    _keep_answers(file, found, head)
     left: list[str] = []
     for path in paths:
         if answered[path]:
@@ -161,10 +182,8 @@ def unanswered(
 
 def computed_by(file: Path) -> str | None:
     """The backend and the precision of the answers in a file; None if nothing tells them, or there is no such file."""
-    try:
-        return None if not file.exists() else Origin(**json.loads(_side_file(file).read_bytes())).computed_by
-    except (OSError, ValueError, TypeError):  # it is refused, with its reason, where it is asked whose answers they are
-        return None
+    before = _origin_before(file)
+    return None if before is None else before.computed_by
 
 
 def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin, *, resume: bool) -> None:
@@ -178,17 +197,35 @@ def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin,
         raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
     with output:
         replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
-        for text in as_text(predictions, file.suffix, with_head=not output.tell()):
+        for text in as_text(predictions, file.suffix, origin.judged, with_head=not output.tell()):
             output.write(text)
             output.flush()
 
 
-def as_text(predictions: Iterable[Prediction], form: str, *, with_head: bool = True) -> Iterator[str]:
+def as_text(
+    predictions: Iterable[Prediction], form: str, judged: bool = False, *, with_head: bool = True
+) -> Iterator[str]:
     """What a file of this ending holds: its first line, and the lines of each image as soon as they are known."""
-    head, lines = FORMS[form]
     if with_head:
-        yield head
-    yield from map(lines, predictions)
+        yield head_of(form, judged)
+    for prediction in predictions:
+        yield FORMS[form](prediction, judged)
+
+
+def _origin_before(file: Path) -> Origin | None:
+    """Whose answers a file says that it holds; None if it does not, or there is no such file."""
+    try:
+        return None if not file.exists() else Origin(**json.loads(_side_file(file).read_bytes()))
+    except (OSError, ValueError, TypeError):  # it is refused, with its reason, where it is asked whose answers they are
+        return None
+
+
+def _require_same_question(file: Path, now: Origin) -> None:
+    """Raises: ValueError if other images would have been unknown."""
+    before = _origin_before(file)
+    if before is not None and before.unknown_below != now.unknown_below:
+        asked = "without --unknown-below" if not before.judged else f"with --unknown-below {before.unknown_below:g}"
+        raise ValueError(f"{file} holds answers {asked}: go on so, or name another --output")
 
 
 def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
@@ -210,13 +247,12 @@ def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
         say(f"{file} does not say in which precision its answers were computed: new ones may differ in the last digits")
 
 
-def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_Stored]:
+def _images_in(file: Path, ranks: int, class_names: Collection[str], head: bytes) -> list[_Stored]:
     """The images of a file whose answers have ``ranks`` classes each, without what stands after the last whole one.
 
     Raises: ValueError for anything but answers of these classes and ranks.
     """
     found: list[_Stored] = []
-    head = FORMS[file.suffix][0].encode()
     with file.open("rb") as content:
         lines = (line.decode(errors=NAME_ERRORS) for line in content if line.endswith(b"\n"))
         try:
@@ -224,7 +260,8 @@ def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_St
             if (first and not first.endswith(b"\n")) or (head and first not in (b"", head)):
                 raise ValueError(f"its first line is {first}")
             end = content.seek(len(head))
-            for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names)):
+            columns = head.count(b",") + 1
+            for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names), columns):
                 start, end = end, content.tell()
                 found.append(_Stored(path, is_answer, start, end))
         except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -236,9 +273,8 @@ def _images_in(file: Path, ranks: int, class_names: Collection[str]) -> list[_St
     return found
 
 
-def _keep_answers(file: Path, found: Sequence[_Stored]) -> None:
-    """Leave nothing in a file but the answers among what was found in it, all at once: images with errors go."""
-    head = FORMS[file.suffix][0].encode()
+def _keep_answers(file: Path, found: Sequence[_Stored], head: bytes) -> None:
+    """Leave nothing in a file but its head and the answers found in it, all at once: images with errors go."""
     answers = [image for image in found if image.is_answer]
 
     def pieces() -> Iterator[bytes]:
@@ -257,10 +293,12 @@ def _side_file(file: Path) -> Path:
     return place.with_name(f"{place.name}.model.json")
 
 
-def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[tuple[str, bool]]:
+def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str], columns: int) -> Iterator[tuple[str, bool]]:
     """The path of every image, and whether it has an answer there, not an error."""
     expected = 1
-    for path, rank, label, _probability, error in csv.reader(lines, strict=True):
+    for path, rank, label, *others, error in csv.reader(lines, strict=True):
+        if len(others) != columns - 4:
+            raise ValueError(f"{4 + len(others)} columns")
         if (rank, label in class_names) != (("", False) if error else (str(expected), True)):
             raise ValueError(rank)
         expected = 1 if error or expected == ranks else expected + 1
@@ -268,7 +306,9 @@ def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> It
             yield path, not error
 
 
-def _in_json_lines(lines: Iterator[str], ranks: int, class_names: frozenset[str]) -> Iterator[tuple[str, bool]]:
+def _in_json_lines(
+    lines: Iterator[str], ranks: int, class_names: frozenset[str], columns: int
+) -> Iterator[tuple[str, bool]]:
     for line in lines:
         image = json.loads(line)
         if "error" not in image:

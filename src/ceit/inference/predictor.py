@@ -29,6 +29,7 @@ from ceit.inference.computing import Precision, Work, chosen, computing
 from ceit.inference.device import default_device
 from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
+from ceit.inference.familiarity import Familiarity, with_features
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.weights import load_checkpoint
@@ -53,18 +54,27 @@ class Score(NamedTuple):
 class Prediction:
     """What the network says of one image, most probable first; or ``error``, why the image could not be read.
 
-    ``path`` is None for an image that did not come from a file.
+    ``path`` is None for an image that did not come from a file. ``familiarity``, see ``ceit.inference.familiarity``,
+    and ``unknown``, whether it is too small for an image of these classes, are None where nobody asked for them.
     """
 
     path: str | None
     predictions: tuple[Score, ...] = ()
     error: str | None = None
+    familiarity: float | None = None
+    unknown: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: ``{path, predictions: [{label, probability}]}`` or ``{path, error}``."""
+        """For JSON: ``{path, predictions: [{label, probability}]}`` or ``{path, error}``.
+
+        Where it was asked for, with ``familiarity`` and ``unknown``.
+        """
         if self.error is not None:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, "predictions": [score._asdict() for score in self.predictions]}
+        found: dict[str, Any] = {"path": self.path, "predictions": [score._asdict() for score in self.predictions]}
+        if self.unknown is not None:
+            found |= {"familiarity": self.familiarity, "unknown": self.unknown}
+        return found
 
 
 class Predictor:
@@ -88,6 +98,7 @@ class Predictor:
         examples: ExampleImages | None = None,
         network: Network | None = None,
         calibrated: bool = True,
+        unknown_below: float | None = None,
     ) -> None:
         """Takes the model as it is, and computes a copy of it, folded, in eval mode.
 
@@ -98,8 +109,14 @@ class Predictor:
         compute images of their own, by default one for each of torch's threads. ``network`` computes in place of all
         that: it takes images on the CPU, and several threads call it at once. The probabilities are softmax(logits / T)
         where the model has a ``temperature`` T and ``calibrated`` is left on, else softmax(logits). An exported network
-        computes on the CPU, in what it was loaded in. Raises: ValueError if names or preprocessing do not fit the
-        model, or for a combination of backend, precision and device that does not exist.
+        computes on the CPU, in what it was loaded in.
+
+        ``unknown_below`` P calls images unknown whose familiarity is less than P, and so a share P of the images that
+        are like those of training; ``KNOWN_REJECTED`` is a sound choice. A ``network`` then gives features, too, as one
+        of ``with_features`` does.
+
+        Raises: ValueError if names or preprocessing do not fit the model, for a combination of backend, precision and
+        device that does not exist, and for ``unknown_below`` of a model that cannot tell.
         """
         geometry, classes = model.config, model.config.num_classes
         class_names = class_names or class_names_of(model)
@@ -112,13 +129,15 @@ class Predictor:
             )
         if workers is not None and workers < 1:
             raise ValueError(f"workers {workers} must be at least 1")
-        self.workers = workers
+        self.workers, self.unknown_below = workers, unknown_below
+        self.familiarity = None if unknown_below is None else familiarity_of(model, unknown_below)
         if isinstance(model, CeiT):
             devices = _as_devices(device)
             if network is None:
                 callers = workers or torch.get_num_threads()
                 work = Work(batch_of(devices), threads=1, callers=callers, examples=lambda: examples)
-                network = in_turns(computing(model, backend or "eager", precision, devices, work).networks)
+                computed = model if self.familiarity is None else with_features(model)
+                network = in_turns(computing(computed, backend or "eager", precision, devices, work).networks)
             self.device, self.network = devices[0], network
             model.eval()
         else:
@@ -139,6 +158,7 @@ class Predictor:
         workers: int | None = None,
         examples: ExampleImages | None = None,
         calibrated: bool = True,
+        unknown_below: float | None = None,
     ) -> Self:
         """The predictor in a run directory, a file of weights or an exported file; options as of ``Predictor``.
 
@@ -149,7 +169,7 @@ class Predictor:
             refuse_for_exported(backend, device)
             computed_in, callers = exported_precision(path, precision), workers or torch.get_num_threads()
             model = load_exported(path, precision=computed_in, threads=1, callers=callers)
-            return cls.from_model(model, workers=workers, calibrated=calibrated)
+            return cls.from_model(model, workers=workers, calibrated=calibrated, unknown_below=unknown_below)
         return cls.from_model(
             load_checkpoint(path),
             backend=backend,
@@ -158,6 +178,7 @@ class Predictor:
             workers=workers,
             examples=examples,
             calibrated=calibrated,
+            unknown_below=unknown_below,
         )
 
     @classmethod
@@ -172,6 +193,7 @@ class Predictor:
         examples: ExampleImages | None = None,
         network: Network | None = None,
         calibrated: bool = True,
+        unknown_below: float | None = None,
     ) -> Self:
         """The predictor of a network that carries its class names and preprocessing, as one that was loaded does.
 
@@ -188,6 +210,7 @@ class Predictor:
             examples=examples,
             network=network,
             calibrated=calibrated,
+            unknown_below=unknown_below,
         )
 
     def predict(
@@ -241,9 +264,9 @@ class Predictor:
             paths.append(os.fspath(image) if isinstance(image, str | os.PathLike) else None)
             read.append(or_reason(self.pixels, image))
         pixels = [one for one in read if not isinstance(one, str)]
-        scores = iter(self._scores(self.preprocessing.normalise(np.stack(pixels)), top_k) if pixels else [])
+        found = iter(self._found(self.preprocessing.normalise(np.stack(pixels)), top_k) if pixels else [])
         return [
-            Prediction(path, error=one) if isinstance(one, str) else Prediction(path, next(scores))
+            Prediction(path, error=one) if isinstance(one, str) else replace(next(found), path=path)
             for path, one in zip(paths, read, strict=True)
         ]
 
@@ -255,13 +278,40 @@ class Predictor:
         image = read_image(source if isinstance(source, Image.Image) else expanded(source), self.in_chans, cover)
         return to_array(self.preprocessing.fit(image, self.image_hw))
 
-    def _scores(self, images_bhwc: Tensor, top_k: int) -> list[tuple[Score, ...]]:
+    def _found(self, images_bhwc: Tensor, top_k: int) -> list[Prediction]:
+        """What is said of images, without their paths."""
+        classes = len(self.class_names)
         with torch.inference_mode():
-            logits = self.network(images_bhwc.permute(0, 3, 1, 2))
-            top = (logits.float() / self.temperature).softmax(-1).topk(top_k)
+            outputs = self.network(images_bhwc.permute(0, 3, 1, 2)).float()
+            top = (outputs[:, :classes] / self.temperature).softmax(-1).topk(top_k)
         require_numbers(top.values)
         names = [[self.class_names[i] for i in row] for row in top.indices.tolist()]
-        return [tuple(map(Score, *row)) for row in zip(names, top.values.tolist(), strict=True)]
+        found = [Prediction(None, tuple(map(Score, *row))) for row in zip(names, top.values.tolist(), strict=True)]
+        if self.familiarity is None or self.unknown_below is None:
+            return found
+        shares = self.familiarity.of(outputs[:, classes:]).tolist()
+        limit = self.unknown_below
+        return [replace(one, familiarity=f, unknown=f < limit) for one, f in zip(found, shares, strict=True)]
+
+
+def familiarity_of(model: CeiT | ExportedNetwork, unknown_below: float) -> Familiarity:
+    """The model's. Raises: ValueError for a model that has none, or a share that it cannot tell."""
+    if not isinstance(model, CeiT):
+        raise ValueError(
+            "an exported file does not give its features, which tell unknown images apart: name the checkpoint instead"
+        )
+    if model.familiarity is None:
+        raise ValueError(
+            "this model cannot tell unknown images: that takes validation images, 20 or more and one of every class, "
+            "and a training by this version of ceit"
+        )
+    familiarity = Familiarity.from_dict(model.familiarity)
+    if not familiarity.least < unknown_below < 1:
+        raise ValueError(
+            f"unknown below {unknown_below:g} must lie between {familiarity.least:.2g} and 1: the model knows the "
+            f"distances of {familiarity.images} validation images"
+        )
+    return familiarity
 
 
 def require_numbers(probabilities: Tensor) -> None:

@@ -63,11 +63,12 @@ class CeiT(nn.Module):
     Source: arXiv 2103.11816 and the released implementation. Differs: see docs/decisions; defaults follow the release.
     """
 
-    # what a checkpoint knows beside the weights: the classes in the order of the logits, how images are prepared, and
-    # what divides the logits where they become probabilities
+    # what a checkpoint knows beside the weights: the classes in the order of the logits, how images are prepared, what
+    # divides the logits where they become probabilities, and what the features of known images are like
     class_names: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
     temperature: float | None = None
+    familiarity: dict[str, Any] | None = None
     # the same for timm, which sets it in the networks that it makes, as weights do in those that they load
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]

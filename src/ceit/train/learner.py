@@ -164,7 +164,7 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     geometry = {"img_size": (height, width), "in_chans": dataset.in_chans, "num_classes": len(dataset.class_names)}
     model = create_model(config.model, checkpoint=config.initial_checkpoint, **geometry, **config.geometry)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    model.temperature = None  # other weights need another one
+    model.temperature = model.familiarity = None  # other weights need others
     if config.initial_checkpoint is not None:
         if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
             model.reset_classifier(len(dataset.class_names))

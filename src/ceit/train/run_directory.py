@@ -29,7 +29,7 @@ from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_
 from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
-from ceit.weights.checkpoint import save_temperature
+from ceit.weights.checkpoint import save_confidence
 
 LOCK = ".lock"
 MAY_CHANGE = (
@@ -183,10 +183,10 @@ class RunDirectory:
             state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
             replace_files({path: save(state), path.with_suffix(".json"): side.encode()})
 
-    def save_temperature(self, temperature: float | None) -> None:
-        """What the logits of the best model are to be divided by, beside its weights, which stay as they are."""
+    def save_confidence(self, temperature: float | None, familiarity: dict[str, Any] | None) -> None:
+        """What the answers of the best model are to be judged by, beside its weights, which stay as they are."""
         if self.writes:
-            save_temperature(self.path / "model.safetensors", temperature)
+            save_confidence(self.path / "model.safetensors", temperature, familiarity)
 
     def keeps_model_of(self, best: Mapping[str, Any], is_over: bool) -> bool:
         """Whether the model that lies here is the best one that a run knows of.

@@ -19,10 +19,11 @@ from ceit.evaluation.temperature import KeptLogits, fit_temperature
 from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import FreeCores
 from ceit.inference.device import machine
+from ceit.inference.familiarity import KeptFeatures, fit_familiarity, with_features
 from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state
-from ceit.train.distributed import from_main, total_of
+from ceit.train.distributed import from_all, from_main, total_of
 from ceit.train.interruption import Interrupted, stop_signals
 from ceit.train.learner import Learner, MakeModel, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
@@ -173,22 +174,18 @@ class Trainer:
     def report(self, observe: Callable[[Tensor, Tensor], object] | None = None) -> tuple[CeiT, Evaluation]:
         """The best model, as it was saved, on the test split: looked at once, after every choice was made.
 
-        The last choice is its temperature: validation images make its probabilities as good as its answers. It computes
-        as prediction does, in float32 where the run's precision is one of training only. Of a CeiT alone: for another
-        network nothing here knows how it is to be made from its file.
+        The last choice is its temperature: validation images make its probabilities as good as its answers, and tell
+        what images of a kind that it knows are like. It computes as prediction does, in float32 where the run's
+        precision is one of training only. Of a CeiT alone: for another network nothing here knows how it is to be made
+        from its file.
         """
         self.accelerator.wait_for_everyone()
         device, progress = self.accelerator.device, self.progress
         model = load_checkpoint(self.directory.path / "model.safetensors").to(device, self.run.dtype)
-        deployed: nn.Module = model  # in float64: nothing but training computes in that
-        if self.run.dtype != torch.float64:
-            precision = "bf16" if self.run.autocast_dtype == torch.bfloat16 else "float32"
-            shape = (model.config.in_chans, *model.config.image_hw)
-            deployed = AsModule(prepare(model, "eager", precision, image_shape=shape))
-        model.temperature = self._temperature_of(deployed)
-        self.directory.save_temperature(model.temperature)
+        self._judge(model)
+        self.directory.save_confidence(model.temperature, model.familiarity)
         loader = self.loader(self.dataset.test)
-        test = self._evaluate(deployed, loader, temperature=model.temperature, observe=observe)
+        test = self._evaluate(self._deployed(model), loader, temperature=model.temperature, observe=observe)
         report = {
             "data": self.dataset.name,
             "model": self.run.config.model,
@@ -342,14 +339,27 @@ class Trainer:
             go_on = f"ceit train --output {shlex.quote(os.fspath(self.directory.path))} --resume auto"
             raise Interrupted(f"{said}; go on with: {go_on}", terminated > 0)
 
-    def _temperature_of(self, network: nn.Module) -> float | None:
-        """That of a finished network, in every process; None without validation images."""
+    def _deployed(self, model: CeiT) -> nn.Module:
+        """The model as it will predict; in float64, in which nothing but training computes, as it is."""
+        if self.run.dtype == torch.float64:
+            return model
+        precision = "bf16" if self.run.autocast_dtype == torch.bfloat16 else "float32"
+        shape = (model.config.in_chans, *model.config.image_hw)
+        return AsModule(prepare(model, "eager", precision, image_shape=shape))
+
+    def _judge(self, model: CeiT) -> None:
+        """Give a finished model its temperature and familiarity, in every process; none without validation images."""
         if self.validation_loader is None:
-            return None
-        kept = KeptLogits()
-        self._evaluate(network, self.validation_loader, observe=kept)
-        logits_and_labels = kept.joined(len(self.dataset.class_names))
-        return fit_temperature(*logits_and_labels, total=lambda values: total_of(values, self.accelerator))
+            return
+        classes, seen = len(self.dataset.class_names), KeptLogits()
+        network = KeptFeatures(self._deployed(with_features(model)), classes)
+        self._evaluate(network, self.validation_loader, observe=seen)
+        logits_nk, labels_n = seen.joined(classes)
+        model.temperature = fit_temperature(logits_nk, labels_n, lambda values: total_of(values, self.accelerator))
+        shares = from_all((network.joined(model.embed_dim), labels_n))
+        features_nd, labels_n = map(torch.cat, zip(*shares, strict=True))
+        familiarity = fit_familiarity(features_nd, labels_n, classes)
+        model.familiarity = None if familiarity is None else familiarity.as_dict()
 
     def _evaluate(self, network: nn.Module, loader: Loader, **options: Any) -> Evaluation:
         names, device = self.dataset.class_names, self.accelerator.device

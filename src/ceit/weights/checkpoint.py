@@ -121,9 +121,9 @@ def save_checkpoint(
     """Write ``NAME.safetensors`` and ``NAME.json``, each whole or not at all.
 
     The JSON file is for readers of any kind; the safetensors file holds a copy, so that it stands alone and the two
-    cannot be mixed up. Class names and preprocessing are by default those that the network carries, and its temperature
-    is kept with them; ``model_name`` is the registered one of its geometry. ``training`` is free: anything that JSON
-    can hold.
+    cannot be mixed up. Class names and preprocessing are by default those that the network carries; its
+    temperature and familiarity are kept with them. ``model_name`` is the registered one of its geometry. ``training``
+    is free: anything that JSON can hold.
 
     Raises: ValueError if ``path`` does not end in ``.safetensors``, the class names do not match the head, or the
     network no longer matches its configuration; OSError if the disk is full, with the files that stood there before
@@ -142,20 +142,21 @@ def save_checkpoint(
         preprocessing if preprocessing is None or isinstance(preprocessing, dict) else preprocessing.as_dict(),
         training,
         model.temperature,
+        model.familiarity,
     )
     text = description.to_json(fingerprint(state, description))
     replace_files({path: save(state, {METADATA_KEY: text}), side_file(path): text.encode()})
 
 
-def save_temperature(path: str | Path, temperature: float | None) -> None:
-    """Write another temperature into a checkpoint of ours; its tensors keep every bit.
+def save_confidence(path: str | Path, temperature: float | None, familiarity: dict[str, Any] | None) -> None:
+    """Write another temperature and familiarity into a checkpoint of ours; its tensors keep every bit.
 
     Raises: ValueError for a file without a description, or a temperature that is no positive number.
     """
     stored = read_stored(expanded(path))
     if stored.description is None:
         raise ValueError(f"{path} says nothing of its network: load it, and save it with save_checkpoint")
-    description = replace(stored.description, temperature=temperature)
+    description = replace(stored.description, temperature=temperature, familiarity=familiarity)
     state = {key: stored.state[key] for key in require_fit(stored.state, description.config).state_dict()}
     text = description.to_json(fingerprint(state, description))
     replace_files({stored.path: save(state, {METADATA_KEY: text}), side_file(stored.path): text.encode()})
@@ -191,6 +192,7 @@ def network_of(
             network.class_names = list(stored.description.class_names or ()) or None
             network.preprocessing = stored.description.preprocessing
             network.temperature = stored.description.temperature
+            network.familiarity = stored.description.familiarity
         elif stored.layout == "released":
             network.preprocessing = dict(RELEASED_PREPROCESSING)
         _adapt(network, config, num_classes, img_size, stored.path)
@@ -230,14 +232,15 @@ def _adapt(network: CeiT, config: CeiTConfig, num_classes: int | None, img_size:
         logger.warning(
             "%s: first convolution adapted from %s channels; its preprocessing no longer fits", path, channels
         )
-        network.preprocessing = network.temperature = None
+        network.preprocessing = network.temperature = network.familiarity = None
     if img_size is not None:
         network.set_input_size(img_size)
         if network.config.grid != config.grid:
+            network.familiarity = None  # its distances are of another size
             grids = "from {} x {} to {} x {} patches".format(*config.grid, *network.config.grid)
             logger.warning("%s: position embedding interpolated %s", path, grids)
     if num_classes is not None and num_classes != config.num_classes:
         network.reset_classifier(num_classes)
-        network.class_names = network.temperature = None
+        network.class_names = network.temperature = network.familiarity = None
         heads = f"{num_classes} classes replaces the one of {config.num_classes}"
         logger.warning("%s: a fresh head of %s; train it before use", path, heads)

@@ -10,6 +10,7 @@ from ceit.model import CeiTConfig
 
 FORMAT = "ceit"
 FORMAT_VERSION = 1
+_OPTIONAL = ("temperature", "familiarity")  # what only trained networks with validation images have
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Description:
 
     ``class_names`` are in the order of the logits. ``preprocessing`` has ``mean`` and ``std`` per channel (of pixels
     in 0..1), ``crop`` and ``interpolation``. ``training`` is free. ``temperature`` divides the logits before the
-    softmax; None leaves them. Raises: ValueError if the class names do not match the head, or for a temperature that
-    is no positive number.
+    softmax; None leaves them. ``familiarity`` is as ``Familiarity.from_dict`` takes it. Raises: ValueError if the class
+    names do not match the head, or for a temperature that is no positive number.
     """
 
     config: CeiTConfig
@@ -28,6 +29,7 @@ class Description:
     preprocessing: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
     temperature: float | None = None
+    familiarity: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.class_names is not None and len(self.class_names) != self.config.num_classes:
@@ -49,7 +51,7 @@ class Description:
             "class_names": None if self.class_names is None else list(self.class_names),
             "preprocessing": self.preprocessing,
             "training": self.training,
-            **({} if self.temperature is None else {"temperature": self.temperature}),
+            **{key: value for key in _OPTIONAL if (value := getattr(self, key)) is not None},
             "fingerprint": fingerprint,
         }
         return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
@@ -67,6 +69,6 @@ class Description:
         try:
             config = CeiTConfig(**body["config"])
             said = (body[key] for key in ("model", "class_names", "preprocessing", "training"))
-            return cls(config, *said, temperature=body.get("temperature"))
+            return cls(config, *said, **{key: body.get(key) for key in _OPTIONAL})
         except (KeyError, TypeError) as error:
             raise ValueError(f"the description of the network is damaged ({error})") from error
