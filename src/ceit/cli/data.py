@@ -19,7 +19,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ceit.atomic import replace_files, require_place
-from ceit.cli._parser import JSON, Parser, adding_to
+from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to
+from ceit.cli._second_look import look, print_look
 from ceit.cli._terminal import bar, print_whole, tell
 from ceit.data.audit.check import check
 from ceit.data.audit.report import Copies, ImageName, Report
@@ -75,24 +76,34 @@ def _check(arguments: list[str]) -> None:
     """Read every image of a data set and report what is wrong with it.
 
     It finds broken files, copies within and across splits, and empty classes, and tells how balanced the classes are.
-    Nothing is changed. The exit code is 1 if there are errors.
+    With a trained model it also lists labels that look wrong, images unlike all classes, and the hardest classes.
+    Nothing is changed. The exit code is 1 if there are errors; what a model says is none.
 
     usage: ceit data check DATA [options]
 
     examples:
       ceit data check photos/
+      ceit data check photos/ --checkpoint runs/photos
       ceit data check photos/ --json
     """
     parser = Parser(getdoc(_check))
     add = adding_to(parser)
     add("data", _DATA, metavar="DATA")
+    add("--checkpoint", f"ask a model about the labels: {WEIGHTS}", metavar="RUN|FILE", type=expanded)
     add("--json", JSON, action="store_true")
     add("--output", "write the JSON document to a file, too", metavar="FILE.json", type=expanded)
     options = parser.parse_args(arguments)
     if options.output is not None:
         require_place(options.output)
+    found, failure = None, ""
+    if options.checkpoint is not None:
+        try:
+            found = look(options.checkpoint, options.data)
+        except ValueError as error:  # which is no reason to keep back what the check of the files finds
+            failure = f"the model could not be asked: {error}"
     report = check(options.data)
-    document = json.dumps(report.as_dict(), indent=None if options.json else 1)
+    said = report.as_dict() | ({} if found is None else {"second_look": found.as_dict()})
+    document = json.dumps(said, indent=None if options.json else 1)
     try:
         if options.output is not None:
             replace_files({options.output: document.encode()})
@@ -101,8 +112,10 @@ def _check(arguments: list[str]) -> None:
             print(document)
         else:
             print_report(report)
-    if report.errors:
-        raise ValueError(report.verdict)
+            if found is not None and options.checkpoint is not None:
+                print_look(found, options.checkpoint)
+    if problems := "; ".join(filter(None, [report.verdict if report.errors else "", failure])):
+        raise ValueError(problems)
 
 
 def _shard(arguments: list[str]) -> None:

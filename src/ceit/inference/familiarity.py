@@ -47,11 +47,9 @@ class Familiarity:
         return _distances(features_bd.float().cpu(), self.centers_kd, self.factor_dd)
 
     def of(self, features_bd: Tensor) -> Tensor:
-        """``(B,)``: the familiarity of each image, float32."""
-        at_least_as_far_b = 1 - torch.searchsorted(self.distances_m, self.distances(features_bd)) / len(
-            self.distances_m
-        )
-        return (1 + self.images * at_least_as_far_b) / (self.images + 1)
+        """``(B,)``: the familiarity of each image, float64."""
+        nearer_b = torch.searchsorted(self.distances_m, self.distances(features_bd))
+        return (1 + self.images * (1 - nearer_b.double() / len(self.distances_m))) / (self.images + 1)
 
     @property
     def least(self) -> float:

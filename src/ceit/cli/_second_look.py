@@ -1,0 +1,91 @@
+"""``ceit data check --checkpoint``: what a trained model says of the labels, in a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ceit.cli._terminal import figures, print_whole
+from ceit.data.record import ImageRecord
+from ceit.data.sources.choose import load_images
+from ceit.evaluation.label_errors import SecondLook, second_look
+from ceit.inference.exported import is_exported
+from ceit.weights import load_checkpoint, read_description
+
+_LISTED = 12
+_LISTED_CLASSES = 24
+
+
+def look(checkpoint: str | Path, data: str) -> SecondLook:
+    """What the model in the checkpoint says of every image of the data that can be read.
+
+    Raises: ValueError for an exported file, or classes that the model does not know.
+    """
+    if is_exported(checkpoint):
+        raise ValueError(f"{checkpoint} is an exported file, which tells too little: name the run")
+    model, description = load_checkpoint(checkpoint), read_description(checkpoint)
+    training = (description and description.training) or {}
+    config = model.config
+    found = load_images(data, img_size=config.image_hw, in_chans=config.in_chans, skip_broken=True)
+    same_set = found.is_fixed and training.get("data") == found.name
+    columns = TextColumn("asking the model"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=sum(map(len, found.parts.values())))
+        return second_look(
+            model,
+            found,
+            ImageRecord.of_run(str(checkpoint), training),
+            trained_on_parts=("train",) if same_set else (),
+            progress=lambda done: progress.update(task, completed=done),
+        )
+
+
+def print_look(found: SecondLook, checkpoint: str | Path) -> None:
+    """Print the labels that look wrong, the images unlike all classes, and the classes from the hardest on."""
+    console = Console(highlight=False)
+    console.print(Text.assemble("What ", (str(checkpoint), "bold"), f" says of {found.images:,} images"))
+    if found.trained_on is None:
+        console.print(Text("  whether it was trained on them is not known", "dim"))
+    elif found.trained_on:
+        hint = "their wrong labels it may have learnt: some are missed"
+        console.print(Text(f"  it was trained on {found.trained_on:,} of them; {hint}", "dim"))
+    lines = [
+        Text.assemble(
+            f"{one.path}  labelled {one.label} ",
+            (f"({_percent(one.label_probability)})", "dim"),
+            ", looks like ",
+            (one.answer, "yellow"),
+            (f" ({_percent(one.answer_probability)})", "dim"),
+        )
+        for one in found.suspects
+    ]
+    _print_list(console, f"labels that look wrong: {len(found.suspects):,}", lines)
+    if found.strangers is not None:
+        strange = [
+            Text.assemble(f"{one.path}  {one.label}", (f"  familiarity {one.familiarity:.4f}", "dim"))
+            for one in found.strangers
+        ]
+        _print_list(console, f"images unlike all classes: {len(found.strangers):,}", strange)
+    table = figures(["class, the hardest first"], ["images", "answered as labelled", "look wrong"])
+    table.columns[0].max_width = 32
+    for one in found.classes[:_LISTED_CLASSES]:
+        table.add_row(Text(one.label), f"{one.images:,}", f"{100 * one.answered:.1f}%", f"{one.suspects:,}")
+    console.print()
+    print_whole(console, table)
+    if (more := len(found.classes) - _LISTED_CLASSES) > 0:
+        console.print(Text(f"... {more:,} more classes; --json has all", "dim"))
+
+
+def _print_list(console: Console, title: str, lines: Sequence[Text]) -> None:
+    console.print(Text(f"\n{title}", "bold"))
+    for line in lines[:_LISTED]:
+        console.print(Text.assemble("  ", line), soft_wrap=True)
+    if (more := len(lines) - _LISTED) > 0:
+        console.print(Text(f"  ... {more:,} more; --json has all", "dim"))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"

@@ -1,0 +1,200 @@
+"""Labels that look wrong, and images that look like none of the classes: what a trained model says of a data set.
+
+Letters: n images, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ceit.data.batches.loader import make_loader
+from ceit.data.held_out import with_labels_of
+from ceit.data.labelled import LabelledSet
+from ceit.data.record import TRAIN, ImageRecord
+from ceit.data.sources.class_names import class_name
+from ceit.data.splits import JoinedSplit, Split
+from ceit.evaluation.answers import Answers, Collected
+from ceit.evaluation.metrics import evaluate
+from ceit.inference.backend import AsModule
+from ceit.inference.computing import Work, computing
+from ceit.inference.device import default_device
+from ceit.inference.familiarity import Familiarity, KeptFeatures, with_features
+from ceit.inference.predictor import preprocessing_of
+from ceit.model import CeiT
+
+STRANGE = 0.01
+"""Images are listed as unlike all classes if they are no more familiar than this, or than can be told."""
+_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An image whose label looks wrong: what the model thinks of the label, and of its own answer."""
+
+    split: str
+    path: str
+    label: str
+    answer: str
+    label_probability: float
+    answer_probability: float
+    trained_on: bool | None
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """An image that looks like none of the classes."""
+
+    split: str
+    path: str
+    label: str
+    familiarity: float
+
+
+@dataclass(frozen=True)
+class ClassDifficulty:
+    """How hard a class is: the share of its images answered as labelled, and the mean probability of its label."""
+
+    label: str
+    images: int
+    answered: float
+    label_probability: float
+    suspects: int
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """What a model says of labelled images. Suspects and strangers begin with the most striking.
+
+    ``trained_on`` is how many of the images the model was trained on, None if nothing tells. ``strangers`` is None for
+    a model that does not know what its images are like.
+    """
+
+    images: int
+    trained_on: int | None
+    suspects: tuple[Suspect, ...]
+    strangers: tuple[Stranger, ...] | None
+    classes: tuple[ClassDifficulty, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def likely_label_errors(probabilities_nk: np.ndarray, labels_n: np.ndarray) -> np.ndarray:
+    """The images whose label is likely to be wrong, the most striking first: int64 ``(m,)``.
+
+        t_k = mean of p_k over the images labelled k
+        image i is suspected if  max of p_ik over the classes with p_ik >= t_k  is more than p of its label
+        order: p of its label minus the largest p of another class, ascending
+
+    A class without images has no threshold, and is suspected of nothing.
+    Source: confident learning, Northcutt et al. (arXiv 1911.00068).
+    """
+    rows_n, classes = np.arange(len(labels_n)), probabilities_nk.shape[1]
+    own_n = probabilities_nk[rows_n, labels_n]
+    counts_k = np.bincount(labels_n, minlength=classes)
+    sums_k = np.bincount(labels_n, weights=own_n, minlength=classes)
+    thresholds_k = np.where(counts_k > 0, sums_k / np.maximum(counts_k, 1), np.inf)
+    confident_nk = np.where(probabilities_nk >= thresholds_k, probabilities_nk, -1.0)
+    suspected_n = confident_nk.max(1) > own_n
+    others_nk = probabilities_nk.copy()
+    others_nk[rows_n, labels_n] = -1.0
+    margins_n = own_n - others_nk.max(1)
+    suspects = np.flatnonzero(suspected_n)
+    return suspects[np.argsort(margins_n[suspects], kind="stable")]
+
+
+def second_look(
+    model: CeiT,
+    found: LabelledSet,
+    record: ImageRecord | None = None,
+    *,
+    device: torch.device | None = None,
+    trained_on_parts: Sequence[str] = (),
+    progress: Callable[[int], object] | None = None,
+) -> SecondLook:
+    """Asks a trained model about every image of a set. ``progress`` is called with the images done so far.
+
+    ``record`` is that of the model's run; without one ``trained_on_parts`` are the parts that it was trained on.
+
+    Raises:
+    ValueError if the set has classes that the model does not know.
+    """
+    parts, device = found.parts, device or default_device()
+    names = list(map(class_name, model.class_names or found.class_names))
+    split = with_labels_of(names, found, JoinedSplit.of(list(parts.values())))
+    familiarity = None if model.familiarity is None else Familiarity.from_dict(model.familiarity)
+    answers, features_nd = ask(model, split, names, device, progress)
+    part_of = [part for part, images in parts.items() for _ in range(len(images))]
+    trained_n = _trained_on(found, record, trained_on_parts)
+
+    def suspect(index: int) -> Suspect:
+        row = answers.probabilities_nk[index]
+        own, answer = int(answers.labels_n[index]), int(row.argmax())
+        trained = None if trained_n is None else bool(trained_n[index])
+        known = names[own], names[answer], float(row[own]), float(row[answer])
+        return Suspect(part_of[index], split.name(index), *known, trained)
+
+    suspects = likely_label_errors(answers.probabilities_nk, answers.labels_n)
+    strangers: tuple[Stranger, ...] | None = None
+    if familiarity is not None:
+        distances_n, shares_n = familiarity.distances(features_nd), familiarity.of(features_nd)
+        limit = max(STRANGE, familiarity.least)
+        far = [index for index in distances_n.argsort(descending=True).tolist() if shares_n[index] <= limit]
+        labels = [names[int(answers.labels_n[index])] for index in far]
+        strangers = tuple(
+            Stranger(part_of[index], split.name(index), label, shares_n[index].item())
+            for index, label in zip(far, labels, strict=True)
+        )
+    return SecondLook(
+        images=len(split),
+        trained_on=None if trained_n is None else int(trained_n.sum()),
+        suspects=tuple(map(suspect, suspects.tolist())),
+        strangers=strangers,
+        classes=_difficulties(answers, names, suspects),
+    )
+
+
+def ask(
+    model: CeiT,
+    split: Split,
+    class_names: Sequence[str],
+    device: torch.device,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[Answers, Tensor]:
+    """What a model says of every image, calibrated if it can be, and its features ``(n, D)``."""
+    config = model.config
+    loader = make_loader(split, batch_size=_BATCH, img_size=config.image_hw, preprocessing=preprocessing_of(model))
+    computed = computing(with_features(model), "eager", "auto", [device], Work(_BATCH)).networks[0]
+    network, collected = KeptFeatures(AsModule(computed), len(class_names)), Collected()
+    options: dict[str, Any] = {"temperature": model.temperature, "observe": collected, "progress": progress}
+    evaluate(network, loader, class_names=class_names, device=device, **options)
+    return collected.answers(), network.joined(model.embed_dim)
+
+
+def _trained_on(found: LabelledSet, record: ImageRecord | None, parts: Sequence[str]) -> np.ndarray | None:
+    """Of each image, in the order of the parts, whether the model was trained on it; None if nothing tells."""
+    if record is not None and not found.is_fixed:
+        used, _ = record.parts_in(found)
+        return np.concatenate([used[part] == TRAIN for part in found.parts])
+    if not parts:
+        return None
+    return np.concatenate([np.full(len(images), part in parts) for part, images in found.parts.items()])
+
+
+def _difficulties(answers: Answers, names: Sequence[str], suspects: np.ndarray) -> tuple[ClassDifficulty, ...]:
+    """Of every class that has images, the hardest first."""
+    labels_n, answered_n = answers.labels_n, answers.probabilities_nk.argmax(1)
+    own_n = answers.probabilities_nk[np.arange(len(labels_n)), labels_n]
+    found = []
+    for number, name in enumerate(names):
+        if (of_class := labels_n == number).any():
+            share, mean = float((answered_n[of_class] == number).mean()), float(own_n[of_class].mean())
+            found.append(
+                ClassDifficulty(name, int(of_class.sum()), share, mean, int((labels_n[suspects] == number).sum()))
+            )
+    return tuple(sorted(found, key=lambda one: one.answered))
