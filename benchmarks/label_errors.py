@@ -67,7 +67,7 @@ def measured(work: Path, data: str, recipe: dict[str, Any], seed: int) -> dict[s
         models[name] = load_checkpoint(result.output)
     planted_set = replace(found.parts["train"], labels=torch.from_numpy(labels_n))
     of_all = {
-        name: ask(model, planted_set, found.class_names, default_device())[0].probabilities_nk
+        name: ask(model, planted_set, found.class_names, default_device())[1].probabilities_nk
         for name, model in models.items()
     }
     outside = np.where((halves_n == 0)[:, None], of_all["half 1"], of_all["half 0"])

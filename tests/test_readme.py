@@ -157,6 +157,7 @@ RUNNERS: dict[str, Callable[[list[str]], None]] = {
     "ceit predict": run_ceit,
     "ceit export": run_ceit,
     "ceit explain": run_ceit,
+    "ceit report": run_ceit,
     "ceit convert": run_convert,
     "ceit info": run_ceit,
     "ceit data": lambda words: run_ceit(words, {"NAME": "digits"}),

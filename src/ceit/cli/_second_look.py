@@ -9,8 +9,8 @@ from rich.text import Text
 
 from ceit.cli._terminal import figures, print_whole
 from ceit.data.record import ImageRecord
-from ceit.data.sources.choose import load_images
 from ceit.evaluation.label_errors import SecondLook, second_look
+from ceit.evaluation.run_images import images_for
 from ceit.inference.exported import is_exported
 from ceit.weights import load_checkpoint, read_description
 
@@ -27,8 +27,7 @@ def look(checkpoint: str | Path, data: str) -> SecondLook:
         raise ValueError(f"{checkpoint} is an exported file, which tells too little: name the run")
     model, description = load_checkpoint(checkpoint), read_description(checkpoint)
     training = (description and description.training) or {}
-    config = model.config
-    found = load_images(data, img_size=config.image_hw, in_chans=config.in_chans, skip_broken=True)
+    found, training = images_for(model.config, training, data, skip_broken=True)
     same_set = found.is_fixed and training.get("data") == found.name
     columns = TextColumn("asking the model"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""Train a small model, measure it and draw pictures of its results, to see everything work.
+"""Train a small model, measure it, draw pictures of its results and make a page of them, to see everything work.
 
 If it is interrupted, the same command goes on where it stopped.
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ceit.atomic import replace_files
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress, print_report
 from ceit.data.batches.loader import make_loader
@@ -26,6 +27,8 @@ from ceit.inference.computing import chosen
 from ceit.inference.memory import keep_freed_memory
 from ceit.paths import expanded
 from ceit.plots import draw_confusion, draw_curves, draw_prediction_sheet
+from ceit.report.contents import contents_of
+from ceit.report.page import page
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
 
@@ -53,6 +56,9 @@ def main(arguments: list[str]) -> None:
     print_report(result)
     for path in draw(result):
         print(f"picture: {path}")
+    report = result.output / "report.html"
+    replace_files({report: page(contents_of(result.output)).encode()})
+    print(f"report: {report}, a page for your browser")
 
 
 def draw(result: Result) -> list[Path]:

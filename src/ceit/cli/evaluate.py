@@ -30,16 +30,14 @@ from ceit.cli._computing import add_computing
 from ceit.cli._parser import JSON, MODEL, RAW, Parser, adding_to, positive
 from ceit.cli._terminal import print_evaluation, tell
 from ceit.data.batches.loader import Loader, make_loader
-from ceit.data.held_out import ASKABLE, to_measure, with_labels_of, without_other_classes
+from ceit.data.held_out import ASKABLE, to_measure, with_labels_of
 from ceit.data.labelled import LabelledSet
-from ceit.data.record import FIXED, ImageRecord
-from ceit.data.sources.choose import load_images
+from ceit.data.record import ImageRecord
 from ceit.data.sources.class_names import class_name
-from ceit.data.sources.known_sets import SETS
-from ceit.data.sources.published import PUBLISHED
 from ceit.data.splits import Split
 from ceit.evaluation.answers import FORMS, Collected, document_of, write_figures, write_predictions
 from ceit.evaluation.metrics import Evaluation, evaluate
+from ceit.evaluation.run_images import images_for
 from ceit.inference.backend import AsModule, Network, split_among
 from ceit.inference.computing import SAMPLE_IMAGES, Work, computing, devices_for, refuse_combination
 from ceit.inference.cores import sharing_cores
@@ -67,14 +65,10 @@ def main(arguments: list[str]) -> None:
     model, training = _load(options, devices[0])
     preprocessing, config = preprocessing_of(model), model.config
     image_hw = config.image_hw
-    found = load_images(options.data, img_size=image_hw, in_chans=config.in_chans, skip_broken=options.skip_broken)
+    found, training = images_for(config, training, options.data, skip_broken=options.skip_broken)
     if options.tta is not None and not found.mirror_safe:
         what = f"--tta {options.tta} mirrors images, and mirrored images of {found.name} are other classes or none"
         raise ValueError(f"{what}: leave it out")
-    if "images" not in training and training.get("data") in {*SETS, *PUBLISHED} - {found.name}:
-        training = {**training, "images": FIXED}  # of a run by an earlier version
-    if (kept := training.get("classes")) is not None:  # a run was told to keep these alone
-        found = without_other_classes(found, set(map(class_name, kept)))
     measured = to_measure(found, ImageRecord.of_run(options.checkpoint, training), training, options.split)
     tell(*(f"skipped {file}" for file in found.skipped), *found.remarks, *measured.remarks)
     class_names = model.class_names or found.class_names

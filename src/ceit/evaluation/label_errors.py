@@ -18,7 +18,7 @@ from ceit.data.record import TRAIN, ImageRecord
 from ceit.data.sources.class_names import class_name
 from ceit.data.splits import JoinedSplit, Split
 from ceit.evaluation.answers import Answers, Collected
-from ceit.evaluation.metrics import evaluate
+from ceit.evaluation.metrics import Evaluation, evaluate
 from ceit.inference.backend import AsModule
 from ceit.inference.computing import Work, computing
 from ceit.inference.device import default_device
@@ -128,7 +128,7 @@ def second_look(
     names = list(map(class_name, model.class_names or found.class_names))
     split = with_labels_of(names, found, JoinedSplit.of(list(parts.values())))
     familiarity = None if model.familiarity is None else Familiarity.from_dict(model.familiarity)
-    answers, features_nd = ask(model, split, names, device, progress)
+    _, answers, features_nd = ask(model, split, names, device, progress)
     part_of = [part for part, images in parts.items() for _ in range(len(images))]
     trained_n = _trained_on(found, record, trained_on_parts)
 
@@ -165,15 +165,15 @@ def ask(
     class_names: Sequence[str],
     device: torch.device,
     progress: Callable[[int], object] | None = None,
-) -> tuple[Answers, Tensor]:
-    """What a model says of every image, calibrated if it can be, and its features ``(n, D)``."""
+) -> tuple[Evaluation, Answers, Tensor]:
+    """What a model says of every image, calibrated if it can be: figures, answers, and its features ``(n, D)``."""
     config = model.config
     loader = make_loader(split, batch_size=_BATCH, img_size=config.image_hw, preprocessing=preprocessing_of(model))
     computed = computing(with_features(model), "eager", "auto", [device], Work(_BATCH)).networks[0]
     network, collected = KeptFeatures(AsModule(computed), len(class_names)), Collected()
     options: dict[str, Any] = {"temperature": model.temperature, "observe": collected, "progress": progress}
-    evaluate(network, loader, class_names=class_names, device=device, **options)
-    return collected.answers(), network.joined(model.embed_dim)
+    result = evaluate(network, loader, class_names=class_names, device=device, **options)
+    return result, collected.answers(), network.joined(model.embed_dim)
 
 
 def _trained_on(found: LabelledSet, record: ImageRecord | None, parts: Sequence[str]) -> np.ndarray | None:

@@ -1,0 +1,403 @@
+"""What stands on the page of a run: read from its directory, and measured anew on its held-out images.
+
+Letters: n images, K classes.
+"""
+
+import importlib.util
+import json
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from markupsafe import Markup
+
+from ceit.data.batches.loader import make_loader
+from ceit.data.held_out import VALIDATION, to_measure, with_labels_of
+from ceit.data.labelled import LabelledSet
+from ceit.data.record import ImageRecord
+from ceit.data.sources.class_names import class_name
+from ceit.data.splits import JoinedSplit, Split
+from ceit.evaluation.answers import Answers
+from ceit.evaluation.label_errors import ask, likely_label_errors
+from ceit.evaluation.metrics import Evaluation
+from ceit.evaluation.run_images import images_for
+from ceit.evaluation.scores import Calibration, accuracy_interval, most_confused
+from ceit.explain.capture import capture
+from ceit.explain.maps import layer_weights
+from ceit.inference.device import default_device
+from ceit.inference.predictor import Predictor, preprocessing_of
+from ceit.messages import Say, in_words
+from ceit.model import CeiT
+from ceit.model.complexity import complexity
+from ceit.report.charts import Line, bar_chart, line_chart, reliability_chart
+from ceit.report.pictures import sheet_picture, thumbnail
+from ceit.train.model_card import FinishedRun, training, training_command
+from ceit.train.run_directory import lines_of
+from ceit.version import __version__
+from ceit.weights import load_checkpoint
+
+MOST_IMAGES = 10_000  # held-out ones that are asked about
+GALLERY = 12
+_SHEETS_OF_MISTAKES = _SHEETS_OF_OTHERS = 2
+_MATRIX_CLASSES = 30
+_CONFUSED_PAIRS = 8
+_PROFILED = 256
+_HIGH = 0.55  # share of a row from which a cell is dark
+_SPEED_BATCH, _SPEED_SECONDS = 16, 1.0
+_SMALL_SIDE = 64  # pixels up to which a picture is shown with its pixels as they are
+
+
+@dataclass
+class Contents:
+    """What ``page.html.j2`` takes, by the names that it has there."""
+
+    title: str
+    finished: str
+    version: str = __version__
+    rendering: str = "auto"
+    cards: list[dict[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    per_class_caption: str = ""
+    per_class_heads: Sequence[str] = ()
+    per_class: list[list[str]] = field(default_factory=list)
+    confusion: dict[str, Any] | None = None
+    confused: str = ""
+    reliability: dict[str, Any] | None = None
+    galleries: list[dict[str, Any]] = field(default_factory=list)
+    sheets: list[dict[str, str]] = field(default_factory=list)
+    layers: dict[str, Any] | None = None
+    costs: list[tuple[str, str]] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    commands: list[dict[str, str]] = field(default_factory=list)
+    options: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Images that a run did not learn from, and what its model says of them."""
+
+    split: Split
+    result: Evaluation
+    answers: Answers
+
+
+def contents_of(run: Path, data: str | None = None, say: Say = lambda message: None) -> Contents:
+    """The page of the run in this directory.
+
+    Its images are looked for where they were; ``data`` names another place. Without them the page has no pictures, and
+    says so. Raises: ValueError if the run has not ended, or for ``data`` that do not fit.
+    """
+    found = FinishedRun.read(run)
+    model, report = load_checkpoint(run), found.report
+    finished = datetime.fromtimestamp((run / "test.json").stat().st_mtime)
+    contents = Contents(f"{report['model']} trained on {report['data']}", f"{finished:%Y-%m-%d %H:%M}")
+    contents.rendering = "pixelated" if max(model.config.image_hw) <= _SMALL_SIDE else "auto"
+    contents.cards, contents.curves = list(_cards(found)), list(_curves(lines_of(run / "metrics.jsonl")))
+    contents.facts = [_fact(line) for line in next(training(found)).splitlines()]
+    contents.options = [(name, _word(value)) for name, value in found.options.items()]
+    contents.commands = list(_commands(run, found))
+    contents.costs = list(_costs(run, model, report))
+    images = _images(run, found, model, data, contents.remarks)
+    if images is None:
+        _classes_of_report(contents, report)
+        return contents
+    names = list(map(class_name, model.class_names or images[0].class_names))
+    say("asking the model about its test images")
+    test = _held_out(run, found, model, names, images, None, contents.remarks)
+    assert test is not None
+    _classes(contents, test.result, test.answers)
+    _reliability(contents, test.result)
+    mistakes = _mistakes(test.answers)
+    contents.galleries += _gallery_of_mistakes(model, names, test, mistakes)
+    validation = _held_out(run, found, model, names, images, VALIDATION, [])
+    contents.galleries += _gallery_of_labels(model, names, [part for part in (validation, test) if part is not None])
+    if model.lca is not None:
+        contents.layers = _layers(model, test.split)
+    if importlib.util.find_spec("matplotlib") is None:
+        contents.remarks.append("matplotlib is not installed, so there are no sheets: pip install 'ceit-vision[viz]'")
+    else:
+        say("drawing why it answered so")
+        contents.sheets = list(_sheets(model, names, test, mistakes))
+    return contents
+
+
+def _cards(found: FinishedRun) -> Iterator[dict[str, str]]:
+    report = found.report
+    images, top1 = report["images"], report["top1_percent"]
+    low, high = report.get("top1_interval_percent") or accuracy_interval(round(images * top1 / 100), images)
+    yield _card("test accuracy (top-1)", f"{top1:.2f} %", f"95 % interval {low:.1f} to {high:.1f} %")
+    yield _card("test images", f"{images:,}", f"of {len(report['per_class']):,} classes")
+    if (macro := report.get("macro")) is not None:
+        yield _card("F1, mean of classes", f"{macro['f1']:.3f}", f"recall {macro['recall']:.3f}")
+    if (calibration := report.get("calibration")) is not None:
+        before = report.get("uncalibrated")
+        note = "" if before is None else f"{100 * before['ece']:.1f} before calibration"
+        yield _card("probabilities off by (ECE)", f"{100 * calibration['ece']:.1f} points", note)
+    yield _card("parameters", f"{report['parameters']:,}", report["model"])
+    machine = report["machine"]
+    device = machine["accelerator"] or f"{machine['threads']} threads of {machine['processor']}"
+    yield _card("training", in_words(report["train_seconds"]), f"{report['epochs']} epochs on {device}")
+
+
+def _card(name: str, value: str, note: str = "") -> dict[str, str]:
+    return {"name": name, "value": value, "note": note}
+
+
+def _curves(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Loss and accuracy over the epochs, and the learning rate over the steps, as far as they were recorded."""
+    records = [json.loads(line) for line in lines]
+    steps = [record for record in records if record["event"] == "step"]
+    epochs = [record for record in records if record["event"] == "epoch"]
+    numbers = [epoch["epoch"] for epoch in epochs]
+    losses = [Line("training", numbers, [_value(epoch.get("train_loss")) for epoch in epochs])]
+    accuracy = [Line("training, varied images", numbers, [_value(e.get("train_top1_percent")) for e in epochs], "s1")]
+    for kind, name, style in (("raw", "validation", "s2"), ("ema", "validation, averaged weights", "s3")):
+        told = [(e["epoch"], e["validation"][kind]) for e in epochs if (e.get("validation") or {}).get(kind)]
+        if told:
+            where = [epoch for epoch, _ in told]
+            losses.append(Line(name, where, [one["loss"] for _, one in told], style, dashed=True))
+            accuracy.append(Line(name, where, [one["top1_percent"] for _, one in told], style, dashed=True))
+    if epochs:
+        yield {"svg": line_chart("loss by epoch", "epoch", "loss", losses), "caption": "Loss"}
+        yield {"svg": line_chart("accuracy by epoch", "epoch", "top-1 in %", accuracy), "caption": "Accuracy"}
+    if steps:
+        rate = Line("learning rate", [s["step"] for s in steps], [_value(s.get("learning_rate")) for s in steps])
+        yield {"svg": line_chart("learning rate by step", "step", "learning rate", [rate]), "caption": "Learning rate"}
+
+
+def _value(number: float | None) -> float:
+    return float("nan") if number is None else number
+
+
+def _fact(line: str) -> tuple[str, str]:
+    """A line of the model card's list, as name and value."""
+    name, _, value = line.removeprefix("- ").partition(": ")
+    return name, value.replace("`", "")
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _commands(run: Path, found: FinishedRun) -> Iterator[dict[str, str]]:
+    place, data = shlex.quote(str(run)), shlex.quote(str(found.options["data"]))
+    yield {"title": "Train such a model again", "text": training_command(found.options)}
+    yield {"title": "Measure it", "text": f"ceit evaluate --checkpoint {place} --data {data}"}
+    yield {"title": "Use it", "text": f"ceit predict --checkpoint {place} photo.jpg"}
+    yield {"title": "See why", "text": f"ceit explain --checkpoint {place} --output why/ photo.jpg"}
+
+
+def _costs(run: Path, model: CeiT, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    own, size = complexity(model.config), (run / "model.safetensors").stat().st_size
+    yield "parameters", f"{report['parameters']:,}"
+    yield "multiply-accumulates of an image", f"{own.live_macs:,}"
+    stem = "I2T" if model.config.stem == "i2t" else "patch embedding"
+    for name, prefix in ((stem, "patch_embed"), ("the blocks", "blocks"), ("LCA", "lca"), ("the head", "head")):
+        if (part := own.part(prefix)).modules:
+            told = f"{part.parameters:,} parameters, {100 * part.live_macs / own.live_macs:.1f} % of the work"
+            yield f"of which {name}", told
+    yield "file of weights", f"{size / 1e6:.2f} MB"
+    predictor = Predictor.from_model(model, precision="auto")
+    images = torch.zeros(_SPEED_BATCH, model.config.in_chans, *model.config.image_hw)
+    predictor.network(images)
+    began, done = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - began) < _SPEED_SECONDS:
+        predictor.network(images).cpu()
+        done += _SPEED_BATCH
+    threads = torch.get_num_threads()
+    place = (
+        str(predictor.device)
+        if predictor.device.type != "cpu"
+        else "1 thread"
+        if threads == 1
+        else f"{threads} threads"
+    )
+    yield "speed where this page was made", f"{done / seconds:,.0f} images/s, {_SPEED_BATCH} at a time, {place}"
+
+
+Images = tuple[LabelledSet, ImageRecord | None, dict[str, Any]]
+
+
+def _images(run: Path, found: FinishedRun, model: CeiT, data: str | None, remarks: list[str]) -> Images | None:
+    """The labelled images, the run's record of them, and what is said of its training; None if they are gone."""
+    place = str(found.options["data"]) if data is None else data
+    try:
+        images, said = images_for(model.config, found.description.get("training") or {}, place, skip_broken=True)
+        return images, ImageRecord.of_run(str(run), said), said
+    except (ValueError, OSError) as error:
+        if data is not None:
+            raise
+        remarks.append(
+            f"This page has no pictures: the data of the run are not to be had ({error}). Name them with --data."
+        )
+        return None
+
+
+def _held_out(
+    run: Path,
+    found: FinishedRun,
+    model: CeiT,
+    names: Sequence[str],
+    images: Images,
+    asked: str | None,
+    remarks: list[str],
+) -> _HeldOut | None:
+    """What the model says of its test images, or of those of validation; None where there are none."""
+    labelled, record, said = images
+    try:
+        measured = to_measure(labelled, record, said, asked)
+    except ValueError:
+        if asked is None:
+            raise
+        return None
+    split = with_labels_of(names, labelled, measured.split)
+    total = len(split)
+    if total > MOST_IMAGES:
+        split = split.subset(torch.linspace(0, total - 1, MOST_IMAGES).round().long())
+        remarks.append(f"Tables and pictures are of {MOST_IMAGES:,} of the {total:,} test images, evenly spread.")
+    elif asked is None and total != found.report["images"]:
+        remarks.append(
+            f"The accuracy above is that of {found.report['images']:,} images, measured when the run ended. Tables and "
+            f"pictures are of the {total:,} images that are there now."
+        )
+    result, answers, _ = ask(model, split, names, default_device())
+    return _HeldOut(split, result, answers)
+
+
+_HEADS = ("class", "images", "precision", "recall", "F1", "AUROC")
+
+
+def _classes(contents: Contents, result: Evaluation, answers: Answers) -> None:
+    contents.per_class_heads = _HEADS
+    contents.per_class_caption = f"{result.images:,} test images. A click on a heading sorts."
+    for entry, area in zip(result.per_class, answers.auroc(), strict=True):
+        numbers = entry.precision, entry.recall, entry.f1, area
+        cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
+        contents.per_class.append([entry.label, f"{entry.images:,}", *cells])
+    if result.confusion is not None:
+        _confusion(contents, [entry.label for entry in result.per_class], result.confusion)
+
+
+def _classes_of_report(contents: Contents, report: Mapping[str, Any]) -> None:
+    """As ``_classes``, from what was measured when the run ended; an earlier version told of the recall alone."""
+    contents.per_class_heads = _HEADS[:-1]
+    contents.per_class_caption = f"{report['images']:,} test images. A click on a heading sorts."
+    for entry in report["per_class"]:
+        recall = None if entry["top1_percent"] is None else entry["top1_percent"] / 100
+        numbers = entry.get("precision"), recall, entry.get("f1")
+        cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
+        contents.per_class.append([entry["label"], f"{entry['images']:,}", *cells])
+    if report.get("confusion") is not None:
+        _confusion(contents, [entry["label"] for entry in report["per_class"]], report["confusion"])
+
+
+def _confusion(contents: Contents, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    told = [f"{names[true]} as {names[said]} ({n:,})" for true, said, n in most_confused(counts, _CONFUSED_PAIRS)]
+    contents.confused = ", ".join(told)
+    if len(names) > _MATRIX_CLASSES:
+        return
+    rows = []
+    for name, row in zip(names, counts, strict=True):
+        total = sum(row) or 1
+        cells = [{"images": f"{n:,}", "share": f"{n / total:.3f}", "high": n / total > _HIGH} for n in row]
+        rows.append({"name": name, "cells": cells})
+    contents.confusion = {"names": names, "rows": rows}
+
+
+def _reliability(contents: Contents, result: Evaluation) -> None:
+    def chart(kind: str, calibration: Calibration) -> dict[str, Any]:
+        bins = [(entry.images, entry.confidence, entry.accuracy) for entry in calibration.reliability]
+        caption = f"{kind}: off by {100 * calibration.ece:.1f} points on average (ECE)."
+        return {"svg": reliability_chart(f"reliability {kind}", bins), "caption": caption}
+
+    told = "Bars show how often answers of a probability were right; they should end at the dashed line."
+    if result.uncalibrated is None:
+        told += " This model has no temperature."
+        charts = [chart("As the network answers", result.calibration)]
+    else:
+        told += f" Validation images gave the temperature {result.calibration.temperature:.3g}, which was applied."
+        charts = [chart("Before calibration", result.uncalibrated), chart("After calibration", result.calibration)]
+    contents.reliability = {"told": told, "charts": charts}
+
+
+def _mistakes(answers: Answers) -> np.ndarray:
+    """The images that are answered wrongly, the surest first."""
+    said_n = answers.probabilities_nk.argmax(1)
+    wrong = np.flatnonzero(said_n != answers.labels_n)
+    return wrong[np.argsort(-answers.probabilities_nk[wrong, said_n[wrong]], kind="stable")]
+
+
+def _gallery_of_mistakes(
+    model: CeiT, names: Sequence[str], test: _HeldOut, mistakes: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    if len(mistakes):
+        told = f"{len(mistakes):,} of {test.result.images:,} test images are answered wrongly. These are the surest."
+        shown = [_picture(model, names, test, index) for index in mistakes[:GALLERY].tolist()]
+        yield {"title": "The surest mistakes", "told": told, "images": shown}
+
+
+def _gallery_of_labels(model: CeiT, names: Sequence[str], parts: Sequence[_HeldOut]) -> Iterator[dict[str, Any]]:
+    """Likely label errors among images that were not trained on."""
+    probabilities_nk = np.concatenate([part.answers.probabilities_nk for part in parts])
+    labels_n = np.concatenate([part.answers.labels_n for part in parts])
+    suspects = likely_label_errors(probabilities_nk, labels_n)
+    if len(suspects):
+        kinds = "validation and test" if len(parts) > 1 else "test"
+        told = (
+            f"{len(suspects):,} of {len(labels_n):,} {kinds} images carry a label that the model finds unlikely. Some "
+            "labels are wrong, some images are hard: look at them. ceit data check --checkpoint lists them all, those "
+            "of training too."
+        )
+        split = parts[0].split if len(parts) == 1 else JoinedSplit.of([part.split for part in parts])
+        answers = Answers(probabilities_nk, labels_n, np.zeros(len(labels_n)))
+        joined = _HeldOut(split, parts[-1].result, answers)
+        shown = [_picture(model, names, joined, index) for index in suspects[:GALLERY].tolist()]
+        yield {"title": "Labels that look wrong", "told": told, "images": shown}
+
+
+def _picture(model: CeiT, names: Sequence[str], held_out: _HeldOut, index: int) -> dict[str, str]:
+    answers, split = held_out.answers, held_out.split
+    row, label = answers.probabilities_nk[index], names[int(answers.labels_n[index])]
+    said, path = names[int(row.argmax())], split.name(index)
+    return {
+        "source": thumbnail(split.read(index, model.config.in_chans)),
+        "alt": f"{label}, taken for {said}",
+        "first": f"labelled {label}, answered",
+        "second": f"{said} {100 * row.max():.0f}\N{NO-BREAK SPACE}%",
+        "path": "/".join(Path(path).parts[-2:]),
+    }
+
+
+def _sheets(model: CeiT, names: Sequence[str], test: _HeldOut, mistakes: np.ndarray) -> Iterator[dict[str, str]]:
+    """Of the surest mistakes, and of right answers around the median probability."""
+    answers, predictor = test.answers, Predictor.from_model(model)
+    right = np.setdiff1d(np.arange(len(answers.labels_n)), mistakes)
+    sure = answers.probabilities_nk[right].max(1)
+    middling = right[np.argsort(np.abs(sure - np.median(sure)), kind="stable")] if len(right) else right
+    for index in [*mistakes[:_SHEETS_OF_MISTAKES].tolist(), *middling[:_SHEETS_OF_OTHERS].tolist()]:
+        label, said = names[int(answers.labels_n[index])], names[int(answers.probabilities_nk[index].argmax())]
+        image, name = test.split.read(index, model.config.in_chans), Path(test.split.name(index)).name
+        title = f"{name}: labelled {label}, answered {said}"
+        yield {"source": sheet_picture(predictor, image, title), "alt": title}
+
+
+def _layers(model: CeiT, split: Split) -> dict[str, Any]:
+    """What LCA takes from each block, as a mean over test images."""
+    some = split.subset(torch.linspace(0, len(split) - 1, min(len(split), _PROFILED)).round().long())
+    config, device = model.config, next(model.parameters()).device
+    loader = make_loader(some, batch_size=64, img_size=config.image_hw, preprocessing=preprocessing_of(model))
+    weights = []
+    with torch.no_grad(), capture(model) as seen:
+        for images, _ in loader.epoch(0):
+            model(images.to(device, next(model.parameters()).dtype))
+            weights.append(layer_weights(seen.attention()).float().cpu())
+    means = torch.cat(weights).mean(0).tolist()
+    chart: Markup = bar_chart("what LCA takes from each block", "block", "share", means)
+    return {"svg": chart, "caption": f"The layer-wise class-token attention, mean over {len(some)} test images."}

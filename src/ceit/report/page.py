@@ -1,0 +1,14 @@
+"""The page's text from its contents."""
+
+from importlib.resources import files
+
+import jinja2
+
+from ceit.report.contents import Contents
+
+
+def page(contents: Contents) -> str:
+    """One HTML document with its style, script and pictures inside; every name in it is escaped."""
+    template = files("ceit.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    strict = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return strict.from_string(template).render(vars(contents))
