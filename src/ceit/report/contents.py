@@ -48,7 +48,6 @@ _SHEETS_OF_MISTAKES = _SHEETS_OF_OTHERS = 2
 _MATRIX_CLASSES = 30
 _CONFUSED_PAIRS = 8
 _PROFILED = 256
-_HIGH = 0.55  # share of a row from which a cell is dark
 _SPEED_BATCH, _SPEED_SECONDS = 16, 1.0
 _SMALL_SIDE = 64  # pixels up to which a picture is shown with its pixels as they are
 
@@ -306,7 +305,7 @@ def _confusion(contents: Contents, names: Sequence[str], counts: Sequence[Sequen
     rows = []
     for name, row in zip(names, counts, strict=True):
         total = sum(row) or 1
-        cells = [{"images": f"{n:,}", "share": f"{n / total:.3f}", "high": n / total > _HIGH} for n in row]
+        cells = [{"images": f"{n:,}", "share": f"{n / total:.3f}"} for n in row]
         rows.append({"name": name, "cells": cells})
     contents.confusion = {"names": names, "rows": rows}
 
