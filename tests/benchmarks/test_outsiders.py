@@ -1,5 +1,6 @@
 """Outsiders are told from known images by what the benchmark says, and a class that was left out is one of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,10 @@ from PIL import Image
 from benchmarks import outsiders
 from benchmarks.outsiders import measured, table
 from ceit.inference.predictor import Prediction
-from ceit.train.config import Augmentation, TrainConfig
 from ceit.train.run import train
+from tests.train.conftest import SMALL
 
-GEOMETRY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8, "drop_path_rate": 0.0}
-CONFIG = TrainConfig(
-    model="ceit_pico_patch4_32",
-    geometry=GEOMETRY,
-    classes=tuple("01234567"),
-    epochs=6,
-    global_batch_size=32,
-    peak_lr=1e-2,
-    precision="float32",
-    augmentation=Augmentation(flip=False),
-    clip_norm=1.0,
-)
+CONFIG = replace(SMALL, classes=tuple("01234567"), epochs=6)
 
 
 def test_left_out_classes_noise_and_another_set_are_judged(tmp_path: Path) -> None:

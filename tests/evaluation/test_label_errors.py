@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,14 @@ from PIL import Image
 import ceit_cli
 from ceit.data.record import ImageRecord
 from ceit.data.sources.choose import load_images
-from ceit.evaluation.label_errors import likely_label_errors, second_look
-from ceit.train.config import Augmentation, TrainConfig
+from ceit.evaluation.label_errors import STRANGE, likely_label_errors, second_look
+from ceit.inference.familiarity import Familiarity
+from ceit.inference.predictor import Predictor
 from ceit.train.run import Result, train
 from ceit.weights import read_description
+from tests.train.conftest import SMALL
 
-CONFIG = TrainConfig(
-    model="ceit_pico_patch4_32",
-    geometry={"embed_dim": 32, "depth": 2, "num_heads": 2, "stem_channels": 8, "drop_path_rate": 0.0},
-    epochs=8,
-    global_batch_size=32,
-    peak_lr=1e-2,
-    precision="float32",
-    augmentation=Augmentation(flip=False),
-    clip_norm=1.0,
-)
+CONFIG = replace(SMALL, epochs=8)
 
 
 def test_a_hand_worked_case() -> None:
@@ -95,26 +89,26 @@ def test_planted_errors_come_first_though_the_model_was_taught_them(run: Result,
     assert sum(one.suspects for one in look.classes) == len(look.suspects)
 
 
-def test_an_image_of_something_else_is_unlike_all_classes(run: Result, photos: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "more"
-    for label in range(10):
-        (folder / str(label)).mkdir(parents=True)
-        for file in sorted((photos / str(label)).iterdir())[:12]:
-            (folder / str(label) / file.name).write_bytes(file.read_bytes())
-    generator = np.random.default_rng(0)
-    for number in range(20):
-        noise = generator.integers(0, 256, (8, 8), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / "3" / f"noise{number}.png")
-    look = second_look(run.model, load_images(folder, img_size=(8, 8), in_chans=1))
+def test_images_unlike_all_classes_are_those_that_prediction_finds_least_familiar(run: Result, photos: Path) -> None:
+    model, found = copy.deepcopy(run.model), load_images(photos, img_size=(8, 8), in_chans=1)
+    assert model.familiarity is not None
+    known = Familiarity.from_dict(model.familiarity)
+    model.familiarity = replace(known, distances_m=0.7 * known.distances_m).as_dict()  # so that some images are
+    look = second_look(model, found)
     assert look.strangers is not None
-    strange = ["noise" in one.path for one in look.strangers]
-    assert sum(strange) >= 2  # of 20, by a very small network
-    assert len(strange) - sum(strange) <= 1  # of 120
+    files = [split.name(index) for split in found.parts.values() for index in range(len(split))]
+    predictor = Predictor.from_model(model, unknown_below=0.05)
+    limit = max(STRANGE, known.least)
+    expected = {
+        one.path for one in predictor.predict(files) if one.familiarity is not None and one.familiarity <= limit
+    }
+    listed = {one.path for one in look.strangers}
+    assert 10 < len(expected) < len(files) / 2
+    assert len(listed ^ expected) <= 0.1 * len(expected)  # computed in bf16 and in float32
+    assert [one.familiarity for one in look.strangers] == sorted(one.familiarity for one in look.strangers)
     assert look.trained_on is None
-
-    model = copy.deepcopy(run.model)
     model.familiarity = None
-    assert second_look(model, load_images(folder, img_size=(8, 8), in_chans=1)).strangers is None
+    assert second_look(model, found).strangers is None
 
 
 def test_the_command_lists_them_and_keeps_what_the_check_of_the_files_finds(
