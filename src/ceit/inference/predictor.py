@@ -5,7 +5,7 @@ Letters: B batch, C channels, H height, W width.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,7 @@ from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from ceit.weights import load_checkpoint
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # of one core: more makes it hardly faster, and every core holds its own
+
+_Answer = TypeVar("_Answer")
 
 Devices = torch.device | str | Sequence[torch.device | str] | None
 
@@ -77,6 +79,16 @@ class Prediction:
         return found
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """The features of one image, float32 ``(D,)``, or ``error``, why it could not be read; ``path`` as of
+    ``Prediction``."""
+
+    path: str | None
+    features: np.ndarray | None = None
+    error: str | None = None
+
+
 class Predictor:
     """Classifies images.
 
@@ -99,6 +111,7 @@ class Predictor:
         network: Network | None = None,
         calibrated: bool = True,
         unknown_below: float | None = None,
+        features: bool = False,
     ) -> None:
         """Takes the model as it is, and computes a copy of it, folded, in eval mode.
 
@@ -112,11 +125,11 @@ class Predictor:
         computes on the CPU, in what it was loaded in.
 
         ``unknown_below`` P calls images unknown whose familiarity is less than P, and so a share P of the images that
-        are like those of training; ``KNOWN_REJECTED`` is a sound choice. A ``network`` then gives features, too, as one
-        of ``with_features`` does.
+        are like those of training; ``KNOWN_REJECTED`` is a sound choice. ``features`` is for ``embed_stream``. With
+        either a ``network`` gives features, too, as one of ``with_features`` does.
 
         Raises: ValueError if names or preprocessing do not fit the model, for a combination of backend, precision and
-        device that does not exist, and for ``unknown_below`` of a model that cannot tell.
+        device that does not exist, and for ``unknown_below`` or ``features`` of a model that cannot tell.
         """
         geometry, classes = model.config, model.config.num_classes
         class_names = class_names or class_names_of(model)
@@ -131,12 +144,15 @@ class Predictor:
             raise ValueError(f"workers {workers} must be at least 1")
         self.workers, self.unknown_below = workers, unknown_below
         self.familiarity = None if unknown_below is None else familiarity_of(model, unknown_below)
+        self.gives_features = features or self.familiarity is not None
+        if self.gives_features:
+            require_features(model)
         if isinstance(model, CeiT):
             devices = _as_devices(device)
             if network is None:
                 callers = workers or torch.get_num_threads()
                 work = Work(batch_of(devices), threads=1, callers=callers, examples=lambda: examples)
-                computed = model if self.familiarity is None else with_features(model)
+                computed = with_features(model) if self.gives_features else model
                 network = in_turns(computing(computed, backend or "eager", precision, devices, work).networks)
             self.device, self.network = devices[0], network
             model.eval()
@@ -159,6 +175,7 @@ class Predictor:
         examples: ExampleImages | None = None,
         calibrated: bool = True,
         unknown_below: float | None = None,
+        features: bool = False,
     ) -> Self:
         """The predictor in a run directory, a file of weights or an exported file; options as of ``Predictor``.
 
@@ -169,7 +186,9 @@ class Predictor:
             refuse_for_exported(backend, device)
             computed_in, callers = exported_precision(path, precision), workers or torch.get_num_threads()
             model = load_exported(path, precision=computed_in, threads=1, callers=callers)
-            return cls.from_model(model, workers=workers, calibrated=calibrated, unknown_below=unknown_below)
+            return cls.from_model(
+                model, workers=workers, calibrated=calibrated, unknown_below=unknown_below, features=features
+            )
         return cls.from_model(
             load_checkpoint(path),
             backend=backend,
@@ -179,6 +198,7 @@ class Predictor:
             examples=examples,
             calibrated=calibrated,
             unknown_below=unknown_below,
+            features=features,
         )
 
     @classmethod
@@ -194,6 +214,7 @@ class Predictor:
         network: Network | None = None,
         calibrated: bool = True,
         unknown_below: float | None = None,
+        features: bool = False,
     ) -> Self:
         """The predictor of a network that carries its class names and preprocessing, as one that was loaded does.
 
@@ -211,6 +232,7 @@ class Predictor:
             network=network,
             calibrated=calibrated,
             unknown_below=unknown_below,
+            features=features,
         )
 
     def predict(
@@ -231,15 +253,38 @@ class Predictor:
 
         Every worker reads a batch and computes it, alone: nothing waits for anything, so all are busy to the end.
         """
-        if batch_size is None:
-            batch_size = batch_of([self.device])
         if top_k < 1:
             raise ValueError(f"top_k {top_k} must be at least 1")
+        return self._stream(images, partial(self._answer, top_k=min(top_k, len(self.class_names))), batch_size)
+
+    def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
+        """The features of every image, in order and in constant memory: what the head gets.
+
+        Raises: ValueError for a predictor without ``features``, or an array or tensor that is no image.
+        """
+        if not self.gives_features:
+            raise ValueError("this predictor gives no features: make it with features=True")
+        return self._stream(images, self._embed, batch_size)
+
+    def _stream(
+        self,
+        images: Iterable[ImageInput],
+        answer: Callable[[Sequence[ImageInput], Event], list[_Answer]],
+        batch_size: int | None,
+    ) -> Iterator[_Answer]:
+        """``answer`` of every batch, each by a worker of its own. It is given an event that says that nobody waits."""
+        if batch_size is None:
+            batch_size = batch_of([self.device])
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} must be at least 1")
-        return self._stream(images, min(top_k, len(self.class_names)), batch_size)
+        return self._in_order(images, answer, batch_size)
 
-    def _stream(self, images: Iterable[ImageInput], top_k: int, batch_size: int) -> Iterator[Prediction]:
+    def _in_order(
+        self,
+        images: Iterable[ImageInput],
+        answer: Callable[[Sequence[ImageInput], Event], list[_Answer]],
+        batch_size: int,
+    ) -> Iterator[_Answer]:
         cores = torch.get_num_threads()
         asked = self.workers or cores
         workers = min(asked, length_hint(images, asked)) or 1  # of few images each gets several cores
@@ -249,26 +294,46 @@ class Predictor:
         batches = iter(lambda: list(islice(source, batch_size)), [])
         pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(threads,))
         try:
-            for answers in map_in_order(pool, partial(self._answer, top_k=top_k, stop=stop), batches, 2 * workers):
+            for answers in map_in_order(pool, lambda batch: answer(batch, stop), batches, 2 * workers):
                 yield from answers
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(cores)  # the last thread to set it has set it for all threads to come
 
-    def _answer(self, images: Sequence[ImageInput], top_k: int, stop: Event) -> list[Prediction]:
-        paths, read = list[str | None](), list[np.ndarray | str]()
-        for image in images:
-            if stop.is_set():  # nobody waits for the answer
-                return []
-            paths.append(os.fspath(image) if isinstance(image, str | os.PathLike) else None)
-            read.append(or_reason(self.pixels, image))
-        pixels = [one for one in read if not isinstance(one, str)]
-        found = iter(self._found(self.preprocessing.normalise(np.stack(pixels)), top_k) if pixels else [])
+    def _answer(self, images: Sequence[ImageInput], stop: Event, *, top_k: int) -> list[Prediction]:
+        read, images_bhwc = self._read(images, stop)
+        found = iter([] if images_bhwc is None else self._found(images_bhwc, top_k))
         return [
             Prediction(path, error=one) if isinstance(one, str) else replace(next(found), path=path)
-            for path, one in zip(paths, read, strict=True)
+            for path, one in read
         ]
+
+    def _embed(self, images: Sequence[ImageInput], stop: Event) -> list[Embedding]:
+        read, images_bhwc = self._read(images, stop)
+        found: Iterator[np.ndarray] = iter([])
+        if images_bhwc is not None:
+            with torch.inference_mode():
+                outputs = self.network(images_bhwc.permute(0, 3, 1, 2)).float().cpu()
+            require_numbers(outputs)
+            found = iter(outputs[:, len(self.class_names) :].numpy())
+        return [
+            Embedding(path, error=one) if isinstance(one, str) else Embedding(path, next(found)) for path, one in read
+        ]
+
+    def _read(
+        self, images: Sequence[ImageInput], stop: Event
+    ) -> tuple[list[tuple[str | None, np.ndarray | str]], Tensor | None]:
+        """Of each image its path, and its pixels or why there are none; and those that could be read, as the network
+        takes them. Nothing where nobody waits for it."""
+        read = list[tuple[str | None, np.ndarray | str]]()
+        for image in images:
+            if stop.is_set():
+                return [], None
+            path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+            read.append((path, or_reason(self.pixels, image)))
+        pixels = [one for _, one in read if not isinstance(one, str)]
+        return read, self.preprocessing.normalise(np.stack(pixels)) if pixels else None
 
     def pixels(self, source: ImageInput) -> np.ndarray:
         """What the network sees of an image, uint8 ``(H, W, C)``. Raises: UnreadableImageError, OSError, ValueError."""
@@ -294,12 +359,18 @@ class Predictor:
         return [replace(one, familiarity=f, unknown=f < limit) for one, f in zip(found, shares, strict=True)]
 
 
-def familiarity_of(model: CeiT | ExportedNetwork, unknown_below: float) -> Familiarity:
-    """The model's. Raises: ValueError for a model that has none, or a share that it cannot tell."""
+def require_features(model: CeiT | ExportedNetwork) -> CeiT:
+    """The model, which has features. Raises: ValueError for an exported file."""
     if not isinstance(model, CeiT):
         raise ValueError(
-            "an exported file does not give its features, which tell unknown images apart: name the checkpoint instead"
+            "an exported file does not give its features, by which images are compared: name the checkpoint instead"
         )
+    return model
+
+
+def familiarity_of(model: CeiT | ExportedNetwork, unknown_below: float) -> Familiarity:
+    """The model's. Raises: ValueError for a model that has none, or a share that it cannot tell."""
+    model = require_features(model)
     if model.familiarity is None:
         raise ValueError(
             "this model cannot tell unknown images: that takes validation images, 20 or more and one of every class, "

@@ -1,0 +1,200 @@
+"""Turn images into features: the numbers that the model's last layer sees. Similar images have similar features.
+
+Write them to a file for other programs, find the images most like one, or near-duplicates. --probe tells what they
+are worth: how well the classes of a data set are told apart by the nearest neighbours, and by logistic regression.
+
+usage: ceit embed --checkpoint RUN|FILE [PATH ...] [options]
+
+examples:
+  ceit embed --checkpoint runs/photos photos/ --output features.npz
+  ceit embed --checkpoint runs/photos photos/ --near holiday.jpg
+  ceit embed --checkpoint runs/photos photos/ --duplicates 0.99
+  ceit embed --checkpoint runs/photos --probe digits
+"""
+
+import argparse
+import importlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from ceit.atomic import replace_files, require_place
+from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to, positive
+from ceit.cli._terminal import facts, tell
+from ceit.cli.predict import images_of
+from ceit.data.sources.choose import load_dataset
+from ceit.data.splits import Split
+from ceit.evaluation.neighbours import alike, knn_answers, nearest, probe_answers
+from ceit.inference.memory import keep_freed_memory
+from ceit.inference.prediction_file import printable
+from ceit.inference.predictor import Embedding, Predictor
+from ceit.paths import expanded
+from ceit.shipped import DEFAULT
+
+FORMS = (".npz", ".parquet")
+
+
+def main(arguments: list[str]) -> None:
+    """Compute the features, and write or compare them.
+
+    Raises: ValueError if none of the paths holds an image, for an exported file or a file that is there already; and
+    after the last image, if some could not be read and that was not accepted beforehand.
+    """
+    options = _parsed(arguments)
+    keep_freed_memory()
+    predictor = Predictor.from_checkpoint(
+        options.checkpoint, precision=options.precision, device=options.device, features=True
+    )
+    if options.probe is not None:
+        _print(_probed(predictor, options.probe), options.json)
+        return
+    paths = images_of(options.paths)
+    near = [] if options.near is None else [options.near]
+    found = list(_tracked(predictor, [*paths, *near]))
+    broken = [one for one in found if one.error is not None]
+    if near and found[-1].error is not None:
+        raise ValueError(f"{options.near} cannot be read: {found[-1].error}")
+    read = [(path, one) for path, one in zip(paths, found, strict=False) if one.features is not None]
+    if not read:
+        raise ValueError(f"none of the {len(paths)} images can be read: {broken[0].path}: {broken[0].error}")
+    names, features_nd = [path for path, _ in read], _stacked([one for _, one in read])
+    if options.output is not None:
+        _write(options.output, names, features_nd)
+        tell(f"{options.output} has {features_nd.shape[1]} features of each of {len(names):,} images")
+    if near:
+        cosines, numbers = nearest(_stacked(found[-1:]), features_nd, options.top_k)
+        rows = [(c, names[n]) for c, n in zip(cosines[0].tolist(), numbers[0].tolist(), strict=True)]
+        _print_rows([{"path": name, "cosine": cosine} for cosine, name in rows], options.json)
+    if options.duplicates is not None:
+        pairs = [
+            {"path": names[pair.first], "other": names[pair.second], "cosine": pair.cosine}
+            for pair in alike(features_nd, options.duplicates)
+        ]
+        _print_rows(pairs, options.json)
+        tell(f"{len(pairs):,} pairs of {len(names):,} images have a cosine of {options.duplicates:g} or more")
+    if broken and not options.skip_broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        name = printable(str(broken[0].path))
+        raise ValueError(
+            f"{len(broken)} of {len(paths)} images cannot be read: {name}{more}; --skip-broken accepts that"
+        )
+
+
+def _tracked(predictor: Predictor, images: Sequence[str]) -> Any:
+    console = Console(stderr=True)
+    stream = predictor.embed_stream(images)
+    return track(
+        stream, "embedding", total=len(images), console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def _stacked(found: Sequence[Embedding]) -> Tensor:
+    return torch.from_numpy(np.stack([one.features for one in found if one.features is not None]))
+
+
+def _write(file: Path, names: Sequence[str], features_nd: Tensor) -> None:
+    """As arrays ``paths`` and ``features``, or as two columns."""
+    buffer = io.BytesIO()
+    if file.suffix == ".npz":
+        np.savez(buffer, paths=np.array(names), features=features_nd.numpy())
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        columns = {"path": list(map(printable, names)), "features": list(features_nd.numpy())}
+        parquet.write_table(pyarrow.table(columns), buffer)
+    replace_files({file: buffer.getvalue()})
+
+
+def _probed(predictor: Predictor, data: str) -> dict[str, Any]:
+    """Accuracy on the test images of features whose classes training images tell."""
+    dataset = load_dataset(data, img_size=predictor.image_hw, in_chans=predictor.in_chans)
+    tell(*dataset.remarks)
+    train_nd, test_md = (_of_split(predictor, split) for split in (dataset.train, dataset.test))
+    classes = len(dataset.class_names)
+    found: dict[str, Any] = {"data": dataset.name, "classes": classes}
+    found |= {"training_images": len(train_nd), "test_images": len(test_md)}
+    for name, answers in (("knn_top1_percent", knn_answers), ("linear_probe_top1_percent", probe_answers)):
+        said = answers(train_nd, dataset.train.labels, test_md, classes)
+        found[name] = round(100 * (said == dataset.test.labels).double().mean().item(), 2)
+    return found
+
+
+def _of_split(predictor: Predictor, split: Split) -> Tensor:
+    images = (split.read(index, predictor.in_chans) for index in range(len(split)))
+    found = list(predictor.embed_stream(images))
+    if broken := [one.error for one in found if one.error is not None]:
+        raise ValueError(f"{len(broken)} images cannot be read: {broken[0]}")
+    return _stacked(found)
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = {
+        "data": f"{found['data']}, {found['training_images']:,} training and {found['test_images']:,} test images",
+        "20 nearest neighbours": f"{found['knn_top1_percent']:.2f}%",
+        "logistic regression": f"{found['linear_probe_top1_percent']:.2f}%",
+    }
+    Console(highlight=False).print(facts(list(rows.items())))
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(list(rows)))
+        return
+    for row in rows:
+        print(f"{row['cosine']:.4f}  {'  '.join(printable(row[key]) for key in ('path', 'other') if key in row)}")
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("paths", "image, or folder of images", metavar="PATH", nargs="*")
+    add("--checkpoint", f"the model: {WEIGHTS} (default: {DEFAULT})", default=DEFAULT, metavar="RUN|FILE")
+    add("--output", "write paths and features to FILE.npz or FILE.parquet", type=expanded, metavar="FILE")
+    add("--near", "print the images most like this one", metavar="IMAGE")
+    add("--top-k", "print K of them", type=positive, default=5, metavar="K")
+    text = "print all pairs of images whose features have a cosine of at least C; 0.99 finds copies, 0.95 look-alikes"
+    add("--duplicates", text, type=float, metavar="C")
+    add("--probe", "how well a data set's classes are told apart by its features", metavar="NAME|DIR")
+    add("--json", JSON, action="store_true")
+    add("--skip-broken", "exit with 0 even if some images cannot be read", action="store_true")
+    add(
+        "--precision",
+        "number format; auto: bf16 or fp16 where the machine has it",
+        default="float32",
+        choices=("auto", "float32", "bf16", "fp16"),
+    )
+    add("--device", "where to compute: cpu, cuda, cuda:1, mps (default: a GPU, if there is one)", metavar="DEVICE")
+    options = parser.parse_args(arguments)
+    wanted = [options.output, options.near, options.duplicates, options.probe]
+    if not any(one is not None for one in wanted):
+        parser.error("say what is to be done: --output, --near, --duplicates or --probe")
+    if options.probe is None and not options.paths:
+        parser.error("name images, or folders of them")
+    if options.probe is not None and (options.paths or any(one is not None for one in wanted[:3])):
+        parser.error("--probe takes a data set of its own: leave out paths, --output, --near and --duplicates")
+    if options.json and options.near is not None and options.duplicates is not None:
+        parser.error("--json prints one document: ask for --near or for --duplicates")
+    if options.duplicates is not None and not -1 <= options.duplicates <= 1:
+        parser.error(f"--duplicates {options.duplicates:g} must lie between -1 and 1")
+    if (file := options.output) is not None:
+        if file.suffix not in FORMS:
+            parser.error(f"--output {file} must end in {' or '.join(FORMS)}")
+        if os.path.lexists(file):
+            raise ValueError(f"{file} exists: name another file, or remove it")
+        if file.suffix == ".parquet":
+            importlib.import_module("pyarrow")  # or it would be missed when all is computed
+        require_place(file)
+    return options
