@@ -74,7 +74,7 @@ def measured(work: Path, data: str, recipe: dict[str, Any], seed: int) -> dict[s
     rankings: dict[str, Any] = {}
     for kind, probabilities_nk in (("in sample", of_all["all"]), ("out of sample", outside)):
         ways = {
-            "confident learning": likely_label_errors(probabilities_nk, labels_n),
+            "confident learning": likely_label_errors(probabilities_nk, labels_n).images_m,
             "loss alone": np.argsort(probabilities_nk[np.arange(len(labels_n)), labels_n], kind="stable"),
         }
         for way, ranking in ways.items():

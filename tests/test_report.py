@@ -73,6 +73,7 @@ def test_the_page_needs_nothing_and_nobody_else(run: Path, tmp_path: Path, capsy
     assert str(file) in capsys.readouterr().out
     text = file.read_text(encoding="utf-8")
     assert len(text) < 5e6
+    assert str(run.parent) not in text  # where it lies is nobody's business
     seen = Seen(text)
     assert seen.addresses
     assert all(address.startswith("data:image/") for address in seen.addresses)
@@ -104,7 +105,9 @@ def test_it_tells_what_was_measured(run: Path) -> None:
     assert f"temperature {report['calibration']['temperature']:.3g}" in seen
     for words in ("How it learned", "The surest mistakes", "Why it answered so", "Which blocks decide", "ceit train"):
         assert words in seen
-    assert f"--data {contents.shlex.quote(str(found.options[0][1]))}" in seen
+    (measure,) = (command["text"] for command in found.commands if command["title"] == "Measure it")
+    assert measure.startswith(f"ceit evaluate --checkpoint {run.name} --data ")
+    assert report["finished"][:10] in found.finished
     assert found.remarks == []
 
 
@@ -156,7 +159,7 @@ def test_large_test_sets_are_asked_about_evenly(run: Path, monkeypatch: pytest.M
     found = contents_of(run)
     assert sum(int(row[1]) for row in found.per_class) == 20
     assert all(int(row[1]) for row in found.per_class)
-    assert any("are of 20 of the" in remark for remark in found.remarks)
+    assert any("test images 20 are looked at here" in remark for remark in found.remarks)
 
 
 def test_a_run_of_an_earlier_version_has_a_page(run: Path, tmp_path: Path) -> None:
@@ -180,6 +183,24 @@ def test_a_run_of_an_earlier_version_has_a_page(run: Path, tmp_path: Path) -> No
     without = contents_of(old)
     assert [row[2] for row in without.per_class] == ["-"] * len(NAMES)
     page(without)
+
+
+def test_a_name_that_is_no_text_has_a_mark_and_breaks_nothing(tmp_path: Path) -> None:
+    """As from an archive that was packed on an old Windows."""
+    folder, number = tmp_path / "photos", 0
+    for split in load_images("digits").parts.values():
+        for index, label in enumerate(split.labels.tolist()):
+            if label < 2:
+                place = folder / ("zero$x_{" if label else "one")
+                place.mkdir(parents=True, exist_ok=True)
+                split.read(index, 1).save(place / f"l14\udce9$x_{{{number}\n.png")
+                number += 1
+    output = tmp_path / "run"
+    train(replace(SMALL, img_size=(8, 8), epochs=1), str(folder), output)
+    text = page(contents_of(output))
+    assert "\N{REPLACEMENT CHARACTER}" in text
+    text.encode()
+    assert "circle" in text  # one epoch is a point, not a line
 
 
 def points_of(svg: str) -> list[tuple[float, float]]:

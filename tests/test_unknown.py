@@ -105,6 +105,9 @@ def test_a_file_is_gone_on_with_by_the_same_question_alone(
         assert part.read_bytes() == whole.read_bytes()[:400]
     assert predict(folder, "--output", str(part), "--resume", "--unknown-below", "auto") == 0
     assert part.read_bytes() == whole.read_bytes()
+    (tmp_path / f"part.{form}.model.json").unlink()  # as where the answers alone were copied
+    assert predict(folder, "--output", str(part), "--resume") == 1
+    assert "holds other things than answers of this model" in capsys.readouterr().err
     plain = tmp_path / f"plain.{form}"
     assert predict(folder, "--output", str(plain)) == 0
     assert predict(folder, "--output", str(plain), "--resume", "--unknown-below", "auto") == 1
@@ -122,7 +125,7 @@ def test_what_cannot_tell_says_so_before_any_image_is_read(folder: Path, capsys:
     assert ceit_cli.main(["predict", "--checkpoint", str(folder / "model.pt2"), "--unknown-below", "0.1", photos]) == 1
     assert capsys.readouterr().err.startswith("error: an exported file does not give its features")
     assert predict(folder, "--unknown-below", "0.001") == 1
-    assert "must lie between 0.012 and 1: the model knows the distances of 80 validation images" in (
+    assert "must be more than 0.01235 and less than 1: the model knows the distances of 80 validation images" in (
         capsys.readouterr().err
     )
     for share in ("0", "1", "-0.1", "nan", "5%", ""):

@@ -238,7 +238,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(label: str, letters: int) -> str:
-    """The label, shortened, with nothing in it that would be set as a formula."""
+    """The label, shortened, with nothing in it that would be set as a formula, or could not be set at all."""
+    label = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in label)
     return (label if len(label) <= letters else f"{label[: letters - 1]}…").replace("$", r"\$")
 
 

@@ -28,21 +28,38 @@ def test_a_hand_worked_case() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1])
     probabilities = np.stack([of_class_0, 1 - of_class_0], axis=1)
     # image 2 is 0.9 sure of class 1, image 5 is 0.7 sure of class 0; image 4 reaches its own class's threshold alone
-    assert likely_label_errors(probabilities, labels).tolist() == [2, 5]
+    found = likely_label_errors(probabilities, labels)
+    assert (found.images_m.tolist(), found.classes_m.tolist()) == ([2, 5], [1, 0])
 
 
 def test_a_class_that_the_network_hardly_knows_is_not_suspected_as_a_whole() -> None:
     """Its images are all answered as another class, but no surer than that class's own images are."""
     probabilities = np.array([[0.9, 0.1]] * 20 + [[0.6, 0.4]] * 20)
     labels = np.repeat([0, 1], 20)
-    assert likely_label_errors(probabilities, labels).size == 0
+    assert likely_label_errors(probabilities, labels).images_m.size == 0
     assert (probabilities.argmax(1) != labels).sum() == 20
 
 
 def test_a_class_without_images_and_a_tie_are_no_error() -> None:
     probabilities = np.array([[0.2, 0.2, 0.6], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]])
-    assert likely_label_errors(probabilities, np.array([0, 1, 0])).tolist() == []
-    assert likely_label_errors(np.empty((0, 3)), np.empty(0, np.int64)).tolist() == []
+    assert likely_label_errors(probabilities, np.array([0, 1, 0])).images_m.tolist() == []
+    assert likely_label_errors(np.empty((0, 3)), np.empty(0, np.int64)).images_m.tolist() == []
+
+
+def test_no_image_looks_like_a_class_that_the_data_lack() -> None:
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.01, 0.30, 0.69], [0.2, 0.2, 0.6]])
+    found = likely_label_errors(probabilities, np.array([0, 1, 0, 1]))
+    assert found.images_m.tolist() == []
+    probabilities[2] = [0.01, 0.55, 0.44]
+    found = likely_label_errors(probabilities, np.array([0, 1, 0, 1]))
+    assert (found.images_m.tolist(), found.classes_m.tolist()) == ([2], [1])
+
+
+def test_where_all_answers_are_equally_sure_errors_just_below_the_mean_are_found() -> None:
+    of_class_1 = np.array([0.934] * 30 + [0.929, 0.931, 0.93] + [0.07] * 30)
+    labels = np.array([1] * 30 + [0] * 33)
+    found = likely_label_errors(np.stack([1 - of_class_1, of_class_1], axis=1), labels)
+    assert sorted(found.images_m.tolist()) == [30, 31, 32]
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,9 @@ def test_a_predictor_calls_unknown_what_is_strange(backend: str | None) -> None:
 def test_a_model_that_cannot_tell_says_so() -> None:
     model, _ = known_model()
     for share in (1 / 61, 0.0, -1.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"must lie between 0\.016 and 1: the model knows the distances of 60"):
+        with pytest.raises(
+            ValueError, match=r"must be more than 0\.01639 and less than 1: the model knows the distances of 60"
+        ):
             Predictor(model, unknown_below=share)
     model.familiarity = None
     with pytest.raises(ValueError, match="this model cannot tell unknown images"):

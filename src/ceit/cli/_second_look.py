@@ -12,6 +12,7 @@ from ceit.data.record import ImageRecord
 from ceit.evaluation.label_errors import SecondLook, second_look
 from ceit.evaluation.run_images import images_for
 from ceit.inference.exported import is_exported
+from ceit.inference.prediction_file import printable
 from ceit.weights import load_checkpoint, read_description
 
 _LISTED = 12
@@ -53,25 +54,30 @@ def print_look(found: SecondLook, checkpoint: str | Path) -> None:
         console.print(Text(f"  it was trained on {found.trained_on:,} of them; {hint}", "dim"))
     lines = [
         Text.assemble(
-            f"{one.path}  labelled {one.label} ",
+            f"{printable(one.path)}  labelled {printable(one.label)} ",
             (f"({_percent(one.label_probability)})", "dim"),
             ", looks like ",
-            (one.answer, "yellow"),
+            (printable(one.answer), "yellow"),
             (f" ({_percent(one.answer_probability)})", "dim"),
         )
         for one in found.suspects
     ]
     _print_list(console, f"labels that look wrong: {len(found.suspects):,}", lines)
-    if found.strangers is not None:
+    if found.strangers is None:
+        needs = "training did not learn it, which takes 20 validation images or more, and one of every class"
+        console.print(Text(f"\nimages unlike all classes: not known to this model; {needs}", "dim"), soft_wrap=True)
+    else:
         strange = [
-            Text.assemble(f"{one.path}  {one.label}", (f"  familiarity {one.familiarity:.4f}", "dim"))
+            Text.assemble(
+                f"{printable(one.path)}  {printable(one.label)}", (f"  familiarity {one.familiarity:.4f}", "dim")
+            )
             for one in found.strangers
         ]
         _print_list(console, f"images unlike all classes: {len(found.strangers):,}", strange)
     table = figures(["class, the hardest first"], ["images", "answered as labelled", "look wrong"])
     table.columns[0].max_width = 32
     for one in found.classes[:_LISTED_CLASSES]:
-        table.add_row(Text(one.label), f"{one.images:,}", f"{100 * one.answered:.1f}%", f"{one.suspects:,}")
+        table.add_row(Text(printable(one.label)), f"{one.images:,}", f"{100 * one.answered:.1f}%", f"{one.suspects:,}")
     console.print()
     print_whole(console, table)
     if (more := len(found.classes) - _LISTED_CLASSES) > 0:

@@ -3,7 +3,7 @@
 Write them to a file for other programs, find the images most like one, or near-duplicates. --probe tells what they
 are worth: how well the classes of a data set are told apart by the nearest neighbours, and by logistic regression.
 
-usage: ceit embed --checkpoint RUN|FILE [PATH ...] [options]
+usage: ceit embed [PATH ...] [options]
 
 examples:
   ceit embed --checkpoint runs/photos photos/ --output features.npz
@@ -41,21 +41,25 @@ from ceit.paths import expanded
 from ceit.shipped import DEFAULT
 
 FORMS = (".npz", ".parquet")
+_NEAR = 5
 
 
 def main(arguments: list[str]) -> None:
     """Compute the features, and write or compare them.
 
     Raises: ValueError if none of the paths holds an image, for an exported file or a file that is there already; and
-    after the last image, if some could not be read and that was not accepted beforehand.
+    before anything is written, if some cannot be read and that was not accepted beforehand.
     """
     options = _parsed(arguments)
     keep_freed_memory()
+    if options.checkpoint is None:
+        options.checkpoint = DEFAULT
+        tell(f"no --checkpoint: {DEFAULT} computes, a small model that comes with ceit")
     predictor = Predictor.from_checkpoint(
         options.checkpoint, precision=options.precision, device=options.device, features=True
     )
     if options.probe is not None:
-        _print(_probed(predictor, options.probe), options.json)
+        _print(_probed(predictor, options.probe, options.skip_broken), options.json)
         return
     paths = images_of(options.paths)
     near = [] if options.near is None else [options.near]
@@ -66,12 +70,18 @@ def main(arguments: list[str]) -> None:
     read = [(path, one) for path, one in zip(paths, found, strict=False) if one.features is not None]
     if not read:
         raise ValueError(f"none of the {len(paths)} images can be read: {broken[0].path}: {broken[0].error}")
+    if broken:
+        some = ", ".join([*(printable(str(one.path)) for one in broken[:3]), *(["..."] if len(broken) > 3 else [])])
+        sentence = f"{len(broken)} of {len(paths)} images cannot be read: {some}"
+        if not options.skip_broken:
+            raise ValueError(f"{sentence}; nothing was written, --skip-broken goes on without them")
+        tell(sentence)
     names, features_nd = [path for path, _ in read], _stacked([one for _, one in read])
     if options.output is not None:
         _write(options.output, names, features_nd)
         tell(f"{options.output} has {features_nd.shape[1]} features of each of {len(names):,} images")
     if near:
-        cosines, numbers = nearest(_stacked(found[-1:]), features_nd, options.top_k)
+        cosines, numbers = nearest(_stacked(found[-1:]), features_nd, options.top_k or _NEAR)
         rows = [(c, names[n]) for c, n in zip(cosines[0].tolist(), numbers[0].tolist(), strict=True)]
         _print_rows([{"path": name, "cosine": cosine} for cosine, name in rows], options.json)
     if options.duplicates is not None:
@@ -81,12 +91,6 @@ def main(arguments: list[str]) -> None:
         ]
         _print_rows(pairs, options.json)
         tell(f"{len(pairs):,} pairs of {len(names):,} images have a cosine of {options.duplicates:g} or more")
-    if broken and not options.skip_broken:
-        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        name = printable(str(broken[0].path))
-        raise ValueError(
-            f"{len(broken)} of {len(paths)} images cannot be read: {name}{more}; --skip-broken accepts that"
-        )
 
 
 def _tracked(predictor: Predictor, images: Sequence[str]) -> Any:
@@ -110,15 +114,16 @@ def _write(file: Path, names: Sequence[str], features_nd: Tensor) -> None:
         import pyarrow
         from pyarrow import parquet
 
-        columns = {"path": list(map(printable, names)), "features": list(features_nd.numpy())}
+        texts = [name.encode(errors="replace").decode() for name in names]  # Parquet takes no other bytes
+        columns = {"path": texts, "features": list(features_nd.numpy())}
         parquet.write_table(pyarrow.table(columns), buffer)
     replace_files({file: buffer.getvalue()})
 
 
-def _probed(predictor: Predictor, data: str) -> dict[str, Any]:
+def _probed(predictor: Predictor, data: str, skip_broken: bool) -> dict[str, Any]:
     """Accuracy on the test images of features whose classes training images tell."""
-    dataset = load_dataset(data, img_size=predictor.image_hw, in_chans=predictor.in_chans)
-    tell(*dataset.remarks)
+    dataset = load_dataset(data, img_size=predictor.image_hw, in_chans=predictor.in_chans, skip_broken=skip_broken)
+    tell(*(f"skipped {file}" for file in dataset.skipped), *dataset.remarks)
     train_nd, test_md = (_of_split(predictor, split) for split in (dataset.train, dataset.test))
     classes = len(dataset.class_names)
     found: dict[str, Any] = {"data": dataset.name, "classes": classes}
@@ -161,10 +166,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
     add("paths", "image, or folder of images", metavar="PATH", nargs="*")
-    add("--checkpoint", f"the model: {WEIGHTS} (default: {DEFAULT})", default=DEFAULT, metavar="RUN|FILE")
+    add("--checkpoint", f"the model: {WEIGHTS} (default: {DEFAULT})", metavar="RUN|FILE")
     add("--output", "write paths and features to FILE.npz or FILE.parquet", type=expanded, metavar="FILE")
     add("--near", "print the images most like this one", metavar="IMAGE")
-    add("--top-k", "print K of them", type=positive, default=5, metavar="K")
+    add("--top-k", f"with --near: print K of them (default: {_NEAR})", type=positive, metavar="K")
     text = "print all pairs of images whose features have a cosine of at least C; 0.99 finds copies, 0.95 look-alikes"
     add("--duplicates", text, type=float, metavar="C")
     add("--probe", "how well a data set's classes are told apart by its features", metavar="NAME|DIR")
@@ -185,6 +190,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         parser.error("name images, or folders of them")
     if options.probe is not None and (options.paths or any(one is not None for one in wanted[:3])):
         parser.error("--probe takes a data set of its own: leave out paths, --output, --near and --duplicates")
+    if options.top_k is not None and options.near is None:
+        parser.error("--top-k says how many images --near prints: name one with --near, or leave it out")
     if options.json and options.near is not None and options.duplicates is not None:
         parser.error("--json prints one document: ask for --near or for --duplicates")
     if options.duplicates is not None and not -1 <= options.duplicates <= 1:

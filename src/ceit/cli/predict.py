@@ -64,7 +64,7 @@ from ceit.weights import load_checkpoint
 STDIN = "-"
 _BAR_CELLS = 10
 _GAP = "  "
-_LABEL, _UNKNOWN = "label", "unknown"
+_LABEL, _UNKNOWN, _LIKE = "label", "unknown", "most like "
 
 
 def main(arguments: list[str]) -> None:
@@ -353,7 +353,9 @@ def _print_table(
             print_line(path, Text(f"cannot be read: {prediction.error}", "red"))
             continue
         if prediction.unknown:
-            like, label = _runners_up(prediction.predictions, others_cells), (_fit(_UNKNOWN, label_cells), "yellow")
+            like = _runners_up(prediction.predictions, others_cells - len(_LIKE))
+            like = f"{_LIKE}{like}" if like else _runners_up(prediction.predictions, others_cells)
+            label = (_fit(_UNKNOWN, label_cells), "yellow")
             print_line(path, Text.assemble(label, _GAP, " " * (_BAR_CELLS + 7), _GAP, (like, "dim")))
             continue
         best, *others = prediction.predictions

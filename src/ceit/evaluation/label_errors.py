@@ -5,7 +5,7 @@ Letters: n images, K classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +28,21 @@ from ceit.model import CeiT
 
 STRANGE = 0.01
 """Images are listed as unlike all classes if they are no more familiar than this, or than can be told."""
+CONVINCING = 0.8
+"""A probability that is always enough to suspect a label."""
 _BATCH = 250
+
+
+class Suspected(NamedTuple):
+    """Images, by number, and the class that each looks like, int64 ``(m,)``; the most striking first."""
+
+    images_m: np.ndarray
+    classes_m: np.ndarray
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """An image whose label looks wrong: what the model thinks of the label, and of its own answer."""
+    """An image whose label looks wrong: what the model thinks of the label, and of the class it looks like."""
 
     split: str
     path: str
@@ -84,28 +93,28 @@ class SecondLook:
         return asdict(self)
 
 
-def likely_label_errors(probabilities_nk: np.ndarray, labels_n: np.ndarray) -> np.ndarray:
-    """The images whose label is likely to be wrong, the most striking first: int64 ``(m,)``.
+def likely_label_errors(probabilities_nk: np.ndarray, labels_n: np.ndarray) -> Suspected:
+    """The images whose label is likely to be wrong.
 
-        t_k = mean of p_k over the images labelled k
-        image i is suspected if  max of p_ik over the classes with p_ik >= t_k  is more than p of its label
-        order: p of its label minus the largest p of another class, ascending
+        t_k = mean of p_k over the images labelled k, at most 0.8
+        image i looks like  c = argmax of p_ik over the classes with p_ik >= t_k
+        it is suspected if  p_ic > p of its label;  order: p of its label - p_ic, ascending
 
-    A class without images has no threshold, and is suspected of nothing.
-    Source: confident learning, Northcutt et al. (arXiv 1911.00068).
+    A class without images has no threshold, and no image looks like it.
+    Source: confident learning, Northcutt et al. (arXiv 1911.00068). Differs: there is no upper bound there, and of a
+    class that is always answered with the same probability half of the errors lie below its mean.
     """
     rows_n, classes = np.arange(len(labels_n)), probabilities_nk.shape[1]
     own_n = probabilities_nk[rows_n, labels_n]
     counts_k = np.bincount(labels_n, minlength=classes)
     sums_k = np.bincount(labels_n, weights=own_n, minlength=classes)
-    thresholds_k = np.where(counts_k > 0, sums_k / np.maximum(counts_k, 1), np.inf)
+    thresholds_k = np.where(counts_k > 0, np.minimum(sums_k / np.maximum(counts_k, 1), CONVINCING), np.inf)
     confident_nk = np.where(probabilities_nk >= thresholds_k, probabilities_nk, -1.0)
-    suspected_n = confident_nk.max(1) > own_n
-    others_nk = probabilities_nk.copy()
-    others_nk[rows_n, labels_n] = -1.0
-    margins_n = own_n - others_nk.max(1)
-    suspects = np.flatnonzero(suspected_n)
-    return suspects[np.argsort(margins_n[suspects], kind="stable")]
+    classes_n = confident_nk.argmax(1)
+    margins_n = own_n - confident_nk[rows_n, classes_n]
+    suspects = np.flatnonzero(margins_n < 0)
+    suspects = suspects[np.argsort(margins_n[suspects], kind="stable")]
+    return Suspected(suspects, classes_n[suspects])
 
 
 def second_look(
@@ -132,9 +141,8 @@ def second_look(
     part_of = [part for part, images in parts.items() for _ in range(len(images))]
     trained_n = _trained_on(found, record, trained_on_parts)
 
-    def suspect(index: int) -> Suspect:
-        row = answers.probabilities_nk[index]
-        own, answer = int(answers.labels_n[index]), int(row.argmax())
+    def suspect(index: int, answer: int) -> Suspect:
+        row, own = answers.probabilities_nk[index], int(answers.labels_n[index])
         trained = None if trained_n is None else bool(trained_n[index])
         known = names[own], names[answer], float(row[own]), float(row[answer])
         return Suspect(part_of[index], split.name(index), *known, trained)
@@ -153,9 +161,9 @@ def second_look(
     return SecondLook(
         images=len(split),
         trained_on=None if trained_n is None else int(trained_n.sum()),
-        suspects=tuple(map(suspect, suspects.tolist())),
+        suspects=tuple(map(suspect, suspects.images_m.tolist(), suspects.classes_m.tolist())),
         strangers=strangers,
-        classes=_difficulties(answers, names, suspects),
+        classes=_difficulties(answers, names, suspects.images_m),
     )
 
 

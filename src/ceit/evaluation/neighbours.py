@@ -12,6 +12,7 @@ from torch import Tensor
 NEIGHBOURS, SHARPNESS = 20, 0.07  # as is usual for k nearest neighbours of features
 _BLOCK = 1024
 _ROUNDS = 200
+_ROUNDING = 1e-6  # of a cosine in float32: that of an image and its copy may lie below 1
 
 
 class Pair(NamedTuple):
@@ -37,8 +38,9 @@ def alike(features_nd: Tensor, least_cosine: float) -> list[Pair]:
     units_nd = F.normalize(features_nd, dim=1)
     pairs: list[Pair] = []
     for start in range(0, len(units_nd), _BLOCK):
-        cosines_bm = units_nd[start : start + _BLOCK] @ units_nd[start:].T
-        rows, columns = torch.nonzero(torch.triu(cosines_bm >= least_cosine, diagonal=1), as_tuple=True)
+        cosines_bm = (units_nd[start : start + _BLOCK] @ units_nd[start:].T).clamp(-1, 1)
+        are_alike = cosines_bm >= least_cosine - _ROUNDING
+        rows, columns = torch.nonzero(torch.triu(are_alike, diagonal=1), as_tuple=True)
         found = cosines_bm[rows, columns].tolist()
         pairs += map(Pair, (rows + start).tolist(), (columns + start).tolist(), found)
     return sorted(pairs, key=lambda pair: -pair.cosine)
@@ -63,7 +65,7 @@ def probe_answers(train_nd: Tensor, labels_n: Tensor, test_md: Tensor, classes: 
     Features are standardised by those of training. The loss is the mean cross-entropy and half the squared weights over
     n, in float64, followed to its minimum; biases are free.
     """
-    mean_d, std_d = train_nd.double().mean(0), train_nd.double().std(0).clamp_min(1e-12)
+    mean_d, std_d = train_nd.double().mean(0), train_nd.double().std(0, correction=0).clamp_min(1e-12)
     train_nd, test_md = ((features.double() - mean_d) / std_d for features in (train_nd, test_md))
     weight_kd = torch.zeros(classes, train_nd.shape[1], dtype=torch.float64, requires_grad=True)
     bias_k = torch.zeros(classes, dtype=torch.float64, requires_grad=True)

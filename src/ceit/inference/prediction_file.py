@@ -158,7 +158,7 @@ def unanswered(
     """
     _require_same_question(file, origin)
     head = head_of(file.suffix, origin.judged).encode()
-    found = _images_in(file, ranks, class_names, head)
+    found = _images_in(file, ranks, class_names, origin.judged)
     answered = Counter(image.path for image in found if image.is_answer)
     # CSV files once had marks in names; one that holds a name as no mark could stand for it is not of them
     marked = {printable(path) for path in paths if printable(path) != path}
@@ -247,12 +247,13 @@ def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
         say(f"{file} does not say in which precision its answers were computed: new ones may differ in the last digits")
 
 
-def _images_in(file: Path, ranks: int, class_names: Collection[str], head: bytes) -> list[_Stored]:
+def _images_in(file: Path, ranks: int, class_names: Collection[str], judged: bool) -> list[_Stored]:
     """The images of a file whose answers have ``ranks`` classes each, without what stands after the last whole one.
 
     Raises: ValueError for anything but answers of these classes and ranks.
     """
     found: list[_Stored] = []
+    head = head_of(file.suffix, judged).encode()
     with file.open("rb") as content:
         lines = (line.decode(errors=NAME_ERRORS) for line in content if line.endswith(b"\n"))
         try:
@@ -260,8 +261,7 @@ def _images_in(file: Path, ranks: int, class_names: Collection[str], head: bytes
             if (first and not first.endswith(b"\n")) or (head and first not in (b"", head)):
                 raise ValueError(f"its first line is {first}")
             end = content.seek(len(head))
-            columns = head.count(b",") + 1
-            for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names), columns):
+            for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names), judged):
                 start, end = end, content.tell()
                 found.append(_Stored(path, is_answer, start, end))
         except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -293,11 +293,11 @@ def _side_file(file: Path) -> Path:
     return place.with_name(f"{place.name}.model.json")
 
 
-def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str], columns: int) -> Iterator[tuple[str, bool]]:
+def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str], judged: bool) -> Iterator[tuple[str, bool]]:
     """The path of every image, and whether it has an answer there, not an error."""
     expected = 1
     for path, rank, label, *others, error in csv.reader(lines, strict=True):
-        if len(others) != columns - 4:
+        if len(others) != (3 if judged else 1):
             raise ValueError(f"{4 + len(others)} columns")
         if (rank, label in class_names) != (("", False) if error else (str(expected), True)):
             raise ValueError(rank)
@@ -307,13 +307,13 @@ def _in_csv(lines: Iterator[str], ranks: int, class_names: frozenset[str], colum
 
 
 def _in_json_lines(
-    lines: Iterator[str], ranks: int, class_names: frozenset[str], columns: int
+    lines: Iterator[str], ranks: int, class_names: frozenset[str], judged: bool
 ) -> Iterator[tuple[str, bool]]:
     for line in lines:
         image = json.loads(line)
         if "error" not in image:
             labels = [score["label"] for score in image["predictions"]]
-            if len(labels) != ranks or not class_names.issuperset(labels):
+            if len(labels) != ranks or not class_names.issuperset(labels) or ("unknown" in image) != judged:
                 raise ValueError(line)
         yield image["path"], "error" not in image
 

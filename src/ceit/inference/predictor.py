@@ -379,8 +379,8 @@ def familiarity_of(model: CeiT | ExportedNetwork, unknown_below: float) -> Famil
     familiarity = Familiarity.from_dict(model.familiarity)
     if not familiarity.least < unknown_below < 1:
         raise ValueError(
-            f"unknown below {unknown_below:g} must lie between {familiarity.least:.2g} and 1: the model knows the "
-            f"distances of {familiarity.images} validation images"
+            f"unknown below {unknown_below:g} must be more than {familiarity.least:.4g} and less than 1: the model "
+            f"knows the distances of {familiarity.images} validation images"
         )
     return familiarity
 

@@ -26,9 +26,18 @@ class Line(NamedTuple):
 class Frame:
     """The drawing area of a chart, with axes from the lowest to the highest value."""
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> None:
+    def __init__(
+        self,
+        xs: Sequence[float],
+        ys: Sequence[float],
+        x_label: str,
+        y_label: str,
+        whole: bool = False,
+        most: float = math.inf,
+    ) -> None:
+        """``whole``: the horizontal axis counts something. ``most``: what the vertical one cannot be above."""
         self.x_low, self.x_high = _range(xs)
-        self.y_ticks = _ticks(*_range(ys))
+        self.y_ticks = [tick for tick in _ticks(*_range(ys)) if tick <= most]
         self.y_low, self.y_high = self.y_ticks[0], self.y_ticks[-1]
         self.parts: list[Markup] = []
         for tick in self.y_ticks:
@@ -36,7 +45,7 @@ class Frame:
             self._add('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>', _LEFT, WIDTH - _RIGHT, y, y)
             self._add('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>', _LEFT - 6, y + 4, _number(tick))
         for tick in _ticks(self.x_low, self.x_high):
-            if self.x_low <= tick <= self.x_high:
+            if self.x_low <= tick <= self.x_high and not (whole and tick % 1):
                 place = self.x(tick), HEIGHT - _BOTTOM + 16
                 self._add('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>', *place, _number(tick))
         middle = (_LEFT + WIDTH - _RIGHT) / 2
@@ -56,6 +65,9 @@ class Frame:
     def line(self, line: Line) -> None:
         points = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in _thinned(line.xs, line.ys))
         self._add('<polyline class="line {}" points="{}"{}/>', line.style, points, _dash(line))
+        if len(line.xs) == 1:  # which a line does not show
+            place = self.x(line.xs[0]), self.y(line.ys[0])
+            self._add('<circle class="line {}" cx="{:.1f}" cy="{:.1f}" r="3"/>', line.style, *place)
 
     def bar(self, left: float, right: float, height: float, title: str, style: str = "b1") -> None:
         """From the axis up to a height, with a title that a pointer shows."""
@@ -70,10 +82,16 @@ class Frame:
         return head + Markup("").join(self.parts) + Markup("</svg>")
 
 
-def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> Markup:
-    """Lines over one axis, and what each is below them. Points that are not finite are left out."""
-    lines = [_finite(line) for line in lines]
-    frame = Frame([x for line in lines for x in line.xs], [y for line in lines for y in line.ys], x_label, y_label)
+def line_chart(
+    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, whole: bool = False, most: float = math.inf
+) -> Markup:
+    """Lines over one axis, and what each is below them. Points that are not finite are left out.
+
+    ``whole`` and ``most`` are as of ``Frame``.
+    """
+    lines = [line for line in map(_finite, lines) if line.xs]
+    xs, ys = [x for line in lines for x in line.xs], [y for line in lines for y in line.ys]
+    frame = Frame(xs, ys, x_label, y_label, whole, most)
     for line in lines:
         frame.line(line)
     keys = Markup("").join(map(_key, lines))

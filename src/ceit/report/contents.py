@@ -5,11 +5,11 @@ Letters: n images, K classes.
 
 import importlib.util
 import json
+import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ from ceit.evaluation.scores import Calibration, accuracy_interval, most_confused
 from ceit.explain.capture import capture
 from ceit.explain.maps import layer_weights
 from ceit.inference.device import default_device
+from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import Predictor, preprocessing_of
 from ceit.messages import Say, in_words
 from ceit.model import CeiT
 from ceit.model.complexity import complexity
 from ceit.report.charts import Line, bar_chart, line_chart, reliability_chart
 from ceit.report.pictures import sheet_picture, thumbnail
-from ceit.train.model_card import FinishedRun, training, training_command
+from ceit.train.model_card import FinishedRun, place_without_way, training, training_command
 from ceit.train.run_directory import lines_of
 from ceit.version import __version__
 from ceit.weights import load_checkpoint
@@ -95,13 +96,13 @@ def contents_of(run: Path, data: str | None = None, say: Say = lambda message: N
     """
     found = FinishedRun.read(run)
     model, report = load_checkpoint(run), found.report
-    finished = datetime.fromtimestamp((run / "test.json").stat().st_mtime)
-    contents = Contents(f"{report['model']} trained on {report['data']}", f"{finished:%Y-%m-%d %H:%M}")
+    finished = report.get("finished", "")[:16].replace("T", " ")  # of a run by an earlier version it is not known
+    contents = Contents(f"{report['model']} trained on {report['data']}", finished)
     contents.rendering = "pixelated" if max(model.config.image_hw) <= _SMALL_SIDE else "auto"
     contents.cards, contents.curves = list(_cards(found)), list(_curves(lines_of(run / "metrics.jsonl")))
     contents.facts = [_fact(line) for line in next(training(found)).splitlines()]
     contents.options = [(name, _word(value)) for name, value in found.options.items()]
-    contents.commands = list(_commands(run, found))
+    contents.commands = list(_commands(run, found, data))
     contents.costs = list(_costs(run, model, report))
     images = _images(run, found, model, data, contents.remarks)
     if images is None:
@@ -115,7 +116,7 @@ def contents_of(run: Path, data: str | None = None, say: Say = lambda message: N
     _reliability(contents, test.result)
     mistakes = _mistakes(test.answers)
     contents.galleries += _gallery_of_mistakes(model, names, test, mistakes)
-    validation = _held_out(run, found, model, names, images, VALIDATION, [])
+    validation = _held_out(run, found, model, names, images, VALIDATION, contents.remarks)
     contents.galleries += _gallery_of_labels(model, names, [part for part in (validation, test) if part is not None])
     if model.lca is not None:
         contents.layers = _layers(model, test.split)
@@ -141,8 +142,13 @@ def _cards(found: FinishedRun) -> Iterator[dict[str, str]]:
         yield _card("probabilities off by (ECE)", f"{100 * calibration['ece']:.1f} points", note)
     yield _card("parameters", f"{report['parameters']:,}", report["model"])
     machine = report["machine"]
-    device = machine["accelerator"] or f"{machine['threads']} threads of {machine['processor']}"
-    yield _card("training", in_words(report["train_seconds"]), f"{report['epochs']} epochs on {device}")
+    device = machine["accelerator"] or f"{_counted(machine['threads'], 'thread')} of {machine['processor']}"
+    length = _counted(report["epochs"], "epoch")
+    yield _card("training", in_words(report["train_seconds"]), f"{length} on {device}")
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _card(name: str, value: str, note: str = "") -> dict[str, str]:
@@ -161,14 +167,20 @@ def _curves(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
         told = [(e["epoch"], e["validation"][kind]) for e in epochs if (e.get("validation") or {}).get(kind)]
         if told:
             where = [epoch for epoch, _ in told]
-            losses.append(Line(name, where, [one["loss"] for _, one in told], style, dashed=True))
+            losses.append(Line(name, where, [_value(one["loss"]) for _, one in told], style, dashed=True))
             accuracy.append(Line(name, where, [one["top1_percent"] for _, one in told], style, dashed=True))
     if epochs:
-        yield {"svg": line_chart("loss by epoch", "epoch", "loss", losses), "caption": "Loss"}
-        yield {"svg": line_chart("accuracy by epoch", "epoch", "top-1 in %", accuracy), "caption": "Accuracy"}
+        yield {"svg": line_chart("loss by epoch", "epoch", "loss", losses, whole=True), "caption": "Loss"}
+        yield {
+            "svg": line_chart("accuracy by epoch", "epoch", "top-1 in %", accuracy, whole=True, most=100),
+            "caption": "Accuracy",
+        }
     if steps:
         rate = Line("learning rate", [s["step"] for s in steps], [_value(s.get("learning_rate")) for s in steps])
-        yield {"svg": line_chart("learning rate by step", "step", "learning rate", [rate]), "caption": "Learning rate"}
+        yield {
+            "svg": line_chart("learning rate by step", "step", "learning rate", [rate], whole=True),
+            "caption": "Learning rate",
+        }
 
 
 def _value(number: float | None) -> float:
@@ -178,15 +190,20 @@ def _value(number: float | None) -> float:
 def _fact(line: str) -> tuple[str, str]:
     """A line of the model card's list, as name and value."""
     name, _, value = line.removeprefix("- ").partition(": ")
-    return name, value.replace("`", "")
+    return name, re.sub("^`([^`]*)`", r"\1", value)
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """An option's value; a path is told without the way to it, which is nobody's business."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return Path(value).name if Path(value).is_absolute() else value
 
 
-def _commands(run: Path, found: FinishedRun) -> Iterator[dict[str, str]]:
-    place, data = shlex.quote(str(run)), shlex.quote(str(found.options["data"]))
+def _commands(run: Path, found: FinishedRun, data: str | None) -> Iterator[dict[str, str]]:
+    """To be typed in the folder that holds the run and the data."""
+    place = shlex.quote(run.resolve().name)
+    data = shlex.quote(place_without_way(str(found.options["data"]) if data is None else data))
     yield {"title": "Train such a model again", "text": training_command(found.options)}
     yield {"title": "Measure it", "text": f"ceit evaluate --checkpoint {place} --data {data}"}
     yield {"title": "Use it", "text": f"ceit predict --checkpoint {place} photo.jpg"}
@@ -210,14 +227,9 @@ def _costs(run: Path, model: CeiT, report: Mapping[str, Any]) -> Iterator[tuple[
     while (seconds := time.perf_counter() - began) < _SPEED_SECONDS:
         predictor.network(images).cpu()
         done += _SPEED_BATCH
-    threads = torch.get_num_threads()
-    place = (
-        str(predictor.device)
-        if predictor.device.type != "cpu"
-        else "1 thread"
-        if threads == 1
-        else f"{threads} threads"
-    )
+    place = str(predictor.device)
+    if place == "cpu":
+        place = _counted(torch.get_num_threads(), "thread")
     yield "speed where this page was made", f"{done / seconds:,.0f} images/s, {_SPEED_BATCH} at a time, {place}"
 
 
@@ -229,6 +241,8 @@ def _images(run: Path, found: FinishedRun, model: CeiT, data: str | None, remark
     place = str(found.options["data"]) if data is None else data
     try:
         images, said = images_for(model.config, found.description.get("training") or {}, place, skip_broken=True)
+        if images.skipped:
+            remarks.append(f"Images that cannot be read are left out: {len(images.skipped):,}.")
         return images, ImageRecord.of_run(str(run), said), said
     except (ValueError, OSError) as error:
         if data is not None:
@@ -260,8 +274,11 @@ def _held_out(
     total = len(split)
     if total > MOST_IMAGES:
         split = split.subset(torch.linspace(0, total - 1, MOST_IMAGES).round().long())
-        remarks.append(f"Tables and pictures are of {MOST_IMAGES:,} of the {total:,} test images, evenly spread.")
-    elif asked is None and total != found.report["images"]:
+        kind = "test" if asked is None else asked
+        remarks.append(f"Of the {total:,} {kind} images {MOST_IMAGES:,} are looked at here, evenly spread.")
+    if asked is None:
+        remarks += [f"{remark[:1].upper()}{remark[1:]}." for remark in measured.remarks]
+    if asked is None and total != found.report["images"]:
         remarks.append(
             f"The accuracy above is that of {found.report['images']:,} images, measured when the run ended. Tables and "
             f"pictures are of the {total:,} images that are there now."
@@ -347,29 +364,35 @@ def _gallery_of_labels(model: CeiT, names: Sequence[str], parts: Sequence[_HeldO
     probabilities_nk = np.concatenate([part.answers.probabilities_nk for part in parts])
     labels_n = np.concatenate([part.answers.labels_n for part in parts])
     suspects = likely_label_errors(probabilities_nk, labels_n)
-    if len(suspects):
+    if count := len(suspects.images_m):
         kinds = "validation and test" if len(parts) > 1 else "test"
         told = (
-            f"{len(suspects):,} of {len(labels_n):,} {kinds} images carry a label that the model finds unlikely. Some "
+            f"{count:,} of {len(labels_n):,} {kinds} images carry a label that the model finds unlikely. Some "
             "labels are wrong, some images are hard: look at them. ceit data check --checkpoint lists them all, those "
             "of training too."
         )
         split = parts[0].split if len(parts) == 1 else JoinedSplit.of([part.split for part in parts])
         answers = Answers(probabilities_nk, labels_n, np.zeros(len(labels_n)))
         joined = _HeldOut(split, parts[-1].result, answers)
-        shown = [_picture(model, names, joined, index) for index in suspects[:GALLERY].tolist()]
+        first = zip(suspects.images_m[:GALLERY].tolist(), suspects.classes_m[:GALLERY].tolist(), strict=True)
+        shown = [_picture(model, names, joined, index, said) for index, said in first]
         yield {"title": "Labels that look wrong", "told": told, "images": shown}
 
 
-def _picture(model: CeiT, names: Sequence[str], held_out: _HeldOut, index: int) -> dict[str, str]:
+def _picture(
+    model: CeiT, names: Sequence[str], held_out: _HeldOut, index: int, looks_like: int | None = None
+) -> dict[str, str]:
+    """An image with its label and the answer, or another class that it looks like."""
     answers, split = held_out.answers, held_out.split
-    row, label = answers.probabilities_nk[index], names[int(answers.labels_n[index])]
-    said, path = names[int(row.argmax())], split.name(index)
+    row, label = answers.probabilities_nk[index], printable(names[int(answers.labels_n[index])])
+    shown = int(row.argmax()) if looks_like is None else looks_like
+    said, path = printable(names[shown]), printable(split.name(index))
+    verb = "answered" if looks_like is None else "looks like"
     return {
         "source": thumbnail(split.read(index, model.config.in_chans)),
         "alt": f"{label}, taken for {said}",
-        "first": f"labelled {label}, answered",
-        "second": f"{said} {100 * row.max():.0f}\N{NO-BREAK SPACE}%",
+        "first": f"labelled {label}, {verb}",
+        "second": f"{said} {100 * row[shown]:.0f}\N{NO-BREAK SPACE}%",
         "path": "/".join(Path(path).parts[-2:]),
     }
 
@@ -383,7 +406,7 @@ def _sheets(model: CeiT, names: Sequence[str], test: _HeldOut, mistakes: np.ndar
     for index in [*mistakes[:_SHEETS_OF_MISTAKES].tolist(), *middling[:_SHEETS_OF_OTHERS].tolist()]:
         label, said = names[int(answers.labels_n[index])], names[int(answers.probabilities_nk[index].argmax())]
         image, name = test.split.read(index, model.config.in_chans), Path(test.split.name(index)).name
-        title = f"{name}: labelled {label}, answered {said}"
+        title = printable(f"{name}: labelled {label}, answered {said}")
         yield {"source": sheet_picture(predictor, image, title), "alt": title}
 
 

@@ -141,8 +141,9 @@ def training(found: FinishedRun, *more: str) -> Iterator[str]:
 def limits(found: FinishedRun) -> list[str]:
     """What to know before one relies on it, as a list."""
     height, width = found.options["img_size"]
+    unless = ", unless `--unknown-below auto` asks whether it is one" if "familiarity" in found.description else ""
     return [
-        "- It always answers with one of its classes, also for a picture of something else. A high probability does "
+        f"- It answers with one of its classes, also for a picture of something else{unless}. A high probability does "
         "not show that it is right.",
         f"- It sees {height} x {width} pixels of a picture. Finer detail is lost.",
         "- The accuracy is that on pictures from the same source. On other pictures it may be lower: measure it with "
@@ -168,7 +169,7 @@ def training_command(options: Mapping[str, Any]) -> str:
     }
     recipe = min(different, key=lambda name: len(different[name]))
     words = [] if recipe is None else [f"--recipe {recipe}"]
-    words += [f"--data {shlex.quote(_place(options['data']))}"]
+    words += [f"--data {shlex.quote(place_without_way(options['data']))}"]
     words += [f"--{key.replace('_', '-')} {shlex.quote(_word(value))}" for key, value in different[recipe].items()]
     return " \\\n    ".join(["ceit train", *words, "--output NEW_FOLDER"])
 
@@ -181,8 +182,8 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _place(data: str) -> str:
-    """A name as it is; of a path the last part."""
+def place_without_way(data: str) -> str:
+    """What the data are called: a name as it is; of a path the last part."""
     known = place_of(data)
     if known is not None:
         return known[0] if known[1] is None else f"{known[0]}:DIR"

@@ -5,6 +5,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -195,6 +196,7 @@ class Trainer:
             "steps": progress.step,
             "best": progress.best,
             "train_seconds": round(progress.elapsed_seconds, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(device),
         }
         found = test.as_dict()
