@@ -180,6 +180,9 @@ def test_a_model_that_cannot_tell_says_so() -> None:
             ValueError, match=r"must be more than 0\.01639 and less than 1: the model knows the distances of 60"
         ):
             Predictor(model, unknown_below=share)
+    model.familiarity = fitted(60).as_dict()
+    with pytest.raises(ValueError, match="of 4 classes and 12 features, the model has 3 and 16"):
+        Predictor(model, unknown_below=0.05)
     model.familiarity = None
     with pytest.raises(ValueError, match="this model cannot tell unknown images"):
         Predictor(model, unknown_below=0.05)

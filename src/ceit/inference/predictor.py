@@ -376,7 +376,10 @@ def familiarity_of(model: CeiT | ExportedNetwork, unknown_below: float) -> Famil
             "this model cannot tell unknown images: that takes validation images, 20 or more and one of every class, "
             "and a training by this version of ceit"
         )
-    familiarity = Familiarity.from_dict(model.familiarity)
+    familiarity, fitting = Familiarity.from_dict(model.familiarity), (model.num_classes, model.embed_dim)
+    if tuple(familiarity.centers_kd.shape) != fitting:
+        told = "{} classes and {} features".format(*familiarity.centers_kd.shape)
+        raise ValueError(f"what is said of known images is of {told}, the model has {fitting[0]} and {fitting[1]}")
     if not familiarity.least < unknown_below < 1:
         raise ValueError(
             f"unknown below {unknown_below:g} must be more than {familiarity.least:.4g} and less than 1: the model "
