@@ -19,11 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ceit.atomic import replace_files, write_text
+from ceit.data.held_out import with_labels_of
 from ceit.data.labelled import LabelledSet
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
 from ceit.evaluation.label_errors import ask, likely_label_errors
 from ceit.inference.device import default_device, machine
+from ceit.model import CeiT
 from ceit.train.config import config_from
 from ceit.train.recipe import nested, read_recipe
 from ceit.train.run import train
@@ -55,7 +57,7 @@ def measured(work: Path, data: str, recipe: dict[str, Any], seed: int) -> dict[s
     true_n = found.parts["train"].labels.numpy()
     labels_n = planted(true_n, len(found.class_names), seed)
     wrong_n, halves_n = labels_n != true_n, np.random.default_rng([seed, 1]).permutation(len(true_n)) % 2
-    files = {part: write_images(work / part, split) for part, split in found.parts.items()}
+    files = {part: write_images(work / part, split, len(found.statistics[0])) for part, split in found.parts.items()}
     everything = np.ones(len(true_n), bool)
     runs = {"all": everything, "half 0": halves_n == 0, "half 1": halves_n == 1}
     models = {}
@@ -66,10 +68,7 @@ def measured(work: Path, data: str, recipe: dict[str, Any], seed: int) -> dict[s
         result = train(config, str(place.with_suffix(".csv")), place, resume="auto", say=print)
         models[name] = load_checkpoint(result.output)
     planted_set = replace(found.parts["train"], labels=torch.from_numpy(labels_n))
-    of_all = {
-        name: ask(model, planted_set, found.class_names, default_device())[1].probabilities_nk
-        for name, model in models.items()
-    }
+    of_all = {name: probabilities(model, planted_set, found) for name, model in models.items()}
     outside = np.where((halves_n == 0)[:, None], of_all["half 1"], of_all["half 0"])
     rankings: dict[str, Any] = {}
     for kind, probabilities_nk in (("in sample", of_all["all"]), ("out of sample", outside)):
@@ -86,6 +85,14 @@ def measured(work: Path, data: str, recipe: dict[str, Any], seed: int) -> dict[s
     return {"data": data, "images": len(true_n), "planted": int(wrong_n.sum()), "shown": SHOWN, "rankings": rankings}
 
 
+def probabilities(model: CeiT, split: Split, found: LabelledSet) -> np.ndarray:
+    """What the model says of every image, ``(n, K)``, with the classes in the order of the set: a table sorts them."""
+    names = model.class_names or []
+    numbered = with_labels_of(names, found, split)
+    answers = ask(model, numbered, names, default_device())[1]
+    return answers.probabilities_nk[:, [names.index(name) for name in found.class_names]]
+
+
 def planted(true_n: np.ndarray, classes: int, seed: int) -> np.ndarray:
     """The labels with ``SHARE`` of them replaced by another class, each with the same chance."""
     generator, labels_n = np.random.default_rng(seed), true_n.copy()
@@ -94,13 +101,13 @@ def planted(true_n: np.ndarray, classes: int, seed: int) -> np.ndarray:
     return labels_n
 
 
-def write_images(folder: Path, split: Split) -> list[Path]:
+def write_images(folder: Path, split: Split, in_chans: int) -> list[Path]:
     """A PNG file for each image, written unless all are there."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{index:05}.png" for index in range(len(split))]
     if len(list(folder.iterdir())) < len(files):
         for index, file in enumerate(files):
-            split.read(index, in_chans=3).save(file)
+            split.read(index, in_chans).save(file)
     return files
 
 

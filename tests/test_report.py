@@ -129,10 +129,13 @@ def test_without_its_images_the_page_says_so_and_other_images_may_be_named(
     gone = tmp_path / "gone"
     (moved / "config.yaml").write_text(options.replace(str(photos), str(gone)), encoding="utf-8")
     assert ceit_cli.main(["report", str(moved), "--output", str(tmp_path / "a.html")]) == 0
-    assert "This page has no pictures" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "This page has no pictures" in told
+    assert str(gone) in told
     without = Seen((tmp_path / "a.html").read_text(encoding="utf-8"))
     assert "img" not in without.tags
     assert "This page has no pictures" in without.text
+    assert str(tmp_path) not in (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "Class by class" in without.text
 
     command = ["report", str(moved), "--output", str(tmp_path / "b.html"), "--data"]

@@ -69,7 +69,9 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"{options.near} cannot be read: {found[-1].error}")
     read = [(path, one) for path, one in zip(paths, found, strict=False) if one.features is not None]
     if not read:
-        raise ValueError(f"none of the {len(paths)} images can be read: {broken[0].path}: {broken[0].error}")
+        raise ValueError(
+            f"none of the {len(paths)} images can be read: {printable(str(broken[0].path))}: {broken[0].error}"
+        )
     if broken:
         some = ", ".join([*(printable(str(one.path)) for one in broken[:3]), *(["..."] if len(broken) > 3 else [])])
         sentence = f"{len(broken)} of {len(paths)} images cannot be read: {some}"

@@ -104,7 +104,7 @@ def contents_of(run: Path, data: str | None = None, say: Say = lambda message: N
     contents.options = [(name, _word(value)) for name, value in found.options.items()]
     contents.commands = list(_commands(run, found, data))
     contents.costs = list(_costs(run, model, report))
-    images = _images(run, found, model, data, contents.remarks)
+    images = _images(run, found, model, data, contents.remarks, say)
     if images is None:
         _classes_of_report(contents, report)
         return contents
@@ -236,8 +236,13 @@ def _costs(run: Path, model: CeiT, report: Mapping[str, Any]) -> Iterator[tuple[
 Images = tuple[LabelledSet, ImageRecord | None, dict[str, Any]]
 
 
-def _images(run: Path, found: FinishedRun, model: CeiT, data: str | None, remarks: list[str]) -> Images | None:
-    """The labelled images, the run's record of them, and what is said of its training; None if they are gone."""
+def _images(
+    run: Path, found: FinishedRun, model: CeiT, data: str | None, remarks: list[str], say: Say
+) -> Images | None:
+    """The labelled images, the run's record of them, and what is said of its training; None if they are gone.
+
+    Why they are gone is said, but does not stand on the page: it names their place.
+    """
     place = str(found.options["data"]) if data is None else data
     try:
         images, said = images_for(model.config, found.description.get("training") or {}, place, skip_broken=True)
@@ -247,9 +252,8 @@ def _images(run: Path, found: FinishedRun, model: CeiT, data: str | None, remark
     except (ValueError, OSError) as error:
         if data is not None:
             raise
-        remarks.append(
-            f"This page has no pictures: the data of the run are not to be had ({error}). Name them with --data."
-        )
+        say(f"the data of the run are not to be had: {error}")
+        remarks.append("This page has no pictures: the data of the run were not to be had. Name them with --data.")
         return None
 
 
