@@ -4,15 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 USER := .venv/for-the-demo
 DEVELOPER := .venv/for-the-gate
+WEB := .venv-web
 CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check results ship map format clean
+.PHONY: help demo test test-web check results ship map format clean
 
 help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
 	@echo "make test    run the tests"
+	@echo "make test-web  the tests in a browser: needs Chromium; makes an environment of its own, fetches onnxruntime-web once"
 	@echo "make check   the gate: format, lint and types of all code, tests"
 	@echo "make results write the tables of README and docs anew, from the runs under studies and from the code"
 	@echo "make ship    put the weights of a finished run into the package: make ship RUN=runs/NAME AS=MODEL.TAG"
@@ -26,6 +28,11 @@ demo: $(USER)
 # One thread a worker: torch would otherwise start as many as there are cores in each of them.
 test: $(DEVELOPER)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
+
+# gradio asks for an older Pillow than the newest, so these tests have an environment of their own.
+test-web: $(WEB)/ready
+	@command -v chromium >/dev/null || { echo "error: no chromium found; install it: apt-get install chromium" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest --quiet -m browser
 
 check: $(DEVELOPER)
 	$(BIN)/ruff format --check
@@ -55,7 +62,7 @@ format: $(DEVELOPER)
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv build dist .coverage .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv $(WEB) build dist .coverage .hypothesis .pytest_cache .ruff_cache
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Linux gets torch with CUDA, several gigabytes, unless another build is there already.
@@ -70,4 +77,9 @@ $(USER): pyproject.toml
 
 $(DEVELOPER): $(USER)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,viz]'
+	@touch $@
+
+$(WEB)/ready: pyproject.toml
+	$(PYTHON) -m venv $(WEB)
+	$(WEB)/bin/python -m pip install --quiet --editable '.[viz,test-web]'
 	@touch $@

@@ -30,7 +30,7 @@ VERBS = {
     "report": "put all about a finished run on one page that opens anywhere",
     "list": "print the models, weights, recipes and data sets that there are",
     "info": "print the size of a model and what one image costs it",
-    "export": "write a trained model for ONNX Runtime, OpenVINO or torch",
+    "export": "write a trained model for ONNX Runtime, OpenVINO, torch, browsers",
     "benchmark": "measure how fast models are, side by side",
     "sweep": "try out options of a recipe on your data and keep the best",
     "reproduce": "run the paper's experiments, at any scale",

@@ -15,10 +15,12 @@ from torch import Tensor
 
 import ceit
 import ceit_cli
+from ceit.browser import runtime
 from ceit.cli import export as verb
 from ceit.data import held_out
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
+from ceit.data.sources.download import SourceError
 from ceit.inference.example_images import ExampleImages, of_files
 from ceit.inference.exported import load_exported
 from ceit.inference.exporter import Report
@@ -280,6 +282,8 @@ def test_pictures_and_synthetic_images(tmp_path: Path, capsys: pytest.CaptureFix
         (["--format", "onnx", "--dynamic-size", "--precision", "int8", "--output", "a.onnx"], "goes with float32"),
         (["--format", "onnx", "--output", "a.pt2"], "--output a.pt2 must end in .onnx for --format onnx"),
         (["--format", "openvino", "--output", "a"], "--output a must end in .xml for --format openvino"),
+        (["--format", "web", "--dynamic-size", "--output", "a"], "--dynamic-size is not for --format web"),
+        (["--format", "web", "--overwrite", "--output", "a"], "--overwrite is not for --format web"),
         (["--format", "tflite", "--output", "a"], "invalid choice: 'tflite'"),
         (["--format", "onnx", "--output", "a.onnx", "--data", "digits", "--images", "b"], "not allowed with argument"),
     ],
@@ -288,3 +292,31 @@ def test_what_makes_no_sense_is_wrong_usage(
     options: list[str], sentence: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sentence in usage(capsys, ["--checkpoint", str(run), *options])
+
+
+def test_a_page_for_a_browser(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "fetch_runtime", lambda: runtime.Runtime(b"export const ok = 1;", b"\0asm"))
+    page = tmp_path / "page"
+    arguments = ["export", "--checkpoint", str(run), "--format", "web", "--output", str(page)]
+    assert ceit_cli.main([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    names = ("LICENCES.txt", "index.html", "model.js", "runtime.js")
+    assert document["files"] == {str(page / name): (page / name).stat().st_size for name in names}
+    assert (document["format"], document["agreement_percent"]) == ("onnx", 100.0)
+    assert ceit_cli.main(arguments) == 1
+    assert capsys.readouterr().err == f"error: {page} exists: name another folder, or remove it\n"
+
+
+def test_a_page_without_its_runtime_is_not_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(files: dict[str, Path]) -> None:
+        raise SourceError(*next((address, OSError("no network")) for address in files))
+
+    monkeypatch.setattr(runtime, "get_files", get)
+    arguments = ["export", "--checkpoint", str(run), "--format", "web", "--output", str(tmp_path / "page")]
+    assert ceit_cli.main(arguments) == 1
+    assert "onnxruntime-web@1.30.0, an npm package, could not be fetched" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()

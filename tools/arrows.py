@@ -17,7 +17,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "model plots",
         "weights data",
         "inference",
-        "evaluation explain",
+        "evaluation explain browser",
         "train bench ceit",  # ceit: what `import ceit` offers
         "study report",
         "cli ceit_list",

@@ -1,24 +1,27 @@
-r"""Write a trained model as one file for ONNX Runtime, OpenVINO or torch.
+r"""Write a trained model as one file for ONNX Runtime, OpenVINO or torch, or as a page that classifies in a browser.
 
-The file is compared with the model on real images, and refused if its answers differ.
+What is written is compared with the model on real images, and refused if its answers differ.
 
-usage: ceit export --checkpoint RUN|FILE --format FORMAT --output FILE [options]
+usage: ceit export --checkpoint RUN|FILE --format FORMAT --output PATH [options]
 
 examples:
   ceit export --checkpoint runs/photos --format onnx --output photos.onnx
   ceit export --checkpoint runs/photos --format openvino --precision int8 \
       --output photos.xml
+  ceit export --checkpoint runs/photos --format web --output photos-page
 """
 
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from ceit.atomic import require_place
+from ceit.browser import folder
 from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to
 from ceit.cli._terminal import facts, tell
 from ceit.data.reduced import IN_MEMORY_SIDE
@@ -42,36 +45,38 @@ from ceit.train.example_sets import calibrating_and_checking
 from ceit.weights import load_checkpoint, read_description
 
 _SYNTHETIC_IMAGES = 32
+_WEB = "web"
 
 
 def main(arguments: list[str]) -> None:
-    """Write the file and print what it was checked on and how far it is from the network.
+    """Write the file, or the folder of a page, and print what it was checked on and how far it is from the network.
 
     Raises: ValueError for a checkpoint or images that cannot be read, an output that exists, or an export that is
-    refused.
+    refused; ConnectionError if the page's runtime cannot be fetched.
     """
     options = _parsed(arguments)
-    require_place(options.output)
-    if not options.overwrite:
+    if options.format == _WEB:
+        folder.refuse_existing(options.output)
+    elif not options.overwrite:
         refuse_existing(options.output)
+    require_place(options.output)
     model = load_checkpoint(options.checkpoint)
     description = read_description(options.checkpoint)
     training = description and description.training
     model.preprocessing = preprocessing_of(model).as_dict()
     check, calibration = _images(options, model, training or {})
-    report = export(
-        model,
-        options.output,
-        format=options.format,
-        precision=options.precision,
-        check=check,
-        calibration=None if calibration is None else calibration.images,
-        any_size=options.dynamic_size,
-        overwrite=options.overwrite,
-        training=training,
-    )
-    files = [options.output, options.output.with_suffix(".bin")] if options.format == "openvino" else [options.output]
-    sizes = {str(file): file.stat().st_size for file in files}
+    about: dict[str, Any] = {
+        "precision": options.precision,
+        "check": check,
+        "calibration": None if calibration is None else calibration.images,
+        "training": training,
+    }
+    if options.format == _WEB:
+        report = folder.export_folder(model, options.output, **about)
+    else:
+        places: dict[str, Any] = {"any_size": options.dynamic_size, "overwrite": options.overwrite}
+        report = export(model, options.output, format=options.format, **about, **places)
+    sizes = {str(file): file.stat().st_size for file in _written(options.output, options.format)}
     if options.json:
         calibrated = None if calibration is None else {"images": len(calibration), "from": calibration.origin}
         document = {"checkpoint": options.checkpoint, "files": sizes, "calibration": calibrated}
@@ -80,23 +85,37 @@ def main(arguments: list[str]) -> None:
         _print_report(report, sizes, calibration)
 
 
+def _written(output: Path, format: str) -> list[Path]:
+    if format == _WEB:
+        return sorted(output.iterdir())
+    return [output, output.with_suffix(".bin")] if format == "openvino" else [output]
+
+
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
     add("--checkpoint", WEIGHTS, required=True, metavar="RUN|FILE")
-    add("--format", "what runs it: ONNX Runtime, torch (by torch.export) or OpenVINO", required=True, choices=FORMATS)
-    text = f"file to write; its name ends in {', '.join(f'{end} ({name})' for end, name in SUFFIXES.items())}"
-    add("--output", text, required=True, type=expanded, metavar="FILE")
+    text = "what runs it: ONNX Runtime, torch (by torch.export), OpenVINO, or a browser (web)"
+    add("--format", text, required=True, choices=(*FORMATS, _WEB))
+    ends = ", ".join(f"{end} ({name})" for end, name in SUFFIXES.items())
+    text = f"file to write, whose name ends in {ends}; for web, a folder to make"
+    add("--output", text, required=True, type=expanded, metavar="PATH")
     text = "number format; int8 is smaller and faster, needs images to calibrate with, and is not for torch"
     add("--precision", text, choices=PRECISIONS, default="float32")
-    add("--overwrite", "replace the output if it exists", action="store_true")
-    add("--dynamic-size", "take any image size in multiples of the patch (float32, not for torch)", action="store_true")
+    add("--overwrite", "replace the output if it exists (not for web)", action="store_true")
+    text = "take any image size in multiples of the patch (float32, not for torch or web)"
+    add("--dynamic-size", text, action="store_true")
     add("--json", JSON, action="store_true")
     images = parser.add_argument_group("images to compare and to calibrate with")
     add = adding_to(images.add_mutually_exclusive_group())
     add("--data", "a data set (default: that of the run)", metavar="NAME|DIR")
     add("--images", "pictures, or folders of them, instead of a data set", nargs="+", type=expanded, metavar="PATH")
     options = parser.parse_args(arguments)
+    if options.format == _WEB:
+        for name in ("dynamic_size", "overwrite"):
+            if getattr(options, name):
+                parser.error(f"--{name.replace('_', '-')} is not for --format web")
+        return options
     try:
         refuse_combination(options.format, options.precision, options.dynamic_size)
     except ValueError as error:

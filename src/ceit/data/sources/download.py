@@ -44,7 +44,7 @@ def fetch_named(name: str, cache: Path) -> Path:
     for source in [*mirrored, *named.sources]:
         try:
             arrays = _arrays_from(source, named, downloads)
-        except _SourceError as failure:
+        except SourceError as failure:
             failures.append(str(failure))
         else:
             _store(arrays, folder)
@@ -54,7 +54,7 @@ def fetch_named(name: str, cache: Path) -> Path:
     raise ConnectionError(f"{name} could not be fetched; tried {'; '.join(failures)}; {offline}")
 
 
-class _SourceError(Exception):
+class SourceError(Exception):
     """A source that could not be used: its address and why."""
 
     def __init__(self, url: str, error: Exception) -> None:
@@ -67,8 +67,8 @@ def copy_from_mirror(names: Sequence[str], folder: Path) -> list[str]:
     mirror, failures = _mirror(), []
     for name in names if mirror else ():
         try:
-            _get({f"{mirror}/{name}": folder / name})
-        except _SourceError as failure:
+            get_files({f"{mirror}/{name}": folder / name})
+        except SourceError as failure:
             failures.append(str(failure))
     return failures
 
@@ -81,19 +81,19 @@ def _mirror() -> str | None:
 
 
 def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
-    """The checked arrays of one source. Raises: _SourceError; downloaded files that are not right are removed."""
+    """The checked arrays of one source. Raises: SourceError; downloaded files that are not right are removed."""
     files = {url: downloads / hashlib.sha256(url.encode()).hexdigest()[:8] / basename(url) for url in source.urls}
-    _get(files)
+    get_files(files)
     paths = list(files.values())
     try:
         for path, expected in zip(paths, source.sha256, strict=False):
-            _check_hash(path.name, path.read_bytes(), expected)
+            check_hash(path.name, path.read_bytes(), expected)
         arrays = {key: np.ascontiguousarray(array) for key, array in source.decode(open_archives(paths)).items()}
         _check(arrays, named)
     except Exception as error:  # a damaged archive makes tarfile, gzip, lzma, json and Pillow raise almost anything
         for path in paths:
             path.unlink()
-        raise _SourceError(source.urls[0], error) from error
+        raise SourceError(source.urls[0], error) from error
     return arrays
 
 
@@ -106,10 +106,11 @@ def _check(arrays: Arrays, named: NamedSet) -> None:
         if not named.sha256 and set(np.bincount(labels, minlength=classes)) != {images // classes}:
             raise ValueError(f"{split}: not {images // classes} images of each class")
     for key, expected in named.sha256.items():
-        _check_hash(key, arrays[key].tobytes(), expected)
+        check_hash(key, arrays[key].tobytes(), expected)
 
 
-def _check_hash(what: str, data: bytes, expected: str) -> None:
+def check_hash(what: str, data: bytes, expected: str) -> None:
+    """Raises: ValueError unless ``expected`` is the SHA-256 of the data."""
     if (found := hashlib.sha256(data).hexdigest()) != expected:
         raise ValueError(f"{what}: SHA-256 {found[:12]}..., expected {expected[:12]}...")
 
@@ -127,10 +128,10 @@ def _store(arrays: Arrays, folder: Path) -> None:
             raise
 
 
-def _get(files: Mapping[str, Path]) -> None:
-    """Downloads what lies at each address to its path, unless it is there. Raises: _SourceError.
+def get_files(files: Mapping[str, Path]) -> None:
+    """Downloads what lies at each address, as ``web_address`` takes it, to its path, unless it is there.
 
-    Bars on stderr, if that is a terminal, show how far it is.
+    Bars on stderr, if that is a terminal, show how far it is. Raises: SourceError.
     """
     console = Console(stderr=True)
     speed = TransferSpeedColumn(), TimeRemainingColumn()
@@ -143,13 +144,13 @@ def _get(files: Mapping[str, Path]) -> None:
             try:
                 url = web_address(address)
             except OSError as error:
-                raise _SourceError(address, error) from error
+                raise SourceError(address, error) from error
             task = bars.add_task(path.name, total=None)
             _download(url, path, lambda size, total, task=task: bars.update(task, completed=size, total=total))
 
 
 def _download(url: str, path: Path, advance: Callable[[int, int | None], None]) -> None:
-    """Downloads to ``path`` by way of ``path.part``, which a later call goes on with. Raises: _SourceError.
+    """Downloads to ``path`` by way of ``path.part``, which a later call goes on with. Raises: SourceError.
 
     ``advance`` is told the bytes present and, where known, the bytes in all.
     """
@@ -165,7 +166,7 @@ def _download(url: str, path: Path, advance: Callable[[int, int | None], None]) 
             part.unlink()
         elif size <= before:
             break
-    raise _SourceError(url, ConnectionError(f"the connection was cut at {size} of {total} bytes"))
+    raise SourceError(url, ConnectionError(f"the connection was cut at {size} of {total} bytes"))
 
 
 def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) -> int | None:
@@ -182,7 +183,7 @@ def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) ->
             error.close()
             if start and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return 0
-        raise _SourceError(url, error) from error
+        raise SourceError(url, error) from error
     part.parent.mkdir(parents=True, exist_ok=True)
     with response, open(part, "ab" if response.status == http.client.PARTIAL_CONTENT else "wb") as file:
         length = response.headers.get("Content-Length")
@@ -198,7 +199,7 @@ def _read(response: BinaryIO, url: str, total: int | None) -> bytes:
         return response.read(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
         if total is None:
-            raise _SourceError(url, error) from error
+            raise SourceError(url, error) from error
         return b""  # the missing bytes tell that the connection was cut
 
 

@@ -1,0 +1,1 @@
+"""A folder that classifies images in a browser, offline."""
