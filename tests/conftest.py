@@ -1,10 +1,13 @@
 """What every test runs under: no network, no cache of the user's, a fixed seed, nothing left of the test before."""
 
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # so that runs started by tests have the same bits beside other tests
@@ -43,3 +46,27 @@ def golden() -> Path:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser of playwright, for the tests marked ``browser``."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    assert path, "install Chromium: apt-get install chromium"
+    with import_module("playwright.sync_api").sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def serious_faults() -> Callable[[Any], list[str]]:
+    """What axe finds on a page of playwright that keeps people from using it."""
+
+    def find(page: Any) -> list[str]:
+        found = import_module("axe_playwright_python.sync_playwright").Axe().run(page).response
+        assert found["passes"]
+        faults = [fault for fault in found["violations"] if fault["impact"] in ("serious", "critical")]
+        return [f"{fault['id']}: {node['html'][:120]}" for fault in faults for node in fault["nodes"]]
+
+    return find

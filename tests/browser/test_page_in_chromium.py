@@ -5,9 +5,8 @@ These tests need Chromium and playwright, and the network once, for onnxruntime-
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,6 @@ pytestmark = pytest.mark.browser
 SAME = 1e-4
 CACHE = os.environ.get("CEIT_DATA")
 """The user's own, where the runtime stays between runs; other tests must not see it."""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    assert path, "install Chromium: apt-get install chromium"
-    with import_module("playwright.sync_api").sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -197,14 +186,21 @@ def test_without_its_files_the_page_says_what_is_missing(chromium: Any, page_fil
 
 @pytest.mark.parametrize("width", [1100, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_the_window(
-    chromium: Any, page_file: Path, tmp_path: Path, width: int, scheme: str
+def test_it_fits_the_window_and_serves_everybody(
+    chromium: Any,
+    page_file: Path,
+    tmp_path: Path,
+    width: int,
+    scheme: str,
+    serious_faults: Callable[[Any], list[str]],
 ) -> None:
     name = tmp_path / f"{'long' * 40}.png"
     Image.new("RGB", (32, 32), (200, 30, 30)).save(name)
     page = opened(chromium, page_file, viewport={"width": width, "height": 800}, color_scheme=scheme)
-    asked(page, [name])
+    asked(page, [name, page_file])
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("details").evaluate("element => element.open = true")
+    assert serious_faults(page) == []
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
