@@ -21,7 +21,7 @@ from ceit.inference.exporter import ExportPrecision, Report, export
 from ceit.inference.predictor import class_names_of, preprocessing_of
 from ceit.model import CeiT
 from ceit.version import __version__
-from ceit.weights.geometry import name_of
+from ceit.weights.geometry import nearest_model
 
 PAGE = "index.html"
 ROWS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
@@ -135,7 +135,8 @@ def _listed(class_names: list[str]) -> str:
 
 def _facts(model: CeiT, report: Report, training: dict[str, Any]) -> dict[str, str]:
     height, width = model.config.image_hw
-    facts = {"network": name_of(model.config) or "a CeiT of its own geometry"}
+    name, changes = nearest_model(model.config)
+    facts = {"network": ", ".join([name, *(f"{key} {value}" for key, value in changes.items())])}
     if isinstance(data := training.get("data"), str):
         facts["trained on"] = data
     if isinstance(percent := training.get("test_top1_percent"), int | float):
@@ -145,8 +146,8 @@ def _facts(model: CeiT, report: Report, training: dict[str, Any]) -> dict[str, s
         "sees a picture at": seen,
         "probabilities": "not calibrated" if model.temperature is None else "calibrated on validation images",
         "numbers": report.precision,
-        "checked": f"on {report.images:,} images ({report.images_from}): the class of the network for "
-        f"{report.agreement_percent:.2f}%",
+        "checked": f"names the class that the trained network names for {report.agreement_percent:.2f}% of "
+        f"{report.images:,} images ({report.images_from})",
         "made with": f"ceit {__version__} and onnxruntime-web {onnxruntime_web.VERSION}",
     }
     return facts
