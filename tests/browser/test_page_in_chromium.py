@@ -156,7 +156,9 @@ def test_what_is_no_picture_gets_a_sentence_and_the_next_picture_an_answer(
         "notes.txt": b"a text",
         "empty.png": b"",
         "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
-        "half.jpg": whole.getvalue()[:700],
+        "half.jpg": whole.getvalue()[: len(whole.getvalue()) // 2],
+        "half.png": good.read_bytes()[:-20],
+        "bad.jpg": whole.getvalue()[:300] + b"\xff\xd9",
         "fifty.jpg": whole.getvalue() + bytes(50_000_000),
         "<img src=x onerror=alert(1)>.png": b"no picture",
     }
@@ -167,9 +169,10 @@ def test_what_is_no_picture_gets_a_sentence_and_the_next_picture_an_answer(
     kinds = "it is no picture that this page knows: give a PNG, JPEG, WebP, GIF, BMP or AVIF."
     for name in ("notes.txt", "empty.png", "drawing.svg", "<img src=x onerror=alert(1)>.png"):
         assert found[name] == f"{name} cannot be classified: {kinds}"
-    assert found["half.jpg"] == (
-        "half.jpg cannot be classified: it is a JPEG that is damaged, or that this browser does not read."
-    )
+    for name, kind in (("half.jpg", "JPEG"), ("half.png", "PNG")):
+        assert found[name] == f"{name} cannot be classified: it is a {kind} that breaks off: copy or download it again."
+    damaged = "it is a JPEG that is damaged, or that this browser does not read."
+    assert found["bad.jpg"] == f"bad.jpg cannot be classified: {damaged}"
     assert found["fifty.jpg"] == "fifty.jpg cannot be classified: it is 50 MB, this page takes up to 40 MB."
     assert found["huge.png"] == "huge.png cannot be classified: it has 100 megapixels, this page takes up to 64."
     assert isinstance(found["good.png"], dict)

@@ -52,14 +52,28 @@ function canvas(width, height) {
   return element.getContext("2d", { willReadFrequently: true, alpha: false });
 }
 
-// The kind of picture a file is. Throws a sentence for what is none, or too large to be opened.
+// Whether the file goes on to its end: some browsers fill up with grey what a download has lost.
+const ENDS = {
+  JPEG: (bytes) => lastOf(bytes, "\xff\xd9") > lastOf(bytes, "\xff\xda"),
+  PNG: (bytes) => lastOf(bytes, "IEND") > 0,
+  WebP: (bytes) => bytes.length >= new DataView(bytes.buffer).getUint32(4, true) + 8,
+};
+
+function lastOf(bytes, text) {
+  let at = bytes.length - text.length;
+  while (at >= 0 && [...text].some((letter, i) => bytes[at + i] !== letter.charCodeAt(0))) at--;
+  return at;
+}
+
+// The kind of picture a file is. Throws a sentence for what is none, not whole, or too large to be opened.
 async function kindOf(file) {
   if (file.size > MAX_BYTES) {
     throw new Error(`it is ${mega(file.size)} MB, this page takes up to ${mega(MAX_BYTES)} MB`);
   }
-  const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 32).arrayBuffer()));
+  const bytes = new Uint8Array(await file.arrayBuffer()), start = String.fromCharCode(...bytes.subarray(0, 32));
   const kind = Object.keys(KINDS).find((name) => KINDS[name].test(start));
   if (!kind) throw new Error("it is no picture that this page knows: give a PNG, JPEG, WebP, GIF, BMP or AVIF");
+  if (ENDS[kind] && !ENDS[kind](bytes)) throw new Error(`it is a ${kind} that breaks off: copy or download it again`);
   return kind;
 }
 
