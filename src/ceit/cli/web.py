@@ -85,7 +85,9 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     text = "let other machines of the network in, if they give this word as the password; it and the pictures travel "
     text += "unencrypted"
     add("--share", text, metavar="WORD")
-    text = "call pictures unknown that are less familiar than P, where the model can tell (default: auto, as in predict)"
+    text = (
+        "call pictures unknown that are less familiar than P, where the model can tell (default: auto, as in predict)"
+    )
     add("--unknown-below", text, type=share_of, default="auto", metavar="auto|P")
     add("--raw", RAW, action="store_true")
     add("--device", "where to compute: cpu, cuda, cuda:1, mps (default: a GPU, if there is one)", metavar="DEVICE")

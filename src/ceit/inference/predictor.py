@@ -92,9 +92,9 @@ class Embedding:
 class Predictor:
     """Classifies images.
 
-    An image is a path, the bytes of a file, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``; arrays and
-    tensors hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought to the network's size and
-    channels as files are in evaluation.
+    An image is a path, the bytes of a file, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor
+    ``(C, H, W)``; arrays and tensors hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought to the
+    network's size and channels as files are in evaluation.
     """
 
     def __init__(
@@ -340,7 +340,8 @@ class Predictor:
         if isinstance(source, np.ndarray | Tensor):
             source = to_pillow(source)
         cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
-        image = read_image(source if isinstance(source, bytes | Image.Image) else expanded(source), self.in_chans, cover)
+        source = source if isinstance(source, bytes | Image.Image) else expanded(source)
+        image = read_image(source, self.in_chans, cover)
         return to_array(self.preprocessing.fit(image, self.image_hw))
 
     def _found(self, images_bhwc: Tensor, top_k: int) -> list[Prediction]:

@@ -58,17 +58,19 @@ class Panel(NamedTuple):
 
 
 def shown(name: str, device: str | None, calibrated: bool, unknown_below: float) -> Shown:
-    """The model of a run, a file or a shipped name. It tells unknown images if it can; if not, a remark says why.
+    """The model of a run, a file or a shipped name, computed as ``ceit predict`` does it.
 
-    Raises: as ``Predictor.from_checkpoint``.
+    It tells unknown images if it can; if not, a remark says why. Raises: as ``Predictor.from_checkpoint``.
     """
-    predictor = Predictor.from_checkpoint(name, device=device, calibrated=calibrated)
-    remarks = _reasons(predictor)
+    predictor = Predictor.from_checkpoint(name, device=device, precision="auto", calibrated=calibrated)
+    model, remarks = predictor.model, _reasons(predictor)
     try:
-        familiarity_of(predictor.model, unknown_below)
+        familiarity_of(model, unknown_below)
     except ValueError as error:
         return Shown(name, predictor, (str(error), *remarks))
-    judging = Predictor.from_model(predictor.model, device=device, calibrated=calibrated, unknown_below=unknown_below)
+    judging = Predictor.from_model(
+        model, device=device, precision="auto", calibrated=calibrated, unknown_below=unknown_below
+    )
     return Shown(name, judging, remarks)
 
 

@@ -23,7 +23,7 @@ def api(models: Sequence[Shown]) -> Starlette:
         name, top_k = request.query_params.get("model", models[0].name), request.query_params.get("top_k", str(TOP_K))
         if name not in by_name:
             return _error(404, unknown("model", name, by_name))
-        if not (top_k.isascii() and top_k.isdecimal() and 0 < int(top_k[:9])):
+        if not (top_k.isascii() and top_k.isdecimal() and int(top_k[:9]) > 0):
             return _error(400, f"top_k {top_k} must be a whole number of at least 1")
         said = await run_in_threadpool(answer, by_name[name], await request.body(), int(top_k[:9]))
         return JSONResponse(said.as_dict()) if said.error is None else _error(422, said.error)

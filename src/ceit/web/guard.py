@@ -6,7 +6,6 @@ the page does not need reach none. The answers tell the browser to fetch nothing
 
 import asyncio
 import base64
-import binascii
 import hmac
 import json
 import os
@@ -105,7 +104,7 @@ class Guard:
     async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         client = (scope.get("client") or ("",))[0]
-        self._require_own_page(headers)
+        self._require_own_page(headers, is_opened=scope["method"] == "GET" and scope["path"] == "/")
         self._require_word(headers, client)
         self._require_route(scope["method"], scope["path"])
         # No proxy stands before this server, so nobody may say that one does.
@@ -128,25 +127,25 @@ class Guard:
         finally:
             self._at_once -= 1
 
-    def _require_own_page(self, headers: dict[bytes, str]) -> None:
-        """The page that this server gave out, or a program that is no browser.
+    def _require_own_page(self, headers: dict[bytes, str], is_opened: bool) -> None:
+        """The page that this server gave out, or a program that is no browser; a link elsewhere may open the page.
 
         Another page may bind its name to this address (DNS rebinding), so the name must be known. Numbers are safe.
         """
         host = headers.get(b"host", "")
-        name = _host_name(f"//{host}")
-        try:
-            is_own = self._word is not None or ip_address(name).is_loopback if name else False
-            ip_address(name)
-        except ValueError:
-            is_own = name in self._names
-        if not is_own:
+        if not self._is_own_name(_host_name(host)):
             raise RefusedError(403, f"{host!r} is no name of this page: open the address that ceit web printed")
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site", "none")
-        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+        is_own_page = origin is None or origin.lower() in (f"http://{host}".lower(), f"https://{host}".lower())
+        if not is_own_page or (site not in ("same-origin", "none") and not is_opened):
             raise RefusedError(403, "only the page of ceit web may ask, and no other web page")
-        if site not in ("same-origin", "none"):
-            raise RefusedError(403, "only the page of ceit web may ask, and no other web page")
+
+    def _is_own_name(self, name: str) -> bool:
+        try:
+            number = ip_address(name)
+        except ValueError:
+            return name in self._names
+        return self._word is not None or number.is_loopback
 
     def _require_word(self, headers: dict[bytes, str], client: str) -> None:
         if self._word is None or hmac.compare_digest(_password(headers), self._word.encode()):
@@ -188,16 +187,19 @@ class Guard:
         elif isinstance(path, str) and self._is_upload(path):
             data = {"path": path, "meta": {"_type": "gradio.FileData"}}
         else:
-            raise RefusedError(403, "only an uploaded picture can be asked about: no address, and no file of the machine")
+            raise RefusedError(
+                403, "only an uploaded picture can be asked about: no address, and no file of the machine"
+            )
         return json.dumps({**asked, "data": [data]}).encode()
 
     def _is_upload(self, path: str) -> bool:
         return path.startswith(self._uploads) and os.path.normpath(path) == path and "\0" not in path
 
 
-def _host_name(address: str) -> str:
+def _host_name(host: str) -> str:
+    """Without the port."""
     try:
-        return (urlsplit(address).hostname or "").lower()
+        return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:  # brackets that do not close
         return ""
 
@@ -207,7 +209,7 @@ def _password(headers: dict[bytes, str]) -> bytes:
     kind, _, value = headers.get(b"authorization", "").partition(" ")
     try:
         return base64.b64decode(value, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
-    except binascii.Error:
+    except ValueError:
         return b""
 
 

@@ -30,7 +30,9 @@ def mount_page(gradio: Any, app: Any, models: Sequence[Shown]) -> None:
         return "" if picture is None else answers_html(models, Path(picture["path"]).read_bytes())
 
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    with gradio.Blocks(title="ceit web", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as blocks:
+    with gradio.Blocks(
+        title="ceit web", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)
+    ) as blocks:
         gradio.HTML("<h1>What is on this picture?</h1>")
         picture = gradio.Image(
             label="picture",
