@@ -31,8 +31,8 @@ _MOST_SECONDS = 60.0  # to send one
 _JOIN, _FILE = "/gradio_api/queue/join", "/gradio_api/file="
 _POSTS = {"/api/predict", "/gradio_api/upload", _JOIN}
 _GETS = re.compile(  # what the page loads; gradio has many routes more
-    r"/|/api/models|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.*|"
-    r"/gradio_api/(startup-events|queue/data|upload_progress|heartbeat/\w+)"
+    r"/|/api/models|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.*|"
+    r"/gradio_api/(queue/data|upload_progress)"
 )
 _POLICY = (  # gradio's page is full of scripts; but nothing comes from anywhere else, and nothing goes there
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "

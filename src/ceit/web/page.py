@@ -12,6 +12,7 @@ from ceit.web.guard import MOST_BYTES
 
 _KEPT_SECONDS = 10  # of an uploaded picture: the browser shows it from there
 _MOST_WAITING = 16
+_PRIVATE = "It goes to the machine that runs this page and nowhere else, and is deleted within half a minute."
 
 
 def gradio_with(uploads: Path) -> Any:
@@ -33,20 +34,21 @@ def mount_page(gradio: Any, app: Any, models: Sequence[Shown]) -> None:
     with gradio.Blocks(
         title="ceit web", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)
     ) as blocks:
-        gradio.HTML("<h1>What is on this picture?</h1>")
+        gradio.HTML(f"<h1>What is on this picture?</h1><p>{_PRIVATE}</p>")
         picture = gradio.Image(
             label="picture",
+            placeholder="Drop an image file here to upload",  # the words that gradio tells a screen reader,
             sources=["upload", "webcam", "clipboard"],
             type="filepath",
             buttons=[],
-            height=320,
+            height=300,
+            alt_text="the picture that is asked about",
             elem_id="picture",
         )
         found = gradio.HTML(elem_id="answers")
-        gradio.HTML(remarks_html(models))
-        picture.change(
-            answers, picture, found, preprocess=False, concurrency_limit=1, api_visibility="private", queue=True
-        )
+        if remarks := remarks_html(models):
+            gradio.HTML(remarks)
+        picture.change(answers, picture, found, preprocess=False, api_visibility="private")
     blocks.queue(max_size=_MOST_WAITING)
     gradio.mount_gradio_app(
         app,
