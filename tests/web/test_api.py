@@ -18,6 +18,7 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.inference.example_images import synthetic
 from ceit.inference.exporter import export
 from ceit.inference.familiarity import KNOWN_REJECTED
+from ceit.inference.predictor import Predictor
 from ceit.shipped import DEFAULT
 from ceit.web.answers import Shown, answers_html, remarks_html, shown
 from ceit.web.api import api
@@ -155,6 +156,25 @@ def test_a_bad_file_is_a_sentence_and_the_next_is_answered(
         assert words in answer.json()["error"]
     assert 'role="alert"' in answers_html(models, data)
     assert ask(api(models), "/api/predict", picture, method="POST").status == 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [(torch.nan, "the network's answer is not a number"), (None, "this machine has too little memory for it")],
+)
+def test_a_network_that_fails_is_a_sentence(
+    wrong: float | None, sentence: str, ask: Ask, models: list[Shown], picture: bytes
+) -> None:
+    def network(images: torch.Tensor) -> torch.Tensor:
+        if wrong is None:
+            raise MemoryError
+        return torch.full((len(images), 3), wrong)
+
+    failing = Shown("failing", Predictor.from_model(models[1].predictor.model, device="cpu", network=network))
+    answer = ask(api([failing]), "/api/predict", picture, method="POST")
+    assert answer.status == 422
+    assert sentence in answer.json()["error"]
+    assert sentence in answers_html([failing], picture).replace("&#39;", "'")
 
 
 def test_behind_the_guard_fifty_megabytes_are_refused_and_the_next_is_answered(

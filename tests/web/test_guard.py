@@ -196,13 +196,13 @@ def test_of_a_question_only_the_uploaded_picture_is_passed_on(ask: Ask, behind: 
 def test_bodies_have_a_limit_whatever_they_say_of_their_length(
     ask: Ask, behind: Behind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "MOST_BYTES", 2_000_000)
-    own, part = Guard(behind, tmp_path), bytes(1_000_000)
+    monkeypatch.setattr(guard, "MOST_BYTES", 2 << 20)
+    own, part = Guard(behind, tmp_path), bytes(1 << 20)
     assert ask(own, "/api/predict", part, part, method="POST").status == 200
     for parts, said in (
         ((part, part, b"x"), {}),
         ((part, part, b"x"), {"content_length": "5"}),
-        ((), {"content_length": "2000001"}),
+        ((), {"content_length": "2097153"}),
     ):
         refused = ask(own, "/api/predict", *parts, method="POST", **said)
         assert (refused.status, refused.json()) == (413, {"error": "more than 2 MB: make the picture smaller"})

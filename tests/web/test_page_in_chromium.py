@@ -226,7 +226,6 @@ def test_bad_files_are_sentences_and_the_next_picture_is_answered(
         "large.png": (file.getvalue(), "12000 x 9000 pixels, above the limit of 64 megapixels"),
         "damaged.jpg": (photo[: len(photo) // 2], "truncated"),
         "words.txt": (b"no picture", "Invalid file type"),
-        "heavy.png": (bytes(50_000_000), "exceeds the maximum allowed size"),
     }
     for name, (data, words) in bad.items():
         (tmp_path / name).write_bytes(data)
@@ -243,6 +242,31 @@ def test_bad_files_are_sentences_and_the_next_picture_is_answered(
     page = open_page()
     page.set_input_files(CHOOSE, pictures(6))
     assert_same(shown_on(page, pictures(6), DEFAULT), expected_of(DEFAULT, pictures(6)))
+
+
+def test_a_heavy_file_and_too_many_are_sentences(
+    start_browser: Callable[[], Any], pictures: Callable[..., Path], tmp_path: Path
+) -> None:
+    running, browser = serving(), start_browser()
+    try:
+        page = browser.new_page()
+        page.goto(running.address)
+        (tmp_path / "heavy.png").write_bytes(bytes(50_000_000))
+        page.set_input_files(CHOOSE, tmp_path / "heavy.png")
+        page.get_by_text("exceed the maximum allowed size of 20.0 Mb").wait_for()
+        page.set_input_files(CHOOSE, pictures(1))
+        assert_same(shown_on(page, pictures(1), DEFAULT), expected_of(DEFAULT, pictures(1)))
+        while running.ask("api/predict", b"no picture")[0] == 422:
+            assert running.process.poll() is None
+        status, answer = running.ask("api/predict", pictures(2).read_bytes())
+        assert status == 429
+        assert "more than 120 requests in a minute" in json.loads(answer)["error"]
+        page.locator("#picture").get_by_label("Remove Image").click()
+        page.get_by_text("more than 120 requests in a minute").first.wait_for()
+    finally:
+        browser.close()
+        running.process.terminate()
+        running.process.communicate(timeout=SECONDS)
 
 
 def test_a_picture_that_is_taken_away_takes_its_answers_with_it(

@@ -75,9 +75,14 @@ def shown(name: str, device: str | None, calibrated: bool, unknown_below: float)
 
 
 def answer(model: Shown, image: bytes, top_k: int = TOP_K) -> Prediction:
-    """What the model says, or why the image cannot be read. Raises: ValueError for a ``top_k`` below 1."""
+    """What the model says, or why it cannot, as an ``error``."""
     with _ONE_AT_A_TIME:
-        return model.predictor.predict(image, top_k=top_k)[0]
+        try:
+            return model.predictor.predict(image, top_k=top_k)[0]
+        except ValueError as error:  # damaged weights answer with what is no number
+            return Prediction(None, error=str(error))
+        except MemoryError:
+            return Prediction(None, error="this machine has too little memory for it")
 
 
 def answers_html(models: Sequence[Shown], image: bytes) -> str:
@@ -99,11 +104,6 @@ def answers_html(models: Sequence[Shown], image: bytes) -> str:
 def remarks_html(models: Sequence[Shown]) -> str:
     """What the models cannot do, once for the page."""
     return _render(remarks=[(model.name, remark) for model in models for remark in model.remarks])
-
-
-def error_html(sentence: str) -> str:
-    """A sentence in the place of answers."""
-    return _render(error=sentence)
 
 
 def _reasons(predictor: Predictor) -> tuple[str, ...]:

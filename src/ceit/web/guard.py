@@ -23,7 +23,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-MOST_BYTES = 20_000_000
+MOST_BYTES = 20 << 20
 MOST_AT_ONCE, MOST_A_MINUTE = 8, 120
 """Of requests that bring something: of all clients at once, and of each in a minute."""
 _MOST_SECONDS = 60.0  # to send one
@@ -215,7 +215,7 @@ def _password(headers: dict[bytes, str]) -> bytes:
 
 def _require_size(length: str) -> None:
     if not (length.isascii() and length.isdecimal()) or int(length[:20]) > MOST_BYTES:
-        raise RefusedError(413, f"more than {MOST_BYTES // 1_000_000} MB: make the picture smaller")
+        raise RefusedError(413, f"more than {MOST_BYTES >> 20} MB: make the picture smaller")
 
 
 async def _body(receive: Receive) -> bytes:

@@ -12,6 +12,7 @@ from ceit.web.guard import MOST_BYTES
 
 _KEPT_SECONDS = 10  # of an uploaded picture: the browser shows it from there
 _MOST_WAITING = 16
+_FORM_BYTES = 4096  # around a file that is uploaded, or fewer
 _PRIVATE = "It goes to the machine that runs this page and nowhere else, and is deleted within half a minute."
 
 
@@ -54,7 +55,7 @@ def mount_page(gradio: Any, app: Any, models: Sequence[Shown]) -> None:
         app,
         blocks,
         path="/",
-        max_file_size=MOST_BYTES,
+        max_file_size=MOST_BYTES - _FORM_BYTES,
         footer_links=[],
         run_history=False,
         ssr_mode=False,
