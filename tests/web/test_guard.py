@@ -168,11 +168,11 @@ def test_neither_addresses_nor_files_of_the_machine_reach_gradio(
     assert behind.reached == []
 
 
-@pytest.mark.parametrize(
-    "body",
-    ["", "{", "[]", "7", "null", '{"data": 3}', '{"data": []}', '{"data": [null, null]}', '{"data": ["/etc/passwd"]}',
-     '{"data": [{"url": "http://127.0.0.1:1/"}]}', "\udc80", "[" * 100_000],
-)  # fmt: skip
+NO_QUESTIONS = ("", "{", "[]", "7", "null", '{"data": 3}', '{"data": []}', '{"data": [null, null]}')
+NO_QUESTIONS += ('{"data": ["/etc/passwd"]}', '{"data": [{"url": "http://127.0.0.1:1/"}]}', "\udc80", "[" * 100_000)
+
+
+@pytest.mark.parametrize("body", NO_QUESTIONS)
 def test_a_question_that_is_none_is_refused(body: str, ask: Ask, behind: Behind, tmp_path: Path) -> None:
     refused = ask(Guard(behind, tmp_path), JOIN, body.encode(errors="surrogateescape"), method="POST")
     assert (refused.status, refused.json()) == (400, {"error": "this is no question about a picture"})

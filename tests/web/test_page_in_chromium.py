@@ -77,10 +77,12 @@ class Served(NamedTuple):
         return self.ask("gradio_api/upload", body, content_type="multipart/form-data; boundary=b")
 
 
-def serving(*arguments: str) -> Served:
+def serving(home: Path, *arguments: str) -> Served:
+    """With ``home`` for whatever is written, temporary files, too."""
     went_out = Listener()
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"), went_out.address)
     environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"} | proxies
+    environment |= {"HOME": str(home), "TMPDIR": str(home)}
     environment.pop("HF_HUB_OFFLINE", None)  # nothing shall go out because nobody wants it to
     command = [sys.executable, "-m", "ceit", "web", "--device", "cpu", "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -92,13 +94,16 @@ def serving(*arguments: str) -> Served:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    running = serving("--checkpoint", DEFAULT, SECOND)
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Afterwards: it ended cleanly, nothing went out of it, and no picture was left."""
+    home = tmp_path_factory.mktemp("home")
+    running = serving(home, "--checkpoint", DEFAULT, SECOND)
     yield running
     running.process.send_signal(signal.SIGINT)
     _, told = running.process.communicate(timeout=SECONDS)
     assert (running.process.returncode, told) == (130, "interrupted\n")
     assert running.went_out.lines == []
+    assert [str(path) for path in home.rglob("*") if path.is_file()] == []
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +252,7 @@ def test_bad_files_are_sentences_and_the_next_picture_is_answered(
 def test_a_heavy_file_and_too_many_are_sentences(
     start_browser: Callable[[], Any], pictures: Callable[..., Path], tmp_path: Path
 ) -> None:
-    running, browser = serving(), start_browser()
+    running, browser = serving(tmp_path), start_browser()
     try:
         page = browser.new_page()
         page.goto(running.address)
@@ -356,9 +361,9 @@ def test_a_port_in_use_is_one_sentence(served: Served) -> None:
 
 
 def test_with_a_word_others_may_ask_and_nobody_without(
-    pictures: Callable[..., Path], start_browser: Callable[[], Any]
+    tmp_path: Path, pictures: Callable[..., Path], start_browser: Callable[[], Any]
 ) -> None:
-    running = serving("--share", "eight letters")
+    running = serving(tmp_path, "--share", "eight letters")
     try:
         assert running.ask("")[0] == 401
         assert running.ask("api/models")[0] == 401
