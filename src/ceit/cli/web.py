@@ -1,4 +1,4 @@
-"""Open a page in the browser: drop a picture, see what a model says, how sure it is, and why. With a JSON API.
+"""Serve a page for the browser: drop a picture, see what a model says, how sure it is, and why. With a JSON API.
 
 The page is for this machine alone and keeps nothing; docs/web.md says what it refuses. Several models answer side by
 side.
@@ -43,11 +43,11 @@ def main(arguments: list[str]) -> None:
     from ceit.web.guard import Guard
     from ceit.web.page import gradio_with, mount_page
 
-    os.environ.setdefault("CEIT_MAX_MEGAPIXELS", _MEGAPIXELS)
     address = "127.0.0.1" if options.share is None else "0.0.0.0"
-    with TemporaryDirectory(prefix="ceit-web-") as folder, closing(_listening(address, options.port)) as listening:
+    with TemporaryDirectory(prefix="ceit-web-") as folder, closing(listening_at(address, options.port)) as listening:
         uploads = Path(folder).resolve()
         gradio = gradio_with(uploads)
+        os.environ.setdefault("CEIT_MAX_MEGAPIXELS", _MEGAPIXELS)
         names = dict.fromkeys(options.checkpoint)
         models = [shown(name, options.device, not options.raw, options.unknown_below) for name in names]
         app = api(models)
@@ -64,11 +64,13 @@ def main(arguments: list[str]) -> None:
         )
         print(f"http://127.0.0.1:{port} answers; Ctrl+C ends it", flush=True)
         if options.share is not None:
-            tell(f"other machines may open http://{host}:{port}, with any name and the word as password")
+            tell(
+                f"others may open http://{host}:{port}, or this machine's number, with any name and the word as password"
+            )
         uvicorn.Server(settings).run(sockets=[listening])
 
 
-def _listening(address: str, port: int | None) -> socket.socket:
+def listening_at(address: str, port: int | None) -> socket.socket:
     """A socket on the port, or on the first free one from 7860 on. Raises: OSError if it is taken."""
     for number in range(PORT, PORT + _PORTS) if port is None else [port]:
         with suppress(OSError):
@@ -85,9 +87,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     text = "let other machines of the network in, if they give this word as the password; it and the pictures travel "
     text += "unencrypted"
     add("--share", text, metavar="WORD")
-    text = (
-        "call pictures unknown that are less familiar than P, where the model can tell (default: auto, as in predict)"
-    )
+    text = "call pictures unknown that are less familiar than P, where the model can tell"
     add("--unknown-below", text, type=share_of, default="auto", metavar="auto|P")
     add("--raw", RAW, action="store_true")
     add("--device", "where to compute: cpu, cuda, cuda:1, mps (default: a GPU, if there is one)", metavar="DEVICE")
