@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from shutil import which
@@ -25,6 +26,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ceit
+from ceit.data.preprocessing import Preprocessing
 from ceit.inference.familiarity import KNOWN_REJECTED
 from ceit.inference.predictor import Predictor
 from ceit.shipped import DEFAULT
@@ -198,6 +201,7 @@ def test_the_camera_is_answered(open_page: Callable[[], Any]) -> None:
     page = open_page()
     page.locator("#picture").get_by_label("Capture from camera").click()
     page.locator("#picture").get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("() => document.querySelector('#picture video')?.readyState >= 2")  # it has a frame
     page.locator("#picture").get_by_label("capture photo").click()
     assert len(shown_on(page, DEFAULT)) == 5
 
@@ -342,13 +346,64 @@ def test_gradio_fetches_nothing_and_reads_nothing(tmp_path: Path, pictures: Call
     assert listener.lines == [b"GET /control"]
 
 
-def test_another_page_in_the_browser_gets_nothing(open_page: Callable[[], Any], served: Served) -> None:
-    evil = f"http://evil.localhost:{served.address.rpartition(':')[2]}/"
-    assert served.ask("", host=evil.split("/")[2])[0] == 403
-    assert served.ask("api/predict", b"x", origin="http://evil.example")[0] == 403
-    page = open_page()
-    policy = page.evaluate("() => fetch('/api/models').then(answer => answer.headers.get('content-security-policy'))")
-    assert "default-src 'self'" in policy
+def test_the_browser_sends_nothing_elsewhere_even_if_told_to(start_browser: Callable[[], Any], served: Served) -> None:
+    listener, browser = Listener(), start_browser()
+    page = browser.new_page()
+    page.goto(served.address)
+    page.wait_for_selector(CHOOSE, state="attached")
+    told = """async address => {
+        const image = new Promise(done => {
+            const one = new Image(); one.onload = one.onerror = done; one.src = address + "/a.png" })
+        await image
+        return fetch(address, {mode: "no-cors"}).then(() => "sent", () => "blocked") }"""
+    assert page.evaluate(told, listener.address) == "blocked"
+    assert page.evaluate("() => fetch('/api/models').then(answer => answer.status)") == 200
+    browser.close()
+    assert listener.lines == []
+
+
+def test_another_web_page_gets_nothing(start_browser: Callable[[], Any], served: Served) -> None:
+    """A page of another port is another origin: it may read nothing, and a form that it sends is refused."""
+    other, browser = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler), start_browser()
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{other.server_port}/")  # a page that says that there is none is one, too
+    ask = "url => fetch(url).then(answer => answer.text(), () => 'nothing')"
+    assert page.evaluate(ask, f"{served.address}/api/models") == "nothing"
+    form = """url => {
+        document.body.innerHTML = `<form method="post" enctype="text/plain" action="${url}"><input name="a"></form>`
+        document.forms[0].submit() }"""
+    page.evaluate(form, f"{served.address}/api/predict")
+    page.get_by_text("only the page of ceit web may ask, and no other web page").wait_for()
+    browser.close()
+    other.shutdown()
+    other.server_close()
+
+
+def test_names_are_text_in_the_browser(
+    start_browser: Callable[[], Any], pictures: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = ("<img src=x onerror=alert(1)>", "${alert(2)}", "{{#each value}}<script>alert(3)</script>{{/each}}")
+    geometry: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2, "stem_channels": 8, "stem_stride": 1}
+    model = ceit.CeiT(ceit.CeiTConfig(**geometry, img_size=(16, 24), num_classes=3, patch_size=4))
+    file = tmp_path / "<script>alert(4)<" / "script>.safetensors"
+    file.parent.mkdir()
+    ceit.save_checkpoint(file, model, class_names=names, preprocessing=Preprocessing((0.3,) * 3, (0.4,) * 3))
+    (tmp_path / "home").mkdir()
+    running, browser = serving(tmp_path / "home", "--checkpoint", str(file)), start_browser()
+    try:
+        page, opened = browser.new_page(), list[str]()
+        page.on("dialog", lambda dialog: (opened.append(dialog.message), dialog.dismiss()))
+        page.goto(running.address)
+        page.get_by_text(str(file)).first.wait_for()
+        page.set_input_files(CHOOSE, pictures(1))
+        assert {label for label, _ in shown_on(page, str(file))} == set(names)
+        assert set(page.locator("tr[data-label] th").all_inner_texts()) == set(names)
+        assert opened == []
+    finally:
+        browser.close()
+        running.process.terminate()
+        running.process.communicate(timeout=SECONDS)
 
 
 def test_a_port_in_use_is_one_sentence(served: Served) -> None:

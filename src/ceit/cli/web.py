@@ -64,9 +64,8 @@ def main(arguments: list[str]) -> None:
         )
         print(f"http://127.0.0.1:{port} answers; Ctrl+C ends it", flush=True)
         if options.share is not None:
-            tell(
-                f"others may open http://{host}:{port}, or this machine's number, with any name and the word as password"
-            )
+            place = f"http://{host}:{port}, or this machine's number"
+            tell(f"others may open {place}, with any name and the word as the password")
         uvicorn.Server(settings).run(sockets=[listening])
 
 
