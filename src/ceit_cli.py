@@ -27,6 +27,7 @@ VERBS = {
     "predict": "classify images with a trained model",
     "explain": "show why a model answers so: maps on the image, and its layers",
     "embed": "turn images into features: look-alikes, copies, a probe of a model",
+    "web": "serve a page for the browser that answers pictures dropped on it",
     "report": "put all about a finished run on one page that opens anywhere",
     "list": "print the models, weights, recipes and data sets that there are",
     "info": "print the size of a model and what one image costs it",
@@ -53,7 +54,7 @@ EXTRAS = {
     "viz": ("matplotlib",),
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
     "tensorboard": ("tensorboard",),
-    "web": ("gradio",),
+    "web": ("gradio", "starlette", "uvicorn"),
 }
 
 # What tables and bars are made of, for an output that has no such characters.

@@ -49,14 +49,22 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A browser of playwright, for the tests marked ``browser``."""
+def start_browser() -> Iterator[Callable[[], Any]]:
+    """Chromium of playwright, with a camera that shows a test picture, and with no name but this machine's."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     assert path, "install Chromium: apt-get install chromium"
     with import_module("playwright.sync_api").sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        arguments = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+        arguments.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+        yield lambda: playwright.chromium.launch(executable_path=path, args=arguments)
+
+
+@pytest.fixture(scope="session")
+def chromium(start_browser: Callable[[], Any]) -> Iterator[Any]:
+    """One browser for many tests."""
+    browser = start_browser()
+    yield browser
+    browser.close()
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (
             "xyzzy",
             "error: unknown verb 'xyzzy'; there are "
-            "train, evaluate, predict, explain, embed, report, list, info, export, benchmark, sweep, reproduce, "
+            "train, evaluate, predict, explain, embed, web, report, list, info, export, benchmark, sweep, reproduce, "
             "compare, convert, data, demo",
         ),
         ("--verison", "error: unknown option '--verison'; did you mean '--version'?"),

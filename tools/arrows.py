@@ -19,7 +19,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "inference",
         "evaluation explain browser",
         "train bench ceit",  # ceit: what `import ceit` offers
-        "study report",
+        "study report web",
         "cli ceit_list",
         "ceit_cli",
         "__main__ tools benchmarks",

@@ -31,6 +31,7 @@ GREY, BLUE, ORANGE, GREEN, PURPLE = "#eceff1", "#dcebf7", "#fde8cf", "#d9efe5", 
 ROOMS = {
     "cli": Room(50, 880, PURPLE, "the command: one file for each verb"),
     "study": Room(470, 710, PURPLE, "studies and sweeps: many runs"),
+    "web": Room(50, 200, PURPLE, "pictures in a browser"),
     "report": Room(220, 430, PURPLE, "a run on one page"),
     "train": Room(470, 650, GREEN, "images to weights"),
     "bench": Room(730, 880, PURPLE, "speed, side by side"),

@@ -25,6 +25,7 @@ from ceit.data.reduced import evaluation_cover
 from ceit.inference.example_images import synthetic
 from ceit.inference.predictor import Predictor, preprocessing_of
 from ceit.shipped import DEFAULT, shipped_names, shipped_weights
+from tests.listener import Listener
 
 pytestmark = pytest.mark.browser
 
@@ -140,8 +141,14 @@ def test_nothing_is_asked_of_a_network(chromium: Any, page_file: Path, tmp_path:
     assert page.requests
     own = page_file.parent.as_uri()
     assert [url for url in page.requests if not url.startswith((own, "blob:"))] == []
-    refused = page.evaluate("() => fetch('https://example.org/').then(() => 'sent', () => 'refused')")
-    assert refused == "refused"
+    listener = Listener()
+    for told in (f"fetch('{listener.address}')", f"Promise.reject(new Image().src = '{listener.address}/a.png')"):
+        assert page.evaluate(f"() => {told}.then(() => 'sent', () => 'refused')") == "refused"
+    assert listener.lines == []
+    free = chromium.new_page()
+    free.goto("about:blank")
+    free.evaluate(f"() => fetch('{listener.address}').catch(() => null)")
+    assert len(listener.lines) == 1  # what the page was kept from
 
 
 def test_what_is_no_picture_gets_a_sentence_and_the_next_picture_an_answer(

@@ -141,7 +141,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--raw", RAW, action="store_true")
     text = f"call images unknown that are less familiar than P; auto is {KNOWN_REJECTED}: of images like those of "
     text += "training about 1 in 20 is called unknown, too"
-    add("--unknown-below", text, type=_share, metavar="auto|P")
+    add("--unknown-below", text, type=share_of, metavar="auto|P")
     add("--skip-broken", "exit with 0 even if some images cannot be read; they are named", action="store_true")
     results = parser.add_argument_group("results, instead of a table")
     add = adding_to(results.add_mutually_exclusive_group())
@@ -169,7 +169,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _share(text: str) -> float:
+def share_of(text: str) -> float:
+    """The share of known images that ``--unknown-below`` calls unknown."""
     with suppress(ValueError):
         share = KNOWN_REJECTED if text == "auto" else float(text)
         if 0 < share < 1:

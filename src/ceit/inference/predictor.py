@@ -34,7 +34,7 @@ from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.weights import load_checkpoint
 
-ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # of one core: more makes it hardly faster, and every core holds its own
 
@@ -92,9 +92,9 @@ class Embedding:
 class Predictor:
     """Classifies images.
 
-    An image is a path, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``; arrays and
-    tensors hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought to the network's size and
-    channels as files are in evaluation.
+    An image is a path, the bytes of a file, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor
+    ``(C, H, W)``; arrays and tensors hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought to the
+    network's size and channels as files are in evaluation.
     """
 
     def __init__(
@@ -340,7 +340,8 @@ class Predictor:
         if isinstance(source, np.ndarray | Tensor):
             source = to_pillow(source)
         cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
-        image = read_image(source if isinstance(source, Image.Image) else expanded(source), self.in_chans, cover)
+        source = source if isinstance(source, bytes | Image.Image) else expanded(source)
+        image = read_image(source, self.in_chans, cover)
         return to_array(self.preprocessing.fit(image, self.image_hw))
 
     def _found(self, images_bhwc: Tensor, top_k: int) -> list[Prediction]:
@@ -480,7 +481,7 @@ def to_pillow(image: np.ndarray | Tensor) -> Image.Image:
 
 
 def _as_images(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
-    if isinstance(images, str | os.PathLike | Image.Image):
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
         return [images]
     if isinstance(images, np.ndarray | Tensor):
         return [images] if images.ndim < 4 else list(images)

@@ -1,0 +1,103 @@
+"""Serve a page for the browser: drop a picture, see what a model says, how sure it is, and why. With a JSON API.
+
+The page is for this machine alone and keeps nothing; docs/web.md says what it refuses. Several models answer side by
+side.
+
+usage: ceit web [--checkpoint RUN|FILE ...] [options]
+
+examples:
+  ceit web
+  ceit web --checkpoint runs/photos runs/photos.onnx --port 8000
+  ceit web --share "a long word"
+"""
+
+import argparse
+import os
+import socket
+from contextlib import closing, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ceit.cli._parser import MODEL, RAW, Parser, adding_to
+from ceit.cli._terminal import tell
+from ceit.cli.predict import share_of
+from ceit.shipped import DEFAULT
+
+PORT = 7860
+_PORTS = 100  # tried one after another if none is named
+_MEGAPIXELS = "64"  # as a picture of a stranger, who may not take all memory
+_LEAST_LETTERS = 8
+
+
+def main(arguments: list[str]) -> None:
+    """Serve the page until it is interrupted.
+
+    Raises: ModuleNotFoundError without the extra ``web``, ValueError or OSError for a model, OSError if the port is
+    taken.
+    """
+    options = _parsed(arguments)
+    import uvicorn
+
+    from ceit.web.answers import shown
+    from ceit.web.api import api
+    from ceit.web.guard import Guard
+    from ceit.web.page import gradio_with, mount_page
+
+    address = "127.0.0.1" if options.share is None else "0.0.0.0"
+    with TemporaryDirectory(prefix="ceit-web-") as folder, closing(listening_at(address, options.port)) as listening:
+        uploads = Path(folder).resolve()
+        gradio = gradio_with(uploads)
+        os.environ.setdefault("CEIT_MAX_MEGAPIXELS", _MEGAPIXELS)
+        names = dict.fromkeys(options.checkpoint)
+        models = [shown(name, options.device, not options.raw, options.unknown_below) for name in names]
+        app = api(models)
+        mount_page(gradio, app, models)
+        port, host = listening.getsockname()[1], socket.gethostname()
+        guard = Guard(app, uploads, options.share, [host, f"{host}.local"])
+        settings = uvicorn.Config(
+            guard,
+            log_level="error",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+            ws="none",
+        )
+        print(f"http://127.0.0.1:{port} answers; Ctrl+C ends it", flush=True)
+        if options.share is not None:
+            place = f"http://{host}:{port}, or this machine's number"
+            tell(f"others may open {place}, with any name and the word as the password")
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def listening_at(address: str, port: int | None) -> socket.socket:
+    """A socket on the port, or on the first free one from 7860 on. Raises: OSError if it is taken."""
+    for number in range(PORT, PORT + _PORTS) if port is None else [port]:
+        with suppress(OSError):
+            return socket.create_server((address, number))
+    ports = f"the ports {PORT} to {PORT + _PORTS - 1} are" if port is None else f"port {port} is"
+    raise OSError(f"{ports} taken, or not allowed: name another with --port")
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = adding_to(parser)
+    add("--checkpoint", MODEL, nargs="+", default=[DEFAULT], metavar="RUN|FILE")
+    add("--port", f"port of the page (default: the first free one from {PORT} on)", type=_port, metavar="N")
+    text = "let other machines of the network in, if they give this word as the password; it and the pictures travel "
+    text += "unencrypted"
+    add("--share", text, metavar="WORD")
+    text = "call pictures unknown that are less familiar than P, where the model can tell"
+    add("--unknown-below", text, type=share_of, default="auto", metavar="auto|P")
+    add("--raw", RAW, action="store_true")
+    add("--device", "where to compute: cpu, cuda, cuda:1, mps (default: a GPU, if there is one)", metavar="DEVICE")
+    options = parser.parse_args(arguments)
+    if options.share is not None and len(options.share) < _LEAST_LETTERS:
+        parser.error(f"--share needs a word of {_LEAST_LETTERS} letters or more")
+    return options
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} must be between 0 and 65535, where 0 is any free port")
+    return number

@@ -1,0 +1,244 @@
+"""Who may ask what: every request passes here first, and what is refused gets one sentence as JSON.
+
+Pure ASGI, without a framework: another web page, a name that was bound to this address anew, a flood, and a route that
+the page does not need reach none. The answers tell the browser to fetch nothing from anywhere else.
+"""
+
+import asyncio
+import base64
+import hmac
+import json
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+MOST_BYTES = 20 << 20
+MOST_AT_ONCE, MOST_A_MINUTE = 8, 120
+"""Of requests that bring something: of all clients at once, and of each in a minute."""
+_MOST_SECONDS = 60.0  # to send one
+
+_JOIN, _FILE = "/gradio_api/queue/join", "/gradio_api/file="
+_POSTS = {"/api/predict", "/gradio_api/upload", _JOIN}
+_GETS = re.compile(  # what the page loads; gradio has many routes more
+    r"/|/api/models|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.*|"
+    r"/gradio_api/(queue/data|upload_progress)"
+)
+_POLICY = (  # gradio's page is full of scripts; but nothing comes from anywhere else, and nothing goes there
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+class RefusedError(Exception):
+    """A request that is refused: a status, a sentence, and headers beside it."""
+
+    def __init__(self, status: int, sentence: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, headers
+
+
+class Guard:
+    """Passes on to ``app`` what is allowed, with its body read.
+
+    ``uploads`` is the folder of uploaded pictures, the only one whose files are given out or asked about. With a
+    ``word`` other machines may ask, which know it as the password of HTTP Basic, and call this one by its numbers or
+    its ``names``; ``clock`` tells seconds.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        uploads: Path,
+        word: str | None = None,
+        names: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app, self._uploads, self._word, self._clock = app, os.path.join(uploads, ""), word, clock
+        self._names = {"localhost", *(name.lower() for name in names)}
+        self._asked: dict[str, deque[float]] = {}
+        self._at_once = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """One request: refused, or passed on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # the page needs no websocket
+            await send({"type": "websocket.close", "code": 1008})
+            return
+
+        async def send_safe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [name for name, _ in _HEADERS]
+                kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in own]
+                message = {**message, "headers": [*kept, *_HEADERS]}
+            await send(message)
+
+        try:
+            await self._pass_on(scope, receive, send_safe)
+        except RefusedError as refusal:
+            content = json.dumps({"error": refusal.sentence}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+            start = {"type": "http.response.start", "status": refusal.status, "headers": [*headers, *refusal.headers]}
+            await send_safe(start)
+            await send_safe({"type": "http.response.body", "body": content})
+
+    async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        client = (scope.get("client") or ("",))[0]
+        self._require_own_page(headers, is_opened=scope["method"] == "GET" and scope["path"] == "/")
+        self._require_word(headers, client)
+        self._require_route(scope["method"], scope["path"])
+        # No proxy stands before this server, so nobody may say that one does.
+        others = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(b"x-forwarded-")]
+        scope = {**scope, "headers": others}
+        if scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        _require_size(headers.get(b"content-length", "0"))
+        self._count(client)
+        if self._at_once >= MOST_AT_ONCE:
+            raise RefusedError(429, f"{MOST_AT_ONCE} pictures are being answered: try again", (b"retry-after", b"2"))
+        self._at_once += 1
+        try:
+            body = await _body(receive)
+            if scope["path"] == _JOIN:
+                body = self._question(body)
+                scope["headers"] = [pair for pair in others if pair[0].lower() != b"content-length"]
+            await self._app(scope, _replaying(body, receive), send)
+        finally:
+            self._at_once -= 1
+
+    def _require_own_page(self, headers: dict[bytes, str], is_opened: bool) -> None:
+        """The page that this server gave out, or a program that is no browser; a link elsewhere may open the page.
+
+        Another page may bind its name to this address (DNS rebinding), so the name must be known. Numbers are safe.
+        """
+        host = headers.get(b"host", "")
+        if not self._is_own_name(_host_name(host)):
+            raise RefusedError(403, f"{host!r} is no name of this page: open the address that ceit web printed")
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site", "none")
+        is_own_page = origin is None or origin.lower() in (f"http://{host}".lower(), f"https://{host}".lower())
+        if not is_own_page or (site not in ("same-origin", "none") and not is_opened):
+            raise RefusedError(403, "only the page of ceit web may ask, and no other web page")
+
+    def _is_own_name(self, name: str) -> bool:
+        try:
+            number = ip_address(name)
+        except ValueError:
+            return name in self._names
+        return self._word is not None or number.is_loopback
+
+    def _require_word(self, headers: dict[bytes, str], client: str) -> None:
+        if self._word is None or hmac.compare_digest(_password(headers), self._word.encode()):
+            return
+        if b"authorization" in headers:
+            self._count(client)  # so that words cannot be tried out
+        challenge = (b"www-authenticate", b'Basic realm="ceit web", charset="UTF-8"')
+        raise RefusedError(401, "the word is missing or wrong: give it as the password, with any name", challenge)
+
+    def _require_route(self, method: str, path: str) -> None:
+        is_picture = path.startswith(_FILE) and self._is_upload(path.removeprefix(_FILE))
+        if not (path in _POSTS if method == "POST" else method == "GET" and (_GETS.fullmatch(path) or is_picture)):
+            raise RefusedError(404, "there is no such page, or it is not needed and therefore closed")
+
+    def _count(self, client: str) -> None:
+        """Note down a request. Raises: RefusedError if the client had too many in a minute."""
+        now = self._clock()
+        self._asked = {who: times for who, times in self._asked.items() if times[-1] > now - 60}
+        times = self._asked.setdefault(client, deque(maxlen=MOST_A_MINUTE))
+        if len(times) == MOST_A_MINUTE and (wait := times[0] + 60 - now) > 0:
+            sentence = f"more than {MOST_A_MINUTE} requests in a minute: try again in {wait:.0f} s"
+            raise RefusedError(429, sentence, (b"retry-after", str(int(wait) + 1).encode()))
+        times.append(now)
+
+    def _question(self, body: bytes) -> bytes:
+        """What the page may ask of gradio, and nothing beside it: about an uploaded picture, or about none.
+
+        gradio would fetch what is at an address, and copy files of the machine.
+        """
+        try:
+            given = json.loads(body)
+            (picture,) = given["data"]
+            path = None if picture is None else picture["path"]
+            asked = {key: given.get(key) for key in ("session_hash", "fn_index", "trigger_id")}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RefusedError(400, "this is no question about a picture") from error
+        if path is None:
+            data = None
+        elif isinstance(path, str) and self._is_upload(path):
+            data = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        else:
+            raise RefusedError(
+                403, "only an uploaded picture can be asked about: no address, and no file of the machine"
+            )
+        return json.dumps({**asked, "data": [data]}).encode()
+
+    def _is_upload(self, path: str) -> bool:
+        return path.startswith(self._uploads) and os.path.normpath(path) == path and "\0" not in path
+
+
+def _host_name(host: str) -> str:
+    """Without the port."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:  # brackets that do not close
+        return ""
+
+
+def _password(headers: dict[bytes, str]) -> bytes:
+    """That of HTTP Basic, whatever the name before it."""
+    kind, _, value = headers.get(b"authorization", "").partition(" ")
+    try:
+        return base64.b64decode(value, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
+    except ValueError:
+        return b""
+
+
+def _require_size(length: str) -> None:
+    if not (length.isascii() and length.isdecimal()) or int(length[:20]) > MOST_BYTES:
+        raise RefusedError(413, f"more than {MOST_BYTES >> 20} MB: make the picture smaller")
+
+
+async def _body(receive: Receive) -> bytes:
+    """All that is sent. Raises: RefusedError if it is too much, or comes too slowly or not whole."""
+    parts, total = list[bytes](), 0
+    try:
+        async with asyncio.timeout(_MOST_SECONDS):
+            while (message := await receive())["type"] == "http.request":
+                parts.append(message.get("body", b""))
+                total += len(parts[-1])
+                _require_size(str(total))
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError as error:
+        raise RefusedError(408, f"it took more than {_MOST_SECONDS:.0f} s to come") from error
+    raise RefusedError(400, "it did not come whole")
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Gives the body once, then what comes after it, which is the end of the connection."""
+    messages = deque[Message]([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def replay() -> Message:
+        return messages.popleft() if messages else await receive()
+
+    return replay
