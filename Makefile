@@ -32,7 +32,7 @@ test: $(DEVELOPER)
 # gradio asks for an older Pillow than the newest, so these tests have an environment of their own.
 test-web: $(WEB)/ready
 	@command -v chromium >/dev/null || { echo "error: no chromium found; install it: apt-get install chromium" >&2; exit 1; }
-	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest --quiet -m browser
+	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest --quiet -m browser tests/browser tests/web
 
 check: $(DEVELOPER)
 	$(BIN)/ruff format --check

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 
-from ceit.browser.folder import export_folder
+from ceit.browser.folder import export_folder, rows_first
 from ceit.browser.runtime import Runtime
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference import exporter
@@ -124,3 +125,8 @@ def test_many_classes_are_counted_not_all_named(examples: ExampleImages, tmp_pat
     assert "This model knows 1,000 classes: kind 0, kind 1," in page
     assert "kind 19 and 980 more." in page
     assert "kind 20" not in page.split("<script")[0]
+
+
+def test_the_order_of_pillows_passes_is_known() -> None:
+    version = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+    assert rows_first() == ("many" if version >= (13, 0) else "tall" if version >= (12, 3) else "none")

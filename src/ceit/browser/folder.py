@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import jinja2
-import PIL
 from markupsafe import Markup
+from PIL import Image
 
 from ceit.atomic import require_place
 from ceit.browser import runtime as onnxruntime_web
@@ -24,8 +24,6 @@ from ceit.version import __version__
 from ceit.weights.geometry import nearest_model
 
 PAGE = "index.html"
-ROWS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
-"""Whether Pillow takes away rows first from what loses many of them; pixels.js repeats what is installed here."""
 _NAMED_CLASSES = 20
 _LICENCE = """\
 model.js and index.html were written by ceit {ceit}. index.html is licensed under Apache-2.0; the model is its maker's.
@@ -96,6 +94,19 @@ def export_folder(
     return report
 
 
+def rows_first() -> str:
+    """Which pictures Pillow makes less tall before it makes them less wide: it rounds in between.
+
+    ``many``: those that lose more than twice as many rows as columns, from Pillow 13 on. ``tall``: those more than 100
+    times as tall as wide, in 12.3. ``none``: before that.
+    """
+    for rule, (width, height), size in (("many", (8, 60), (7, 20)), ("tall", (2, 300), (3, 50))):
+        picture = Image.frombytes("L", (width, height), bytes(i * i * 37 % 251 for i in range(width * height)))
+        if picture.resize(size).tobytes() == picture.resize((width, size[1])).resize(size).tobytes():
+            return rule
+    return "none"
+
+
 def refuse_existing(folder: Path) -> None:
     """Raises: ValueError if something of this name is there."""
     if folder.exists() or folder.is_symlink():
@@ -114,7 +125,7 @@ def _page(model: CeiT, report: Report, training: dict[str, Any]) -> str:
         "in_chans": model.config.in_chans,
         "class_names": class_names,
         "temperature": model.temperature or 1.0,
-        "rows_first": ROWS_FIRST,
+        "rows_first": rows_first(),
     }
     strict = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = strict.from_string(room.joinpath("index.html.j2").read_text(encoding="utf-8"))

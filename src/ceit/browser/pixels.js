@@ -88,7 +88,7 @@ function resampled(picture, parts, isAcross) {
   return { width, height, channels, data };
 }
 
-// Pillow's Image.resize. From Pillow 13 on, what loses more than twice as many rows as columns loses its rows first.
+// Pillow's Image.resize. Which pictures lose rows first depends on its version: ceit.browser.folder.rows_first.
 function resized(picture, [height, width], name, rowsFirst, box = [0, 0, picture.width, picture.height]) {
   const [left, top, right, bottom] = box.map(Math.fround); // as Pillow takes them
   const isWide = width !== picture.width || left !== 0 || right !== width;
@@ -98,9 +98,11 @@ function resized(picture, [height, width], name, rowsFirst, box = [0, 0, picture
   const filter = FILTERS[name];
   const across = (from) => resampled(from, coefficients(from.width, left, right, width, filter), true);
   const down = (from) => resampled(from, coefficients(from.height, top, bottom, height, filter), false);
-  const lost = [picture.height - height, picture.width - width];
+  const lost = { rows: picture.height - height, columns: picture.width - width };
+  const losesMany = rowsFirst === "many" && lost.rows > 2 * lost.columns;
+  const isTallest = rowsFirst === "tall" && picture.height > 100 * picture.width;
   const passes = [...(isWide ? [across] : []), ...(isTall ? [down] : [])];
-  if (rowsFirst && lost[0] > 0 && lost[0] > 2 * lost[1]) passes.reverse();
+  if (lost.rows > 0 && (losesMany || isTallest)) passes.reverse();
   return passes.reduce((from, pass) => pass(from), picture);
 }
 
