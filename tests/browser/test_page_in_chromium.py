@@ -112,10 +112,13 @@ def saved(folder: Path) -> list[Path]:
         "clear.png": (clear, {}),
         "moving.gif": (scene.convert("P"), {"save_all": True, "append_images": [ImageOps.invert(scene).convert("P")]}),
         "old.bmp": (scene.resize((64, 48)), {}),
+        "frames.png": (scene, {"save_all": True, "append_images": [ImageOps.invert(scene)], "default_image": True}),
     }
     for name, (image, options) in ways.items():
         image.save(folder / name, **options)
-    return [folder / name for name in ways]
+    motion = folder / "motion.jpg"
+    motion.write_bytes((folder / "small.jpg").read_bytes() + b"\0\0\0\x18ftypmp42" + rng.bytes(1_000_000))
+    return [motion, *(folder / name for name in ways)]
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -167,7 +170,8 @@ def test_what_is_no_picture_gets_a_sentence_and_the_next_picture_an_answer(
         "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         "half.jpg": whole.getvalue()[: len(whole.getvalue()) // 2],
         "half.png": good.read_bytes()[:-20],
-        "bad.jpg": whole.getvalue()[:300] + b"\xff\xd9",
+        "bad.jpg": b"\xff\xd8\xff\xe0\x00\x04ab\xff\xd9",
+        "bombay.txt": b"BM, formerly",
         "fifty.jpg": whole.getvalue() + bytes(50_000_000),
         "<img src=x onerror=alert(1)>.png": b"no picture",
     }
@@ -176,23 +180,48 @@ def test_what_is_no_picture_gets_a_sentence_and_the_next_picture_an_answer(
     page = opened(chromium, page_file)
     found = asked(page, [*(tmp_path / name for name in contents), tmp_path / "huge.png", good])
     kinds = "it is no picture that this page knows: give a PNG, JPEG, WebP, GIF, BMP or AVIF."
-    for name in ("notes.txt", "empty.png", "drawing.svg", "<img src=x onerror=alert(1)>.png"):
+    for name in ("notes.txt", "bombay.txt", "empty.png", "drawing.svg", "<img src=x onerror=alert(1)>.png"):
         assert found[name] == f"{name} cannot be classified: {kinds}"
     for name, kind in (("half.jpg", "JPEG"), ("half.png", "PNG")):
-        assert found[name] == f"{name} cannot be classified: it is a {kind} that breaks off: copy or download it again."
-    damaged = "it is a JPEG that is damaged, or that this browser does not read."
+        assert found[name] == f"{name} cannot be classified: this {kind} breaks off: copy or download it again."
+    damaged = "this JPEG is damaged, or this browser does not read it."
     assert found["bad.jpg"] == f"bad.jpg cannot be classified: {damaged}"
     assert found["fifty.jpg"] == "fifty.jpg cannot be classified: it is 50 MB, this page takes up to 40 MB."
     assert found["huge.png"] == "huge.png cannot be classified: it has 100 megapixels, this page takes up to 64."
     assert isinstance(found["good.png"], dict)
 
 
+def test_a_picture_to_be_turned_is_turned_or_refused(chromium: Any, page_file: Path, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    for order in range(1, 9):
+        turned[0x0112] = order
+        Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / f"{order}.webp", lossless=True, exif=turned)
+    found = asked(opened(chromium, page_file), [tmp_path / f"{order}.webp" for order in range(1, 9)])
+    refused = "this WebP is to be turned, which not all browsers do: save it as a PNG or JPEG."
+    assert isinstance(found.pop("1.webp"), dict)
+    assert found == {name: f"{name} cannot be classified: {refused}" for name in found}
+
+
+def test_what_comes_while_the_model_loads_waits_for_it(chromium: Any, page_file: Path) -> None:
+    page = chromium.new_page()
+    page.goto(page_file.as_uri(), wait_until="commit")
+    drop = """() => new Promise(done => document.createElement('canvas').toBlob(picture => {
+        const given = new DataTransfer();
+        given.items.add(new File([picture], 'early.png'));
+        document.dispatchEvent(new DragEvent('drop', { dataTransfer: given }));
+        done(document.body.dataset.ready === undefined);
+    }))"""
+    page.wait_for_selector("#answers", state="attached")
+    assert page.evaluate(drop)  # it was not ready yet
+    page.locator("#answers li[data-done] [data-probability]").first.wait_for(timeout=60_000)
+
+
 def test_without_its_files_the_page_says_what_is_missing(chromium: Any, page_file: Path, tmp_path: Path) -> None:
     shutil.copy(page_file, tmp_path)
     page = chromium.new_page()
     page.goto((tmp_path / "index.html").as_uri())
-    page.locator("#state.fault").wait_for()
-    assert "model.js is missing: it must lie in the folder of this page" in page.inner_text("#state")
+    page.locator("#warning:not(:empty)").wait_for()
+    assert "model.js is missing: it must lie in the folder of this page" in page.inner_text("#warning")
     assert page.locator("#chooser").is_disabled()
 
 

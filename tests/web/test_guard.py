@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,8 @@ def test_of_a_question_only_the_uploaded_picture_is_passed_on(ask: Ask, behind: 
     ((_, _, passed),) = behind.reached
     assert json.loads(passed) == {**asked, "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
     assert "content-length" not in behind.headers, "it is another body"
-    assert ask(Guard(behind, tmp_path), JOIN, b'{"data": [null]}', method="POST").status == 200
+    nothing = b'{"data": [null], "session_hash": "s", "fn_index": 0}'
+    assert ask(Guard(behind, tmp_path), JOIN, nothing, method="POST").status == 200
 
 
 def test_bodies_have_a_limit_whatever_they_say_of_their_length(
@@ -288,7 +290,8 @@ def test_only_so_many_pictures_are_answered_at_once(tmp_path: Path) -> None:
 
 
 def test_others_need_the_word(ask: Ask, behind: Behind, tmp_path: Path) -> None:
-    shared = Guard(behind, tmp_path, "ein Wört: x", ["Laptop", "laptop.local"])
+    hours = count()
+    shared = Guard(behind, tmp_path, "ein Wört: x", ["Laptop", "laptop.local"], clock=lambda: 3600.0 * next(hours))
     for host in ("192.168.1.9:7860", "laptop:7860", "LAPTOP.local", "localhost", "[fe80::1]:7860"):
         assert ask(shared, "/", host=host, authorization=basic("ein Wört: x")).status == 200
     assert ask(shared, "/", host="evil.example", authorization=basic("ein Wört: x")).status == 403
@@ -303,9 +306,43 @@ def test_others_need_the_word(ask: Ask, behind: Behind, tmp_path: Path) -> None:
 
 
 def test_words_cannot_be_tried_out(ask: Ask, behind: Behind, tmp_path: Path) -> None:
-    shared = Guard(behind, tmp_path, "the true word", clock=lambda: 0.0)
-    tried = [ask(shared, "/", authorization=basic(f"{number}")).status for number in range(guard.MOST_A_MINUTE + 5)]
-    assert tried == [401] * guard.MOST_A_MINUTE + [429] * 5
+    now = [0.0]
+    shared = Guard(behind, tmp_path, "the true word", clock=lambda: now[0])
+    tried = [ask(shared, "/", authorization=basic(f"{number}")).status for number in range(guard.MOST_WRONG + 5)]
+    assert tried == [401] * guard.MOST_WRONG + [429] * 5
+    assert ask(shared, "/", authorization=basic("the true word")).status == 429  # or it would be told from the others
+    assert ask(shared, "/", authorization=basic("the true word"), client="10.0.0.9").status == 200
+    now[0] = 61.0
+    assert ask(shared, "/", authorization=basic("the true word")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nbytes\r\n--b--\r\n', 200),
+        (b'--b\r\nContent-Disposition: form-data; name="other"; filename="a.png"\r\n\r\nbytes\r\n--b--\r\n', 400),
+        (b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nbytes', 400),
+        (b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\nbytes\r\n--b--', 400),
+        (b'--b\r\nX: name="files"; filename="a"\r\n\r\n1\r\n--b\r\nX: y\r\n\r\n2\r\n--b--\r\n', 400),
+        (b"", 400),
+    ],
+)
+def test_an_upload_is_one_whole_picture(ask: Ask, behind: Behind, tmp_path: Path, body: bytes, status: int) -> None:
+    kind = "multipart/form-data; boundary=b"
+    answer = ask(Guard(behind, tmp_path), "/gradio_api/upload", body, method="POST", content_type=kind)
+    assert answer.status == status
+    assert len(behind.reached) == (status == 200)
+
+
+@pytest.mark.parametrize("fn_index", ["1", "-1", "99999", "NaN", '"0"', "null", "1" * 4000])
+def test_a_question_is_the_one_of_the_page(ask: Ask, behind: Behind, tmp_path: Path, fn_index: str) -> None:
+    body = f'{{"data": [null], "fn_index": {fn_index}, "session_hash": "a"}}'.encode()
+    assert ask(Guard(behind, tmp_path), JOIN, body, method="POST").status == 400
+    assert behind.reached == []
+
+
+def test_an_address_has_an_end(ask: Ask, behind: Behind, tmp_path: Path) -> None:
+    assert ask(Guard(behind, tmp_path), "/static/" + "a" * 2000).status == 414
 
 
 def test_nothing_is_fetched_from_elsewhere(ask: Ask, behind: Behind, tmp_path: Path) -> None:

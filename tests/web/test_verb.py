@@ -55,6 +55,8 @@ def test_without_a_port_the_next_free_one_is_taken(taken: int, monkeypatch: pyte
         (["--share"], "argument --share: expected one argument"),
         (["--share", ""], "--share needs a word of 8 letters or more"),
         (["--share", "short"], "--share needs a word of 8 letters or more"),
+        (["--share", "\udcff\udcfe a long word"], "--share needs a word of letters that can be printed"),
+        (["--port", "abc"], "abc must be between 0 and 65535, where 0 is any free port"),
         (["--port", "70000"], "70000 must be between 0 and 65535, where 0 is any free port"),
         (["--unknown-below", "2"], "2 must be auto or a number between 0 and 1"),
     ],

@@ -7,13 +7,15 @@ const MAX_BYTES = 40e6, MAX_PIXELS = 64e6, STRIP_PIXELS = 4e6, SHOWN = 5, SHOWN_
 
 // The first bytes of what browsers decode, as text of one character a byte.
 const KINDS = {
-  PNG: /^\x89PNG\r\n\x1a\n/, JPEG: /^\xff\xd8\xff/, GIF: /^GIF8[79]a/, WebP: /^RIFF[^]{4}WEBP/, BMP: /^BM/,
+  PNG: /^\x89PNG\r\n\x1a\n/, JPEG: /^\xff\xd8\xff/, GIF: /^GIF8[79]a/, WebP: /^RIFF[^]{4}WEBP/,
+  BMP: /^BM[^]{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0/,
   AVIF: /^[^]{4}ftyp(avif|avis)/, HEIC: /^[^]{4}ftyp(heic|heix|mif1)/, TIFF: /^(II\*\0|MM\0\*)/,
 };
 
 const list = document.getElementById("answers"), state = document.getElementById("state");
+const warning = document.getElementById("warning");
 const chooser = document.getElementById("chooser"), place = document.getElementById("place");
-let session, ort, asked = Promise.resolve();
+let session, ort, asked;
 
 async function unpacked(base64) {
   const letters = atob(base64), bytes = new Uint8Array(letters.length);
@@ -33,8 +35,10 @@ async function start() {
   ort.env.wasm.numThreads = 1; // more would need headers of a server
   ort.env.wasm.wasmBinary = await unpacked(ceitRuntime.wasm);
   session = await ort.InferenceSession.create(await unpacked(ceitModel), { executionProviders: ["wasm"] });
-  state.textContent = readsTruly() ? "" : "This browser changes the pixels that a page reads, as a protection against "
-    + "tracking. Answers may differ from those of ceit predict.";
+  if (!readsTruly()) {
+    warning.textContent = "This browser changes the pixels that a page reads, as a protection against tracking. "
+      + "Answers may differ from those of ceit predict.";
+  }
 }
 
 // Whether pixels come back as they were drawn.
@@ -52,29 +56,65 @@ function canvas(width, height) {
   return element.getContext("2d", { willReadFrequently: true, alpha: false });
 }
 
-// Whether the file goes on to its end: some browsers fill up with grey what a download has lost.
-const ENDS = {
-  JPEG: (bytes) => lastOf(bytes, "\xff\xd9") > lastOf(bytes, "\xff\xda"),
-  PNG: (bytes) => lastOf(bytes, "IEND") > 0,
+// Whether a file goes on to the end of its picture: some browsers fill up with grey what a download has lost. What
+// comes after it, such as the film of a motion photo, does not matter.
+const IS_WHOLE = {
+  JPEG(bytes) {
+    let at = 2;
+    while (at + 1 < bytes.length) {
+      const marker = bytes[at + 1];
+      if (bytes[at] !== 0xff) at++; // of a scan
+      else if (marker === 0xd9) return true;
+      else if (marker === 0xff) at++; // filling
+      else if (marker === 0 || (0xd0 <= marker && marker <= 0xd7)) at += 2; // of a scan, too
+      else at += 2 + ((bytes[at + 2] << 8) | bytes[at + 3]);
+    }
+    return false;
+  },
+  PNG: (bytes) => chunks(bytes, 8, 0).some(({ kind }) => kind === "IEND"),
   WebP: (bytes) => bytes.length >= new DataView(bytes.buffer).getUint32(4, true) + 8,
 };
 
-function lastOf(bytes, text) {
-  let at = bytes.length - text.length;
-  while (at >= 0 && [...text].some((letter, i) => bytes[at + i] !== letter.charCodeAt(0))) at--;
-  return at;
+// The chunks of a PNG, or of a WebP with its other order of fields, that are whole: each its kind, begin and end.
+function chunks(bytes, first, sizeAt) {
+  const view = new DataView(bytes.buffer), found = [], isPng = sizeAt === 0;
+  for (let begin = first, end; begin + 8 <= bytes.length; begin = end) {
+    const size = view.getUint32(begin + sizeAt, !isPng), kindAt = begin + 4 - sizeAt;
+    end = begin + 8 + size + (isPng ? 4 : size % 2);
+    if (end <= bytes.length) {
+      found.push({ kind: String.fromCharCode(...bytes.subarray(kindAt, kindAt + 4)), begin, end });
+    }
+  }
+  return found;
 }
 
-// The kind of picture a file is. Throws a sentence for what is none, not whole, or too large to be opened.
-async function kindOf(file) {
+// The bytes as Pillow takes them: of an animated PNG the picture that programs without animation show.
+function still(bytes, kind) {
+  const animation = kind === "PNG" && chunks(bytes, 8, 0).find((chunk) => chunk.kind === "acTL");
+  return animation ? [bytes.subarray(0, animation.begin), bytes.subarray(animation.end)] : [bytes];
+}
+
+// Whether a WebP says that it is to be turned, which not all browsers heed.
+function isTurnedWebp(bytes) {
+  const exif = chunks(bytes, 12, 4).find(({ kind }) => kind === "EXIF");
+  if (!exif) return false;
+  const text = String.fromCharCode(...bytes.subarray(exif.begin + 8, exif.end));
+  return /\x12\x01\x03\0\x01\0\0\0[\x02-\x08]\0|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]/.test(text);
+}
+
+// A file as a picture that can be decoded, and its kind. Throws a sentence for what is none, not whole, or too large.
+async function opened(file) {
   if (file.size > MAX_BYTES) {
     throw new Error(`it is ${mega(file.size)} MB, this page takes up to ${mega(MAX_BYTES)} MB`);
   }
   const bytes = new Uint8Array(await file.arrayBuffer()), start = String.fromCharCode(...bytes.subarray(0, 32));
   const kind = Object.keys(KINDS).find((name) => KINDS[name].test(start));
   if (!kind) throw new Error("it is no picture that this page knows: give a PNG, JPEG, WebP, GIF, BMP or AVIF");
-  if (ENDS[kind] && !ENDS[kind](bytes)) throw new Error(`it is a ${kind} that breaks off: copy or download it again`);
-  return kind;
+  if (IS_WHOLE[kind] && !IS_WHOLE[kind](bytes)) throw new Error(`this ${kind} breaks off: copy or download it again`);
+  if (kind === "WebP" && isTurnedWebp(bytes)) {
+    throw new Error("this WebP is to be turned, which not all browsers do: save it as a PNG or JPEG");
+  }
+  return { kind, blob: new Blob(still(bytes, kind)) };
 }
 
 function mega(count) {
@@ -82,12 +122,12 @@ function mega(count) {
 }
 
 // Width and height as the header says, so that a huge picture is never decoded.
-async function sizeOf(file, kind) {
-  const address = URL.createObjectURL(file), image = new Image();
+async function sizeOf(blob, kind) {
+  const address = URL.createObjectURL(blob), image = new Image();
   try {
     await new Promise((done, failed) => {
       image.onload = done;
-      image.onerror = () => failed(new Error(`it is a ${kind} that is damaged, or that this browser does not read`));
+      image.onerror = () => failed(new Error(`this ${kind} is damaged, or this browser does not read it`));
       image.src = address;
     });
     return [image.naturalWidth, image.naturalHeight];
@@ -98,16 +138,16 @@ async function sizeOf(file, kind) {
 
 // The file as a picture of the network's channels, upright, transparency on white, colours as they are stored.
 async function read(file) {
-  const kind = await kindOf(file), [width, height] = await sizeOf(file, kind);
+  const { kind, blob } = await opened(file), [width, height] = await sizeOf(blob, kind);
   if (width * height > MAX_PIXELS) {
     throw new Error(`it has ${mega(width * height)} megapixels, this page takes up to ${mega(MAX_PIXELS)}`);
   }
   const asStored = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image" };
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, asStored);
+    bitmap = await createImageBitmap(blob, asStored);
   } catch {
-    throw new Error(`it is a ${kind} that is damaged, or that this browser does not read`);
+    throw new Error(`this ${kind} is damaged, or this browser does not read it`);
   }
   try {
     const channels = about.in_chans, rows = Math.max(1, Math.floor(STRIP_PIXELS / bitmap.width));
@@ -182,6 +222,7 @@ function card(file) {
   made.append(element("h2", name), element("p", "waiting", "soft"));
   asked = asked.then(async () => {
     try {
+      await started;
       const { input, answers } = await classified(file);
       made.lastChild.replaceWith(view(input), bars(answers));
     } catch (error) {
@@ -219,13 +260,15 @@ for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   });
 }
 
-start().then(
+const started = start();
+asked = started.then(
   () => {
+    state.textContent = "";
     chooser.disabled = false;
     document.body.dataset.ready = "";
   },
   (error) => {
-    state.textContent = `The model cannot be started: ${error.message}. This page needs a browser of 2023 or newer.`;
-    state.className = "fault";
+    state.textContent = "";
+    warning.textContent = `The model cannot be started: ${error.message}. This page needs a browser of 2023 or newer.`;
   },
 );

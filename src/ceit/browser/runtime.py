@@ -36,8 +36,8 @@ def fetch_runtime() -> Runtime:
     folder = cache_dir() / f"onnxruntime-web-{VERSION}"
     try:
         return _checked({name: (folder / name).read_bytes() for name in _SHA256})
-    except (FileNotFoundError, ValueError):
-        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError):
+        _make(folder)
     failures = []
     for get in (_from_mirror, _from_npm, _from_web):
         try:
@@ -50,6 +50,15 @@ def fetch_runtime() -> Runtime:
         return runtime
     fix = f"put {_ARCHIVE} of that package into a folder, and set CEIT_DATA_MIRROR to it"
     raise ConnectionError(f"{PACKAGE}, an npm package, could not be fetched; tried {'; '.join(failures)}; {fix}")
+
+
+def _make(folder: Path) -> None:
+    """Raises: OSError if the cache takes no folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.strerror}; set CEIT_DATA to a folder that takes files"
+        raise OSError(error.errno, reason, str(folder)) from error
 
 
 def _from_mirror(folder: Path) -> dict[str, bytes]:

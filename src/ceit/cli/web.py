@@ -13,8 +13,10 @@ examples:
 
 import argparse
 import os
+import signal
 import socket
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -66,7 +68,21 @@ def main(arguments: list[str]) -> None:
         if options.share is not None:
             place = f"http://{host}:{port}, or this machine's number"
             tell(f"others may open {place}, with any name and the word as the password")
-        uvicorn.Server(settings).run(sockets=[listening])
+        with _ended_by_hanging_up():
+            uvicorn.Server(settings).run(sockets=[listening])
+
+
+@contextmanager
+def _ended_by_hanging_up() -> Iterator[None]:
+    """A terminal that is closed ends the page as SIGTERM does, so that no picture is left; under nohup it does not."""
+    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def listening_at(address: str, port: int | None) -> socket.socket:
@@ -93,11 +109,12 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.share is not None and len(options.share) < _LEAST_LETTERS:
         parser.error(f"--share needs a word of {_LEAST_LETTERS} letters or more")
+    if options.share is not None and not options.share.isprintable():
+        parser.error("--share needs a word of letters that can be printed: no browser can send another")
     return options
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} must be between 0 and 65535, where 0 is any free port")
-    return number
+    if not (text.isascii() and text.isdecimal()) or int(text[:6]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} must be between 0 and 65535, where 0 is any free port")
+    return int(text)

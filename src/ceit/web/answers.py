@@ -91,7 +91,7 @@ def answers_html(models: Sequence[Shown], image: bytes) -> str:
     for model in models:
         said = answer(model, image)
         if said.error is not None:
-            return _render(error=said.error)
+            return error_html(said.error)
         card: dict[str, Any] = {"name": model.name, "said": said, "panels": [], "weights": []}
         if model.explains:
             with _ONE_AT_A_TIME:
@@ -99,6 +99,11 @@ def answers_html(models: Sequence[Shown], image: bytes) -> str:
             card |= {"panels": _panels(found), "weights": _layer_weights(found)}
         cards.append(card)
     return _render(cards=cards)
+
+
+def error_html(sentence: str) -> str:
+    """Why there is no answer, as a part of the page."""
+    return _render(error=sentence)
 
 
 def remarks_html(models: Sequence[Shown]) -> str:

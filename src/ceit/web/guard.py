@@ -24,12 +24,13 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MOST_BYTES = 20 << 20
-MOST_AT_ONCE, MOST_A_MINUTE = 8, 120
-"""Of requests that bring something: of all clients at once, and of each in a minute."""
+MOST_AT_ONCE, MOST_A_MINUTE, MOST_WRONG = 8, 120, 20
+"""Of requests that bring something: of all clients at once, and of each in a minute. Of wrong words in a minute."""
 _MOST_SECONDS = 60.0  # to send one
+_MOST_LETTERS = 1024  # of an address; file systems take fewer for a name, and gradio asks them
 
-_JOIN, _FILE = "/gradio_api/queue/join", "/gradio_api/file="
-_POSTS = {"/api/predict", "/gradio_api/upload", _JOIN}
+_JOIN, _FILE, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/file=", "/gradio_api/upload"
+_POSTS = {"/api/predict", _UPLOAD, _JOIN}
 _GETS = re.compile(  # what the page loads; gradio has many routes more
     r"/|/api/models|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.*|"
     r"/gradio_api/(queue/data|upload_progress)"
@@ -71,9 +72,10 @@ class Guard:
         names: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._app, self._uploads, self._word, self._clock = app, os.path.join(uploads, ""), word, clock
+        self._app, self._uploads, self._word = app, os.path.join(uploads, ""), word
         self._names = {"localhost", *(name.lower() for name in names)}
-        self._asked: dict[str, deque[float]] = {}
+        self._asked = _Minute(MOST_A_MINUTE, "requests", clock)
+        self._wrong = _Minute(MOST_WRONG, "wrong words", clock)
         self._at_once = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -114,12 +116,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
         _require_size(headers.get(b"content-length", "0"))
-        self._count(client)
+        self._asked.require_fewer(client)
+        self._asked.note(client)
         if self._at_once >= MOST_AT_ONCE:
             raise RefusedError(429, f"{MOST_AT_ONCE} pictures are being answered: try again", (b"retry-after", b"2"))
         self._at_once += 1
         try:
             body = await _body(receive)
+            if scope["path"] == _UPLOAD:
+                _require_one_picture(headers.get(b"content-type", ""), body)
             if scope["path"] == _JOIN:
                 body = self._question(body)
                 scope["headers"] = [pair for pair in others if pair[0].lower() != b"content-length"]
@@ -148,27 +153,24 @@ class Guard:
         return self._word is not None or number.is_loopback
 
     def _require_word(self, headers: dict[bytes, str], client: str) -> None:
-        if self._word is None or hmac.compare_digest(_password(headers), self._word.encode()):
+        if self._word is None:
             return
-        if b"authorization" in headers:
-            self._count(client)  # so that words cannot be tried out
+        is_tried = b"authorization" in headers
+        if is_tried:
+            self._wrong.require_fewer(client)  # before the word is looked at, or its answer would tell
+        if hmac.compare_digest(_password(headers), self._word.encode()):
+            return
+        if is_tried:
+            self._wrong.note(client)
         challenge = (b"www-authenticate", b'Basic realm="ceit web", charset="UTF-8"')
         raise RefusedError(401, "the word is missing or wrong: give it as the password, with any name", challenge)
 
     def _require_route(self, method: str, path: str) -> None:
+        if len(path) > _MOST_LETTERS:
+            raise RefusedError(414, f"an address of {len(path):,} letters is too long: {_MOST_LETTERS:,} are taken")
         is_picture = path.startswith(_FILE) and self._is_upload(path.removeprefix(_FILE))
         if not (path in _POSTS if method == "POST" else method == "GET" and (_GETS.fullmatch(path) or is_picture)):
             raise RefusedError(404, "there is no such page, or it is not needed and therefore closed")
-
-    def _count(self, client: str) -> None:
-        """Note down a request. Raises: RefusedError if the client had too many in a minute."""
-        now = self._clock()
-        self._asked = {who: times for who, times in self._asked.items() if times[-1] > now - 60}
-        times = self._asked.setdefault(client, deque(maxlen=MOST_A_MINUTE))
-        if len(times) == MOST_A_MINUTE and (wait := times[0] + 60 - now) > 0:
-            sentence = f"more than {MOST_A_MINUTE} requests in a minute: try again in {wait:.0f} s"
-            raise RefusedError(429, sentence, (b"retry-after", str(int(wait) + 1).encode()))
-        times.append(now)
 
     def _question(self, body: bytes) -> bytes:
         """What the page may ask of gradio, and nothing beside it: about an uploaded picture, or about none.
@@ -180,6 +182,8 @@ class Guard:
             (picture,) = given["data"]
             path = None if picture is None else picture["path"]
             asked = {key: given.get(key) for key in ("session_hash", "fn_index", "trigger_id")}
+            if type(asked["session_hash"]) is not str or asked["fn_index"] != 0:  # the page asks one kind of question
+                raise ValueError("a question of another page")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RefusedError(400, "this is no question about a picture") from error
         if path is None:
@@ -194,6 +198,27 @@ class Guard:
 
     def _is_upload(self, path: str) -> bool:
         return path.startswith(self._uploads) and os.path.normpath(path) == path and "\0" not in path
+
+
+class _Minute:
+    """Of each client the times of what it did within a minute, of which there may be ``most``."""
+
+    def __init__(self, most: int, what: str, clock: Callable[[], float]) -> None:
+        self._most, self._what, self._clock = most, what, clock
+        self._times: dict[str, deque[float]] = {}
+
+    def require_fewer(self, client: str) -> None:
+        """Raises: RefusedError if the client has done it as often as it may."""
+        now, times = self._clock(), self._times.get(client, deque[float]())
+        if len(times) == self._most and (wait := times[0] + 60 - now) > 0:
+            sentence = f"more than {self._most} {self._what} in a minute: try again in {wait:.0f} s"
+            raise RefusedError(429, sentence, (b"retry-after", str(int(wait) + 1).encode()))
+
+    def note(self, client: str) -> None:
+        """Note down that it was done now, and forget clients that have done nothing for a minute."""
+        now = self._clock()
+        self._times = {who: times for who, times in self._times.items() if times[-1] > now - 60}
+        self._times.setdefault(client, deque(maxlen=self._most)).append(now)
 
 
 def _host_name(host: str) -> str:
@@ -216,6 +241,16 @@ def _password(headers: dict[bytes, str]) -> bytes:
 def _require_size(length: str) -> None:
     if not (length.isascii() and length.isdecimal()) or int(length[:20]) > MOST_BYTES:
         raise RefusedError(413, f"more than {MOST_BYTES >> 20} MB: make the picture smaller")
+
+
+def _require_one_picture(content_type: str, body: bytes) -> None:
+    """Of a form, as the page sends it: gradio would keep for ever what comes under another name, or broken off."""
+    boundary = re.search(r'boundary="?([^\s";,]+)', content_type)
+    mark = b"--" + boundary[1].encode("latin-1") if boundary else b""
+    head = body.partition(b"\r\n\r\n")[0].lower()
+    is_one = bool(mark) and body.startswith(mark) and body.rstrip().endswith(mark + b"--") and body.count(mark) == 2
+    if not is_one or b'name="files"' not in head or b"filename=" not in head:
+        raise RefusedError(400, "an upload is a form with one picture, named files")
 
 
 async def _body(receive: Receive) -> bytes:

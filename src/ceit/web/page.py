@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ceit.web.answers import Shown, answers_html, remarks_html
+from ceit.web.answers import Shown, answers_html, error_html, remarks_html
 from ceit.web.guard import MOST_BYTES
 
 _KEPT_SECONDS = 10  # of an uploaded picture: the browser shows it from there
@@ -29,7 +29,13 @@ def mount_page(gradio: Any, app: Any, models: Sequence[Shown]) -> None:
     """Put the page at ``/`` of an app, behind its own routes."""
 
     def answers(picture: dict[str, Any] | None) -> str:
-        return "" if picture is None else answers_html(models, Path(picture["path"]).read_bytes())
+        if picture is None:
+            return ""
+        try:
+            image = Path(picture["path"]).read_bytes()
+        except FileNotFoundError:
+            return error_html("too many pictures were before it, and it was deleted meanwhile: drop it again")
+        return answers_html(models, image)
 
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     with gradio.Blocks(
