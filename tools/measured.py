@@ -78,6 +78,18 @@ def outsiders_table() -> str:
     return "\n".join(rows)
 
 
+def label_errors_table() -> str:
+    """How many planted label errors are found: ``python -m benchmarks.label_errors``."""
+    path = STUDIES / "label_errors" / "cifar10.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    heads = [f"{key} of the first {count:,}" for key in ("precision", "recall") for count in result["shown"]]
+    rows = [f"| model, order | listed | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    for name, found in result["rankings"].items():
+        shares = [f"{100 * share:.1f} %" for key in ("precision", "recall") for share in found[key]]
+        rows.append(f"| {name} | {found['listed']:,} | {' | '.join(shares)} |")
+    return "\n".join(rows)
+
+
 def faithfulness_table(name: str) -> str:
     """How much an answer hangs on the patches that each map names: ``python -m benchmarks.faithfulness``."""
     result = json.loads((STUDIES / "explain" / f"{name}.json").read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "shipped": measured.shipped_table,
     "calibration": measured.calibration_table,
     "outsiders": measured.outsiders_table,
+    "label-errors": measured.label_errors_table,
     "faithfulness": measured.faithfulness_table,
     "averages": measured.averages_table,
     "fine-tuning": measured.fine_tuning_table,

@@ -211,7 +211,8 @@ def test_what_comes_while_the_model_loads_waits_for_it(chromium: Any, page_file:
         document.dispatchEvent(new DragEvent('drop', { dataTransfer: given }));
         done(document.body.dataset.ready === undefined);
     }))"""
-    page.wait_for_selector("#answers", state="attached")
+    while page.evaluate("() => typeof take") != "function":  # the page's own program runs
+        pass
     assert page.evaluate(drop)  # it was not ready yet
     page.locator("#answers li[data-done] [data-probability]").first.wait_for(timeout=60_000)
 

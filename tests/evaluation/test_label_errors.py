@@ -32,6 +32,12 @@ def test_a_hand_worked_case() -> None:
     assert (found.images_m.tolist(), found.classes_m.tolist()) == ([2, 5], [1, 0])
 
 
+def test_the_least_probable_label_comes_first() -> None:
+    """Not what is surest to be another class: image 1 is, and image 0 has the less probable label."""
+    probabilities = np.array([[0.05, 0.60, 0.35], [0.10, 0.90, 0.00], [0.80, 0.10, 0.10], [0.30, 0.55, 0.15]])
+    assert likely_label_errors(probabilities, np.array([0, 0, 0, 1])).images_m.tolist() == [0, 1]
+
+
 def test_a_class_that_the_network_hardly_knows_is_not_suspected_as_a_whole() -> None:
     """Its images are all answered as another class, but no surer than that class's own images are."""
     probabilities = np.array([[0.9, 0.1]] * 20 + [[0.6, 0.4]] * 20)

@@ -98,7 +98,7 @@ def likely_label_errors(probabilities_nk: np.ndarray, labels_n: np.ndarray) -> S
 
         t_k = mean of p_k over the images labelled k, at most 0.8
         image i looks like  c = argmax of p_ik over the classes with p_ik >= t_k
-        it is suspected if  p_ic > p of its label;  order: p of its label - p_ic, ascending
+        it is suspected if  p_ic > p of its label;  order: p of its label, ascending
 
     A class without images has no threshold, and no image looks like it.
     Source: confident learning, Northcutt et al. (arXiv 1911.00068). Differs: there is no upper bound there, and of a
@@ -113,7 +113,7 @@ def likely_label_errors(probabilities_nk: np.ndarray, labels_n: np.ndarray) -> S
     classes_n = confident_nk.argmax(1)
     margins_n = own_n - confident_nk[rows_n, classes_n]
     suspects = np.flatnonzero(margins_n < 0)
-    suspects = suspects[np.argsort(margins_n[suspects], kind="stable")]
+    suspects = suspects[np.argsort(own_n[suspects], kind="stable")]
     return Suspected(suspects, classes_n[suspects])
 
 
