@@ -98,7 +98,7 @@ function still(bytes, kind) {
 function isTurnedWebp(bytes) {
   const exif = chunks(bytes, 12, 4).find(({ kind }) => kind === "EXIF");
   if (!exif) return false;
-  const text = String.fromCharCode(...bytes.subarray(exif.begin + 8, exif.end));
+  const text = String.fromCharCode(...bytes.subarray(exif.begin + 8, Math.min(exif.end, exif.begin + 4096)));
   return /\x12\x01\x03\0\x01\0\0\0[\x02-\x08]\0|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]/.test(text);
 }
 

@@ -41,7 +41,7 @@ def mount_page(gradio: Any, app: Any, models: Sequence[Shown]) -> None:
     with gradio.Blocks(
         title="ceit web", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)
     ) as blocks:
-        gradio.HTML(f"<h1>What is on this picture?</h1><p>{_PRIVATE}</p>")
+        gradio.HTML(f"<h1>What is in this picture?</h1><p>{_PRIVATE}</p>")
         picture = gradio.Image(
             label="picture",
             placeholder="Drop an image file here to upload",  # the words that gradio tells a screen reader,
