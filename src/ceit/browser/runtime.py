@@ -14,7 +14,6 @@ VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web@{VERSION}"
 _ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"
 _NPM = f"npm:{PACKAGE}/{_ARCHIVE}"
-_WEB = f"https://cdn.jsdelivr.net/npm/{PACKAGE}/dist"
 _SHA256 = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
@@ -29,7 +28,7 @@ class Runtime(NamedTuple):
 
 
 def fetch_runtime() -> Runtime:
-    """The files out of the cache, else out of the npm package: from CEIT_DATA_MIRROR, npm, or a server of its files.
+    """The files out of the cache, else out of the npm package: from CEIT_DATA_MIRROR or npm.
 
     Raises: ConnectionError naming what was tried, if none has the files with the right hashes; OSError as the cache.
     """
@@ -39,7 +38,7 @@ def fetch_runtime() -> Runtime:
     except (OSError, ValueError):
         _make(folder)
     failures = []
-    for get in (_from_mirror, _from_npm, _from_web):
+    for get in (_from_mirror, _from_npm):
         try:
             files = get(folder)
             runtime = _checked(files)
@@ -70,12 +69,6 @@ def _from_mirror(folder: Path) -> dict[str, bytes]:
 def _from_npm(folder: Path) -> dict[str, bytes]:
     get_files({_NPM: folder / _ARCHIVE})
     return _unpacked(folder / _ARCHIVE)
-
-
-def _from_web(folder: Path) -> dict[str, bytes]:
-    parts = {name: folder / f"{name}.download" for name in _SHA256}
-    get_files({f"{_WEB}/{name}": part for name, part in parts.items()})
-    return {name: _taken(part) for name, part in parts.items()}
 
 
 def _unpacked(archive: Path) -> dict[str, bytes]:
