@@ -54,8 +54,8 @@ def test_at_first_the_head_moves_and_nothing_else_then_everything(pretrained: Pa
             has_state = {id(parameter) for parameter in learner.optimizer.state}
             assert has_state == {id(parameter) for parameter in learner.model.get_submodule("head").parameters()}
             assert {name for name, p in learner.model.named_parameters() if p.requires_grad} == HEAD
-            assert learner.ema is not None
-            assert moved(states[0], learner.ema.module.state_dict()) == HEAD
+            assert learner.average is not None
+            assert moved(states[0], learner.average.module.state_dict()) == HEAD
     assert moved(states[0], states[1]) == moved(states[1], states[2]) == HEAD
     everything = moved(states[2], states[3])
     assert {"head.weight", "pos_embed", "patch_embed.norm.running_mean", "blocks.0.attn.qkv.weight"} <= everything

@@ -35,8 +35,9 @@ def batch_of(trainer: Trainer) -> tuple[Tensor, Tensor]:
 
 
 def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    kept = {key for key in before.keys() & after.keys() if torch.equal(before[key], after[key])}
-    return (before.keys() | after.keys()) - kept
+    """What has moved; a state of the optimizer begins with zeros."""
+    keys = before.keys() | after.keys()
+    return {key for key in keys if not torch.equal(before.get(key, torch.zeros_like(after[key])), after[key])}
 
 
 @pytest.fixture

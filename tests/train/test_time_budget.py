@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -123,7 +124,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     def timed_step(learner: Learner, images: Tensor, labels: Tensor, step: int) -> StepResult:
         clock.pass_(0.013 if step < 7 else 0.043)
         learner.schedule.step_update(step)
-        return StepResult(loss=1.0, right=0, images=len(labels), skipped=None, counts=False)
+        return StepResult(learner, step, len(labels), torch.tensor([len(labels), 0.0, 1.0, 1.0, 1.0]), torch.ones(1))
 
     def timed_evaluation(model: nn.Module, loader: Loader, **options: Any) -> Evaluation:
         clock.pass_(0.001 * loader.images)

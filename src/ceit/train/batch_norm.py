@@ -15,6 +15,37 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     return [statistic for norm in model.modules() if isinstance(norm, BatchNorm) for statistic in norm.buffers()]
 
 
+class JoinedStatistics:
+    """The running statistics of a network in one tensor for each dtype, of which every norm has its part as a view.
+
+    So a copy of all of them, and putting it back, are one call, however many norms there are. The network keeps its
+    names and values; made once the network lies where it stays.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found: dict[torch.dtype, list[tuple[nn.Module, str, Tensor]]] = {}
+        for norm in model.modules():
+            if isinstance(norm, BatchNorm):
+                for name, statistic in norm.named_buffers(recurse=False):
+                    found.setdefault(statistic.dtype, []).append((norm, name, statistic))
+        self.joined: list[Tensor] = []
+        for places in found.values():
+            joined = torch.cat([statistic.flatten() for _, _, statistic in places])
+            parts = joined.split([statistic.numel() for _, _, statistic in places])
+            for (norm, name, statistic), part in zip(places, parts, strict=True):
+                setattr(norm, name, part.view_as(statistic))
+            self.joined.append(joined)
+
+    def copy(self) -> list[Tensor]:
+        """The statistics as they are now, for ``put_back``."""
+        return [joined.clone() for joined in self.joined]
+
+    def put_back(self, before: list[Tensor], keep: Tensor) -> None:
+        """Make them what ``copy`` gave, unless the 0-dimensional ``keep`` on the device is true."""
+        for joined, copied in zip(self.joined, before, strict=True):
+            torch.where(keep, joined, copied, out=joined)
+
+
 def freeze_statistics(model: nn.Module) -> None:
     """Normalise by the running statistics and leave them as they are; ``model.train()`` undoes it."""
     for module in model.modules():

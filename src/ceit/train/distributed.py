@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from ceit.inference.device import default_device
 from ceit.train.config import TrainConfig
@@ -123,11 +123,20 @@ def total_of(values: list[float], accelerator: Accelerator) -> list[float]:
     """The sum of each value over all processes."""
     if accelerator.num_processes == 1:
         return values
-    # gloo and NCCL both sum float64, but not every accelerator has it
-    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    totals = torch.tensor(values, dtype=dtype, device=accelerator.device)
-    torch.distributed.all_reduce(totals)
-    return totals.tolist()
+    device = accelerator.device
+    return summed_(torch.tensor(values, dtype=widest_dtype(device), device=device), accelerator).tolist()
+
+
+def summed_(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """A tensor on the device, made the sum of all processes' in place."""
+    if accelerator.num_processes > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """For sums: float64, which gloo and NCCL both add up, but not every accelerator has."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def from_main(value: _Value) -> _Value:

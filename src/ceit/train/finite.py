@@ -1,4 +1,4 @@
-"""Where a loss or a gradient that is not finite comes from."""
+"""Where a loss that is not finite comes from."""
 
 from functools import partial
 from typing import Any
@@ -31,11 +31,3 @@ def source_in_forward(model: nn.Module, images_bchw: Tensor, autocast: Any) -> s
         for handle in handles:
             handle.remove()
     return f"module {found[0]}" if found else None
-
-
-def source_in_backward(model: nn.Module) -> str:
-    """The parameter whose gradient the backward pass, from the logits down, first spoilt."""
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"gradient of {name}"
-    return "the norm of the gradient"

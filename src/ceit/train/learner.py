@@ -8,8 +8,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ceit.data.preprocessing import Preprocessing
@@ -17,7 +16,8 @@ from ceit.data.splits import ImageDataset
 from ceit.inference.cores import FreeCores
 from ceit.messages import Say
 from ceit.model import CeiT
-from ceit.train.batch_norm import average_over_processes, freeze_statistics, running_statistics, warn_of_small_batches
+from ceit.train.average import MovingAverage
+from ceit.train.batch_norm import JoinedStatistics, average_over_processes, freeze_statistics, warn_of_small_batches
 from ceit.train.checkpoint import Parts
 from ceit.train.config import TrainConfig
 from ceit.train.distributed import shared_gradients
@@ -31,10 +31,10 @@ from ceit.weights import create_model
 class Learner:
     """What learns: a network with its objective, optimizer, schedule, loss scale and average of the weights.
 
-    ``network`` is ``model`` as it is trained: its gradients averaged over the processes, compiled if asked for. ``ema``
-    is the average of the weights, None without one; ``statistics`` are BatchNorm's, which a skipped step puts back.
-    ``checkpoints`` is where the run
-    saves its state, for advice; ``cores`` are followed before each step, None where the number of threads stays.
+    ``network`` is ``model`` as it is trained: its gradients averaged over the processes, compiled if asked for.
+    ``average`` is that of the weights, None without one; ``statistics`` are BatchNorm's, which a skipped step puts
+    back; ``suspected`` are the images of the last step that was skipped. ``checkpoints`` is where the run saves its
+    state, for advice; ``cores`` are followed before each step, None where the number of threads stays.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class Learner:
         if config.batch_norm == "sync" and accelerator.num_processes > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is one itself
         warn_of_small_batches(model, min(self.share, self.device_batch_size or self.share), config.batch_norm, say)
-        copied = config.ema.batch_norm == "copy"
-        average = {"decay": config.ema.decay, "use_warmup": config.ema.warmup, "exclude_buffers": copied}
-        self.ema = ModelEmaV3(model, **average) if config.ema.decay else None
+        self.statistics = JoinedStatistics(model)
+        self.parameters = list(model.parameters())
+        self.suspected = torch.empty(0)
+        self.average = MovingAverage(model, config.ema) if config.ema.decay else None
         self.network = shared_gradients(model, accelerator)
         if config.compile:
             self.network = cast("nn.Module", torch.compile(self.network, dynamic=False))
         self.optimizer = make_optimizer(model, config)
         self.scaler = GradScaler(device.type, enabled=config.precision == "fp16")
-        self.statistics = running_statistics(model)
         weights_k = None
         if config.class_weights != "none":
             weights_k = balanced_weights(run.train.labels, len(class_names)).to(device)
@@ -103,12 +103,12 @@ class Learner:
 
     def parts(self) -> Parts:
         """What a checkpoint holds."""
-        networks = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
+        networks = {"model": self.model} | ({} if self.average is None else {"ema": self.average.module})
         return Parts(networks, self.optimizer, self.scaler)
 
     def candidates(self) -> dict[str, nn.Module]:
         """The networks that can be kept: raw weights, and their average."""
-        return {"raw": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
+        return {"raw": self.model} | ({} if self.average is None else {"ema": self.average.module})
 
     def plan(self, steps: int) -> None:
         """Take so many steps in all: with the last one the learning rate reaches its end."""
@@ -137,6 +137,12 @@ class Learner:
             for parameter in self.behind_the_head:
                 parameter.requires_grad_(not head_only)
             self.start_training()
+
+    def suspect(self, images_bchw: Tensor, unless: Tensor) -> None:
+        """Keep a step's images if it was skipped, as the device knows: what was not finite is looked for afterwards."""
+        if self.suspected.shape != images_bchw.shape:
+            self.suspected = torch.empty_like(images_bchw)
+        torch.where(unless, self.suspected, images_bchw, out=self.suspected)
 
     def start_training(self) -> None:
         """Training mode, with BatchNorm as the options say; that of evaluation while only the head learns."""

@@ -40,8 +40,8 @@ def put_back(trainer: Trainer) -> Iterator[None]:
         learner.optimizer.load_state_dict(optimizer)
         if scaler:
             learner.scaler.load_state_dict(scaler)
-        if learner.ema is not None:
-            learner.ema.set(learner.model)
+        if learner.average is not None:
+            learner.average.begin_again()
 
 
 def device_batch_that_fits(trainer: Trainer) -> int | None:
@@ -124,7 +124,7 @@ def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
     batches, is_over = _batches(trainer), False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()
-        train_step(trainer.learner, *next(batches), trainer.learner.first_steps + len(times))
+        train_step(trainer.learner, *next(batches), trainer.learner.first_steps + len(times)).read()
         times.append(time.perf_counter() - began)
         is_over = len(times) == 1 + ahead + TIMED_STEPS or sum(times) > limit_seconds
         is_over = from_main(is_over)

@@ -4,34 +4,73 @@ Letters: ``B`` batch, ``C`` channels, ``H W`` pixels.
 """
 
 import math
-from contextlib import nullcontext
-from typing import NamedTuple, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from ceit.model.ceit import CeiT
 from ceit.train.checkpoint import checkpoints_in
-from ceit.train.distributed import from_all, total_of
-from ceit.train.finite import source_in_backward, source_in_forward
+from ceit.train.distributed import from_all, summed_, widest_dtype
+from ceit.train.finite import source_in_forward
 from ceit.train.learner import Learner
 from ceit.train.objective import seed_of
 
 
-class StepResult(NamedTuple):
-    """What a step gave, over all processes: the mean loss, images recognised (0 if mixed) and seen.
+class StepResult:
+    """What a step gave, over all processes. It stays on the device until it is asked for: to ask waits for the step.
 
-    ``skipped`` names what was not finite, None if the weights have moved; ``counts`` says whether that is a fault of
-    the run: an overflow that a smaller loss scale cures is not.
+    ``loss`` is the mean, ``right`` the images recognised (0 if mixed), of ``images``. ``skipped`` names what was not
+    finite, None if the weights have moved; ``counts`` says whether that is a fault of the run: an overflow that a
+    smaller loss scale cures is not.
     """
 
-    loss: float
-    right: int
-    images: int
-    skipped: str | None
-    counts: bool
+    def __init__(self, learner: Learner, step: int, images: int, numbers: Tensor, gradient_norms_p: Tensor) -> None:
+        self.step, self.images = step, images
+        self.numbers, self.gradient_norms_p = numbers, gradient_norms_p
+        self._learner, self._read, self._source = learner, list[float](), None
+
+    @property
+    def loss(self) -> float:
+        """The mean loss over all processes."""
+        return self.read()[0] / self.images
+
+    @property
+    def right(self) -> int:
+        """Images whose label has the largest logit."""
+        return int(self.read()[1])
+
+    @property
+    def skipped(self) -> str | None:
+        """The place that was not finite, looked for when it is first asked for, in all processes at once."""
+        if self.read()[2]:
+            return None
+        if self._source is None:
+            self._source = _source(self._learner, self.step, self.read()[3] > 0, self.gradient_norms_p)
+        return self._source
+
+    @property
+    def counts(self) -> bool:
+        """Whether the step was skipped for more than a loss scale that was too large."""
+        loss_sum, _, moved, _, scale = self.read()
+        return not moved and (not math.isfinite(loss_sum) or scale <= 1)
+
+    def read(self) -> list[float]:
+        """The numbers on the host, brought there once."""
+        if not self._read:
+            bring_to_host([self])
+        return self._read
+
+
+def bring_to_host(results: list[StepResult]) -> None:
+    """Read the numbers of several steps in one copy."""
+    if results:
+        rows = torch.stack([result.numbers for result in results]).tolist()
+        for result, row in zip(results, rows, strict=True):
+            result._read = row
 
 
 def train_step(
@@ -40,16 +79,22 @@ def train_step(
     """One optimizer step on this process's share of a batch, at the schedule's rate unless another is given.
 
     Every random number in it (drop path, mixing) is a function of (seed, step, process). If the loss or the gradient is
-    not finite, nothing moves: no weight, average, optimizer state or BatchNorm statistic.
+    not finite, nothing moves: no weight, average, optimizer state or BatchNorm statistic. The device decides that, so
+    the host does not wait for it; optimizers that cannot be told by the device wait for this one flag.
 
     Raises: ValueError, which names the option, if the device's memory does not hold it.
     """
-    small_hw = learner.small_hw(step)
     try:
-        with nullcontext() if small_hw is None else cast("CeiT", learner.model).at_size(small_hw):
+        with _at_step_size(learner, step):
             return _step(learner, images_bchw, labels_b, step, learning_rate)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"out of memory: {_out_of_memory(learner)}") from error
+
+
+def _at_step_size(learner: Learner, step: int) -> AbstractContextManager[Any]:
+    """The network takes this step's image size."""
+    small_hw = learner.small_hw(step)
+    return nullcontext() if small_hw is None else cast("CeiT", learner.model).at_size(small_hw)
 
 
 def _out_of_memory(learner: Learner) -> str:
@@ -67,46 +112,47 @@ def _out_of_memory(learner: Learner) -> str:
 def _step(
     learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int, learning_rate: float | None
 ) -> StepResult:
-    torch.manual_seed(seed_of(learner.config.seed, step, learner.accelerator.process_index))
+    _seed(learner, step)
     if learner.cores is not None:
         learner.cores.follow()
     learner.begin_step(step)
     if learning_rate is not None:
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-    statistics = [statistic.clone() for statistic in learner.statistics]
+    statistics = learner.statistics.copy()
     images_bchw, labels = _on_device(learner, images_bchw, labels_b, step)
     if (small_hw := learner.small_hw(step)) is not None:
         images_bchw = F.interpolate(images_bchw, small_hw, mode="bilinear", antialias=True)
-    local_loss, right = _gradients(learner, learner.network, images_bchw, labels, learner.device_batch_size)
-    norm = _gradient_norm(learner)
-    share = len(labels_b)
-    loss_sum, all_right, images = total_of([local_loss * share, right, share], learner.accelerator)
-    skipped, scale, finite = None, learner.scaler.get_scale(), math.isfinite(loss_sum)
-    if finite and math.isfinite(norm):
-        learner.scaler.step(learner.optimizer)
-        if learner.ema is not None:
-            learner.ema.update(learner.model, step=step + 1)
-    else:
-        skipped = _source(learner, images_bchw, math.isfinite(local_loss))
-        for statistic, before in zip(learner.statistics, statistics, strict=True):
-            statistic.copy_(before)
+    local = _gradients(learner, learner.network, images_bchw, labels, learner.device_batch_size)
+    norms_p, norm = _gradient_norms(learner)
+    totals = summed_(local.clone(), learner.accelerator)
+    moved = totals[0].isfinite() & norm.isfinite()
+    scale = learner.scaler.scale(torch.ones_like(totals[0]))
+    _move(learner, moved)
+    learner.statistics.put_back(statistics, keep=moved)
+    if learner.average is not None:
+        learner.average.follow(step + 1, moved)
+    learner.suspect(images_bchw, unless=moved)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
-    counts = skipped is not None and (not finite or scale <= 1)
-    return StepResult(loss_sum / images, int(all_right), int(images), skipped, counts)
+    numbers = torch.stack([*totals, moved.to(totals), local[0].isfinite().to(totals), scale.to(totals)])
+    return StepResult(learner, step, len(labels_b) * learner.accelerator.num_processes, numbers, norms_p)
 
 
 def step_alone(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int, device_batch_size: int) -> None:
     """All that a step computes, to see whether it can: without the other processes, and whatever comes out of it."""
     images_bchw, labels = _on_device(learner, images_bchw, labels_b, step)
     _gradients(learner, learner.model, images_bchw, labels, device_batch_size)
-    _gradient_norm(learner)
+    _, norm = _gradient_norms(learner)
     learner.optimizer.step()
-    if learner.ema is not None:
-        learner.ema.update(learner.model, step=step + 1)
+    if learner.average is not None:
+        learner.average.follow(step + 1, norm.isfinite())
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
+
+
+def _seed(learner: Learner, step: int) -> None:
+    torch.manual_seed(seed_of(learner.config.seed, step, learner.accelerator.process_index))
 
 
 def _on_device(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -119,11 +165,12 @@ def _on_device(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: in
 
 def _gradients(
     learner: Learner, network: nn.Module, images_bchw: Tensor, labels: Tensor, device_batch_size: int | None
-) -> tuple[float, int]:
-    """Gradients of the mean loss over the batch, part by part if it does not fit; the loss, and images recognised."""
+) -> Tensor:
+    """Gradients of the mean loss over the batch, part by part if it does not fit; the loss of all images and how many
+    were recognised, ``(2,)``."""
     share = len(images_bchw)
     size = device_batch_size or share
-    loss_sum, right = 0.0, 0
+    sums = torch.zeros(2, dtype=widest_dtype(images_bchw.device), device=images_bchw.device)
     for start in range(0, share, size):
         part = slice(start, start + size)
         is_last = start + size >= share
@@ -135,31 +182,67 @@ def _gradients(
             loss = learner.objective.loss(logits, targets)
             images = len(logits)
             learner.scaler.scale(loss * (images / share) if images < share else loss).backward()
-        loss_sum += loss.item() * images
+        sums[0] += loss.detach().to(sums) * images
         if labels.dim() == 1:
-            right += int((logits.detach().argmax(1) == labels[part]).sum())
-    return loss_sum / share, right
+            sums[1] += (logits.detach().argmax(1) == labels[part]).sum()
+    return sums
 
 
-def _gradient_norm(learner: Learner) -> float:
-    """The norm of the whole gradient, of before it is clipped."""
+def _gradient_norms(learner: Learner) -> tuple[Tensor, Tensor]:
+    """The norm of each parameter's gradient ``(P,)``, 0 where there is none, and of all of it, before it is clipped."""
     learner.scaler.unscale_(learner.optimizer)
+    parameters = learner.parameters
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = iter(torch._foreach_norm(gradients))
+    nothing = torch.zeros((), dtype=learner.dtype, device=learner.accelerator.device)
+    norms_p = torch.stack([nothing if parameter.grad is None else next(norms) for parameter in parameters])
+    norm = torch.linalg.vector_norm(norms_p)
     if learner.config.clip_norm > 0:
-        return float(clip_grad_norm_(learner.network.parameters(), learner.config.clip_norm))
-    gradients = (parameter.grad for parameter in learner.network.parameters())
-    return float(get_total_norm([gradient for gradient in gradients if gradient is not None]))
+        clip_grads_with_norm_(parameters, learner.config.clip_norm, norm)
+    return norms_p, norm
 
 
-def _source(learner: Learner, images_bchw: Tensor, loss_is_finite: bool) -> str:
-    """What was not finite, found by the first process that met it."""
+def _move(learner: Learner, moved: Tensor) -> None:
+    """The optimizer's step, or none."""
+    optimizer = learner.optimizer
+    if getattr(optimizer, "_step_supports_amp_scaling", False):  # fused: torch's way to leave it to the device
+        flags = {"grad_scale": None, "found_inf": 1 - moved.float()}
+        for name, value in flags.items():
+            setattr(optimizer, name, value)
+        optimizer.step()
+        for name in flags:
+            delattr(optimizer, name)
+    elif moved:
+        optimizer.step()
+
+
+def _source(learner: Learner, step: int, loss_is_finite: bool, gradient_norms_p: Tensor) -> str:
+    """What was not finite in a skipped step, found by the first process that met it.
+
+    A gradient is known from the step itself. For a loss the network computes the images of the last skipped step again,
+    with the weights of now: they are those of the step if its result is read before the next one.
+    """
     if learner.config.batch_norm == "sync" and learner.accelerator.num_processes > 1:
         return "the loss or the gradient"  # looking closer would need all processes at once
     process = learner.accelerator.process_index
     if loss_is_finite:
-        found = source_in_backward(learner.model)
+        found = _source_in_backward(learner, gradient_norms_p)
     else:
-        parts = images_bchw.split(learner.device_batch_size or len(images_bchw))
-        sources = (source_in_forward(learner.model, part, learner.autocast()) for part in parts)
-        found = next((source for source in sources if source is not None), "the loss")
+        statistics = learner.statistics.copy()
+        _seed(learner, step)
+        parts = learner.suspected.split(learner.device_batch_size or len(learner.suspected))
+        with _at_step_size(learner, step):
+            sources = (source_in_forward(learner.model, part, learner.autocast()) for part in parts)
+            found = next((source for source in sources if source is not None), "the loss")
+        learner.statistics.put_back(statistics, keep=torch.tensor(False))
     own = (loss_is_finite, process, found)  # a loss comes before the gradients that it spoils everywhere
     return min(from_all(own))[2]
+
+
+def _source_in_backward(learner: Learner, gradient_norms_p: Tensor) -> str:
+    """The parameter whose gradient the backward pass, from the logits down, first spoilt."""
+    names = [name for name, _ in learner.model.named_parameters()]
+    for name, is_finite in zip(reversed(names), reversed(gradient_norms_p.isfinite().tolist()), strict=True):
+        if not is_finite:
+            return f"gradient of {name}"
+    return "the norm of the gradient"

@@ -30,7 +30,7 @@ from ceit.train.learner import Learner, MakeModel, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run_directory import RunDirectory, SavedRun
-from ceit.train.step import StepResult, train_step
+from ceit.train.step import StepResult, bring_to_host, train_step
 from ceit.train.time_budget import TimeBudget
 from ceit.weights import load_checkpoint
 
@@ -68,6 +68,9 @@ class Trainer:
         self.learner = Learner(run, model, self.dataset.preprocessing, accelerator, checkpoints, cores, say)
         self.progress = Progress(steps=run.steps)
         self.budget: TimeBudget | None = None
+        self.unread: list[StepResult] = []
+        # a CPU has computed a step when it returns; another device goes on while its results wait to be read
+        self.read_every = 1 if accelerator.device.type == "cpu" else run.config.log_every_steps
 
     def fit(self) -> None:
         """Train from ``progress`` to the last epoch, or to where the accuracy has stopped rising.
@@ -105,16 +108,21 @@ class Trainer:
                 break
             waited = time.perf_counter() - asked
             result = train_step(self.learner, *batch, progress.step)
+            self.unread.append(result)
             progress.step += 1
             progress.batch += 1
+            is_read = progress.step % self.read_every == 0
+            if is_read:
+                self._read_steps()
             progress.elapsed_seconds = time.perf_counter() - began
-            self._count(result)
             self.log.step(progress, self.learner, result, waited)
-            self._stop_if_asked(received)
+            if is_read or self.accelerator.num_processes == 1:  # several agree on it, and wait for that
+                self._stop_if_asked(received)
             self._keep_within_the_budget()
             is_last = progress.batch == len(self.train_loader) or progress.step == progress.steps
             if every and progress.step % every == 0 and not is_last:
                 self.save()
+        self._read_steps()
 
     def _end_epoch(self) -> float:
         """Validation of raw and averaged weights, the best of them kept, the state saved; the validation's seconds."""
@@ -140,6 +148,7 @@ class Trainer:
 
     def save(self) -> None:
         """The full state of the run, written by the main process."""
+        self._read_steps()
         self.learner.average_statistics()
         processes, keep = self.accelerator.num_processes, self.run.config.keep_checkpoints
         self.directory.save_state(self.progress, self.learner.parts(), processes, keep)
@@ -263,9 +272,16 @@ class Trainer:
             self.plan(steps)
             self.log.record({"event": "plan", "step": progress.step, "steps": steps})
 
+    def _read_steps(self) -> None:
+        """Wait for the steps that have not been read yet, and count them in order."""
+        unread, self.unread = self.unread, []
+        bring_to_host(unread)
+        for result in unread:
+            self._count(result)
+
     def _count(self, result: StepResult) -> None:
         """Add a step to the epoch's sums, or note that it was skipped, and stop if that goes on."""
-        progress, limit = self.progress, self.run.config.max_skipped_steps
+        progress, limit, step = self.progress, self.run.config.max_skipped_steps, result.step + 1
         if result.skipped is None:
             progress.skipped_in_row = 0
             progress.loss_sum += result.loss * result.images
@@ -273,14 +289,14 @@ class Trainer:
             progress.images += result.images
             return
         epoch = progress.epoch + 1
-        self.log.record({"event": "skipped", "step": progress.step, "epoch": epoch, "not_finite": result.skipped})
+        self.log.record({"event": "skipped", "step": step, "epoch": epoch, "not_finite": result.skipped})
         if not result.counts:
             return
-        self.say(f"step {progress.step} was skipped: {result.skipped} is not finite")
+        self.say(f"step {step} was skipped: {result.skipped} is not finite")
         progress.skipped_in_row += 1
         if progress.skipped_in_row >= limit:
             raise ValueError(
-                f"{limit} steps in a row up to step {progress.step} had no finite loss or gradient, in the last "
+                f"{limit} steps in a row up to step {step} had no finite loss or gradient, in the last "
                 f"{result.skipped}: lower peak_lr {self.run.config.peak_lr} or set clip_norm in a new run, which may "
                 "start from this one's weights with initial_checkpoint; the last checkpoint is intact"
             )
