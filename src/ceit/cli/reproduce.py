@@ -125,8 +125,8 @@ def print_plan(study: Study, scale: Scale, places: Places, command: str, counted
     Returns the measured seconds that are left, 0 for a cluster's sets.
     Raises: ValueError for a cluster's study on data without a name.
     """
-    rates = chosen_rates(study, scale, places)
-    assumed = rates or dict.fromkeys(FAMILIES, study.rates_at(scale)[len(study.rates_at(scale)) // 2])
+    rates = chosen_rates(scale, places)
+    assumed = rates or dict.fromkeys(FAMILIES, scale.learning_rates[len(scale.learning_rates) // 2])
     cells = study.cells(scale, assumed)
     if any(cell.data in PUBLISHED for cell in cells):
         if unnamed := [cell.data for cell in cells if cell.data not in (*PUBLISHED, *SETS)]:

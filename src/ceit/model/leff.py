@@ -45,7 +45,7 @@ class LocallyEnhancedFeedForward(nn.Module):
             raise ValueError(
                 f"{tokens_btd.shape[1]} tokens must be 1 + {grid[0]} * {grid[1]}, the class token and the grid"
             )
-        class_b1d, patches_bnd = tokens_btd[:, :1], tokens_btd[:, 1:]
+        class_b1d, patches_bnd = tokens_btd.split([1, grid[0] * grid[1]], dim=1)
         map_behw = to_map(self.expand(patches_bnd), grid)
         map_behw = gelu(self.expand_norm(map_behw))
         map_behw = gelu(self.depthwise_norm(self.depthwise(map_behw)))

@@ -5,7 +5,6 @@ A study is a YAML file, the package's own under ``ceit/studies``:
     title, question, paper   words for the tables
     scales                   where it can run, of those in ``ceit/studies/scales.yaml``; all unless given
     seeds                    scale to number of seeds; the scale's own number unless given
-    choose_from              scale to those of its learning rates that may be chosen; all unless given
     arms                     name to what differs from the scale's options:
       options                  of recipes, nested as there; geometry fields join the scale's
       at                       scale to further options
@@ -106,14 +105,13 @@ class Study:
     compare: list[tuple[str, str]] = field(default_factory=list)
     scales: list[str] = field(default_factory=list)
     seeds: dict[str, int] = field(default_factory=dict)
-    choose_from: dict[str, list[float]] = field(default_factory=dict)
     figure: Literal["points", "curves"] = "points"
 
     def arms_at(self, scale: Scale) -> list[Arm]:
         """The arms, those for each learning rate written out."""
         found: list[Arm] = []
         for arm in self.arms:
-            for rate in self.rates_at(scale) if arm.each_learning_rate else []:
+            for rate in scale.learning_rates if arm.each_learning_rate else []:
                 options = arm.options | {"peak_lr": rate}
                 found.append(replace(arm, name=f"{arm.name}, {rate:g}", options=options, tuned_as=None))
             if not arm.each_learning_rate:
@@ -141,10 +139,6 @@ class Study:
             options |= {"peak_lr": rates[arm.tuned_as]}
         return Cell(self.name, scale.name, arm.name, seed, arm.data or scale.data, options | {"seed": seed}, recipe)
 
-    def rates_at(self, scale: Scale) -> list[float]:
-        """The learning rates that its families choose from."""
-        return self.choose_from.get(scale.name, scale.learning_rates)
-
     @property
     def tuned(self) -> bool:
         """Whether an arm takes a learning rate from the study of learning rates."""
@@ -171,18 +165,12 @@ class Study:
 
     def _check(self) -> None:
         where, known = f"study {self.name}", scales()
-        for scale in (*self.scales, *self.seeds, *self.choose_from, *(scale for arm in self.arms for scale in arm.at)):
+        for scale in (*self.scales, *self.seeds, *(scale for arm in self.arms for scale in arm.at)):
             if scale not in known:
                 raise ValueError(f"{where}: {unknown('scale', str(scale), known)}")
         for scale, number in self.seeds.items():
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{where}: seeds of {scale} {number!r} must be a whole number, at least 1")
-        for scale, chosen in self.choose_from.items():
-            tried = known[scale].learning_rates
-            if not isinstance(chosen, list) or not chosen or not all(rate in tried for rate in chosen):
-                raise ValueError(
-                    f"{where}: choose_from of {scale} {chosen!r} must hold some of its learning rates, {tried}"
-                )
         if len({slug(arm.name) for arm in self.arms}) < len(self.arms):
             raise ValueError(f"{where}: two arms differ in punctuation alone, but their files are named after them")
         by_name: dict[str, Arm] = {}

@@ -67,7 +67,7 @@ def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
     of_code = f" {len(versions)} versions of the code." if len(versions) > 1 else ""
     number = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
     if study.tuned:
-        rates = ", ".join(f"{rate:g}" for rate in study.rates_at(scales()[scale]))
+        rates = ", ".join(f"{rate:g}" for rate in scales()[scale].learning_rates)
         families = " and for ".join(sorted({arm.tuned_as for arm in study.arms if arm.tuned_as}))
         parts.append(f"Learning rates: of {rates} the best for {families}, by validation accuracy of one seed.")
     parts.append(f"{number} on {scale}: {scales()[scale].about}. Measured on {'; '.join(machines)}.{of_code}")

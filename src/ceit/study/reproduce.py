@@ -27,11 +27,11 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
 
     ``wait``, and what it raises: as ``run_cells``; Interrupted after saving.
     """
-    rates = chosen_rates(study, scale, places)
+    rates = chosen_rates(scale, places)
     if study.tuned and rates is None:
         say(f"the learning rates of {scale.name} are chosen first: study {TUNING}")
         reproduce(load_study(TUNING), scale, places, say, show)
-        rates = chosen_rates(study, scale, places)
+        rates = chosen_rates(scale, places)
     cells, say_once = study.cells(scale, rates or {}), cache(say)
     needed = {arm for cell in cells for arm in cell.needs}  # their models too, not only what they found
 
@@ -53,14 +53,13 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
     return cells
 
 
-def chosen_rates(study: Study, scale: Scale, places: Places) -> dict[str, float] | None:
-    """The learning rate of each family, of those that a study chooses from, that gave the best validation accuracy.
+def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
+    """The learning rate of each family, of the scale's, that gave the best validation accuracy.
 
-    None until all of these were tried. Raises: ValueError as ``read_cell``.
+    None until all were tried. Raises: ValueError as ``read_cell``.
     """
-    tuning = replace(load_study(TUNING), choose_from=study.choose_from)
     scores: dict[str, dict[float, float]] = {family: {} for family in FAMILIES}
-    for cell in tuning.cells(scale, {}):
+    for cell in load_study(TUNING).cells(scale, {}):
         record = read_cell(places.results, cell)
         if record is None:
             return None
