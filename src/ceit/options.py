@@ -72,6 +72,7 @@ def require_types(of: type, values: Mapping[str, Any], prefix: str = "") -> None
         parts = parts_of(hint)
         if not fits(value, hint):
             choices = [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+            choices += ["true", "false"] if choices and bool in parts else []
             if choices and (isinstance(value, str) or len(parts) == 1):
                 raise ValueError(unknown(name, str(value), choices))
             raise ValueError(f"{name} {value!r} must be {wanted(hint)}")

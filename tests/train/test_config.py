@@ -61,7 +61,10 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
         (["--data", "digits", "--output", "x", "stray"], "unrecognized arguments: stray"),
         (["--data", "digits", "--output", "x", "--seed"], "--seed expected one argument"),
         (["--data", "digits", "--output", "x", "--peak_lr=high"], "--peak-lr high must be a number"),
-        (["--data", "digits", "--output", "x", "--compile", "perhaps"], "--compile perhaps must be true or false"),
+        (
+            ["--data", "digits", "--output", "x", "--compile", "perhaps"],
+            "--compile perhaps must be true or false or auto",
+        ),
         (["--data", "digits", "--output", "x", "--ema", "0.9"], "--ema 0.9 must be a mapping"),
     ],
 )

@@ -22,7 +22,7 @@ from tests.train.conftest import MakeTrainer
         ("MIXED_PRECISION", "fp16", {"precision": "bf16"}, "mixed precision fp16, the options for precision bf16"),
         ("MIXED_PRECISION", "fp8", {"precision": "bf16"}, "--precision alone decides, so set the launcher's mixed"),
         ("MIXED_PRECISION", "bf16", {}, "mixed precision bf16, the options for precision auto"),
-        ("DYNAMO_BACKEND", "INDUCTOR", {}, "the dynamo backend inductor, the options for compile false"),
+        ("DYNAMO_BACKEND", "INDUCTOR", {}, "the dynamo backend inductor, the options for compile auto"),
         (
             "DYNAMO_BACKEND",
             "AOT_EAGER",

@@ -212,8 +212,9 @@ class TrainConfig:
     gradients are added up. auto: as many as fit. null: the whole batch at once."""
     grad_checkpointing: bool = False
     """Save memory: compute each block's activations again in the backward pass. This takes more time."""
-    compile: bool = False
-    """Let torch.compile fuse the forward and backward pass. The first step then takes a minute or two."""
+    compile: bool | Literal["auto"] = "auto"
+    """Let torch.compile fuse the forward and backward pass. The first step then takes a minute or two. auto: on a GPU
+    with a compiler, in runs of at least 1,000 steps."""
     deterministic: bool = False
     """Get the same bits in every run on the same machine. Some operations are then slower."""
     seed: Annotated[int, Limit("must be in [0, 2^32)", minimum=0, exclusiveMaximum=2**32)] = 0
@@ -261,7 +262,7 @@ class TrainConfig:
             return f"validation_percent {self.validation_percent} leaves nothing to select the best by: set select last"
         if self.select != "best" and self.early_stopping_epochs is not None:
             return f"early_stopping_epochs {self.early_stopping_epochs} needs select best"
-        if self.compile and self.grad_checkpointing:
+        if self.compile is True and self.grad_checkpointing:
             return "compile true does not go with grad_checkpointing true: choose speed or memory"
         for name in self.tracker or ():
             if name not in TRACKERS:

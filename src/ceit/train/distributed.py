@@ -83,7 +83,7 @@ def _refuse_another_computation(config: TrainConfig) -> None:
             f"the launcher asks for mixed precision {precision}, the options for precision {config.precision}: "
             "--precision alone decides, so set the launcher's mixed precision to no"
         )
-    if (backend := setting("DYNAMO_BACKEND")) not in ("no", "inductor" if config.compile else "no"):
+    if (backend := setting("DYNAMO_BACKEND")) not in ("no", "inductor" if config.compile is True else "no"):
         raise ValueError(
             f"the launcher asks for the dynamo backend {backend}, the options for compile "
             f"{str(config.compile).lower()}: set the launcher's dynamo backend to no, and --compile true to compile"

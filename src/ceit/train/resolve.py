@@ -6,8 +6,11 @@ changes an option again.
 """
 
 import hashlib
+import os
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,6 +33,8 @@ from ceit.train.run_directory import SavedRun, has_options_of
 from ceit.train.trackers import chosen_trackers
 from ceit.weights.stored import is_shipped_name
 
+COMPILED_STEPS = 1000  # of a run, from which on compiling pays by estimate
+COMPILED_SECONDS = 900.0  # of a time budget
 _OVERFIT_ORDER = -2  # no epoch of training has this number, nor has the cut of the validation images
 
 
@@ -136,11 +141,31 @@ def resolve(
     config = replace(config, epochs=epochs, img_size=dataset.img_size, in_chans=dataset.in_chans)
     run = ResolvedRun(config, absolute(data), images, train, validation, dtype, 0, batch_is_chosen)
     run = replace(run, steps=epochs * run.steps_per_epoch)
+    run = _with_kept_steps(run, saved, asked_epochs)
+    if config.compile == "auto":
+        compiled = from_main(compiles_by_itself(config, accelerator.device, run.steps))
+        run = replace(run, config=replace(run.config, compile=compiled))
+    if run.config.compile:
+        say("the network is compiled in the first step, which takes a minute or two")
+    return run
+
+
+def _with_kept_steps(run: ResolvedRun, saved: SavedRun | None, asked_epochs: float | None) -> ResolvedRun:
+    """The run in the steps that it was to take when it began, unless it is asked for other epochs now."""
     if saved is None or asked_epochs not in (None, saved.config["epochs"]):
         return run
-    if resumed is not None or has_options_of(saved.config, run.description()):
+    if saved.checkpoints or has_options_of(saved.config, run.description()):
         return run.in_steps(saved.config.get("steps", saved.config["epochs"] * run.steps_per_epoch))
     return run
+
+
+def compiles_by_itself(config: TrainConfig, device: torch.device, steps: int) -> bool:
+    """What ``compile auto`` means: on a GPU that torch's compiler knows, with what it needs installed, in a run that is
+    long enough to win back the minutes of compiling. On two CPU cores compiled steps were not measurably faster."""
+    if device.type != "cuda" or steps < COMPILED_STEPS or config.grad_checkpointing or config.deterministic:
+        return False
+    has_compilers = find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc")))
+    return has_compilers and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:

@@ -30,7 +30,7 @@ from ceit.train.model_card import FILE as MODEL_CARD
 from ceit.train.model_card import FinishedRun, model_card
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
 from ceit.train.profiling import StepProfile
-from ceit.train.resolve import ResolvedRun, resolve
+from ceit.train.resolve import COMPILED_SECONDS, ResolvedRun, resolve
 from ceit.train.run_directory import RunDirectory
 from ceit.train.trackers import start_trackers
 from ceit.train.trainer import Trainer
@@ -134,7 +134,7 @@ def begun(
         say, show = _in_silence, _in_silence
     # another number of threads changes the order of sums, and what is compiled
     is_alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-    may_change_threads = is_alone and not config.deterministic and not config.compile
+    may_change_threads = is_alone and not config.deterministic and config.compile is not True
     with (
         directory.reserved(resume is not None, say),
         deterministic(config.deterministic),
@@ -146,6 +146,8 @@ def begun(
         if resumed is not None and time_budget_seconds is not None:
             time_budget_seconds, config = None, replace(config, epochs=resumed.config["epochs"])
             say("a resumed run keeps its number of steps: the time budget changes nothing")
+        if time_budget_seconds is not None and time_budget_seconds < COMPILED_SECONDS and config.compile == "auto":
+            config = replace(config, compile=False)
         run = resolve(config, data, accelerator, saved=saved, typed=typed, say=say)
         run = run if steps is None else run.in_steps(steps)
         parts: dict[str, Any] = {"cores": cores, "say": say, "show": show, "make_model": make_model}
