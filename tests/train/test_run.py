@@ -44,11 +44,12 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_step_line_tells_operations_from_its_images(finished: Result) -> None:
-    steps = [line for line in lines(finished.output) if line["event"] == "step"]
+    records = map(json.loads, (finished.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    steps = [line for line in records if line["event"] == "step"]
     operations = 6 * complexity(finished.model.config).macs
     assert len(steps) == 8
     for line in steps:
-        assert line["tflops"] == pytest.approx(operations * line["images_per_second"] / 1e12, rel=2e-3)
+        assert line["tflops"] == pytest.approx(operations * line["images_per_second"] / 1e12, rel=6e-3)
         assert "peak_memory_bytes" not in line  # it is of CUDA devices
 
 
