@@ -24,7 +24,7 @@ from ceit.inference.device import machine
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.run_directory import lines_of
 
-TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent")
+TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent", "tflops", "peak_memory_bytes")
 OPTIONS = {
     "model": "ceit_pico_patch4_32",
     "geometry.drop_path_rate": "0.1",

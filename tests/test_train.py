@@ -93,7 +93,7 @@ def test_help_shows_the_first_options_and_help_all_every_one(
     every = {*PLACES, *SWITCHES, *known_keys()} - set(SECTIONS)
     assert sorted(listed[1]) == sorted("--" + name.replace("_", "-") for name in every)
     titles = re.findall(r"^(\S.*):$", pages[1], re.MULTILINE)
-    assert titles == ["first options", *GROUPS.values(), "instead of training", "examples"]
+    assert titles == ["first options", *GROUPS.values(), "beside or instead of training", "examples"]
 
 
 def test_a_recipes_arguments_are_for_its_own_optimizer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,10 +214,11 @@ def gpu_table(result: Result) -> Iterable[str]:
         )
     machine, peak = result["machine"], result["peak"]
     devices = " beside ".join(filter(None, (machine["accelerator"], machine["processor"])))
+    rounds = result.get("rounds", len(peak["seconds"]))  # the peak has a turn in every round of every part
     yield ""
     yield (
         f"{devices}, torch {machine['torch']}, bf16, batches of "
-        f"{result['batch_size']}, medians of {len(peak['seconds'])} interleaved rounds. Peak: a product of "
+        f"{result['batch_size']}, medians of {rounds} interleaved rounds. Peak: a product of "
         f"{peak['size']} x {peak['size']} matrices in the same rounds, {peak['tflops']:.0f} TFLOP/s."
     )
 

@@ -92,6 +92,33 @@ def test_two_processes_train_the_head_first_as_one_does(alone: Path, tmp_path: P
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-9)
 
 
+def test_two_processes_that_compute_their_share_in_pieces_are_one(alone: Path, tmp_path: Path) -> None:
+    together = tmp_path / "run"
+    run(tmp_path, together, 2, **EXACT, device_batch_size="32")
+    torch.testing.assert_close(
+        load_file(together / "model.safetensors"), load_file(alone / "model.safetensors"), rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "is_static", "looks_for_unused"),
+    [
+        ({}, True, False),
+        ({"geometry": {"skip_dead": True}}, True, False),
+        ({"device_batch_size": 8}, False, False),
+        ({"device_batch_size": "auto", "geometry": {"skip_dead": True}}, False, True),
+        ({"freeze_epochs": 1.0, "initial_checkpoint": "a.safetensors"}, False, True),
+    ],
+)
+def test_unused_parameters_are_looked_for_in_every_step_only_where_they_may_change(
+    options: dict[str, Any], is_static: bool, looks_for_unused: bool
+) -> None:
+    ddp = make_accelerator(TrainConfig(**options)).ddp_handler
+    assert ddp is not None
+    assert (ddp.static_graph, ddp.find_unused_parameters) == (is_static, looks_for_unused)
+    assert ddp.gradient_as_bucket_view
+
+
 # Both processes write down the statistics that they evaluate with.
 WITNESS = """
 import os, sys, torch, ceit_cli

@@ -21,6 +21,7 @@ from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
 from ceit.evaluation.metrics import DivergedError, Evaluation, evaluate
 from ceit.messages import Say
+from ceit.model.complexity import complexity
 from ceit.train.config import Mixing
 from ceit.train.interruption import Interrupted
 from ceit.train.log import Show
@@ -29,7 +30,7 @@ from ceit.train.run import Result, begun, train
 from ceit.weights import load_checkpoint
 from tests.train.conftest import SMALL
 
-TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent")
+TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent", "tflops")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def lines(run: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def test_a_step_line_tells_operations_from_its_images(finished: Result) -> None:
+    records = map(json.loads, (finished.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    steps = [line for line in records if line["event"] == "step"]
+    operations = 6 * complexity(finished.model.config).macs
+    assert len(steps) == 8
+    for line in steps:
+        assert line["tflops"] == pytest.approx(operations * line["images_per_second"] / 1e12, rel=6e-3)
+        assert "peak_memory_bytes" not in line  # it is of CUDA devices
 
 
 def test_a_run_directory_holds_what_it_promises(finished: Result) -> None:

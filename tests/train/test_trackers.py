@@ -164,7 +164,7 @@ def test_the_project_of_wandb_is_that_of_its_variable(tmp_path: Path, monkeypatc
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    timing = ("images_per_second", "elapsed_seconds", "data_wait_percent")
+    timing = ("images_per_second", "elapsed_seconds", "data_wait_percent", "tflops")
     return {
         name: [(point.step, point.value) for point in events.Scalars(name)]
         for name in events.Tags()["scalars"]

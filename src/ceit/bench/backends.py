@@ -55,7 +55,6 @@ def training_step(model: nn.Module, *, bf16: bool, compiled: bool = False, fused
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss.item()
 
     return step
 

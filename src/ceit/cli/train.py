@@ -63,13 +63,14 @@ PLACES = {
 """Options of the command that are no options of a configuration."""
 SWITCHES = {
     "fast_dev_run": "Try everything out: one epoch of two batches, with evaluation and saving.",
+    "profile": "Also write where the time of a few steps goes, into profile/ in --output.",
     "lr_range_test": "Find a learning rate: take steps at rising rates and show what the loss does.",
     "print_config": "Print every option with its value, as a recipe.",
     "print_schema": "Print the JSON schema of recipes, for editors.",
     "help": "Print the options that matter first.",
     "help_all": "Print all options.",
 }
-"""What the command does instead of training to the end."""
+"""What the command does beside training, or instead of it."""
 FIRST = (*PLACES, "epochs", "model", "img_size", "peak_lr", "global_batch_size")
 """The options that ``--help`` shows."""
 GROUPS = {
@@ -115,6 +116,8 @@ def main(arguments: list[str]) -> None:
     budget_seconds = None if asked.time_budget is None else seconds_of(asked.time_budget) - age_seconds
     if asked.lr_range_test and asked.resume:
         raise ValueError("--lr-range-test starts from the initial weights: leave out --resume")
+    if asked.lr_range_test and asked.profile:
+        raise ValueError("--lr-range-test takes other steps than training: leave out --profile")
     keep_freed_memory()
     output = expanded(asked.output)
     if asked.lr_range_test:
@@ -133,6 +136,7 @@ def main(arguments: list[str]) -> None:
             typed=asked.typed,
             say=live.say,
             show=live.show,
+            profile=asked.profile,
         )
     if is_main:
         print_report(result)
@@ -283,7 +287,7 @@ def print_help(defaults: dict[str, Any], everything: bool) -> None:
         title = GROUPS.get(name, title)
         if name not in FIRST and name not in SECTIONS:
             groups.setdefault(title, []).append(name)
-    groups["instead of training"] = [*SWITCHES] if everything else ["print_config", "help_all"]
+    groups["beside or instead of training"] = [*SWITCHES] if everything else ["print_config", "help_all"]
     parser = Parser(__doc__)
     parser.conflict_handler = "resolve"  # all options include --help
     for title, names in groups.items():

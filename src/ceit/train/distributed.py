@@ -33,9 +33,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     for another computation than the options do.
     """
     _refuse_another_computation(config)
-    # BatchNorm statistics are averaged before they are used, see batch_norm
-    leaves_parameters_unused = bool(config.geometry.get("skip_dead", False)) or config.freeze_epochs > 0
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=leaves_parameters_unused)
+    learns_all_along = config.freeze_epochs == 0
+    # the first step of a static graph shows which parameters are unused; torch's breaks where steps come in pieces
+    is_static = learns_all_along and config.device_batch_size is None
+    leaves_parameters_unused = bool(config.geometry.get("skip_dead", False)) or not learns_all_along
+    ddp = DistributedDataParallelKwargs(
+        broadcast_buffers=False,  # BatchNorm statistics are averaged before they are used, see batch_norm
+        gradient_as_bucket_view=True,
+        static_graph=is_static,
+        find_unused_parameters=leaves_parameters_unused and not is_static,
+    )
     # without being told, accelerate takes several processes on a machine without a GPU for single ones
     accelerator = Accelerator(
         cpu=default_device().type == "cpu",

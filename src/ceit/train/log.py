@@ -3,12 +3,16 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from ceit.evaluation.metrics import Evaluation
+from ceit.model import CeiT
 from ceit.train.checkpoint import Progress
+from ceit.train.cost import macs
 from ceit.train.learner import Learner
 from ceit.train.run_directory import RunDirectory
 from ceit.train.step import StepResult
@@ -40,6 +44,7 @@ class RunLog:
         self.waited_seconds += waited_seconds
         if progress.step % learner.config.log_every_steps == 0:
             seconds, scaler = time.perf_counter() - self.began, learner.scaler
+            rate = self.images / seconds
             self.record(
                 {
                     "event": "step",
@@ -47,10 +52,11 @@ class RunLog:
                     "epoch": progress.epoch + 1,
                     "loss": result.loss if math.isfinite(result.loss) else None,
                     "learning_rate": learner.learning_rate(),
-                    "images_per_second": round(self.images / seconds, 1),
+                    "images_per_second": round(rate, 1),
                     "data_wait_percent": round(100 * self.waited_seconds / seconds, 3),
                     "elapsed_seconds": round(progress.elapsed_seconds, 2),
                 }
+                | of_each_device(learner, progress.step - 1, rate)
                 | ({"loss_scale": scaler.get_scale()} if scaler.is_enabled() else {})
             )
             self.begin_window()
@@ -81,6 +87,21 @@ class RunLog:
                 "elapsed_seconds": round(progress.elapsed_seconds, 2),
             }
         )
+
+
+def of_each_device(learner: Learner, step: int, images_per_second: float) -> dict[str, float]:
+    """Operations a second: two a multiply-accumulate, three passes, or one while only the head learns; of CUDA memory
+    the most that was in use at once."""
+    found: dict[str, float] = {}
+    model, accelerator = learner.model, learner.accelerator
+    if isinstance(model, CeiT):
+        small_hw = learner.small_hw(step)
+        geometry = model.config if small_hw is None else replace(model.config, img_size=small_hw)
+        flops = 2 * macs(geometry) * (1 if learner.head_only else 3)
+        found["tflops"] = float(f"{flops * images_per_second / accelerator.num_processes / 1e12:.4g}")
+    if accelerator.device.type == "cuda":
+        found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(accelerator.device)
+    return found
 
 
 def _scalars(line: dict[str, Any]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ceit.train.log import Show
 from ceit.train.model_card import FILE as MODEL_CARD
 from ceit.train.model_card import FinishedRun, model_card
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
+from ceit.train.profiling import StepProfile
 from ceit.train.resolve import COMPILED_SECONDS, ResolvedRun, resolve
 from ceit.train.run_directory import RunDirectory
 from ceit.train.trackers import start_trackers
@@ -62,12 +63,14 @@ def train(
     say: Say = _in_silence,
     show: Show = _in_silence,
     observe_test: Callable[[Tensor, Tensor], object] | None = None,
+    profile: bool = False,
     share_cores: bool = True,
 ) -> Result:
     """Train ``config.model`` on ``data`` (a name or a folder) into ``output``, and report on the test split.
 
     ``resume``, ``time_budget_seconds``, ``typed``, ``say``, ``show`` and ``share_cores`` are as in ``begun``.
-    ``observe_test`` gets logits and labels of the test split, batch by batch.
+    ``observe_test`` gets logits and labels of the test split, batch by batch. ``profile`` writes where the time of some
+    steps goes, see ``StepProfile``.
 
     Raises: ValueError and OSError as ``begun``; Interrupted (a KeyboardInterrupt) after saving.
     """
@@ -82,7 +85,8 @@ def train(
         show=show,
         share_cores=share_cores,
     ) as trainer:
-        trainer.fit()
+        with _profiled(trainer) if profile else nullcontext():
+            trainer.fit()
         model, test = trainer.report(observe_test)
         if trainer.directory.writes:
             card = model_card(FinishedRun.read(trainer.directory.path, trainer.run.description()))
@@ -192,6 +196,19 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
         if directory.writes:
             write_text(output / "lr_range_test.json", json.dumps(result._asdict(), indent=1) + "\n")
     return result
+
+
+@contextmanager
+def _profiled(trainer: Trainer) -> Iterator[None]:
+    """Some steps of the main process are looked into."""
+    left = trainer.progress.steps - trainer.progress.step
+    if trainer.directory.writes and left:
+        trainer.profile = StepProfile(trainer.directory.path, trainer.accelerator.device, left, trainer.say)
+    try:
+        yield
+    finally:
+        if trainer.profile is not None:
+            trainer.profile.close()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from ceit.train.distributed import from_all, from_main, total_of
 from ceit.train.interruption import Interrupted, stop_signals
 from ceit.train.learner import Learner, MakeModel, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
+from ceit.train.profiling import StepProfile
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run_directory import RunDirectory, SavedRun
 from ceit.train.step import StepResult, bring_to_host, train_step
@@ -40,7 +41,8 @@ EVALUATION_BATCH = 250
 class Trainer:
     """A resolved run, ready to begin: ``fit`` trains, with ``validate`` and ``save`` in it, ``report`` comes last.
 
-    ``dataset`` is normalised as the model expects it; ``budget`` is the time to keep to, None without a limit.
+    ``dataset`` is normalised as the model expects it; ``budget`` is the time to keep to, None without a limit;
+    ``profile`` looks into some of the steps, None for none.
     ``make_model`` may make any other network than the options ``model`` and ``geometry`` name, which then have no
     effect; its best weights are kept as bare tensors, and ``report`` is not for it.
     """
@@ -68,6 +70,7 @@ class Trainer:
         self.learner = Learner(run, model, self.dataset.preprocessing, accelerator, checkpoints, cores, say)
         self.progress = Progress(steps=run.steps)
         self.budget: TimeBudget | None = None
+        self.profile: StepProfile | None = None
         self.unread: list[StepResult] = []
         # a CPU has computed a step when it returns; another device goes on while its results wait to be read
         self.read_every = 1 if accelerator.device.type == "cpu" else run.config.log_every_steps
@@ -108,6 +111,8 @@ class Trainer:
                 break
             waited = time.perf_counter() - asked
             result = train_step(self.learner, *batch, progress.step)
+            if self.profile is not None:
+                self.profile.step_ended(waited)
             self.unread.append(result)
             progress.step += 1
             progress.batch += 1
