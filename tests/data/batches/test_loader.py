@@ -217,6 +217,17 @@ def test_as_many_processes_as_copies_see_no_image_twice(split: ArraySplit) -> No
             assert len(set(labels.tolist())) == len(labels)
 
 
+def test_copies_in_a_batch_are_decoded_once(split: ArraySplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = ArraySplit.read
+    monkeypatch.setattr(ArraySplit, "read", lambda *asked: reads.append(asked[1]) or read(*asked))
+    labels = labels_of(loader_of(split, batch_size=12, augmentation=REPEATED))
+    assert len(labels) == 23
+    assert reads == [*dict.fromkeys(labels)]
+    del reads[:]
+    assert labels_of(loader_of(split, batch_size=12, augmentation=replace(REPEATED, repeats=1))) == reads
+
+
 def test_an_imagenet_epoch_of_repeated_images_has_the_released_length() -> None:
     """SPEC: floor(n / 256) * 256 samples, about n / 3 distinct images; and few images are no special case."""
     for images, batch_size, expected in ((1000, 256, 768), (300, 256, 256), (5, 4, 4)):

@@ -71,9 +71,12 @@ class Batches(Dataset[Batch]):
         seeds = random_bits(self.seed, epoch, draws, SINGLE_IMAGE_STREAM) >> np.uint64(32)
         rows_bh, columns_bw = self.augmentation.source_rows_and_columns(self.img_size, self.seed, epoch, draws)
         variations = zip(seeds.tolist(), rows_bh, columns_bw, strict=True)
+        last, picture = -1, Image.new("L", (1, 1))
         for image_hwc, index, (seed, rows, columns) in zip(images_bhwc, indices, variations, strict=True):
+            if index != last:  # the copies of an image follow each other
+                last, picture = index, self.split.read(index, in_chans, cover)
             with seeded(seed):
-                image_hwc.copy_(augment(self.split.read(index, in_chans, cover), rows, columns))
+                image_hwc.copy_(augment(picture, rows, columns))
         return images_bhwc
 
     def _gather_from_memory(self, pixels_nhwc: np.ndarray, epoch: int, draws: np.ndarray) -> Tensor:

@@ -47,7 +47,8 @@ def make_loader(
     ``workers`` are processes; None chooses: none for images in memory and on macOS and Windows, else one per core, at
     most 8. ``pin_memory`` is for copying to a GPU while it computes. ``shard = (rank, processes)``: of every batch of
     ``batch_size`` images this process gets every ``processes``-th, from ``rank`` on, so the copies of an image go to
-    different processes. In the last batch one process may get an image more than another, or none.
+    different processes. In the last batch one process may get an image more than another, or none. Copies that are in
+    the same batch of the same process are decoded once; each of several processes decodes its own.
 
     Raises: ValueError for an empty split, a batch size out of range, images of another number of channels than the
     preprocessing, a translation larger than the image, or an order that the split cannot have.
