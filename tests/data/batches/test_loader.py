@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
+from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import Preprocessing, to_image
 from ceit.data.splits import ArraySplit, FileSplit, Split, from_pixels
 
@@ -41,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, split: ArraySplit) -> FileSp
     paths = [tmp_path_factory.getbasetemp() / f"loader{index}.png" for index in range(len(split))]
     for path, pixels in zip(paths, split.pixels(), strict=True):
         to_image(pixels).save(path)
-    return FileSplit(tuple(paths), split.labels)
+    return FileSplit(PathArray.of(paths), split.labels)
 
 
 def loader_of(split: Split, batch_size: int = 5, **options: Any) -> Loader:
@@ -348,4 +349,4 @@ def test_what_cannot_be_loaded_is_refused(split: ArraySplit, options: dict[str, 
 
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match="the split has no images"):
-        loader_of(FileSplit((), torch.empty(0, dtype=torch.int64)))
+        loader_of(FileSplit(PathArray.of([]), torch.empty(0, dtype=torch.int64)))

@@ -21,6 +21,7 @@ from torch import Tensor
 from ceit.data.batches import workers
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.image import BrokenImageError, TooLargeError
+from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import FileSplit
 
@@ -197,7 +198,7 @@ def test_a_file_that_broke_since_is_named_in_one_sentence(
         paths[2].unlink(missing_ok=True)
         if content is not None:
             paths[2].write_bytes(content)
-        split = FileSplit(paths, torch.arange(3))
+        split = FileSplit(PathArray.of(paths), torch.arange(3))
         loader = make_loader(split, batch_size=2, img_size=(4, 4), preprocessing=GREY, workers=count)
         batches = loader.epoch(0)
         assert next(batches)[1].tolist() == [0, 1]
@@ -242,7 +243,7 @@ def no_endless_wait() -> Iterator[None]:
 
 def share_little() -> None:
     """From here on the file behind shared memory cannot grow, as where /dev/shm is full."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def lack_memory() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ceit.data.batches.batch import Batch, Batches, Request
+from ceit.data.batches.batch import Batches, Request, Varied
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
@@ -50,8 +50,8 @@ class Workers:
             multiprocessing_context=START_METHOD,
         )
 
-    def answer(self, requests: list[Request]) -> Iterator[Batch]:
-        """The batches asked for. What an earlier call has not been asked for yet is dropped."""
+    def answer(self, requests: list[Request]) -> Iterator[Varied]:
+        """The batches asked for, to be finished here. What an earlier call has not been asked for yet is dropped."""
         self._requests[:] = requests
         self._begun += 1
         others = multiprocessing.active_children()
@@ -60,7 +60,7 @@ class Workers:
         self._processes = self._processes or set(multiprocessing.active_children()).difference(others)
         return self._answers(answers, self._begun)
 
-    def _answers(self, answers: Iterator[Batch | Exception], number: int) -> Iterator[Batch]:
+    def _answers(self, answers: Iterator[Varied | Exception], number: int) -> Iterator[Varied]:
         while True:
             if number != self._begun:
                 raise RuntimeError("another epoch of this loader has begun, so this one cannot go on")
@@ -93,14 +93,14 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class _InWorker(Dataset[Batch | Exception]):
+class _InWorker(Dataset[Varied | Exception]):
     """The batch in shared memory, or the failure itself, which DataLoader would wrap into the text of a traceback."""
 
     batches: Batches
 
-    def __getitem__(self, request: Request) -> Batch | Exception:
+    def __getitem__(self, request: Request) -> Varied | Exception:
         try:
-            batch = self.batches[request]
+            batch = self.batches.read(request)
         except (ValueError, OSError) as error:
             return error
         except (MemoryError, RuntimeError) as error:
@@ -112,17 +112,18 @@ class _InWorker(Dataset[Batch | Exception]):
         return _shared(batch)
 
 
-def _shared(batch: Batch) -> Batch | ValueError:
+def _shared(batch: Varied) -> Varied | ValueError:
     """The batch in shared memory, or why not: where it is sent from, in another thread, nobody would hear of that."""
+    tensors = batch.pixels_bhwc, batch.labels_b, batch.noise
     try:
-        for tensor in filter(len, batch):  # there is no sharing nothing
+        for tensor in filter(len, tensors):  # there is no sharing nothing
             tensor.share_memory_()
     except RuntimeError as error:
         place = "shared memory"
         if os.path.isdir(_SHARED_MEMORY):
             space = shutil.disk_usage(_SHARED_MEMORY)
             place = f"{_SHARED_MEMORY}, of whose {space.total / 1e6:.0f} MB {space.free / 1e6:.0f} are free"
-        megabytes = sum(tensor.nbytes for tensor in batch) / 1e6
+        megabytes = sum(tensor.nbytes for tensor in tensors) / 1e6
         fix = "lower the batch size, set the workers to 0, or start a container with --shm-size=8g or --ipc=host"
         return ValueError(f"a batch of {megabytes:.1f} MB could not be put into {place} ({error}): {fix}")
     return batch
