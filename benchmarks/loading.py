@@ -37,7 +37,6 @@ from ceit.atomic import replace_files
 from ceit.bench.backends import Step, training_step
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
-from ceit.data.batches.workers import usual_workers
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.reduced import training_cover
 from ceit.data.sources.listing import Listing
@@ -182,7 +181,7 @@ def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers
         "images": len(split),
         "image_width_height": shape,
         "file_bytes": {"least": min(sizes), "median": statistics.median(sizes), "most": max(sizes)},
-        "workers": usual_workers() if workers is None else workers,
+        "workers": 0 if (processes := loaders["full_recipe"].workers) is None else processes.count,
         "augmentations": {
             name: {
                 **{key: round(statistics.median(run[key] for run in found), 5) for key in found[0]},

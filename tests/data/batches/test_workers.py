@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -317,9 +319,21 @@ def test_an_interruption_acts_at_once_though_a_file_is_read_for_ever(in_the_next
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
-    assert workers.usual_workers() == 8
+    monkeypatch.setattr(os.path, "isdir", lambda place: False)
+    assert workers.usual_workers(10**9) == 12
     for processes, expected in ((2, 6), (4, 3), (24, 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert workers.usual_workers() == expected
+        assert workers.usual_workers(10**9) == expected
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert workers.usual_workers() == 0
+    assert workers.usual_workers(1) == 0
+
+
+def test_processes_are_as_many_as_shared_memory_holds_batches_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    monkeypatch.setattr(os.path, "isdir", lambda place: place == "/dev/shm")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=800))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert [workers.usual_workers(batch_bytes) for batch_bytes in (1, 10, 200, 900)] == [64, 20, 1, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [workers.usual_workers(batch_bytes) for batch_bytes in (1, 10)] == [32, 10]

@@ -4,6 +4,7 @@ Letters: B batch, C channels, H height, W width. A batch is images float32 ``(B,
 and labels int64 ``(B,)``.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -46,12 +47,14 @@ def make_loader(
     augmentation's ``repeats`` shows each image several times in a row. None of these changes the length of an epoch,
     which only ``drop_last`` (whole batches alone) and ``limit_batches`` (at most so many) do.
 
-    ``workers`` are processes; None chooses: none for images in memory and on macOS and Windows, else one per core, at
-    most 8. Batches come on ``device``, by default the CPU: bytes are copied there, on CUDA while it computes, and
-    normalised there, with the same result to the bit. ``shard = (rank, processes)``: of every batch of
-    ``batch_size`` images this process gets every ``processes``-th, from ``rank`` on, so the copies of an image go to
-    different processes. In the last batch one process may get an image more than another, or none. Copies that are in
-    the same batch of the same process are decoded once; each of several processes decodes its own.
+    ``workers`` are processes; None chooses: none for images in memory and on macOS and Windows, else one per core, as
+    far as shared memory goes. Batches come on ``device``, by default the CPU: bytes are copied there, on CUDA while it
+    computes, and normalised there, with the same result to the bit.
+
+    ``shard = (rank, processes)``: of every batch of ``batch_size`` images this process gets every ``processes``-th,
+    from ``rank`` on, so the copies of an image go to different processes. In the last batch one process may get an
+    image more than another, or none. Copies that are in the same batch of the same process are decoded once; each of
+    several processes decodes its own.
 
     Raises: ValueError for an empty split, a batch size out of range, images of another number of channels than the
     preprocessing, a translation larger than the image, or an order that the split cannot have.
@@ -70,7 +73,8 @@ def make_loader(
     if augmentation is not None:
         augmentation.check_size(img_size)
     image_by_image = augmentation is not None and augmentation.image_by_image
-    pixels_nhwc, usual = None, usual_workers()
+    pixels_nhwc, share = None, -(-batch_size // shard[1])
+    usual = usual_workers(share * math.prod(img_size) * preprocessing.in_chans)
     if isinstance(split, ArraySplit) and not image_by_image and max(img_size) <= IN_MEMORY_SIDE:
         pixels_nhwc, usual = resized(split.pixels(), img_size, preprocessing.interpolation), 0
     batches = Batches(split, img_size, preprocessing, augmentation, seed, pixels_nhwc)

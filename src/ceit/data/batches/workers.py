@@ -23,17 +23,19 @@ from ceit.data.batches.batch import Batches, Request, Varied
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
 3.14 on forkserver, would give each a copy of all that and have it import torch; it works too, as does spawn."""
+_AHEAD = 2  # batches that each process keeps ready
 _PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
 
 
 class Workers:
-    """``count`` processes that answer requests in order, each keeping two batches ahead.
+    """``count`` processes that answer requests in order, and so many batches ``ahead`` of what is asked for.
 
     A failure to read an image is raised where the batch is asked for, as the reader raised it.
     """
 
     def __init__(self, batches: Batches, count: int, pin_memory: bool) -> None:
+        self.count, self.ahead = count, _AHEAD * count
         self._requests: list[Request] = []
         self._begun = 0
         self._processes: set[BaseProcess] = set()
@@ -43,6 +45,7 @@ class Workers:
             batch_size=None,
             sampler=self._requests,
             num_workers=count,
+            prefetch_factor=_AHEAD,
             persistent_workers=True,
             pin_memory=pin_memory,
             generator=torch.Generator(),
@@ -180,8 +183,16 @@ def _end_when_the_parent_says(parent: int) -> None:
     os._exit(0)
 
 
-def usual_workers() -> int:
-    """At most 8, one for each usable core, which the training processes of a machine share; 0 on macOS and Windows."""
+def usual_workers(batch_bytes: int) -> int:
+    """One for each usable core, as far as the two batches that each keeps ready fit into half of the shared memory.
+
+    The training processes of a machine share both. At least one; 0 on macOS and Windows.
+    """
     if sys.platform in ("darwin", "win32"):
         return 0
-    return max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) // processes
+    if os.path.isdir(_SHARED_MEMORY):
+        room = shutil.disk_usage(_SHARED_MEMORY).free // 2 // processes
+        cores = min(cores, room // (_AHEAD * batch_bytes))
+    return max(1, cores)
