@@ -66,7 +66,7 @@ def test_every_stage_costs_something(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for costs in found.values():
         stages = {stage: cost["median"] for stage, cost in costs.items()}
         assert min(stages.values()) > 0
-        assert stages["read"] < stages["decode"] < stages["full_recipe"]
+        assert stages["read"] < min(stages["decode"], stages["full_recipe"])
     large = found["4000 x 3000"]
     assert large["decode"]["median"] > 4 * found["500 x 375"]["decode"]["median"]
 
