@@ -5,6 +5,9 @@ no order of work trains on more than ``cores / (a + b)`` images a second. Measur
 runs), ``b`` (a step on images in memory, all cores times its duration) and what training reaches when worker processes
 read while it computes; in turns, several times over, and the medians are reported.
 
+``--stages`` measures instead what an image costs, in core-milliseconds, and trains nothing: to read, to decode, whole
+batches by way of augmentation, and these made in another process. Another source tree is measured by PYTHONPATH.
+
 Letters: B batch, C channels, H height, W width.
 """
 
@@ -13,9 +16,12 @@ import io
 import json
 import math
 import os
+import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,8 +37,9 @@ from ceit.atomic import replace_files
 from ceit.bench.backends import Step, training_step
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
-from ceit.data.batches.workers import usual_workers
 from ceit.data.preprocessing import IMAGENET
+from ceit.data.reduced import training_cover
+from ceit.data.sources.listing import Listing
 from ceit.data.sources.walk import open_folder
 from ceit.data.splits import FileSplit
 from ceit.data.threads import usable_cores
@@ -56,7 +63,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=192, help="an epoch; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--workers", type=int, help="processes that read; by default one per core")
+    parser.add_argument("--stages", action="store_true", help="what each stage costs, of small and of large pictures")
     asked = parser.parse_args()
+    if asked.stages:
+        found = stages(asked.images, asked.batch_size, asked.repeats)
+        replace_files({asked.output: (json.dumps(found, indent=1) + "\n").encode()})
+        for size, costs in found["core_ms_an_image"].items():
+            told = ", ".join(f"{name} {cost['median']}" for name, cost in costs.items())
+            Console(stderr=True).print(f"{size}, core-ms an image: {told}", highlight=False, soft_wrap=True)
+        return
     if asked.images < 2 * asked.batch_size:
         parser.error(f"--images {asked.images} must be at least two batches of {asked.batch_size}")
     with tempfile.TemporaryDirectory() as made:
@@ -70,6 +85,60 @@ def main() -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def stages(images: int, batch_size: int, repeats: int) -> dict[str, Any]:
+    """Core-milliseconds an image of every stage at 224 px, of pictures made here and of a few of 12 megapixels."""
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as enlarged:
+        make_pictures(Path(made), images)
+        enlarge(Path(made), Path(enlarged), images // 16)
+        for folder, count in ((made, images), (enlarged, images // 16)):
+            split = _images_in(Path(folder), count)
+            with Image.open(split.paths[0]) as first:
+                name = "{} x {}".format(*first.size)
+            costs: dict[str, list[float]] = {}
+            for repeat in range(repeats + 1):
+                for stage, cost in _costs(split, min(batch_size, count), repeat).items():
+                    costs.setdefault(stage, []).append(1000 * cost)
+            found[name] = {  # the first turn warms up
+                stage: {"median": round(statistics.median(of[1:]), 3), "repeats": [round(ms, 3) for ms in of[1:]]}
+                for stage, of in costs.items()
+            }
+    environment = {**machine(torch.device("cpu")), **{name: version(name) for name in ("timm", "pillow", "numpy")}}
+    return {"images": images, "batch_size": batch_size, "core_ms_an_image": found, "machine": environment}
+
+
+def _costs(split: FileSplit, batch_size: int, epoch: int) -> dict[str, float]:
+    """Core-seconds an image of every stage, once."""
+    size, full = (224, 224), AUGMENTATIONS["full_recipe"]
+    cover = training_cover(size, IMAGENET.crop, full.crop_scale)
+    costs = {"read": _core_seconds(lambda: [split.encoded(index) for index in range(len(split))]) / len(split)}
+    decode = _core_seconds(lambda: [split.read(index, 3, cover).size for index in range(len(split))]) / len(split)
+    costs["decode"] = decode - costs["read"]
+    for name, augmentation in {**AUGMENTATIONS, "three_views": replace(full, repeats=3)}.items():
+        costs[name] = seconds_to_read(_loader(split, size, augmentation, batch_size, 0), epoch)
+
+    def through_a_process() -> None:  # which ends with its loader, so that its time counts
+        loader = _loader(split, size, full, batch_size, 1)
+        for _ in loader.epoch(epoch):
+            continue
+
+    costs["in_a_process"] = _core_seconds(through_a_process) / (len(split) // batch_size * batch_size)
+    return costs
+
+
+def _core_seconds(use: Callable[[], object]) -> float:
+    """Core-seconds of this process and of those that ended meanwhile."""
+
+    def spent() -> float:
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + ended.ru_utime + ended.ru_stime
+
+    began = spent()
+    use()
+    return spent() - began
 
 
 def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers: int | None) -> dict[str, Any]:
@@ -112,7 +181,7 @@ def measure(split: FileSplit, model: str, batch_size: int, repeats: int, workers
         "images": len(split),
         "image_width_height": shape,
         "file_bytes": {"least": min(sizes), "median": statistics.median(sizes), "most": max(sizes)},
-        "workers": usual_workers() if workers is None else workers,
+        "workers": 0 if (processes := loaders["full_recipe"].workers) is None else processes.count,
         "augmentations": {
             name: {
                 **{key: round(statistics.median(run[key] for run in found), 5) for key in found[0]},
@@ -181,11 +250,21 @@ def make_pictures(folder: Path, count: int) -> Path:
     return folder
 
 
+def enlarge(folder: Path, into: Path, count: int) -> None:
+    """The first pictures of a folder at 12 megapixels, with the noise of a camera."""
+    for number, path in enumerate(sorted(folder.iterdir())[:count]):
+        with Image.open(path) as picture:
+            pixels_hwc = np.asarray(picture.resize((4000, 3000), Image.Resampling.BICUBIC)).astype(np.int16)
+        noise_hw1 = np.random.default_rng(number).integers(-12, 13, (3000, 4000, 1), np.int16)
+        Image.fromarray((pixels_hwc + noise_hw1).clip(0, 255).astype(np.uint8)).save(into / path.name, quality=90)
+
+
 def _images_in(folder: Path, count: int) -> FileSplit:
     paths = list(open_folder(folder).walk())
     if len(paths) < count:
         raise SystemExit(f"error: {folder} holds {len(paths)} images, not {count}: lower --images")
-    return FileSplit(tuple(paths[:count]), torch.arange(count) % 1000)
+    classes = [str(number % 1000) for number in range(count)]
+    return Listing(folder, paths[:count], classes).split(sorted(set(classes), key=int))
 
 
 def _loader(

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor
 
 import ceit
 import ceit.cli.train
@@ -198,7 +197,7 @@ def test_crops_of_large_photos_are_cut_from_more_pixels_than_the_network_sees(
     from ceit.data.batches import batch
 
     class Noting(batch.ImageAugmentation):
-        def __call__(self, image: Image.Image, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+        def __call__(self, image: Image.Image, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
             seen.add(image.size)
             return super().__call__(image, rows, columns)
 

@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import ceit
+from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import make_loader
+from ceit.data.preprocessing import IMAGENET
+from ceit.data.splits import ArraySplit, from_pixels
 from ceit.evaluation.metrics import evaluate
 from ceit.inference.backend import prepare
 from ceit.inference.device import autocast_dtype, default_device
@@ -69,6 +73,40 @@ def test_logits_and_gradients_are_those_of_the_cpu(name: str) -> None:
     largest = max(value.abs().max() for value in found["cpu"][1:])
     for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
         assert (ours - theirs).abs().max() <= 1e-4 * max(theirs.abs().max(), 1e-3 * largest)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        None,
+        Augmentation(translate=4, cutout=8, brightness=0.2),
+        Augmentation(crop_scale=(0.3, 1.0), random_erasing=0.5, repeats=2),
+    ],
+)
+def test_batches_are_those_of_the_cpu_to_the_bit(augmentation: Augmentation | None, workers: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    split = ArraySplit(from_pixels(pixels), torch.arange(50))
+    found: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+    for device in (torch.device("cpu"), CUDA):
+        loader = make_loader(
+            split,
+            batch_size=8,
+            img_size=(32, 32),
+            preprocessing=IMAGENET,
+            augmentation=augmentation,
+            shuffle=True,
+            workers=workers,
+            device=device,
+        )
+        batches = []
+        for images, labels in loader.epoch(0):
+            assert (images.device.type, labels.device.type) == (device.type, device.type)
+            torch.ones(2000, 2000, device=CUDA).matrix_power(9)  # a step that still computes
+            batches.append((images.cpu(), labels.cpu()))
+        found.append(batches)
+    for ours, theirs in zip(*found, strict=True):
+        assert all(map(torch.equal, ours, theirs))
 
 
 @IMPORTS_OF_COMPILE

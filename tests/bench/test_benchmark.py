@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import ceit_cli
@@ -343,6 +344,9 @@ def test_an_interrupted_run_keeps_what_it_measured(made: Path) -> None:
             "train needs a backend of plain eager compile",
         ),
         ([], "nothing to measure"),
+        (["--measures", "loader"], "--measures loader and --data FOLDER go together"),
+        (["--models", PICO, "--data", "photos"], "--measures loader and --data FOLDER go together"),
+        (["--measures", "loader", "--data", "photos", "--chart", "a.png"], "--chart draws models"),
     ],
 )
 def test_combinations_that_make_no_sense_are_wrong_usage(
@@ -350,6 +354,41 @@ def test_combinations_that_make_no_sense_are_wrong_usage(
 ) -> None:
     assert ceit_cli.main(["benchmark", *arguments, "--output", str(tmp_path / "out.json")]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_every_stage_of_reading_is_measured_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, output = tmp_path / "photos", tmp_path / "out.json"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (60, 40), (number, 0, 0)).save(folder / f"{number}.jpg")
+    words = [
+        "--measures",
+        "loader",
+        "--data",
+        str(folder),
+        "--output",
+        str(output),
+        "--img-size",
+        "32",
+        "--rounds",
+        "2",
+    ]
+    assert ceit_cli.main(["benchmark", *words]) == 0
+    found = json.loads(output.read_text())["loader"]
+    assert (found["images"], found["img_size"]) == (3, [32, 32])
+    assert list(found["stages"]) == ["read", "decode", "crop", "RandAugment", "mirror", "erase", "normalise"]
+    for cost in found["stages"].values():
+        assert cost["core_milliseconds"] * cost["images_per_second_a_core"] == pytest.approx(1000, rel=1e-3)
+    assert found["whole"]["images_per_second"] > 0
+    told = capsys.readouterr().out
+    assert "Reading 3 images to 32x32" in told
+    assert "RandAugment" in told
+
+
+def test_a_folder_without_images_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--measures", "loader", "--data", str(tmp_path), "--output", str(tmp_path / "out.json")]
+    assert ceit_cli.main(["benchmark", *words]) != 0
+    assert "holds no images" in capsys.readouterr().err
 
 
 def test_the_command_writes_prints_and_fails_where_an_arm_failed(

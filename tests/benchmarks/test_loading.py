@@ -55,6 +55,22 @@ def test_the_figures_fit_together(
     assert "full_recipe" in told
 
 
+def test_every_stage_costs_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PICTURE_BYTES", 1)
+    output = tmp_path / "stages.json"
+    options = ["--images=16", "--batch-size=8", "--repeats=1"]
+    monkeypatch.setattr(sys, "argv", ["loading", "--stages", "--output", str(output), *options])
+    loading.main()
+    found = json.loads(output.read_text())["core_ms_an_image"]
+    assert list(found) == ["500 x 375", "4000 x 3000"]
+    for costs in found.values():
+        stages = {stage: cost["median"] for stage, cost in costs.items()}
+        assert min(stages.values()) > 0
+        assert stages["read"] < min(stages["decode"], stages["full_recipe"])
+    large = found["4000 x 3000"]
+    assert large["decode"]["median"] > 4 * found["500 x 375"]["decode"]["median"]
+
+
 def test_too_few_images_are_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["loading", "--folder", str(tmp_path), "--output", str(tmp_path / "result.json")])
     with pytest.raises(SystemExit, match="holds 0 images, not 192: lower --images"):

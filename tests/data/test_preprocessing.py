@@ -133,3 +133,12 @@ def test_values_out_of_range_are_refused(values: dict[str, object], message: str
 def test_the_wrong_number_of_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="the image has 3 channels, the preprocessing 1"):
         Preprocessing((0.5,), (0.5,)).apply(noise(4, 4), (4, 4))
+
+
+@pytest.mark.parametrize("shape", [(256, 1, 1), (16, 16, 1), (2, 4, 32, 1)])
+def test_every_byte_is_normalised_by_exact_divisions(shape: tuple[int, ...]) -> None:
+    pixels = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(shape), (*shape[:-1], 3)).copy()
+    mean, std = (np.array(part, np.float32) for part in (IMAGENET.mean, IMAGENET.std))
+    expected = torch.from_numpy((pixels.astype(np.float32) / np.float32(255) - mean) / std)
+    assert torch.equal(IMAGENET.normalise(pixels), expected)
+    assert torch.equal(IMAGENET.normalise(torch.from_numpy(pixels)), expected)

@@ -22,6 +22,7 @@ from PIL import Image
 from ceit.data.cut import PARTS_STREAM, tenths_by_content
 from ceit.data.held_out import to_measure
 from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset, without_copies
+from ceit.data.path_array import PathArray
 from ceit.data.random_bits import random_bits
 from ceit.data.record import FILE, NEW, TEST, TRAIN, VALIDATION, Changes, ImageRecord
 from ceit.data.sources.choose import load_images
@@ -388,7 +389,7 @@ def test_m5_a_record_of_many_images_is_compared_in_seconds() -> None:
     many = 50_000
     paths = tuple(Path(f"/photos/{CLASSES[number % 2]}/{number}.jpg") for number in range(many))
     digests = np.random.default_rng(0).integers(0, 2**64, many, dtype=np.uint64)
-    split = FileSplit(paths, torch.arange(many) % 2, Path("/photos"), digests)
+    split = FileSplit(PathArray.of(paths), torch.arange(many) % 2, Path("/photos"), digests)
     grey = (0.5,) * 3
     found = LabelledSet(
         name="photos",

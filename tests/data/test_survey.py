@@ -21,6 +21,7 @@ from ceit.data import pillow
 from ceit.data import store as store_module
 from ceit.data import survey as survey_module
 from ceit.data.encoded import EncodedSplit
+from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import to_array
 from ceit.data.reduced import Form, evaluation_cover, training_cover
 from ceit.data.splits import FileSplit
@@ -242,7 +243,7 @@ def test_p14_files_of_the_same_size_and_time_that_swap_names_are_read_again(tmp_
     for path, value in zip(paths, (10, 200), strict=True):
         Image.new("L", (32, 32), value).save(path)
         os.utime(path, (10**9, 10**9))
-    split, form = FileSplit(paths, torch.zeros(2, dtype=torch.int64)), Form(1, (16, 16), (8, 8))
+    split, form = FileSplit(PathArray.of(paths), torch.zeros(2, dtype=torch.int64)), Form(1, (16, 16), (8, 8))
     before = survey(split, form)
     time.sleep(0.05)  # more than a tick of the file system's clock
     first.rename(tmp_path / "c.bmp")

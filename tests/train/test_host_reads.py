@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -110,7 +111,7 @@ def test_a_step_runs_on_a_device_that_has_no_values(make_trainer: MakeTrainer, m
     """On torch's device meta whatever reads a value, or copies one to the CPU, is an error."""
     trainer = make_trainer(ema=WeightAverage(decay=0.9), clip_norm=1.0, mixing=Mixing(mixup_alpha=0.8))
     run, learner = trainer.run, trainer.learner
-    monkeypatch.setattr(trainer.accelerator.state, "device", torch.device("meta"))
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("meta")))
     preprocessing = trainer.dataset.preprocessing
     there = Learner(run, learner.model, preprocessing, trainer.accelerator, Path("checkpoints"), None, print)
     monkeypatch.setattr(there, "autocast", nullcontext)

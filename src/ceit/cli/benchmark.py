@@ -8,6 +8,7 @@ usage: ceit benchmark --models NAME ... --output FILE.json [options]
 examples:
   ceit benchmark --models ceit_tiny_patch16_224 --output speed.json
   ceit benchmark --checkpoint runs/photos --opponents --output speed.json
+  ceit benchmark --measures loader --data photos --output reading.json
 """
 
 import argparse
@@ -26,13 +27,16 @@ from ceit.atomic import write_text
 from ceit.bench.arms import OPPONENTS, Arm, ModelSpec, require_known
 from ceit.bench.backends import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.chart import draw_bars
+from ceit.bench.loading import measure_loader
 from ceit.bench.measure import MEASURES, Settings, measure
 from ceit.bench.processes import Memory
 from ceit.cli._parser import Parser, adding_to, positive
 from ceit.cli._terminal import figures, print_whole
+from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.threads import usable_cores
 from ceit.paths import expanded
 
+_LOADER = "loader"  # a measure that is no model's
 _percent = "{:.0f}%".format
 _PACKAGES = ("onnxruntime", "openvino")  # backends that are packages of the same name
 
@@ -60,8 +64,12 @@ def main(arguments: list[str]) -> None:
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
-    models = _models(parser, options)
-    arms = _arms(parser, options, models)
+    reads_only = set(options.measures) == {_LOADER}
+    if (_LOADER in options.measures) != (options.data is not None):
+        parser.error(f"--measures {_LOADER} and --data FOLDER go together")
+    if reads_only and options.chart is not None:
+        parser.error("--chart draws models: give --measures inference or train as well")
+    arms = [] if reads_only else _arms(parser, options, _models(parser, options))
     if options.seconds <= 0:
         parser.error(f"--seconds {options.seconds} must be more than 0")
     settings = Settings(
@@ -81,6 +89,10 @@ def main(arguments: list[str]) -> None:
 
     say = partial(Console(stderr=True, highlight=False).print, style="dim", soft_wrap=True)
     result = measure(arms, settings, say, save)
+    if options.data is not None:
+        say(f"reading {options.data}")
+        result["loader"] = measure_loader(options.data, _size(parser, options) or LARGE_SIZE, options.rounds)
+        save(result)
     print_result(result, Console())
     if options.chart is not None:
         draw_bars(result, options.chart)
@@ -99,8 +111,9 @@ def make_parser() -> Parser:
     add("--opponents", f"for comparison, models of timm: {', '.join(OPPONENTS)}", action="store_true")
     text = "any module: what a function in a file makes"
     add("--against", text, nargs="+", action="extend", default=[], metavar="FILE.py:function")
-    text = f"which kinds of figures: {', '.join(MEASURES)} (start-up, memory, size)"
-    add("--measures", text, nargs="+", choices=MEASURES, default=["inference"], metavar="KIND")
+    text = f"which kinds of figures: {', '.join(MEASURES)} (start-up, memory, size), {_LOADER} (reading --data)"
+    add("--measures", text, nargs="+", choices=(*MEASURES, _LOADER), default=["inference"], metavar="KIND")
+    add("--data", f"images to read, for --measures {_LOADER}, which needs no model", type=expanded, metavar="FOLDER")
     text = f"what computes the models; see below (default: all that are installed, but {PLAIN})"
     add("--backends", text, nargs="+", choices=BACKENDS, metavar="NAME")
     text = "what computes the modules of --against"
@@ -122,11 +135,17 @@ def make_parser() -> Parser:
     return parser
 
 
-def _models(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[ModelSpec]:
+def _size(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[int, int] | None:
+    """Height and width that were asked for, if any were."""
     size = options.img_size
     if size is not None and (len(size) > 2 or min(size) < 1):
         parser.error(f"--img-size {' '.join(map(str, size))} must be one side or height and width, in pixels")
-    img_size = None if size is None else size[0] if len(size) == 1 else tuple(size)
+    return None if size is None else (size[0], size[-1])
+
+
+def _models(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[ModelSpec]:
+    size = _size(parser, options)
+    img_size = None if size is None else size[0] if len(options.img_size) == 1 else size
     names = [*options.models, *(name for name in OPPONENTS if options.opponents and name not in options.models)]
     models = [ModelSpec(text, "factory", img_size) for text in options.against]
     models += [ModelSpec(options.checkpoint, "checkpoint", img_size)] if options.checkpoint else []
@@ -181,6 +200,10 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print("peak of matrix products: " + ", ".join(f"{k} {v:,.0f} GFLOP/s" for k, v in peaks.items()))
     for table in _tables(result):
         print_whole(console, table)
+    if "loader" in result:
+        print_whole(console, _loader_table(result["loader"]))
+    if not result["arms"]:
+        return
     notes = f"x: times as fast as {result['baseline']}; medians of {settings['rounds']} interleaved rounds"
     console.print(Text(f"{notes}; of peak: of the products' in the arm's precision, int8 for int8", style="dim"))
     for row in result["arms"]:
@@ -215,6 +238,16 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
             *_by_batch("MiB, batch", memory, _mebibytes, "deployment.memory.*.peak_bytes"),
         ]
         yield _table("A fresh process: seconds to the first logits, files, memory at its highest", rows, columns)
+
+
+def _loader_table(found: dict[str, Any]) -> Table:
+    whole = found["whole"]
+    title = f"Reading {found['images']} images to {'x'.join(map(str, found['img_size']))}"
+    table = figures([""], ["core-ms", "images/s a core"], title)
+    for stage, cost in found["stages"].items():
+        table.add_row(stage, _short(cost["core_milliseconds"]), _short(cost["images_per_second_a_core"]))
+    table.add_row(f"all, {whole['workers']} processes, images/s", "", _short(whole["images_per_second"]), style="bold")
+    return table
 
 
 def _by_batch(first: str, batches: list[str], form: Callable[[Any], str], place: str) -> list[Column]:

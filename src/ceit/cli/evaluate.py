@@ -184,7 +184,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add_computing(group)
     add = adding_to(group)
     add("--batch-size", f"images per batch (default: {_BATCH} for each device)", type=int, metavar="N")
-    text = "processes that read images (default: none for images in memory, else one per core, at most 8)"
+    text = "processes that read images (default: none for images in memory, else one per core)"
     add("--workers", text, type=positive, metavar="N")
     options = parser.parse_args(arguments)
     for name, endings in (("predictions", (".csv",)), ("metrics", FORMS)):

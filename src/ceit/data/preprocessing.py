@@ -1,6 +1,7 @@
 """From an image to the tensor a network sees: resize, centre crop, scale to 0..1, normalise."""
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -49,16 +50,15 @@ class Preprocessing:
         """``fit`` of this module with this crop and interpolation."""
         return fit(image, size, self.crop, self.interpolation)
 
-    def normalise(self, pixels_hwc: np.ndarray) -> Tensor:
-        """``(pixels / 255 - mean) / std`` of uint8 ``(..., W, C)``, float32 of the same shape."""
+    def normalise(self, pixels_hwc: np.ndarray | Tensor) -> Tensor:
+        """``(pixels / 255 - mean) / std`` of uint8 ``(..., W, C)``, float32 of the same shape; bit-equal everywhere."""
         width, channels = pixels_hwc.shape[-2:]
         if channels != self.in_chans:
             what = f"the image has {channels} channels, the preprocessing {self.in_chans}"
             raise ValueError(f"{what}: read it with in_chans")
-        values = torch.from_numpy(pixels_hwc).float().div_(255)
-        # Whole rows against repeated constants: broadcasting over an innermost dimension of three is four times slower.
-        rows = values.view(-1, width * channels)
-        rows.sub_(torch.tensor(self.mean).repeat(width)).div_(torch.tensor(self.std).repeat(width))
+        values = torch.as_tensor(pixels_hwc).float()
+        white, mean, std = _constants(self.mean, self.std, width, values.device)
+        values.view(-1, width * channels).div_(white).sub_(mean).div_(std)
         return values
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,6 +75,18 @@ class Preprocessing:
 
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=0.875)
+
+
+@lru_cache(maxsize=8)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """255, and mean and std of a whole row: broadcasting over an innermost dimension of three is four times slower.
+
+    Tensors on the device: by a number CUDA would not divide, but multiply by the inverse, which is rounded.
+    """
+    white, mean_c, std_c = (torch.tensor(part, device=device) for part in (255.0, mean, std))
+    return white, mean_c.repeat(width), std_c.repeat(width)
 
 
 def fit(image: Image.Image, size: tuple[int, int], crop: float = 1.0, interpolation: str = "bicubic") -> Image.Image:

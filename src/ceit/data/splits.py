@@ -18,6 +18,7 @@ from ceit.data.cache import file_state
 from ceit.data.cut import VALIDATION_STREAM, by_content, nearest, shares_of_classes, stratified
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_mode, read_header
+from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
 from ceit.data.reduced import Size, usual_crop
 from ceit.data.survey import Survey
@@ -103,7 +104,7 @@ class FileSplit(EncodedSplit):
     A sample's key is its path relative to ``root``, without suffix; a path that lies elsewhere stays whole.
     """
 
-    paths: tuple[Path, ...]
+    paths: PathArray
     labels: Tensor
     root: Path = Path()
     digests: np.ndarray | None = None
@@ -115,19 +116,19 @@ class FileSplit(EncodedSplit):
         return read_header(self.paths[index], self.name(index))  # without reading all of a large file
 
     def state(self, index: int) -> str:
-        state = file_state(self.paths[index])
+        state = file_state(self.paths.text(index))
         return state if "\0" in state else ""
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        return self.paths.text(index)
 
     def key(self, index: int) -> str:
-        name = os.path.splitext(self.paths[index])[0]
+        name = os.path.splitext(self.paths.text(index))[0]
         return name.removeprefix(os.path.join(self.root, "")).replace(os.sep, "/")
 
     def subset(self, indices: Tensor) -> "FileSplit":
         digests = None if self.digests is None else self.digests[indices.numpy()]
-        return FileSplit(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.root, digests)
+        return FileSplit(self.paths.take(indices.tolist()), self.labels[indices], self.root, digests)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from ceit.data.batches.workers import usual_workers
 from ceit.train.distributed import from_all, from_main
 from ceit.train.step import step_alone, train_step
 from ceit.train.time_budget import TimeBudget
@@ -119,8 +118,8 @@ def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
     If the limit ends it before that, of all but the first step, which starts everything.
     """
     times: list[float] = []
-    workers = trainer.run.config.workers
-    ahead = 0 if trainer.train_loader.workers is None else 2 * (usual_workers() if workers is None else workers)
+    workers = trainer.train_loader.workers
+    ahead = 0 if workers is None else workers.ahead
     batches, is_over = _batches(trainer), False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()

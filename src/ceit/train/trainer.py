@@ -253,7 +253,7 @@ class Trainer:
             seed=config.seed,
             drop_last=is_training,
             workers=config.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+            device=self.accelerator.device,
             shard=(self.accelerator.process_index, self.accelerator.num_processes),
             limit_batches=config.limit_batches,
         )

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from ceit.data.batches.augment import Augmentation
-from ceit.data.batches.batch import Batches, ImageAugmentation, seeded
+from ceit.data.batches.augment import SINGLE_IMAGE_STREAM, Augmentation
+from ceit.data.batches.batch import Batches, ImageAugmentation, generators_kept, seed_generators
 from ceit.data.batches.order import COPY
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_image
+from ceit.data.random_bits import random_bits
 from ceit.data.splits import ArraySplit, from_pixels
 
 SIDE = 32
@@ -90,6 +92,30 @@ def test_what_is_not_erased_is_the_image(erased: tuple[Tensor, Tensor]) -> None:
     assert untouched.max() < 1
 
 
+def test_it_is_erased_as_timm_erases_a_normalised_image() -> None:
+    draws = np.arange(4)
+    seeds = random_bits(0, 0, draws, SINGLE_IMAGE_STREAM) >> np.uint64(32)
+    for seed, pixels, image in zip(seeds, noise().pixels(), images_of(noise(), draws, random_erasing=1.0), strict=True):
+        expected = PLAIN.apply(to_image(pixels), (SIDE, SIDE))
+        with generators_kept():
+            seed_generators(int(seed))
+            RandomErasing(1.0, mode="pixel", device="cpu")(expected)
+        assert torch.equal(image, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"random_erasing": 1.0}, {"crop_scale": (0.1, 0.5)}])
+def test_a_batch_is_bytes_until_it_is_finished(options: dict[str, Any]) -> None:
+    batches = Batches(noise(), (SIDE, SIDE), PLAIN, Augmentation(**options), 0)
+    request = 0, np.arange(4)
+    varied = batches.read(request)
+    assert varied.pixels_bhwc.dtype == torch.uint8
+    assert varied.noise.nbytes < varied.pixels_bhwc.nbytes * (4 / 3 if options.get("random_erasing") else 1e-9)
+    images, labels = batches.finish(request, varied.to(torch.device("cpu")))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, batches[request][0])
+    assert torch.equal(labels, torch.arange(4))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -121,7 +147,8 @@ def test_rand_augment_applies_every_operation_as_often() -> None:
         operation.aug_fn = lambda image, *_, name=operation.name, **__: applied.update([name]) or image
     image, images = to_image(np.zeros((8, 8, 3), np.uint8)), 3000
     for seed in range(images):
-        with seeded(seed):
+        with generators_kept():
+            seed_generators(seed)
             transform.rand_augment(image)
     assert len(applied) == len(operations) == 15
     expected = images * 2 * 0.5 / len(operations)

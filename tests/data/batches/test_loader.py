@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
+from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import Preprocessing, to_image
 from ceit.data.splits import ArraySplit, FileSplit, Split, from_pixels
 
@@ -41,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, split: ArraySplit) -> FileSp
     paths = [tmp_path_factory.getbasetemp() / f"loader{index}.png" for index in range(len(split))]
     for path, pixels in zip(paths, split.pixels(), strict=True):
         to_image(pixels).save(path)
-    return FileSplit(tuple(paths), split.labels)
+    return FileSplit(PathArray.of(paths), split.labels)
 
 
 def loader_of(split: Split, batch_size: int = 5, **options: Any) -> Loader:
@@ -217,6 +218,17 @@ def test_as_many_processes_as_copies_see_no_image_twice(split: ArraySplit) -> No
             assert len(set(labels.tolist())) == len(labels)
 
 
+def test_copies_in_a_batch_are_decoded_once(split: ArraySplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = ArraySplit.read
+    monkeypatch.setattr(ArraySplit, "read", lambda *asked: reads.append(asked[1]) or read(*asked))
+    labels = labels_of(loader_of(split, batch_size=12, augmentation=REPEATED))
+    assert len(labels) == 23
+    assert reads == [*dict.fromkeys(labels)]
+    del reads[:]
+    assert labels_of(loader_of(split, batch_size=12, augmentation=replace(REPEATED, repeats=1))) == reads
+
+
 def test_an_imagenet_epoch_of_repeated_images_has_the_released_length() -> None:
     """SPEC: floor(n / 256) * 256 samples, about n / 3 distinct images; and few images are no special case."""
     for images, batch_size, expected in ((1000, 256, 768), (300, 256, 256), (5, 4, 4)):
@@ -337,4 +349,4 @@ def test_what_cannot_be_loaded_is_refused(split: ArraySplit, options: dict[str, 
 
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match="the split has no images"):
-        loader_of(FileSplit((), torch.empty(0, dtype=torch.int64)))
+        loader_of(FileSplit(PathArray.of([]), torch.empty(0, dtype=torch.int64)))

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from ceit.data.batches import workers
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.image import BrokenImageError, TooLargeError
+from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import FileSplit
 
@@ -197,7 +200,7 @@ def test_a_file_that_broke_since_is_named_in_one_sentence(
         paths[2].unlink(missing_ok=True)
         if content is not None:
             paths[2].write_bytes(content)
-        split = FileSplit(paths, torch.arange(3))
+        split = FileSplit(PathArray.of(paths), torch.arange(3))
         loader = make_loader(split, batch_size=2, img_size=(4, 4), preprocessing=GREY, workers=count)
         batches = loader.epoch(0)
         assert next(batches)[1].tolist() == [0, 1]
@@ -242,7 +245,7 @@ def no_endless_wait() -> Iterator[None]:
 
 def share_little() -> None:
     """From here on the file behind shared memory cannot grow, as where /dev/shm is full."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def lack_memory() -> None:
@@ -316,9 +319,21 @@ def test_an_interruption_acts_at_once_though_a_file_is_read_for_ever(in_the_next
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
-    assert workers.usual_workers() == 8
+    monkeypatch.setattr(os.path, "isdir", lambda place: False)
+    assert workers.usual_workers(10**9) == 12
     for processes, expected in ((2, 6), (4, 3), (24, 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert workers.usual_workers() == expected
+        assert workers.usual_workers(10**9) == expected
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert workers.usual_workers() == 0
+    assert workers.usual_workers(1) == 0
+
+
+def test_processes_are_as_many_as_shared_memory_holds_batches_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    monkeypatch.setattr(os.path, "isdir", lambda place: place == "/dev/shm")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=800))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert [workers.usual_workers(batch_bytes) for batch_bytes in (1, 10, 200, 900)] == [64, 20, 1, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [workers.usual_workers(batch_bytes) for batch_bytes in (1, 10)] == [32, 10]

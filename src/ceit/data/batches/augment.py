@@ -110,12 +110,19 @@ class Augmentation:
     def cut_out_(self, images_bhwc: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
         """Sets a square of each normalised image to zero, the mean, in place; what reaches over the border is lost."""
         if self.cutout > 0:
-            _, height, width, _ = images_bhwc.shape
-            tops = random_integers(seed, epoch, indices, _CUT_Y, 0, height) - self.cutout // 2
-            lefts = random_integers(seed, epoch, indices, _CUT_X, 0, width) - self.cutout // 2
-            for image, top, left in zip(images_bhwc.numpy(), tops.tolist(), lefts.tolist(), strict=True):
-                image[max(top, 0) : max(top + self.cutout, 0), max(left, 0) : max(left + self.cutout, 0)] = 0
+            _, height, width, channels = images_bhwc.shape
+            rows_bh = self._cut(random_integers(seed, epoch, indices, _CUT_Y, 0, height), height)
+            columns_bw = self._cut(random_integers(seed, epoch, indices, _CUT_X, 0, width), width)
+            cut = torch.from_numpy(rows_bh[:, :, None] & columns_bw.repeat(channels, axis=1)[:, None])
+            images_bhwc.view(-1, height, width * channels).masked_fill_(
+                cut.to(images_bhwc.device, non_blocking=True), 0
+            )
         return images_bhwc
+
+    def _cut(self, centres_b: np.ndarray, size: int) -> np.ndarray:
+        """Which of ``size`` rows or columns the square takes: bool ``(B, size)``."""
+        from_first = np.arange(size) - (centres_b[:, None] - self.cutout // 2)
+        return (from_first >= 0) & (from_first < self.cutout)
 
 
 def _reflect(positions: np.ndarray, size: int) -> np.ndarray:

@@ -4,12 +4,15 @@ Letters: B batch, C channels, H height, W width. A batch is images float32 ``(B,
 and labels int64 ``(B,)``.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 from ceit.data.batches.augment import Augmentation
-from ceit.data.batches.batch import Batch, Batches
+from ceit.data.batches.batch import Batch, Batches, Request, Varied
 from ceit.data.batches.order import COPY, Order
 from ceit.data.batches.workers import Workers, usual_workers
 from ceit.data.preprocessing import Preprocessing
@@ -34,7 +37,7 @@ def make_loader(
     drop_last: bool = False,
     limit_batches: int | None = None,
     workers: int | None = None,
-    pin_memory: bool = False,
+    device: torch.device | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> "Loader":
     """A loader of ``split`` at ``img_size = (H, W)``; without an augmentation images come as prediction sees them.
@@ -44,10 +47,14 @@ def make_loader(
     augmentation's ``repeats`` shows each image several times in a row. None of these changes the length of an epoch,
     which only ``drop_last`` (whole batches alone) and ``limit_batches`` (at most so many) do.
 
-    ``workers`` are processes; None chooses: none for images in memory and on macOS and Windows, else one per core, at
-    most 8. ``pin_memory`` is for copying to a GPU while it computes. ``shard = (rank, processes)``: of every batch of
-    ``batch_size`` images this process gets every ``processes``-th, from ``rank`` on, so the copies of an image go to
-    different processes. In the last batch one process may get an image more than another, or none.
+    ``workers`` are processes; None chooses: none for images in memory and on macOS and Windows, else one per core, as
+    far as shared memory goes. Batches come on ``device``, by default the CPU: bytes are copied there, on CUDA while it
+    computes, and normalised there, with the same result to the bit.
+
+    ``shard = (rank, processes)``: of every batch of ``batch_size`` images this process gets every ``processes``-th,
+    from ``rank`` on, so the copies of an image go to different processes. In the last batch one process may get an
+    image more than another, or none. Copies that are in the same batch of the same process are decoded once; each of
+    several processes decodes its own.
 
     Raises: ValueError for an empty split, a batch size out of range, images of another number of channels than the
     preprocessing, a translation larger than the image, or an order that the split cannot have.
@@ -66,7 +73,8 @@ def make_loader(
     if augmentation is not None:
         augmentation.check_size(img_size)
     image_by_image = augmentation is not None and augmentation.image_by_image
-    pixels_nhwc, usual = None, usual_workers()
+    pixels_nhwc, share = None, -(-batch_size // shard[1])
+    usual = usual_workers(share * math.prod(img_size) * preprocessing.in_chans)
     if isinstance(split, ArraySplit) and not image_by_image and max(img_size) <= IN_MEMORY_SIDE:
         pixels_nhwc, usual = resized(split.pixels(), img_size, preprocessing.interpolation), 0
     batches = Batches(split, img_size, preprocessing, augmentation, seed, pixels_nhwc)
@@ -82,8 +90,9 @@ def make_loader(
         shard_window=shard_window,
     )
     workers = usual if workers is None else workers
-    processes = Workers(batches, workers, pin_memory) if workers > 0 else None
-    return Loader(batches, order, batch_size, shard, processes, pin_memory)
+    device = device or torch.device("cpu")
+    processes = Workers(batches, workers, pin_memory=device.type == "cuda") if workers > 0 else None
+    return Loader(batches, order, batch_size, shard, processes, device)
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Loader:
     batch_size: int
     shard: tuple[int, int]
     workers: Workers | None
-    pin_memory: bool
+    device: torch.device
 
     @property
     def images(self) -> int:
@@ -119,10 +128,24 @@ class Loader:
         starts = range(start_batch * self.batch_size, end, self.batch_size)
         rank, processes = self.shard
         requests = [(epoch, draws[start : start + self.batch_size][rank::processes]) for start in starts]
-        if self.workers is not None:
-            return self.workers.answer(requests)
-        made = map(self.batches.__getitem__, requests)
-        return ((images.pin_memory(), labels.pin_memory()) for images, labels in made) if self.pin_memory else made
+        answers = map(self.batches.read, requests) if self.workers is None else self.workers.answer(requests)
+        return self._finished(requests, answers)
+
+    def _finished(self, requests: list[Request], answers: Iterator[Varied]) -> Iterator[Batch]:
+        """The batches on the device. On CUDA a stream of their own makes them while the steps before still compute."""
+        if self.device.type != "cuda":
+            for varied, request in zip(answers, requests, strict=True):
+                yield self.batches.finish(request, varied.to(self.device))
+            return
+        own, computing = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        for varied, request in zip(answers, requests, strict=True):
+            pinned = varied if self.workers is not None else varied.pinned()
+            with torch.cuda.stream(own):
+                batch = self.batches.finish(request, pinned.to(self.device))
+            computing.wait_stream(own)
+            for tensor in batch:
+                tensor.record_stream(computing)  # else its memory might be written anew while a step still reads it
+            yield batch
 
 
 def _check_order(split: Split, sampling: Sampling, shard_window: int) -> None:

@@ -18,22 +18,24 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ceit.data.batches.batch import Batch, Batches, Request
+from ceit.data.batches.batch import Batches, Request, Varied
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
 3.14 on forkserver, would give each a copy of all that and have it import torch; it works too, as does spawn."""
+_AHEAD = 2  # batches that each process keeps ready
 _PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
 
 
 class Workers:
-    """``count`` processes that answer requests in order, each keeping two batches ahead.
+    """``count`` processes that answer requests in order, and so many batches ``ahead`` of what is asked for.
 
     A failure to read an image is raised where the batch is asked for, as the reader raised it.
     """
 
     def __init__(self, batches: Batches, count: int, pin_memory: bool) -> None:
+        self.count, self.ahead = count, _AHEAD * count
         self._requests: list[Request] = []
         self._begun = 0
         self._processes: set[BaseProcess] = set()
@@ -43,6 +45,7 @@ class Workers:
             batch_size=None,
             sampler=self._requests,
             num_workers=count,
+            prefetch_factor=_AHEAD,
             persistent_workers=True,
             pin_memory=pin_memory,
             generator=torch.Generator(),
@@ -50,8 +53,8 @@ class Workers:
             multiprocessing_context=START_METHOD,
         )
 
-    def answer(self, requests: list[Request]) -> Iterator[Batch]:
-        """The batches asked for. What an earlier call has not been asked for yet is dropped."""
+    def answer(self, requests: list[Request]) -> Iterator[Varied]:
+        """The batches asked for, to be finished here. What an earlier call has not been asked for yet is dropped."""
         self._requests[:] = requests
         self._begun += 1
         others = multiprocessing.active_children()
@@ -60,7 +63,7 @@ class Workers:
         self._processes = self._processes or set(multiprocessing.active_children()).difference(others)
         return self._answers(answers, self._begun)
 
-    def _answers(self, answers: Iterator[Batch | Exception], number: int) -> Iterator[Batch]:
+    def _answers(self, answers: Iterator[Varied | Exception], number: int) -> Iterator[Varied]:
         while True:
             if number != self._begun:
                 raise RuntimeError("another epoch of this loader has begun, so this one cannot go on")
@@ -93,14 +96,14 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class _InWorker(Dataset[Batch | Exception]):
+class _InWorker(Dataset[Varied | Exception]):
     """The batch in shared memory, or the failure itself, which DataLoader would wrap into the text of a traceback."""
 
     batches: Batches
 
-    def __getitem__(self, request: Request) -> Batch | Exception:
+    def __getitem__(self, request: Request) -> Varied | Exception:
         try:
-            batch = self.batches[request]
+            batch = self.batches.read(request)
         except (ValueError, OSError) as error:
             return error
         except (MemoryError, RuntimeError) as error:
@@ -112,17 +115,18 @@ class _InWorker(Dataset[Batch | Exception]):
         return _shared(batch)
 
 
-def _shared(batch: Batch) -> Batch | ValueError:
+def _shared(batch: Varied) -> Varied | ValueError:
     """The batch in shared memory, or why not: where it is sent from, in another thread, nobody would hear of that."""
+    tensors = batch.pixels_bhwc, batch.labels_b, batch.noise
     try:
-        for tensor in filter(len, batch):  # there is no sharing nothing
+        for tensor in filter(len, tensors):  # there is no sharing nothing
             tensor.share_memory_()
     except RuntimeError as error:
         place = "shared memory"
         if os.path.isdir(_SHARED_MEMORY):
             space = shutil.disk_usage(_SHARED_MEMORY)
             place = f"{_SHARED_MEMORY}, of whose {space.total / 1e6:.0f} MB {space.free / 1e6:.0f} are free"
-        megabytes = sum(tensor.nbytes for tensor in batch) / 1e6
+        megabytes = sum(tensor.nbytes for tensor in tensors) / 1e6
         fix = "lower the batch size, set the workers to 0, or start a container with --shm-size=8g or --ipc=host"
         return ValueError(f"a batch of {megabytes:.1f} MB could not be put into {place} ({error}): {fix}")
     return batch
@@ -179,8 +183,16 @@ def _end_when_the_parent_says(parent: int) -> None:
     os._exit(0)
 
 
-def usual_workers() -> int:
-    """At most 8, one for each usable core, which the training processes of a machine share; 0 on macOS and Windows."""
+def usual_workers(batch_bytes: int) -> int:
+    """One for each usable core, as far as the two batches that each keeps ready fit into half of the shared memory.
+
+    The training processes of a machine share both. At least one; 0 on macOS and Windows.
+    """
     if sys.platform in ("darwin", "win32"):
         return 0
-    return max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) // processes
+    if os.path.isdir(_SHARED_MEMORY):
+        room = shutil.disk_usage(_SHARED_MEMORY).free // 2 // processes
+        cores = min(cores, room // (_AHEAD * batch_bytes))
+    return max(1, cores)

@@ -12,6 +12,7 @@ import torch
 
 from ceit.data.image import read_header
 from ceit.data.labelled import LabelledSet, require_classes
+from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import IMAGENET
 from ceit.data.reduced import IN_MEMORY_SIDE, Size
 from ceit.data.sources.load_options import LoadOptions
@@ -48,7 +49,7 @@ class Listing:
         """The split that leaves its files on the disk; its labels number ``class_names``."""
         numbers = {name: number for number, name in enumerate(class_names)}
         labels = torch.tensor([numbers[name] for name in self.class_names], dtype=torch.int64)
-        return FileSplit(tuple(self.paths), labels, self.root)
+        return FileSplit(PathArray.of(self.paths), labels, self.root)
 
 
 def load_files(
@@ -73,7 +74,7 @@ def load_files(
     paths = [path for listing in listings.values() for path in listing.paths]
     usual_size, chans = usual_geometry(paths, read_header, options.in_chans)
     size = options.size_for(usual_size)
-    files = FileSplit(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
+    files = FileSplit(PathArray.of(paths), torch.zeros(len(paths), dtype=torch.int64))
     found = options.survey(files, options.form_for(len(paths), size, usual_size, chans))
     lines = tuple(f"{shown_path(paths[number], place)} ({reason})" for number, reason in found.broken.items())
     options.require_whole(lines, len(paths))
