@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ceit.data.batches.augment import Augmentation
-from ceit.train.config import Mixing, WeightAverage
+from ceit.train.config import Mixing, SmallImages, WeightAverage
 from ceit.train.learner import Learner
 from ceit.train.step import StepResult, bring_to_host, train_step
 from ceit.train.trainer import Trainer
@@ -121,3 +121,33 @@ def test_a_step_runs_on_a_device_that_has_no_values(make_trainer: MakeTrainer, m
     assert result.numbers.device.type == "meta"
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         result.read()
+
+
+def test_of_skipped_steps_that_are_read_together_the_last_is_looked_into(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    images, labels = next(trainer.train_loader.epoch(0))
+    nothing = torch.full_like(images, math.nan)
+    results = [train_step(trainer.learner, nothing if step else images, labels, step) for step in range(3)]
+    bring_to_host(results)
+    assert [result.skipped for result in results] == [None, "the loss", "the images"]
+
+
+def test_steps_are_read_before_the_images_change_their_size(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(small_images=SmallImages(scale=0.5, share=0.3), log_every_steps=1000)
+    trainer.read_every = 1000
+    last_small = trainer.learner.small_steps - 1
+    assert 0 < last_small < trainer.progress.steps - 1
+    step = train_step
+
+    def spoiling(learner: Learner, images: Tensor, labels: Tensor, number: int) -> StepResult:
+        spoilt = number in (last_small, last_small + 2)
+        return step(learner, images * math.nan if spoilt else images, labels, number)
+
+    monkeypatch.setattr("ceit.train.trainer.train_step", spoiling)
+    told: list[Any] = []
+    trainer.log.show = told.append
+    trainer.fit()
+    skipped = [(line["step"], line["not_finite"]) for line in told if line.get("event") == "skipped"]
+    assert skipped == [(last_small + 1, "the images"), (last_small + 3, "the images")]

@@ -65,7 +65,8 @@ class StepProfile:
         first, last = self.first + 1, self.first + self.steps
         title = f"Steps {first} to {last} of this start on {self.device}: {rate:.3g} steps/s under the profiler, "
         tables = [averages.table(sort_by, row_limit=_ROWS, max_name_column_width=_NAME_COLUMNS) for sort_by in columns]
-        text = "\n\n".join([f"{title}{waited:.1f} % of the time waiting for images.", *tables]) + "\n"
+        waiting = f"{waited:.1f} % of the time waiting for images. The end of an epoch counts, if it lies among them."
+        text = "\n\n".join([title + waiting, *tables]) + "\n"
         self.folder.mkdir(exist_ok=True)
         with TemporaryDirectory(prefix="ceit-") as made:
             trace = Path(made, TRACE)

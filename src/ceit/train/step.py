@@ -29,8 +29,9 @@ class StepResult:
     """
 
     def __init__(self, learner: Learner, step: int, images: int, numbers: Tensor, gradient_norms_p: Tensor) -> None:
-        self.step, self.images = step, images
+        self.step, self.images, self.small_hw = step, images, learner.small_hw(step)
         self.numbers, self.gradient_norms_p = numbers, gradient_norms_p
+        self.is_last_skipped = True  # of those that are read together: its images are kept
         self._learner, self._read, self._source = learner, list[float](), None
 
     @property
@@ -49,8 +50,13 @@ class StepResult:
         if self.read()[2]:
             return None
         if self._source is None:
-            self._source = _source(self._learner, self.step, self.read()[3] > 0, self.gradient_norms_p)
+            self._source = _source(self._learner, self)
         return self._source
+
+    @property
+    def local_loss_is_finite(self) -> bool:
+        """Whether the loss of this process is."""
+        return self.read()[3] > 0
 
     @property
     def counts(self) -> bool:
@@ -71,6 +77,9 @@ def bring_to_host(results: list[StepResult]) -> None:
         rows = torch.stack([result.numbers for result in results]).tolist()
         for result, row in zip(results, rows, strict=True):
             result._read = row
+        skipped = [result for result, (_, _, moved, _, _) in zip(results, rows, strict=True) if not moved]
+        for result in skipped[:-1]:
+            result.is_last_skipped = False
 
 
 def train_step(
@@ -85,15 +94,14 @@ def train_step(
     Raises: ValueError, which names the option, if the device's memory does not hold it.
     """
     try:
-        with _at_step_size(learner, step):
+        with _at_size(learner, learner.small_hw(step)):
             return _step(learner, images_bchw, labels_b, step, learning_rate)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"out of memory: {_out_of_memory(learner)}") from error
 
 
-def _at_step_size(learner: Learner, step: int) -> AbstractContextManager[Any]:
-    """The network takes this step's image size."""
-    small_hw = learner.small_hw(step)
+def _at_size(learner: Learner, small_hw: tuple[int, int] | None) -> AbstractContextManager[Any]:
+    """The network takes images of this size, None for its own."""
     return nullcontext() if small_hw is None else cast("CeiT", learner.model).at_size(small_hw)
 
 
@@ -141,12 +149,15 @@ def _step(
 
 def step_alone(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int, device_batch_size: int) -> None:
     """All that a step computes, to see whether it can: without the other processes, and whatever comes out of it."""
+    statistics = learner.statistics.copy()
     images_bchw, labels = _on_device(learner, images_bchw, labels_b, step)
     _gradients(learner, learner.model, images_bchw, labels, device_batch_size)
     _, norm = _gradient_norms(learner)
     learner.optimizer.step()
+    learner.statistics.put_back(statistics, keep=norm.isfinite())
     if learner.average is not None:
         learner.average.follow(step + 1, norm.isfinite())
+    learner.suspect(images_bchw, unless=norm.isfinite())
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
 
@@ -216,26 +227,28 @@ def _move(learner: Learner, moved: Tensor) -> None:
         optimizer.step()
 
 
-def _source(learner: Learner, step: int, loss_is_finite: bool, gradient_norms_p: Tensor) -> str:
+def _source(learner: Learner, result: StepResult) -> str:
     """What was not finite in a skipped step, found by the first process that met it.
 
     A gradient is known from the step itself. For a loss the network computes the images of the last skipped step again,
-    with the weights of now: they are those of the step if its result is read before the next one.
+    with the weights of now: they are those of the step if its result is read before the next one. The images of
+    skipped steps before the last one are gone.
     """
     if learner.config.batch_norm == "sync" and learner.accelerator.num_processes > 1:
         return "the loss or the gradient"  # looking closer would need all processes at once
     process = learner.accelerator.process_index
-    if loss_is_finite:
-        found = _source_in_backward(learner, gradient_norms_p)
-    else:
+    found = "the loss"
+    if result.local_loss_is_finite:
+        found = _source_in_backward(learner, result.gradient_norms_p)
+    elif result.is_last_skipped:
         statistics = learner.statistics.copy()
-        _seed(learner, step)
+        _seed(learner, result.step)
         parts = learner.suspected.split(learner.device_batch_size or len(learner.suspected))
-        with _at_step_size(learner, step):
+        with _at_size(learner, result.small_hw):
             sources = (source_in_forward(learner.model, part, learner.autocast()) for part in parts)
-            found = next((source for source in sources if source is not None), "the loss")
+            found = next((source for source in sources if source is not None), found)
         learner.statistics.put_back(statistics, keep=torch.tensor(False))
-    own = (loss_is_finite, process, found)  # a loss comes before the gradients that it spoils everywhere
+    own = (result.local_loss_is_finite, process, found)  # a loss comes before the gradients that it spoils everywhere
     return min(from_all(own))[2]
 
 

@@ -36,6 +36,7 @@ from ceit.train.time_budget import TimeBudget
 from ceit.weights import load_checkpoint
 
 EVALUATION_BATCH = 250
+UNREAD_STEPS = 20  # on a GPU at most: several processes answer a signal when they read
 
 
 class Trainer:
@@ -73,7 +74,7 @@ class Trainer:
         self.profile: StepProfile | None = None
         self.unread: list[StepResult] = []
         # a CPU has computed a step when it returns; another device goes on while its results wait to be read
-        self.read_every = 1 if accelerator.device.type == "cpu" else run.config.log_every_steps
+        self.read_every = 1 if accelerator.device.type == "cpu" else UNREAD_STEPS
 
     def fit(self) -> None:
         """Train from ``progress`` to the last epoch, or to where the accuracy has stopped rising.
@@ -116,7 +117,8 @@ class Trainer:
             self.unread.append(result)
             progress.step += 1
             progress.batch += 1
-            is_read = progress.step % self.read_every == 0
+            is_logged = progress.step % self.run.config.log_every_steps == 0
+            is_read = is_logged or len(self.unread) == self.read_every or progress.step == self.learner.small_steps
             if is_read:
                 self._read_steps()
             progress.elapsed_seconds = time.perf_counter() - began
@@ -235,6 +237,7 @@ class Trainer:
         ``progress.steps`` rules from here on. A time budget may plan anew while the run goes on; ``run`` and
         ``config.yaml`` keep the steps that it began with.
         """
+        self._read_steps()  # as long as their images have the size that they had
         self.progress.steps = steps
         self.learner.plan(steps)
 

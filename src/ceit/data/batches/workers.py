@@ -24,6 +24,7 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
 3.14 on forkserver, would give each a copy of all that and have it import torch; it works too, as does spawn."""
 _AHEAD = 2  # batches that each process keeps ready
+_FILES, _OWN_FILES = 24, 200  # open at most: for a process that reads (12 were seen, twice), and for all else
 _PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
 
@@ -84,6 +85,8 @@ class Workers:
         try:
             yield
         except RuntimeError as error:
+            if "Too many open files" in str(error):
+                raise ValueError("too many open files: lower the workers, or raise the limit (ulimit -n)") from None
             if not str(error).startswith("DataLoader worker"):
                 raise
             fix = "most often memory or /dev/shm was full: lower the workers or the batch size"
@@ -184,15 +187,21 @@ def _end_when_the_parent_says(parent: int) -> None:
 
 
 def usual_workers(batch_bytes: int) -> int:
-    """One for each usable core, as far as the two batches that each keeps ready fit into half of the shared memory.
+    """One for each usable core, as far as the two batches that each keeps ready fit into half of the shared memory, and
+    the files that this process may open suffice.
 
-    The training processes of a machine share both. At least one; 0 on macOS and Windows.
+    The training processes of a machine share cores and memory. At least one; 0 on macOS and Windows.
     """
     if sys.platform in ("darwin", "win32"):
         return 0
+    import resource  # of Unix alone
+
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) // processes
     if os.path.isdir(_SHARED_MEMORY):
         room = shutil.disk_usage(_SHARED_MEMORY).free // 2 // processes
         cores = min(cores, room // (_AHEAD * batch_bytes))
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if open_files != resource.RLIM_INFINITY:
+        cores = min(cores, (open_files - _OWN_FILES) // _FILES)
     return max(1, cores)
