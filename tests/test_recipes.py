@@ -30,7 +30,7 @@ from tools.recipe_tables import data_of, text_of
 
 TRAIN, TEST = 64, 4  # of which 1 % is one image
 NOT_THE_RECIPES = {  # given by the test, or found out from the data
-    *("global_batch_size", "device_batch_size", "precision", "workers", "initial_checkpoint"),
+    *("global_batch_size", "device_batch_size", "precision", "workers", "initial_checkpoint", "compile"),
     *("epochs", "limit_batches", "log_every_steps", "img_size", "in_chans", "tracker"),
 }
 IMAGENET = {

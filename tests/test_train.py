@@ -149,7 +149,7 @@ def read_for_long(self, request):
     time.sleep(120)
 
 
-Batches.__getitem__ = read_for_long
+Batches.read = read_for_long
 sys.exit(ceit_cli.main(sys.argv[1:]))
 """
 

@@ -87,6 +87,16 @@ def test_one_graph_serves_a_whole_epoch(
     assert not counters["recompiles"]
 
 
+def test_a_run_goes_on_as_it_was_chosen_at_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    config = replace(SMALL, epochs=1, limit_batches=2)
+    train(config, "digits", tmp_path / "run")
+    monkeypatch.setattr(resolve, "compiles_by_itself", lambda config, device, steps: True)
+    messages: list[str] = []
+    train(config, "digits", tmp_path / "run", resume="auto", say=messages.append)
+    assert not any("compile" in message for message in messages)
+
+
 def test_compiling_and_saving_memory_exclude_each_other_only_where_both_are_asked_for() -> None:
     assert TrainConfig(grad_checkpointing=True).compile == "auto"
     with pytest.raises(ValueError, match="choose speed or memory"):

@@ -119,7 +119,7 @@ def resolve(
     resumed = saved if saved is not None and saved.checkpoints else None
     if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start
         was = resumed.config | {"img_size": tuple(resumed.config["img_size"])}
-        left_open: dict[str, Any] = {"precision": "auto", "device_batch_size": "auto"}
+        left_open: dict[str, Any] = dict.fromkeys(("precision", "device_batch_size", "compile"), "auto")
         left_open |= dict.fromkeys(("img_size", "in_chans", "global_batch_size", "tracker"))
         open_now = {key for key, none in left_open.items() if key in was and getattr(config, key) == none}
         config = replace(config, **{key: was[key] for key in open_now})
