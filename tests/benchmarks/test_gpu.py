@@ -69,7 +69,7 @@ def test_rates_are_those_of_the_seconds(
     for row in result["arms"]:
         assert len(row["seconds"]) == 2
         rate = 2 / median(row["seconds"])
-        assert row["images_per_second"] == pytest.approx(rate, rel=1e-2)
+        assert row["images_per_second"] == pytest.approx(rate, abs=0.06)
         operations = 2 * macs[row["kind"].partition(",")[0]] * rate
         assert row["tflops"] == pytest.approx(operations / 1e12, abs=6e-4)
     assert len(result["peak"]["seconds"]) == 2 * len(kinds)  # two rounds of each part
@@ -79,12 +79,15 @@ def test_rates_are_those_of_the_seconds(
     loader = parts["loader"]
     rates = loader["images_per_second"]
     of_memory = 100 * rates["from_files"] / rates["in_memory"]
-    assert loader["of_in_memory_percent"] == pytest.approx(of_memory, abs=6 / rates["in_memory"] + 0.06)
+    assert loader["of_in_memory_percent"] == pytest.approx(
+        of_memory, abs=0.06 * (100 + of_memory) / rates["in_memory"] + 0.06
+    )
     assert 0 < loader["data_wait_percent"] < 100
     assert [row["batch_size"] for row in parts["batch sizes"]["by_batch_size"]] == [4]
     (learnt,) = parts["learning"]["networks"]
     assert learnt["steps"] >= 1
-    assert learnt["images_per_second"] == pytest.approx(2 * learnt["steps"] / learnt["train_seconds"], rel=0.6)
+    seconds, rate = learnt["train_seconds"], learnt["images_per_second"]  # both rounded to a tenth
+    assert seconds * rate == pytest.approx(2 * learnt["steps"], abs=0.06 * (seconds + rate))
     assert learnt["test_top1_percent"] in (0, 50, 100)
     assert parts["facts"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     printed = capsys.readouterr().out
