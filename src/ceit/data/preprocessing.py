@@ -51,7 +51,7 @@ class Preprocessing:
         return fit(image, size, self.crop, self.interpolation)
 
     def normalise(self, pixels_hwc: np.ndarray | Tensor) -> Tensor:
-        """``(pixels / 255 - mean) / std`` of uint8 ``(..., W, C)``, float32 of the same shape; bit-equal everywhere."""
+        """``(pixels / 255 - mean) / std`` of uint8 ``(..., W, C)``, float32 of the same shape, where the pixels lie."""
         width, channels = pixels_hwc.shape[-2:]
         if channels != self.in_chans:
             what = f"the image has {channels} channels, the preprocessing {self.in_chans}"
@@ -83,7 +83,7 @@ def _constants(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """255, and mean and std of a whole row: broadcasting over an innermost dimension of three is four times slower.
 
-    Tensors on the device: by a number CUDA would not divide, but multiply by the inverse, which is rounded.
+    Tensors on the device: by a number CUDA might not divide, but multiply by the inverse, which is rounded.
     """
     white, mean_c, std_c = (torch.tensor(part, device=device) for part in (255.0, mean, std))
     return white, mean_c.repeat(width), std_c.repeat(width)

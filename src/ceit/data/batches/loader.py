@@ -49,7 +49,7 @@ def make_loader(
 
     ``workers`` are processes; None chooses: none for images in memory and on macOS and Windows, else one per core, as
     far as shared memory goes. Batches come on ``device``, by default the CPU: bytes are copied there, on CUDA while it
-    computes, and normalised there, with the same result to the bit.
+    computes, and normalised there.
 
     ``shard = (rank, processes)``: of every batch of ``batch_size`` images this process gets every ``processes``-th,
     from ``rank`` on, so the copies of an image go to different processes. In the last batch one process may get an
