@@ -53,5 +53,6 @@ def parse_yaml(name: str, text: str, *, as_written: bool = False) -> Any:
     """
     try:
         return yaml.load(text, Loader=yaml.BaseLoader if as_written else _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # what its constructors raise for a date of month 99, a key that is a list, and lists a thousand deep
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error

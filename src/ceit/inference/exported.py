@@ -12,6 +12,7 @@ from torch import Tensor
 from ceit.inference import program_file
 from ceit.inference.graphs import openvino_core
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
+from ceit.json_file import parse_json
 from ceit.paths import expanded
 from ceit.weights import Description
 
@@ -49,7 +50,7 @@ class ExportedDescription:
     def from_json(cls, text: str) -> "ExportedDescription":
         """The inverse of ``to_json``. Raises: ValueError for another text."""
         try:
-            body = json.loads(text)
+            body = parse_json("the description", text)
             return cls(Description.from_json(body), **body["export"])
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the description of the network is damaged ({error})") from error

@@ -10,6 +10,12 @@ from ceit.model import CeiTConfig
 
 FORMAT = "ceit"
 FORMAT_VERSION = 1
+_TYPES: dict[str, tuple[type, str]] = {
+    "model": (str, "a text"),
+    "class_names": (list, "a list of texts"),
+    "preprocessing": (dict, "mean, std, crop and interpolation"),
+    "training": (dict, "an object"),
+}
 _OPTIONAL = ("temperature", "familiarity")  # what only trained networks with validation images have
 
 
@@ -68,7 +74,12 @@ class Description:
             )
         try:
             config = CeiTConfig(**body["config"])
-            said = (body[key] for key in ("model", "class_names", "preprocessing", "training"))
+            for key, (of, words) in _TYPES.items():
+                if not isinstance(value := body[key], of | None):
+                    raise ValueError(f"{key} {value!r} must be {words}")
+            if strange := [name for name in body["class_names"] or () if not isinstance(name, str)]:
+                raise ValueError(f"class name {strange[0]!r} must be a text")
+            said = (body[key] for key in _TYPES)
             return cls(config, *said, **{key: body.get(key) for key in _OPTIONAL})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the description of the network is damaged ({error})") from error

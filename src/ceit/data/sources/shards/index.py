@@ -10,6 +10,7 @@ import torch
 
 from ceit.atomic import replace_files
 from ceit.data.sources.shards.split import SampleTable, ShardSplit
+from ceit.options import require_types
 
 INDEX = "index.json"
 SAMPLES = "samples.safetensors"
@@ -94,11 +95,22 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
         given |= {name: tuple(given[name]) for name in ("class_names", "img_size", "mean", "std")}
         given["shards"] = tuple(Shard(**shard) for shard in given["shards"])
         index, expected = ShardIndex(**given), document["samples_sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+        for of, values in ((ShardIndex, given), *((Shard, vars(shard)) for shard in index.shards)):
+            require_types(of, values)
+        if len(index.mean) != len(index.std) or min((*index.img_size, *index.splits.values())) < 0:
+            raise ValueError("its sizes make no sense")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is no index of shards ({type(error).__name__}: {error}): {fix}") from error
     path = folder / SAMPLES
     if not path.is_file():
         raise ValueError(f"{path} is missing: {fix}")
     if hashlib.sha256(samples := path.read_bytes()).hexdigest() != expected:
         raise ValueError(f"{path} is not the one that {INDEX} tells of: {fix}")
-    return index, SampleTable.from_bytes(samples)
+    table = SampleTable.from_bytes(samples)
+    try:
+        table.require_within([shard.bytes for shard in index.shards], len(index.class_names))
+        if sum(index.splits.values()) != len(table.label):
+            raise ValueError(f"it has {len(table.label)} samples, {INDEX} says {sum(index.splits.values())}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {fix}") from error
+    return index, table
