@@ -56,10 +56,7 @@ class _Watch:
             return
         if event == "open":
             path, _, flags = args
-            is_written = (isinstance(flags, int) and flags & _WRITING) or (
-                isinstance(mode, str) and set(mode) & set("wax+")
-            )
-            if is_written and not isinstance(path, int):
+            if isinstance(flags, int) and flags & _WRITING:
                 self._require(event, path)
         elif event in _CHANGES:
             for number in _CHANGES[event]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.fuzz.oracle import judge
-from tests.fuzz.seeds import Files
+from tests.fuzz.seeds import Files, workshop
 from tests.fuzz.targets import Target
 
 MEGAPIXELS = "1"
@@ -39,15 +39,18 @@ def run_target(
     """Counts these inputs of a target. ``before`` is told the number of each input, in case it ends the process."""
     counted = Counted()
     logging.getLogger("ceit").setLevel(logging.ERROR)
+    workshop()
     with TemporaryDirectory(prefix="ceit-fuzzed-") as name:
         place = Path(name).resolve()
         given, cache, out = (place / part for part in ("given", "cache", "out"))
         settings = {"CEIT_DATA": str(cache), "CEIT_MAX_MEGAPIXELS": MEGAPIXELS}
-        tempfile.tempdir = str(place)
+        tempfile.tempdir, home = str(place), Path.cwd()
         kept = {key: os.environ.get(key) for key in settings}
         os.environ |= settings
         try:
             lay(target.seeds()[0], given)
+            out.mkdir()
+            os.chdir(out)
             with suppress(Exception):
                 target.run(given)  # what it loads and makes once is not counted
             with target.watched() as reached:
@@ -55,7 +58,6 @@ def run_target(
                     before(number)
                     files = target.input(seed, number)
                     lay(files, given)
-                    out.mkdir(exist_ok=True)
                     began = time.process_time()
                     verdict = judge(lambda: target.run(given), (place,), target.most_mib << 20, given.name)
                     counted.seconds += time.process_time() - began
@@ -67,9 +69,11 @@ def run_target(
                     if verdict.fault:
                         counted.faults.setdefault(_kind_of(verdict.fault), []).append(number)
                     reached.clear()
-                    shutil.rmtree(out)
+                    for left in out.iterdir():
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
         finally:
             tempfile.tempdir = None
+            os.chdir(home)
             for key, value in kept.items():
                 if value is None:
                     del os.environ[key]

@@ -28,6 +28,7 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.shards.write import write_shards
 from ceit.inference.example_images import synthetic
+from ceit.inference.exported import SUFFIXES, ExportedDescription, Format
 from ceit.inference.exporter import export
 from ceit.inference.familiarity import Familiarity
 from ceit.inference.prediction_file import Origin, write_answers
@@ -36,6 +37,7 @@ from ceit.model import CeiT, CeiTConfig
 from ceit.study.cells import Cell, pack, path_of, write_cell
 from ceit.train.checkpoint import Parts, Progress, save_state
 from ceit.train.run import train
+from ceit.weights.description import Description
 from tests.train.conftest import SMALL
 
 Files = dict[str, bytes]
@@ -385,18 +387,25 @@ def archives() -> list[Files]:
 
 
 @cache
-def exported() -> dict[str, list[Files]]:
-    """The network in each format of export."""
-    made: dict[str, list[Files]] = {}
+def exported(form: Format) -> list[Files]:
+    """A network in a format of export."""
     plain = CeiT(CeiTConfig(**GEOMETRY, img_size=16, num_classes=2, patch_size=4)).eval()
     plain.class_names, plain.preprocessing, plain.temperature = list(NAMES), dict(_KEPT), 1.5
     check = synthetic(8, image_hw=(16, 16), preprocessing=Preprocessing.from_dict(_KEPT))
-    for form, suffix in (("onnx", ".onnx"), ("torch", ".pt2"), ("openvino", ".xml")):
-        folder = workshop() / form
-        folder.mkdir()
-        export(plain, folder / f"model{suffix}", format=form, check=check)
-        made[form] = [files_in(folder)]
-    return made
+    folder = workshop() / form
+    folder.mkdir()
+    export(plain, folder / f"model{SUFFIX_OF[form]}", format=form, check=check)
+    return [files_in(folder)]
+
+
+SUFFIX_OF: dict[Format, str] = {form: suffix for suffix, form in SUFFIXES.items()}
+
+
+def exported_texts() -> list[Files]:
+    """What an exported file says about itself."""
+    said = Description(network().config, None, list(NAMES), dict(_KEPT), temperature=1.5)
+    text = ExportedDescription(said, "onnx", "float32", False, "0.1.0", {"images": 8}).to_json()
+    return [{"ceit.json": text.encode()}]
 
 
 def origin() -> Origin:

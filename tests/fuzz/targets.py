@@ -39,7 +39,7 @@ from ceit.study.report import records_of, tables
 from ceit.study.sweep import Sweep
 from ceit.train.checkpoint import checkpoints_in, load_state
 from ceit.train.config import config_from
-from ceit.train.model_card import FinishedRun, model_card
+from ceit.train.model_card import FinishedRun
 from ceit.train.recipe import nested, read_recipe
 from ceit.train.run_directory import RunDirectory, saved_config
 from ceit.web.answers import Shown, shown
@@ -162,8 +162,7 @@ def _run_files(folder: Path) -> None:
 
 
 def _report(folder: Path) -> None:
-    found = FinishedRun.read(folder)
-    model_card(found)
+    FinishedRun.read(folder)
     with mock.patch("ceit.report.contents._costs", return_value=iter(())):
         page(contents_of(folder, str(folder / "no-data")))
 
@@ -182,7 +181,6 @@ def _state(folder: Path) -> None:
         progress, _ = load_state(path, parts)
         RunDirectory(folder).cut_back(progress, lambda message: None)
         assert progress.mean_loss is not None
-        parts.optimizer.step()
 
 
 def _mend_state(random: Random, files: Files) -> Files:
@@ -290,14 +288,6 @@ def _exported_text(folder: Path) -> None:
     said = ExportedDescription.from_json((folder / "ceit.json").read_text(encoding="utf-8", errors="replace"))
     said.to_json()
     Preprocessing.from_dict(said.network.preprocessing) if said.network.preprocessing is not None else None
-
-
-@cache
-def _exported_texts() -> list[Files]:
-    import onnx
-
-    model = onnx.load_from_string(seeds.exported()["onnx"][0]["model.onnx"])
-    return [{"ceit.json": entry.value.encode()} for entry in model.metadata_props if entry.key == "ceit"]
 
 
 def _answers(folder: Path) -> None:
@@ -516,7 +506,10 @@ def _stop(*_args: object, **_kwargs: object) -> None:
 
 def _command(folder: Path) -> None:
     path = folder / "words.json"
-    words: list[str] = json.loads(path.read_bytes() or b"[]") if path.is_file() else []
+    words: list[str] = []
+    with contextlib.suppress(OSError, ValueError):  # else there is nothing that a shell could pass on
+        words = json.loads(path.read_bytes())
+    importlib.import_module("matplotlib.pyplot")  # makes a folder of its own when it is first imported
     places = _places() | {"OUT": str(folder.parent / "out")}
     words = [re.sub("|".join(places), lambda match: places[match[0]], word) for word in words]
     out, err = io.StringIO(), io.StringIO()
@@ -620,10 +613,6 @@ def _request(folder: Path) -> None:
         assert status == 200 or (said["error"].strip() and "\n" not in said["error"]), said
 
 
-def _exported_of(form: str) -> Callable[[], list[Files]]:
-    return lambda: seeds.exported()[form]
-
-
 _SAFE = mutate.safetensors_of
 
 TARGETS = (
@@ -658,7 +647,7 @@ TARGETS = (
         {"config.yaml": mutate.yaml_of, "metrics.jsonl": mutate.lines_of_json, "test.json": mutate.json_of},
         _run_files,
         ("ceit.cli.compare:saved_config",),
-        4_000,
+        6_000,
     ),
     Target(
         "run: report",
@@ -667,7 +656,7 @@ TARGETS = (
         | {"config.yaml": mutate.yaml_of},
         _report,
         ("ceit.train.model_card:saved_config",),
-        3_000,
+        1_000,
     ),
     Target(
         "run: resume",
@@ -746,7 +735,7 @@ TARGETS = (
     ),
     Target(
         "exported text",
-        _exported_texts,
+        seeds.exported_texts,
         {"*": mutate.json_of},
         _exported_text,
         ("ceit.inference.exported:Description.from_json",),
@@ -754,7 +743,7 @@ TARGETS = (
     ),
     Target(
         "exported ONNX",
-        _exported_of("onnx"),
+        lambda: seeds.exported("onnx"),
         {"*.onnx": mutate.bytes_of},
         _exported_file,
         ("ceit.inference.exported:OnnxRuntime",),
@@ -763,7 +752,7 @@ TARGETS = (
     ),
     Target(
         "exported torch",
-        _exported_of("torch"),
+        lambda: seeds.exported("torch"),
         {"*.pt2": mutate.zip_of},
         _exported_file,
         ("ceit.inference.program_file:_strange",),
@@ -772,7 +761,7 @@ TARGETS = (
     ),
     Target(
         "exported OpenVINO",
-        _exported_of("openvino"),
+        lambda: seeds.exported("openvino"),
         {"*.xml": mutate.bytes_of, "*.bin": mutate.bytes_of},
         _exported_file,
         ("ceit.inference.exported:rt_info",),

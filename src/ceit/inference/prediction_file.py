@@ -326,6 +326,8 @@ def _in_json_lines(
             labels = [score["label"] for score in image["predictions"]]
             if len(labels) != ranks or not class_names.issuperset(labels) or ("unknown" in image) != judged:
                 raise ValueError(line)
+        if not isinstance(image["path"], str):
+            raise ValueError(line)
         yield image["path"], "error" not in image
 
 

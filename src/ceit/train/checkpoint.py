@@ -141,7 +141,20 @@ def _put_back(header: dict[str, Any], tensors: Mapping[str, Tensor], parts: Part
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
+    numbers = [number for group in parts.optimizer.param_groups for number in group["params"]]
+    for index, entries in state.items():
+        if entries.keys() != next(iter(state.values())).keys():
+            raise ValueError(f"the states of its numbers hold {', '.join(entries)} and other things")
+        for key, value in entries.items():  # of some optimizers sums of rows and columns
+            whole = isinstance(value, Tensor) and value.ndim and not key.endswith(("_row", "_col"))
+            if whole and value.shape != numbers[index].shape:
+                raise ValueError(f"{key} {index} has shape {tuple(value.shape)}, not {tuple(numbers[index].shape)}")
     own = parts.optimizer.state_dict()["param_groups"]
+    for mine, saved in zip(own, header["optimizer"]["groups"], strict=True):
+        for key, value in saved.items():
+            kinds = {type(one) if isinstance(one, bool | str | None) else None for one in (mine[key], value)}
+            if len(kinds) > 1 or (isinstance(value, bool) and value != mine[key]):
+                raise ValueError(f"its optimizer has {key} {value!r}, this run {mine[key]!r}")
     groups = [kept | _revived(saved) for kept, saved in zip(own, header["optimizer"]["groups"], strict=True)]
     parts.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if header["scaler"]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from ceit.json_file import is_number
 from ceit.model import CeiTConfig
 
 FORMAT = "ceit"
@@ -79,6 +80,12 @@ class Description:
                     raise ValueError(f"{key} {value!r} must be {words}")
             if strange := [name for name in body["class_names"] or () if not isinstance(name, str)]:
                 raise ValueError(f"class name {strange[0]!r} must be a text")
+            if (given := body["preprocessing"]) is not None:
+                lists = [given["mean"], given["std"]]
+                if not all(isinstance(one, list) and all(map(is_number, one)) for one in lists):
+                    raise ValueError(f"mean and std {lists} of the preprocessing must be lists of numbers")
+                if not is_number(given["crop"]) or not isinstance(given["interpolation"], str):
+                    raise ValueError(f"the preprocessing {given} must hold a number as crop, and an interpolation")
             said = (body[key] for key in _TYPES)
             return cls(config, *said, **{key: body.get(key) for key in _OPTIONAL})
         except (KeyError, TypeError, OverflowError) as error:

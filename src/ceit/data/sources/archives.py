@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def _members(contents: Mapping[str, bytes | Path]) -> Members:
     def member(name: str) -> bytes:
         for stored, unpack in ((name, bytes), (f"{name}.gz", gzip.decompress)):
             if (found := contents.get(stored)) is not None:
-                return unpack(found.read_bytes() if isinstance(found, Path) else found)
+                try:
+                    return unpack(found.read_bytes() if isinstance(found, Path) else found)
+                except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                    raise ValueError(f"{found if isinstance(found, Path) else stored} is damaged ({error})") from error
         raise ValueError(f"it holds no {name}")
 
     return member

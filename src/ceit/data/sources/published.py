@@ -62,6 +62,9 @@ def load_published(name: str, folder: Path | None, options: LoadOptions) -> Labe
     if missing := [entry for entry in published.layout if not (root / entry).exists()]:
         raise ValueError(f"{name} is not in {place}, where {missing[0]} is missing: {_how_to_get(name, place)}")
     parts, class_names = published.read(root)
+    named = {class_name for part in parts.values() for class_name in part.class_names}
+    if strange := sorted(named - set(class_names)):
+        raise ValueError(f"the files of {name} in {place} name class {strange[0]!r} in two ways: unpack them anew")
     _say_if_partial(name, place, parts, class_names)
     size, chans, lines = options.size_for(LARGE_SIZE), options.in_chans or 3, []
     for split, part in parts.items() if options.skip_broken else ():
@@ -158,6 +161,8 @@ def _read_inaturalist(year: int, root: Path) -> Contents:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path} is no annotation file of iNaturalist ({reason}): unpack it anew") from error
+    if strange := [number for number in names if not isinstance(number, int)]:
+        raise ValueError(f"category {strange[0]!r} of {root} is no number: unpack it anew")
     class_names = [names[number] for number in sorted(names)]
     if len(set(class_names)) < len(class_names):
         raise ValueError(f"two categories in the annotation files of {root} have one name: unpack them anew")
