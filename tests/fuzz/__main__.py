@@ -12,10 +12,19 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-_STRETCH = 4000
+import torch
+
+from ceit.inference.device import machine
+from tests.fuzz.mended import MENDED, READERS
+from tests.fuzz.run import run_target
+from tests.fuzz.targets import TARGETS
+
+_STRETCH = 5000
 _MORE_MEMORY = 6 << 30
 """Of address space beside what a process has when it begins, so that no input takes the machine's."""
 
@@ -27,14 +36,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("studies/trust/fuzz.json"))
+    parser.add_argument("--coverage", type=int, metavar="N", help="measure it too, with about N inputs of each target")
     parser.add_argument("--only", nargs="*", help="targets, by name")
     parser.add_argument("--stretch", nargs=3, metavar=("TARGET", "FROM", "TO"), help="one, printed as JSON")
     options = parser.parse_args()
     if options.stretch:
         _one_stretch(options.seed, *options.stretch)
         return
-    from tests.fuzz.targets import TARGETS
-
     kept: dict[str, Any] = json.loads(options.output.read_bytes()) if options.output.exists() else {"rounds": {}}
     done = kept["rounds"].setdefault(f"seed {options.seed}", {"inputs": options.inputs, "targets": {}})["targets"]
     work = []
@@ -61,15 +69,54 @@ def main() -> None:
             done[name][stretch] = counted
             options.output.write_text(json.dumps(kept, indent=1) + "\n")
             print(f"{name} {stretch}: {counted}", flush=True)
+    if options.coverage:
+        kept["coverage"] = _coverage(options.coverage)
+    environment = machine(torch.device("cpu"))
+    environment |= {name: version(name) for name in ("numpy", "pillow", "pyarrow", "safetensors")}
+    kept |= {"targets": _rows(kept["rounds"]), "mended": MENDED, "machine": environment}
+    options.output.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _rows(rounds: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each target, of all rounds together."""
+    rows: list[dict[str, Any]] = []
+    for target in TARGETS:
+        found = [one for kept in rounds.values() for one in kept["targets"].get(target.name, {}).values()]
+        counted = [one for one in found if "inputs" in one]
+        sums = {key: sum(one[key] for one in counted) for key in ("inputs", "reached", "accepted", "refused")}
+        faults = sum(len(numbers) for one in counted for numbers in one["faults"].values())
+        rows.append(
+            {"target": target.name, **sums, "faults": faults, "ended": len(found) - len(counted)}
+            | {"cpu_seconds": round(sum(one["seconds"] for one in counted), 1)}
+            | {"peak_mib": max((one["peak_bytes"] for one in counted), default=0) >> 20, "most_mib": target.most_mib}
+        )
+    return rows
+
+
+def _coverage(inputs: int) -> dict[str, Any]:
+    """Lines of the files that read which so many inputs of each target reach, in percent; in processes of their own."""
+    with TemporaryDirectory() as name:
+        file = Path(name) / "measured"
+        for target in TARGETS:
+            words = ["--seed", "0", "--stretch", target.name, "0", str(max(5, inputs * target.share // 2000))]
+            command = [sys.executable, "-m", "coverage", "run", "--append", f"--data-file={file}", "--source=ceit"]
+            subprocess.run(
+                [*command, "--rcfile=/dev/null", "-m", "tests.fuzz", *words], check=True, capture_output=True
+            )
+        report = [sys.executable, "-m", "coverage", "json", f"--data-file={file}", "-o", f"{file}.json"]
+        subprocess.run(report, check=True, capture_output=True)
+        files = json.loads(Path(f"{file}.json").read_bytes())["files"]
+    of = {
+        next(end for end in READERS if path.endswith(f"ceit/{end}")): found["summary"]
+        for path, found in files.items()
+        if any(path.endswith(f"ceit/{end}") for end in READERS)
+    }
+    covered, lines = (sum(found[key] for found in of.values()) for key in ("covered_lines", "num_statements"))
+    shares = {name: round(100 * found["covered_lines"] / found["num_statements"], 1) for name, found in of.items()}
+    return {"inputs_a_target": inputs, "lines_percent": round(100 * covered / lines, 1), "files": shares}
 
 
 def _one_stretch(seed: int, name: str, first: str, last: str) -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    import torch
-
-    from tests.fuzz.run import run_target
-    from tests.fuzz.targets import TARGETS
-
     torch.set_num_threads(1)
     target = next(target for target in TARGETS if target.name == name)
     size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,7 +39,9 @@ def run_target(
 ) -> Counted:
     """Counts these inputs of a target. ``before`` is told the number of each input, in case it ends the process."""
     counted = Counted()
-    logging.getLogger("ceit").setLevel(logging.ERROR)
+    logger = logging.getLogger("ceit")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     workshop()
     with TemporaryDirectory(prefix="ceit-fuzzed-") as name:
         place = Path(name).resolve()
@@ -51,16 +54,16 @@ def run_target(
             lay(target.seeds()[0], given)
             out.mkdir()
             os.chdir(out)
-            with suppress(Exception):
+            with suppress(ValueError, OSError):
                 target.run(given)  # what it loads and makes once is not counted
-            with target.watched() as reached:
+            began = time.process_time()
+            with target.watched() as reached, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as on the command line, they end nothing
                 for number in numbers:
                     before(number)
                     files = target.input(seed, number)
                     lay(files, given)
-                    began = time.process_time()
                     verdict = judge(lambda: target.run(given), (place,), target.most_mib << 20, given.name)
-                    counted.seconds += time.process_time() - began
                     counted.inputs += 1
                     counted.reached += bool(reached)
                     counted.accepted += not verdict.sentence and not verdict.fault
@@ -71,9 +74,11 @@ def run_target(
                     reached.clear()
                     for left in out.iterdir():
                         shutil.rmtree(left) if left.is_dir() else left.unlink()
+            counted.seconds = time.process_time() - began
         finally:
             tempfile.tempdir = None
             os.chdir(home)
+            logger.setLevel(level)
             for key, value in kept.items():
                 if value is None:
                     del os.environ[key]

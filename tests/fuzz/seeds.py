@@ -43,6 +43,7 @@ from tests.train.conftest import SMALL
 Files = dict[str, bytes]
 
 GEOMETRY: dict[str, Any] = {"embed_dim": 8, "depth": 2, "num_heads": 2, "stem_channels": 4, "stem_stride": 1}
+SHAPE: dict[str, Any] = {**GEOMETRY, "img_size": 16, "num_classes": 2, "patch_size": 4}
 NAMES = ("ant", "bee")
 _KEPT = {"mean": [0.3] * 3, "std": [0.4] * 3, "crop": 0.9, "interpolation": "bilinear"}
 
@@ -66,7 +67,7 @@ def files_in(folder: Path) -> Files:
 def network() -> CeiT:
     """A network of two classes with all that a file can say of one."""
     torch.manual_seed(0)
-    made = CeiT(CeiTConfig(**GEOMETRY, img_size=16, num_classes=2, patch_size=4)).eval()
+    made = CeiT(CeiTConfig(**SHAPE)).eval()
     numbers = torch.rand(8, 8).tril() + torch.eye(8)
     made.class_names, made.preprocessing, made.temperature = list(NAMES), dict(_KEPT), 1.5
     made.familiarity = Familiarity(torch.rand(2, 8), numbers, torch.rand(20).sort().values, 20).as_dict()
@@ -134,7 +135,7 @@ def checkpoints() -> list[Files]:
     folder.mkdir()
     ceit.save_checkpoint(folder / "model.safetensors", network(), training={"seed": 0, "images": "images.csv"})
     both = files_in(folder)
-    bare = CeiT(CeiTConfig(**GEOMETRY, img_size=16, num_classes=2, patch_size=4, leff_norm="none", lca=False))
+    bare = CeiT(CeiTConfig(**SHAPE, leff_norm="none", lca=False))
     ceit.save_checkpoint(folder / "model.safetensors", bare)
     return [both, {"model.safetensors": both["model.safetensors"]}, files_in(folder)]
 
@@ -263,9 +264,9 @@ def tables() -> list[Files]:
     text = "\n".join([",".join(columns), *rows]) + "\n"
     numbers = "filename;target\n" + "".join(f"{name};{number % 2}\n" for number, name in enumerate(pictures))
     made = [pictures | {"labels.csv": text.encode()}, pictures | {"labels.csv": numbers.encode()}]
-    for options in ({}, {"compression": "none"}, {"use_dictionary": False, "data_page_version": "2.0"}):
+    for compression, is_short in (("snappy", True), ("none", True), ("none", False)):
         file = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.table(columns), file, **options)
+        pyarrow.parquet.write_table(pyarrow.table(columns), file, compression=compression, use_dictionary=is_short)
         made.append(pictures | {"labels.parquet": file.getvalue()})
     return made
 
@@ -389,7 +390,7 @@ def archives() -> list[Files]:
 @cache
 def exported(form: Format) -> list[Files]:
     """A network in a format of export."""
-    plain = CeiT(CeiTConfig(**GEOMETRY, img_size=16, num_classes=2, patch_size=4)).eval()
+    plain = CeiT(CeiTConfig(**SHAPE)).eval()
     plain.class_names, plain.preprocessing, plain.temperature = list(NAMES), dict(_KEPT), 1.5
     check = synthetic(8, image_hw=(16, 16), preprocessing=Preprocessing.from_dict(_KEPT))
     folder = workshop() / form
