@@ -24,6 +24,7 @@ from tests.fuzz.mended import MENDED, READERS
 from tests.fuzz.run import run_target
 from tests.fuzz.targets import TARGETS
 
+_ALONE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 _STRETCH = 5000
 _MORE_MEMORY = 6 << 30
 """Of address space beside what a process has when it begins, so that no input takes the machine's."""
@@ -56,7 +57,7 @@ def main() -> None:
     def run(item: tuple[str, str]) -> tuple[tuple[str, str], dict[str, Any]]:
         first, last = item[1].split("-")
         command = [sys.executable, "-m", "tests.fuzz", "--seed", str(options.seed), "--stretch", item[0], first, last]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | _ALONE)
         lines = ended.stdout.splitlines()
         if ended.returncode or not lines:
             where = next((line for line in reversed(lines) if line.startswith("at ")), "before any")
@@ -96,21 +97,16 @@ def _rows(rounds: dict[str, Any]) -> list[dict[str, Any]]:
 def _coverage(inputs: int) -> dict[str, Any]:
     """Lines of the files that read which so many inputs of each target reach, in percent; in processes of their own."""
     with TemporaryDirectory() as name:
-        file = Path(name) / "measured"
+        file, python = Path(name) / "measured", [sys.executable, "-m", "coverage"]
+        measured = [*python, "run", "--append", f"--data-file={file}", "--source=ceit", "--rcfile=/dev/null"]
         for target in TARGETS:
             words = ["--seed", "0", "--stretch", target.name, "0", str(max(5, inputs * target.share // 2000))]
-            command = [sys.executable, "-m", "coverage", "run", "--append", f"--data-file={file}", "--source=ceit"]
-            subprocess.run(
-                [*command, "--rcfile=/dev/null", "-m", "tests.fuzz", *words], check=True, capture_output=True
-            )
-        report = [sys.executable, "-m", "coverage", "json", f"--data-file={file}", "-o", f"{file}.json"]
-        subprocess.run(report, check=True, capture_output=True)
+            subprocess.run([*measured, "-m", "tests.fuzz", *words], check=True, capture_output=True)
+        subprocess.run([*python, "json", f"--data-file={file}", "-o", f"{file}.json"], check=True, capture_output=True)
         files = json.loads(Path(f"{file}.json").read_bytes())["files"]
-    of = {
-        next(end for end in READERS if path.endswith(f"ceit/{end}")): found["summary"]
-        for path, found in files.items()
-        if any(path.endswith(f"ceit/{end}") for end in READERS)
-    }
+    named = ((path.rpartition("ceit/")[0], path, found["summary"]) for path, found in files.items())
+    of = {path.removeprefix(before + "ceit/"): summary for before, path, summary in named}
+    of = {name: of[name] for name in READERS}
     covered, lines = (sum(found[key] for found in of.values()) for key in ("covered_lines", "num_statements"))
     shares = {name: round(100 * found["covered_lines"] / found["num_statements"], 1) for name, found in of.items()}
     return {"inputs_a_target": inputs, "lines_percent": round(100 * covered / lines, 1), "files": shares}

@@ -291,7 +291,7 @@ def test_a_damaged_choice_in_the_cache_is_made_anew(
 
 @pytest.mark.parametrize("text", ["", DEEP, "1" * 5000, '{"export": 3}'])
 def test_what_an_exported_file_says_of_itself(text: str) -> None:
-    with pytest.raises(ValueError, match="the description|format version"):
+    with pytest.raises(ValueError, match=r"the description|format version"):
         ExportedDescription.from_json(text)
 
 
