@@ -22,14 +22,20 @@ MENDED: dict[str, list[str]] = {
         "states of other shapes and another setting of the optimizer failed in the first step, with torch's words",
     ],
     "run: images.csv": ["a record without test or training images was a KeyError"],
-    "recipes": ["dates, keys that are lists, unknown booleans and nesting were errors of the parser without the name"],
+    "recipes": [
+        "a sweep of a range of billions took all memory or hung: at most 10,000 trials",
+        "a study whose scales or pairs are lists was a TypeError",
+        "dates, keys that are lists, unknown booleans and nesting were errors of the parser without the name",
+    ],
     "label tables": ["a damaged Parquet file was an error of several lines without the file's name"],
     "our shards": [
         "values of other types in index.json failed at the first image",
+        "a table of a type that numpy has not was a KeyError",
         "samples outside their shard, and tables of other shapes, were read as told, of any size",
     ],
     "unpacked sets": [
         "scipy's reader of .mat files ended the process (Bus error): ours reads what the sets need",
+        "an IDX file of three bytes was an IndexError",
         "damaged gzip files were zlib's error or an EOFError, without a name",
         "categories of two names, and numbers that are none, were KeyErrors and TypeErrors",
     ],

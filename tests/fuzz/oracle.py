@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import ceit_cli
 
-MOST_SECONDS = 10
+MOST_SECONDS, MOST_SECONDS_ASLEEP = 10, 120
+_TIMERS = signal.ITIMER_PROF, signal.ITIMER_REAL
 _PACKAGE = str(Path(ceit_cli.__file__).parent / "ceit")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {  # event of Python to the places among its arguments that are changed
@@ -97,15 +98,17 @@ def judge(run: Callable[[], object], allowed: tuple[Path, ...], most_bytes: int,
     """
     _forget_peak()
     before = _resident("VmRSS")
-    old = signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    old = [signal.signal(number, _too_long) for number in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)  # of computing: the cores may be shared
+    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS_ASLEEP)
     ending = _Ending()
     with watching(allowed) as seen, ending:
         try:
             run()
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, old)
+            for timer, number, handler in zip(_TIMERS, (signal.SIGPROF, signal.SIGALRM), old, strict=True):
+                signal.setitimer(timer, 0)
+                signal.signal(number, handler)
     grown = max(0, _resident("VmHWM") - before)
     sentence, fault = _told(ending.error, given)
     if not fault and seen:

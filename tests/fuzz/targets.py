@@ -240,7 +240,9 @@ def _shards(folder: Path) -> None:
     for split in found.parts.values():
         for index in range(len(split)):
             split.read(index, 3)
-    loader = make_loader(next(iter(found.parts.values())), batch_size=4, img_size=(8, 8), preprocessing=IMAGENET)
+    loader = make_loader(
+        next(iter(found.parts.values())), batch_size=4, img_size=(8, 8), preprocessing=IMAGENET, workers=0
+    )
     for _ in loader.epoch(0):
         pass
 

@@ -27,6 +27,7 @@ from ceit.inference.prediction_file import Origin, unanswered
 from ceit.study.cells import read_record
 from ceit.study.plan import Study
 from ceit.study.report import tables
+from ceit.study.sweep import Sweep
 from ceit.train.checkpoint import checkpoints_in, load_state
 from ceit.train.run_directory import RunDirectory, lines_of, saved_config
 from ceit.yaml_file import parse_yaml
@@ -62,6 +63,32 @@ def test_a_side_file_with_a_strange_value(change: dict[str, Any], message: str, 
     lay(files | {"model.json": edited(files["model.json"], lambda body: body.update(change))}, tmp_path)
     with pytest.raises(ValueError, match=message):
         ceit.load_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze_epochs": {"int": [0, 10**9]}}, r"1000000001 trials are more than 10,000, the most of a sweep"),
+        ({"freeze_epochs": {"int": [0, 2**70]}}, r"must be less than 2\*\*31 apart"),
+    ],
+)
+def test_a_sweep_of_more_trials_than_can_be_planned(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(seeds.SWEEP | {"options": options}))
+    with pytest.raises(ValueError, match=message):
+        Sweep.read(str(file))
+
+
+def test_a_study_whose_scale_is_a_list(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="study own is not as ceit has written it .*must be names"):
+        Study.from_dict("own", seeds.STUDY | {"scales": [["digits"]]})
+
+
+def test_an_idx_file_of_three_bytes(tmp_path: Path) -> None:
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (tmp_path / name).write_bytes(b"\0\0\x08")
+    with pytest.raises(ValueError, match="not an IDX file of bytes"):
+        load_images(f"mnist:{tmp_path}")
 
 
 def test_what_is_said_of_known_images_with_an_endless_number() -> None:

@@ -34,6 +34,11 @@ def test_the_same_seed_and_number_give_the_same_input() -> None:
     assert target.input(1, 3) != target.input(2, 3)
 
 
+def _compute_for_ever() -> None:
+    while True:
+        pass
+
+
 def _raises(error: Exception) -> Callable[[], None]:
     def run() -> None:
         raise error
@@ -49,6 +54,7 @@ def _raises(error: Exception) -> Callable[[], None]:
         (_raises(ValueError("")), "no sentence"),
         (lambda: sys.exit(3), "ends with 3"),
         (lambda: time.sleep(5), "hangs"),
+        (_compute_for_ever, "hangs"),
         (lambda: bytearray(64 << 20), "memory grows by 6"),
         (lambda: subprocess.run([sys.executable, "-c", ""], check=True), "subprocess.Popen"),
         (lambda: Path("left_here").write_text(""), "open of "),
@@ -61,7 +67,8 @@ def test_the_oracle_sees(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").write_text("")
-    monkeypatch.setattr(oracle, "MOST_SECONDS", 0.5)
+    monkeypatch.setattr(oracle, "MOST_SECONDS", 0.3)
+    monkeypatch.setattr(oracle, "MOST_SECONDS_ASLEEP", 2)
     found = oracle.judge(run, (tmp_path / "allowed",), 32 << 20, "given")
     assert fault in found.fault
 

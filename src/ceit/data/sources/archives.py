@@ -56,7 +56,7 @@ def idx(members: Members) -> Arrays:
 
 def _idx_array(data: bytes) -> np.ndarray:
     """IDX: two zero bytes, the type (8 is uint8), the number of dimensions, each as big-endian int32, the values."""
-    if data[:3] != b"\0\0\x08":
+    if data[:3] != b"\0\0\x08" or len(data) < 4:
         raise ValueError("not an IDX file of bytes")
     dimensions = data[3]
     shape = np.frombuffer(data, ">i4", dimensions, offset=4)

@@ -51,7 +51,7 @@ class SampleTable:
         """The inverse of ``to_bytes``. Raises: ValueError if they are damaged."""
         try:
             return cls(**load(data))
-        except (SafetensorError, TypeError) as error:
+        except (SafetensorError, TypeError, KeyError) as error:
             raise ValueError(f"not a table of samples ({error})") from error
 
     def require_within(self, shard_bytes: Sequence[int], classes: int) -> None:
