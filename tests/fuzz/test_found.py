@@ -80,7 +80,7 @@ def test_a_sweep_of_more_trials_than_can_be_planned(options: dict[str, Any], mes
 
 
 def test_a_study_whose_scale_is_a_list(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="study own is not as ceit has written it .*must be names"):
+    with pytest.raises(ValueError, match=r"study own is not as ceit has written it .*must be names"):
         Study.from_dict("own", seeds.STUDY | {"scales": [["digits"]]})
 
 

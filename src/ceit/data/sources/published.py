@@ -3,6 +3,7 @@
 The images stay on the disk, and none is decoded before it is needed: ``ceit data check`` reads a whole set.
 """
 
+import json
 import os
 import shutil
 import tarfile
@@ -24,7 +25,7 @@ from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.matlab import read_matlab
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
-from ceit.json_file import as_written, read_json
+from ceit.json_file import as_written
 
 Contents = tuple[dict[str, Listing], Sequence[str]]  # of each official split; all class names in the order of numbers
 
@@ -153,12 +154,12 @@ def _read_inaturalist(year: int, root: Path) -> Contents:
     for split, part in (("train", "train"), ("test", "val")):
         path = root / f"{part}{year}.json"
         try:
-            document = read_json(path)
+            document = json.loads(path.read_bytes())
             names |= {category["id"]: str(category["name"]) for category in document["categories"]}
             files = {image["id"]: root / image["file_name"] for image in document["images"]}
             pairs = [(files[entry["image_id"]], entry["category_id"]) for entry in document["annotations"]]
             parts[split] = Listing(root, [file for file, _ in pairs], [names[number] for _, number in pairs])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path} is no annotation file of iNaturalist ({reason}): unpack it anew") from error
     if strange := [number for number in names if not isinstance(number, int)]:
