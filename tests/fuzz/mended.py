@@ -12,7 +12,7 @@ MENDED: dict[str, list[str]] = {
         "config.yaml, metrics.jsonl and test.json that are no UTF-8 or no JSON were errors without a file's name",
         "lines and reports of another form were KeyErrors and TypeErrors",
     ],
-    "run: report": ["test.json, model.json and metrics.jsonl of another form were KeyErrors and TypeErrors"],
+    "run: report": ["test.json, model.json and metrics.jsonl of another form were KeyErrors, TypeErrors or others"],
     "run: resume": [
         "a config.yaml with a date of month 99, in another encoding or nested too deep was no sentence",
         "a model.json of another form was an AttributeError or TypeError",

@@ -98,6 +98,8 @@ def contents_of(run: Path, data: str | None = None, say: Say = lambda message: N
     model, found = load_checkpoint(run), FinishedRun.read(run)
     with as_written(run, "put back the config.yaml, metrics.jsonl, model.json and test.json that it wrote"):
         contents = _of_files(run, found, model, data)
+        if not isinstance(found.description["training"], dict):
+            raise ValueError("model.json tells nothing of the training")
     images = _images(run, found, model, data, contents.remarks, say)
     if images is None:
         with as_written(run / "test.json", "put back the one that it wrote"):
