@@ -9,6 +9,9 @@ import yaml
 
 from ceit.paths import expanded
 
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What its constructors raise, for a date of month 99, a key that is a list, and lists a thousand deep, say."""
+
 
 class _Loader(yaml.SafeLoader):
     """Takes ``1e-3`` for the number that it is in YAML 1.2, not for text."""
@@ -53,6 +56,5 @@ def parse_yaml(name: str, text: str, *, as_written: bool = False) -> Any:
     """
     try:
         return yaml.load(text, Loader=yaml.BaseLoader if as_written else _Loader)
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        # what its constructors raise for a date of month 99, a key that is a list, and lists a thousand deep
+    except NOT_YAML as error:
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error

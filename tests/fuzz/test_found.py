@@ -1,7 +1,9 @@
 """What fuzzing has found, each once: it was a traceback, a hang or the process's end, and is a sentence now."""
 
+import io
 import json
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -216,6 +218,16 @@ def test_an_index_of_shards_with_a_strange_value(change: Callable[[Any], object]
         load_images(str(tmp_path))
 
 
+def test_shards_of_more_classes_than_there_can_be(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for name, content in (("a.png", b"x"), ("a.cls", b"999999999")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(ValueError, match="have class 999999999: 1,000,000 classes are the most"):
+        load_images(str(tmp_path))
+
+
 def test_a_sample_outside_its_shard(tmp_path: Path) -> None:
     files = dict(seeds.shards()[0])
     table = load(files["samples.safetensors"])
@@ -328,6 +340,6 @@ def test_an_error_is_one_line_whatever_names_hold(capsys: pytest.CaptureFixture[
 
 
 def test_yaml_of_a_run_is_still_read_as_before(tmp_path: Path) -> None:
-    values = {"data": "digits", "epochs": 2, "precision": "float32", "peak_lr": 1e-05, "name": "1e-3x"}
+    values = {"data": "digits", "epochs": 2, "precision": "float32", "peak_lr": 1e-05, "name": "1e-3"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     assert saved_config(tmp_path) == values

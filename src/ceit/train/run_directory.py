@@ -31,7 +31,7 @@ from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
 from ceit.weights.checkpoint import save_confidence
-from ceit.yaml_file import parse_yaml
+from ceit.yaml_file import NOT_YAML
 
 LOCK = ".lock"
 MAY_CHANGE = (
@@ -249,8 +249,8 @@ def saved_config(output: Path) -> dict[str, Any]:
     """The resolved configuration that a run was started with. Raises ValueError if it is missing or damaged."""
     path = output / "config.yaml"
     try:
-        values = parse_yaml(str(path), path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # as it was written: 1e3 may name a class
+    except (OSError, *NOT_YAML) as error:
         raise ValueError(f"{path} cannot be read, without it the run cannot be resumed") from error
     if not isinstance(values, dict) or not {"data", "epochs", "precision"} <= values.keys():
         raise ValueError(f"{path} is not the configuration of a run, without it the run cannot be resumed")

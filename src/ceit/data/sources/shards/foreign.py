@@ -29,6 +29,7 @@ from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.threads import with_progress_bar
 
 _CLASS_NAMES = "classnames.txt"
+_MOST_CLASSES = 1_000_000
 
 
 def find_shards(root: Path) -> dict[str, list[Path]]:
@@ -177,6 +178,8 @@ def _classes(root: Path, samples: Sequence[_Sample]) -> tuple[list[int], tuple[s
         numbers = {name: number for number, name in enumerate(names)}
         return [numbers[text] for text in texts], tuple(names)
     count = max(labels, default=-1) + 1
+    if count > _MOST_CLASSES:
+        raise ValueError(f"the shards in {root} have class {count - 1}: {_MOST_CLASSES:,} classes are the most")
     named = {sample.label: sample.class_name for sample in samples if sample.class_name}
     names = [named.get(number, str(number)) for number in range(count)]
     listed = root / _CLASS_NAMES
