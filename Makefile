@@ -9,12 +9,13 @@ CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.p
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-web check results ship map format clean
+.PHONY: help demo test test-web soak check results ship map format clean
 
 help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
 	@echo "make test    run the tests"
 	@echo "make test-web  the tests in a browser: needs Chromium; makes an environment of its own, fetches onnxruntime-web once"
+	@echo "make soak    commands killed, disks filled, files damaged, by the hundred (an hour; Linux)"
 	@echo "make check   the gate: format, lint and types of all code, tests"
 	@echo "make results write the tables of README and docs anew, from the runs under studies and from the code"
 	@echo "make ship    put the weights of a finished run into the package: make ship RUN=runs/NAME AS=MODEL.TAG"
@@ -33,6 +34,11 @@ test: $(DEVELOPER)
 test-web: $(WEB)/ready
 	@command -v chromium >/dev/null || { echo "error: no chromium found; install it: apt-get install chromium" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest --quiet -m browser tests/browser tests/web
+
+# With a small disk in memory, which Linux lets every user have.
+soak: $(DEVELOPER)
+	@command -v unshare >/dev/null || { echo "error: no unshare found; it comes with util-linux, on Linux" >&2; exit 1; }
+	$(BIN)/python -m tests.faults --output studies/trust/faults.json
 
 check: $(DEVELOPER)
 	$(BIN)/ruff format --check

@@ -9,8 +9,10 @@ examples:
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import getdoc
 
 from rich import box
@@ -66,7 +68,7 @@ def _fetch(arguments: list[str]) -> None:
     text = f"{', '.join(free)}; for {', '.join(asked)} it says where their owners offer them"
     parser.add_argument("name", metavar="NAME", help=text)
     name = parser.parse_args(arguments).name
-    folder = fetch(name)
+    folder = fetch(name, say=partial(print, file=sys.stderr))
     ships = name in SETS and not SETS[name].sources
     print(describe(name))
     print(f"place      {'inside the package' if ships else folder}")

@@ -117,6 +117,9 @@ FORMS = {".csv": csv_lines, ".jsonl": json_line}
 """What the endings of a file's name stand for: the lines of an image."""
 
 
+_JSON_START = b'{"path": "'
+
+
 def head_of(form: str, judged: bool) -> str:
     """The first line of a file with such an ending; empty if it has none."""
     return "" if form != ".csv" else JUDGED_CSV_HEAD if judged else CSV_HEAD
@@ -258,7 +261,11 @@ def _images_in(file: Path, ranks: int, class_names: Collection[str], judged: boo
         lines = (line.decode(errors=NAME_ERRORS) for line in content if line.endswith(b"\n"))
         try:
             first = content.readline()
-            if (first and not first.endswith(b"\n")) or (head and first not in (b"", head)):
+            if first and not first.endswith(b"\n"):  # perhaps what a crash has left of ours
+                if not head.startswith(first) if head else not first.startswith(_JSON_START[: len(first)]):
+                    raise ValueError(f"its first line is {first}")
+                return []
+            if head and first not in (b"", head):
                 raise ValueError(f"its first line is {first}")
             end = content.seek(len(head))
             for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names), judged):

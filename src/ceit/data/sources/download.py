@@ -35,9 +35,10 @@ def fetch_named(name: str, cache: Path) -> Path:
     as ``choose.fetch``.
     """
     named, folder = SETS[name], cache / name
-    if not named.sources or folder.is_dir():
-        return folder
     downloads, failures, mirror = folder.with_name(f"{name}.downloads"), [], _mirror()
+    if not named.sources or folder.is_dir():
+        shutil.rmtree(downloads, ignore_errors=True)  # of a process that was killed when it was done
+        return folder
     mirrored = [
         replace(it, urls=tuple(f"{mirror}/{basename(url)}" for url in it.urls)) for it in named.sources if mirror
     ]
@@ -116,16 +117,19 @@ def check_hash(what: str, data: bytes, expected: str) -> None:
 
 
 def _store(arrays: Arrays, folder: Path) -> None:
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
         for key in ARRAY_NAMES:
-            np.save(partial / f"{key}.npy", arrays[key])
+            with (partial / f"{key}.npy").open("wb") as file:
+                np.save(file, arrays[key])
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, folder)
     except OSError:
-        shutil.rmtree(partial)
-        if not folder.is_dir():  # else another process was first, and its folder is as good
-            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def get_files(files: Mapping[str, Path]) -> None:
