@@ -86,6 +86,8 @@ def require_fit(state: Mapping[str, Tensor], config: CeiTConfig) -> CeiT:
 
     Raises: ValueError naming the first tensors that are missing, left over or of another shape.
     """
+    if config.depth > len(state):  # before so many blocks are made
+        raise ValueError(f"the weights do not fit their network: {len(state)} tensors for a depth of {config.depth:,}")
     with torch.device("meta"):
         network = CeiT(config)
     wanted = network.state_dict()
