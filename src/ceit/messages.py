@@ -23,7 +23,7 @@ def require_plain(kind: str, names: Iterable[str]) -> None:
         if not isinstance(name, str):
             raise ValueError(f"{kind} {name!r} is no text: write its name")
         if _CONTROLS.search(name):
-            raise ValueError(f"{kind} {plain(name)!r} has a control character or a line break in it: rename it")
+            raise ValueError(f"{kind} '{plain(name)}' has a control character or a line break in it: rename it")
 
 
 def in_words(seconds: float) -> str:

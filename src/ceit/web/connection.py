@@ -13,9 +13,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        own = [
-            other for other in self.connections if other.client and self.client and other.client[0] == self.client[0]
-        ]
+        host = (self.client or ("",))[0]
+        own = [one for one in self.connections if isinstance(one, Connection) and (one.client or ("",))[0] == host]
         if len(self.connections) > CONNECTIONS.value or len(own) > CONNECTIONS_A_CLIENT.value:
             transport.abort()
         else:

@@ -88,8 +88,11 @@ def require_fit(state: Mapping[str, Tensor], config: CeiTConfig) -> CeiT:
     """
     if config.depth > len(state):  # before so many blocks are made
         raise ValueError(f"the weights do not fit their network: {len(state)} tensors for a depth of {config.depth:,}")
-    with torch.device("meta"):
-        network = CeiT(config)
+    try:
+        with torch.device("meta"):
+            network = CeiT(config)
+    except (RuntimeError, OverflowError) as error:  # sizes beyond what a computer can number
+        raise ValueError(f"the weights do not fit their network: its sizes are none ({error})") from error
     wanted = network.state_dict()
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]

@@ -97,7 +97,7 @@ def _require_modest(path: Path) -> None:
     PICKLE_VALUES.require(max(pickles, default=0), path)
 
 
-def _values_in(file: io.BytesIO | mmap.mmap) -> int:
+def _values_in(file: Any) -> int:
     """The values of a pickle, tuples in tuples counted as if each stood there in full; nothing is run."""
     stack: list[int | None] = []  # how many values each entry holds, None for a mark
     memo: dict[Any, int | None] = {}
