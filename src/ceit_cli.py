@@ -125,7 +125,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
             known = ["--help", "--version", "--debug"] if kind == "option" else list(VERBS)
             near = difflib.get_close_matches(word, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
-            print(f"error: unknown {kind} '{word}'; {hint}", file=sys.stderr)
+            _explain(f"error: unknown {kind} '{word}'; {hint}", debug=False)
             return USAGE
     return DONE
 

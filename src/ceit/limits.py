@@ -47,7 +47,7 @@ class Limit(NamedTuple):
         number = found / MB if self.unit == "MB" else found
         if number <= self.most:
             return
-        shown = f"{number:,.1f}" if number < 100 and number != int(number) else f"{ceil(number):,}"
+        shown = f"{ceil(10 * number) / 10:,.1f}" if number < 100 and number != int(number) else f"{ceil(number):,}"
         fix = "it is not what this is for"
         if self.variable:
             fix = f"{self.variable}={ceil(number)} in the environment allows it"
