@@ -52,7 +52,7 @@ results: $(DEVELOPER) map
 	$(BIN)/python -m tools.results docs/decisions/small-images.md studies/demo_translate_1
 	$(BIN)/python -m tools.measured
 	$(BIN)/python -m tools.overview studies
-	$(BIN)/python -m tools.pages README.md README.zh-CN.md docs/*.md docs/decisions/*.md docs/recipes/*.md
+	$(BIN)/python -m tools.pages README.md README.zh-CN.md SECURITY.md docs/*.md docs/decisions/*.md docs/recipes/*.md
 
 # make ship RUN=runs/nano AS=ceit_nano_patch4_32.cifar10
 ship: $(DEVELOPER)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ceit.atomic import write_text
+from ceit.limits import JSON, parse_json, read_file
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.recipe import nested, read_recipe
 from ceit.version import __version__
@@ -126,7 +127,7 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
 def read_record(path: Path) -> Record:
     """A cell's file. Raises: ValueError if it is not as it was written."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_file(path, JSON), "it")
         if (record.pop("sha256"), record["format"]) != (_digest(record), FORMAT):
             raise ValueError("its digest or its format is another one")
     except (ValueError, KeyError, AttributeError, TypeError) as error:

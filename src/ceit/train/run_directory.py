@@ -30,6 +30,7 @@ from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
 from ceit.weights.checkpoint import save_confidence
+from ceit.yaml_file import require_modest, text_of
 
 LOCK = ".lock"
 MAY_CHANGE = (
@@ -243,8 +244,9 @@ def saved_config(output: Path) -> dict[str, Any]:
     """The resolved configuration that a run was started with. Raises ValueError if it is missing or damaged."""
     path = output / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        require_modest(str(path), text := text_of("run", str(path)))
+        values = yaml.safe_load(text)  # as it was dumped: 1e3 without quotes is text there
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read, without it the run cannot be resumed") from error
     if not isinstance(values, dict) or not {"data", "epochs", "precision"} <= values.keys():
         raise ValueError(f"{path} is not the configuration of a run, without it the run cannot be resumed")

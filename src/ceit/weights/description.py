@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from ceit.messages import require_plain
 from ceit.model import CeiTConfig
 
 FORMAT = "ceit"
@@ -36,6 +37,7 @@ class Description:
             raise ValueError(
                 f"{len(self.class_names)} class names do not match a head of {self.config.num_classes} classes"
             )
+        require_plain("class", self.class_names or ())
         if (given := self.temperature) is not None:
             is_number = isinstance(given, int | float) and not isinstance(given, bool)
             if not is_number or not math.isfinite(given) or given <= 0:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from ceit.data.sources.addresses import web_address
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
+from ceit.limits import DOWNLOAD, TooMuchError
 from ceit.paths import expanded
 
 TIMEOUT_SECONDS = 20
@@ -192,10 +193,19 @@ def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) ->
     with response, open(part, "ab" if response.status == http.client.PARTIAL_CONTENT else "wb") as file:
         length = response.headers.get("Content-Length")
         total = None if length is None else file.tell() + int(length)
+        _require_size(url, total or 0)
         while chunk := _read(response, url, total):
+            _require_size(url, file.tell() + len(chunk))
             file.write(chunk)
             advance(file.tell(), total)
     return total
+
+
+def _require_size(url: str, size: int) -> None:
+    try:
+        DOWNLOAD.require(size, "it")
+    except TooMuchError as error:
+        raise SourceError(url, error) from error
 
 
 def _read(response: BinaryIO, url: str, total: int | None) -> bytes:

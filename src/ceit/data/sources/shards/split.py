@@ -49,9 +49,17 @@ class SampleTable:
     def from_bytes(cls, data: bytes) -> "SampleTable":
         """The inverse of ``to_bytes``. Raises: ValueError if they are damaged."""
         try:
-            return cls(**load(data))
+            table = cls(**load(data))
         except (SafetensorError, TypeError) as error:
             raise ValueError(f"not a table of samples ({error})") from error
+        if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in (*table.columns(), table.key_bytes)):
+            raise ValueError("not a table of samples (its columns are no lists of whole numbers)")
+        return table
+
+    def columns(self) -> list[np.ndarray]:
+        """What has an entry for each sample."""
+        columns = [self.shard, self.offset, self.size, self.label, self.key_ends]
+        return columns if self.digest is None else [*columns, self.digest]
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
