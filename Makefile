@@ -10,12 +10,13 @@ CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.p
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-web check fuzz results ship map format clean
+.PHONY: help demo test test-web soak check fuzz results ship map format clean
 
 help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
 	@echo "make test    run the tests"
 	@echo "make test-web  the tests in a browser: needs Chromium; makes an environment of its own, fetches onnxruntime-web once"
+	@echo "make soak    commands killed, disks filled, files damaged, by the hundred (an hour; Linux)"
 	@echo "make check   the gate: format, lint and types of all code, tests"
 	@echo "make fuzz    give 100,000 damaged files and requests to all that reads them: half an hour; FUZZ_SEED=N gives others"
 	@echo "make results write the tables of README and docs anew, from the runs under studies and from the code"
@@ -36,6 +37,11 @@ test-web: $(WEB)/ready
 	@command -v chromium >/dev/null || { echo "error: no chromium found; install it: apt-get install chromium" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest --quiet -m browser tests/browser tests/web
 
+# With a small disk in memory, which Linux lets every user have.
+soak: $(DEVELOPER)
+	@command -v unshare >/dev/null || { echo "error: no unshare found; it comes with util-linux, on Linux" >&2; exit 1; }
+	$(BIN)/python -m tests.faults --output studies/trust/faults.json
+
 check: $(DEVELOPER)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -52,7 +58,7 @@ results: $(DEVELOPER) map
 	$(BIN)/python -m tools.results docs/decisions/small-images.md studies/demo_translate_1
 	$(BIN)/python -m tools.measured
 	$(BIN)/python -m tools.overview studies
-	$(BIN)/python -m tools.pages README.md README.zh-CN.md docs/*.md docs/decisions/*.md docs/recipes/*.md
+	$(BIN)/python -m tools.pages README.md README.zh-CN.md SECURITY.md docs/*.md docs/decisions/*.md docs/recipes/*.md
 
 # make ship RUN=runs/nano AS=ceit_nano_patch4_32.cifar10
 ship: $(DEVELOPER)

@@ -60,6 +60,9 @@ EXTRAS = {
 # What tables and bars are made of, for an output that has no such characters.
 PLAINER = {"█": "#", "░": "-", "─": "-", "…": "~", "✓": "+", "✗": "x", "±": "+-"}
 
+# What a name in a sentence could do to a terminal; lines may follow each other.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -122,7 +125,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
             known = ["--help", "--version", "--debug"] if kind == "option" else list(VERBS)
             near = difflib.get_close_matches(word, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
-            print(f"error: unknown {kind} '{word}'; {hint}", file=sys.stderr)
+            _explain(f"error: unknown {kind} '{word}'; {hint}", debug=False)
             return USAGE
     return DONE
 
@@ -201,7 +204,7 @@ def _words_of(error: Exception) -> str:
 def _explain(sentence: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(sentence, file=sys.stderr)
+    print(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], sentence), file=sys.stderr)
 
 
 def _settle_stdout() -> None:

@@ -878,3 +878,14 @@ def test_what_an_exported_file_does_not_leave_open_is_refused(
     for place in (["predict", str(photos)], ["evaluate", "--data", str(photos)]):
         assert ceit_cli.main([*place, "--checkpoint", str(tmp_path / "network.onnx"), *options]) == 1
         assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bytes_left", [1, 15])
+def test_resume_goes_on_with_a_file_that_was_cut_in_its_first_line(
+    written: tuple[list[str], Path], tmp_path: Path, bytes_left: int
+) -> None:
+    command, whole = written
+    output = tmp_path / f"cut{whole.suffix}"
+    output.write_bytes(whole.read_bytes()[:bytes_left])
+    assert ceit_cli.main([*command, "--output", str(output), "--resume"]) == 0
+    assert output.read_bytes() == whole.read_bytes()

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from ceit.atomic import replace_files
 from ceit.messages import unknown
-from tools import distributed_cost, measured, overview, recipe_tables, screening, speed_tables
+from tools import distributed_cost, limits_table, measured, overview, recipe_tables, screening, speed_tables
 from tools.map import rooms_table
 
 PARTS: dict[str, Callable[..., str]] = {
     "rooms": rooms_table,
+    "limits": limits_table.limits_table,
     "recipe": recipe_tables.section,
     "options": recipe_tables.options_table,
     "recipes": recipe_tables.overview_table,

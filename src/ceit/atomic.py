@@ -1,9 +1,13 @@
 """Files that appear whole or not at all."""
 
+import glob
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import IO
+
+from ceit.lock import take
 
 
 def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
@@ -11,28 +15,51 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
 
     Everything is first written and flushed to the disk under temporary names beside the targets; only then are the
     targets replaced, one by one in the order given. Each changes at once, several do not: make the first stand alone.
+    What a process that was killed has left under such a name goes.
 
     Raises: OSError with the target's name when the disk is full or cannot be written; what stood there is untouched.
     """
-    temporary = {target: target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in contents}
+    temporary: dict[Path, Path] = {}
     try:
-        for target, path in temporary.items():
-            content = contents[target]
-            try:
-                with path.open("wb") as file:
+        with ExitStack() as stack:  # a file that is open is locked, so that nobody takes it for a left-over
+            for target, content in contents.items():
+                try:
+                    _remove_left_overs(target)
+                    path = temporary[target] = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+                    file = stack.enter_context(_locked(path))
                     file.writelines([content] if isinstance(content, bytes) else content)
                     file.flush()
                     os.fsync(file.fileno())
-            except OSError as error:
-                reason = f"cannot save, what stood there before is untouched: {error.strerror}"
-                raise OSError(error.errno, reason, str(target)) from error
-        for target, path in temporary.items():
-            path.replace(target)
+                except OSError as error:
+                    reason = f"cannot save, what stood there before is untouched: {error.strerror}"
+                    raise OSError(error.errno, reason, str(target)) from error
+                if os.name == "nt":
+                    file.close()  # Windows gives no other name to a file that is open
+            for target, path in temporary.items():
+                path.replace(target)
         for folder in {target.parent for target in temporary}:
             _flush_folder(folder)
     finally:
         for path in temporary.values():
-            path.unlink(missing_ok=True)  # in the good case it has become its target
+            with suppress(OSError):  # a disk that is read-only by now; the failure that led here is the one to tell
+                path.unlink(missing_ok=True)  # in the good case it has become its target
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A new file that no other process removes as a left-over: one may have done so just before it was locked."""
+    while True:
+        file = path.open("wb")
+        if not take(file) or (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+            return file
+        file.close()
+
+
+def _remove_left_overs(target: Path) -> None:
+    """Temporary files of processes that were killed while they wrote this target: nobody holds them any more."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(OSError), path.open("rb") as file:
+            if take(file):
+                path.unlink()
 
 
 def write_text(file: Path, text: str) -> None:

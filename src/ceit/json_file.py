@@ -1,21 +1,22 @@
 """JSON in files that anybody may have written or damaged: what it says, or one sentence that names the file."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ceit.limits import JSON, parse_json, read_file
+
 
 def read_json(path: Path) -> Any:
-    """The document in a file. Raises: ValueError as ``parse_json``, OSError if it cannot be read."""
-    return parse_json(str(path), path.read_bytes())
+    """The document in a file. Raises: ValueError as ``json_of``, OSError if it cannot be read."""
+    return json_of(str(path), read_file(path, JSON))
 
 
-def parse_json(name: str, text: str | bytes) -> Any:
+def json_of(name: str, text: str | bytes) -> Any:
     """The document that a text is; ``name`` names it in errors. Raises: ValueError if it is none, or too deep."""
     try:
-        return json.loads(text)
+        return parse_json(text, "it")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is damaged or no JSON ({error})") from error
 

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 try:
     import fcntl
@@ -12,10 +14,30 @@ except ImportError:  # Windows has no such lock
     fcntl = None
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+_TURN_SECONDS = 0.5  # between two looks at whether another process is done
 
 
 class InUseError(ValueError):
     """Another process holds the lock."""
+
+
+def take(file: IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file until it is closed, unless another process has; whether it is locked now.
+
+    With ``wait``, as soon as the other lets go. Where the file system has no locks nothing is. Raises: OSError if the
+    lock fails for any other reason.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 @contextmanager
@@ -25,7 +47,7 @@ def locked(path: Path, say: Callable[[str], object] = lambda message: None) -> I
     Where the file system has no locks nothing is held, which ``say`` gets to know; nor is it on Windows. Raises:
     InUseError if another process holds it.
     """
-    with path.open("w") as lock:
+    with path.open("w") as lock, _of_this_process(lock):
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,3 +65,42 @@ def locked(path: Path, say: Callable[[str], object] = lambda message: None) -> I
         finally:
             with suppress(PermissionError):  # Windows keeps a file that is open
                 path.unlink(missing_ok=True)
+
+
+_held: set[IO[Any]] = set()
+
+
+@contextmanager
+def _of_this_process(lock: IO[Any]) -> Iterator[None]:
+    """A forked process has this file open too, and would keep the lock when the one that took it has been killed."""
+    _held.add(lock)
+    try:
+        yield
+    finally:
+        _held.discard(lock)
+
+
+def _let_go() -> None:
+    while _held:
+        _held.pop().close()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def locked_in_turn(path: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """As ``locked``, once no other process holds it; ``say`` is told if there is one to wait for."""
+    with ExitStack() as stack:
+        is_told = False
+        while True:
+            try:
+                stack.enter_context(locked(path, say))
+                break
+            except InUseError:
+                if not is_told:
+                    say(f"another process holds {path}: waiting for it")
+                is_told = True
+                time.sleep(_TURN_SECONDS)
+        yield

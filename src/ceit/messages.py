@@ -1,10 +1,29 @@
-"""Messages to whoever started the work: durations in words, and unknown names, answered with the nearest known one."""
+"""Messages to whoever started the work: durations in words, unknown names with the nearest known one, names as text."""
 
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 Say = Callable[[str], object]
 """Takes one message for whoever started the work."""
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What moves, colours or renames a terminal, ends a line, or turns the direction of what follows."""
+
+
+def plain(text: str) -> str:
+    """The text in one line, with its control characters as ``\\x1b``: a name may hold any."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def require_plain(kind: str, names: Iterable[str]) -> None:
+    """Raises: ValueError for a name with control characters: it would reach terminals, tables and pages as it is."""
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"{kind} {name!r} is no text: write its name")
+        if _CONTROLS.search(name):
+            raise ValueError(f"{kind} '{plain(name)}' has a control character or a line break in it: rename it")
 
 
 def in_words(seconds: float) -> str:

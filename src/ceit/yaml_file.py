@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ceit.limits import YAML, YAML_ALIASES, YAML_DEPTH, read_file
 from ceit.paths import expanded
 
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -28,7 +29,7 @@ def text_of(kind: str, file: str) -> str:
     if not path.is_file():
         raise ValueError(f"{kind} file {path} does not exist")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path, YAML).decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{kind} file {path} is not text in UTF-8: {error}") from error
 
@@ -55,6 +56,25 @@ def parse_yaml(name: str, text: str, *, as_written: bool = False) -> Any:
     ``name`` names the text in errors. Raises: ValueError if it is not YAML.
     """
     try:
+        require_modest(name, text)
         return yaml.load(text, Loader=yaml.BaseLoader if as_written else _Loader)
     except NOT_YAML as error:
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def require_modest(name: str, text: str) -> None:
+    """Raises: ValueError for a text that is too large, too deep, or has aliases for much or for itself."""
+    YAML.require(len(text), name)
+    around: list[str | None] = []  # the anchors of what is open
+    aliases = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            around.append(event.anchor)
+            YAML_DEPTH.require(len(around), name)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            around.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+            YAML_ALIASES.require(aliases, name)
+            if event.anchor in around:
+                raise ValueError(f"{name} has {event.anchor!r} inside of itself: write it out")

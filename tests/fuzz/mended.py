@@ -24,6 +24,7 @@ MENDED: dict[str, list[str]] = {
     "run: images.csv": ["a record without test or training images was a KeyError"],
     "recipes": [
         "a sweep of a range of billions took all memory or hung: at most 10,000 trials",
+        "a sweep with a date or a set among its values was a TypeError",
         "a study whose scales or pairs are lists was a TypeError",
         "dates, keys that are lists, unknown booleans and nesting were errors of the parser without the name",
     ],
@@ -42,6 +43,7 @@ MENDED: dict[str, list[str]] = {
     ],
     "archives": ["why a source failed could be several lines"],
     "exported text": ["a description that is no JSON, or nested too deep, was an error without the file's name"],
+    "exported ONNX": ["a model that loads and cannot be run was an error of ONNX Runtime's own class"],
     "predictions": [
         "a threshold or a checkpoint of another type beside the answers was a TypeError",
         "a path that is no text was a TypeError",

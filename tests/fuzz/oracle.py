@@ -27,7 +27,7 @@ _CHANGES = {  # event of Python to the places among its arguments that are chang
     **dict.fromkeys(("os.link", "os.symlink"), (1,)),
 }
 _NEVER = {
-    *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.startfile"),
+    *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.startfile"),
     *("pickle.find_class", "socket.connect", "socket.bind", "socket.getaddrinfo"),
 }
 

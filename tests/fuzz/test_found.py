@@ -50,14 +50,14 @@ def edited(data: bytes, change: Callable[[Any], object]) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"class_names": ["ant", 3]}, "class name 3 must be a text"),
+        ({"class_names": ["ant", 3]}, "3 is no text"),
         ({"class_names": "no"}, "class_names 'no' must be a list of texts"),
         ({"training": []}, r"training \[\] must be an object"),
         ({"preprocessing": {"mean": [0.5], "std": [0.5]}}, "is damaged .'crop'"),
         ({"preprocessing": {"mean": [{}], "std": [1], "crop": 1, "interpolation": "a"}}, "must be lists of numbers"),
         ({"preprocessing": {"mean": [1], "std": [1], "crop": 1, "interpolation": []}}, "and an interpolation"),
-        ({"config": {**seeds.SHAPE, "depth": 10**7}}, "tensors for 10000000 blocks"),
-        ({"config": {**seeds.SHAPE, "stem_channels": 2**62}}, "none can be so large"),
+        ({"config": {**seeds.SHAPE, "depth": 10**7}}, "tensors for a depth of 10,000,000"),
+        ({"config": {**seeds.SHAPE, "stem_channels": 2**62}}, "its sizes are none"),
     ],
 )
 def test_a_side_file_with_a_strange_value(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -79,6 +79,12 @@ def test_a_sweep_of_more_trials_than_can_be_planned(options: dict[str, Any], mes
     file.write_text(yaml.safe_dump(seeds.SWEEP | {"options": options}))
     with pytest.raises(ValueError, match=message):
         Sweep.read(str(file))
+
+
+def test_a_sweep_with_a_date(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(seeds.SWEEP | {"data": "x"}) + "recipe: 2001-01-01\n")
+    with pytest.raises(ValueError, match=r"sweep .*sweep\.yaml"):
+        Sweep.read(str(tmp_path / "sweep.yaml"))
 
 
 def test_a_study_whose_scale_is_a_list(tmp_path: Path) -> None:
@@ -224,7 +230,7 @@ def test_shards_of_more_classes_than_there_can_be(tmp_path: Path) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    with pytest.raises(ValueError, match="have class 999999999: 1,000,000 classes are the most"):
+    with pytest.raises(ValueError, match="has 1,000,000,000 numbers of classes, above the limit"):
         load_images(str(tmp_path))
 
 
@@ -234,7 +240,7 @@ def test_a_sample_outside_its_shard(tmp_path: Path) -> None:
     table["size"][0] = 2**40
     files["samples.safetensors"] = save(table)
     lay(_mend_shards(Random(1), files), tmp_path)
-    with pytest.raises(ValueError, match="a sample lies outside its shard"):
+    with pytest.raises(ValueError, match="a sample lies outside of its shard"):
         load_images(str(tmp_path))
 
 

@@ -22,9 +22,9 @@ PAGES = [
 BLOCK = re.compile(r"```.*?```", re.DOTALL)
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 SMALL_IMAGES = ROOT / "docs" / "decisions" / "small-images.md"
-COMPUTED = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md", SMALL_IMAGES, *PAGES]
+COMPUTED = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "docs" / "speed.md", SMALL_IMAGES, *PAGES]
 ALL = [*PAGES, ROOT / "docs" / "training.md"]
-LINKING = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKING = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", COMPUTED, ids=lambda page: page.name)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ceit.evaluation.metrics import Evaluation
 from ceit.evaluation.scores import most_confused
+from ceit.messages import plain
 
 _FEW_IMAGES = 100  # below, one image is more than a point of the accuracy, which is said
 
@@ -106,4 +107,4 @@ def print_evaluation(
 def tell(*lines: str) -> None:
     """Print remarks on stderr, where they are no part of the result."""
     for line in lines:
-        print(line, file=sys.stderr)
+        print(plain(line), file=sys.stderr)

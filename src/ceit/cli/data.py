@@ -9,8 +9,10 @@ examples:
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import getdoc
 
 from rich import box
@@ -30,6 +32,7 @@ from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.sources.published import PUBLISHED
 from ceit.data.sources.shards.write import write_shards
 from ceit.data.splits import ArraySplit, ImageDataset
+from ceit.messages import plain
 from ceit.paths import expanded
 
 _DATA = "a set's name, a folder of class folders or of shards, a table of labels (.csv, .parquet), or hf:NAME"
@@ -66,7 +69,7 @@ def _fetch(arguments: list[str]) -> None:
     text = f"{', '.join(free)}; for {', '.join(asked)} it says where their owners offer them"
     parser.add_argument("name", metavar="NAME", help=text)
     name = parser.parse_args(arguments).name
-    folder = fetch(name)
+    folder = fetch(name, say=partial(print, file=sys.stderr))
     ships = name in SETS and not SETS[name].sources
     print(describe(name))
     print(f"place      {'inside the package' if ships else folder}")
@@ -258,11 +261,11 @@ def _classes(report: Report) -> Table:
 
 def _name(image: ImageName) -> Text:
     place = f"{image.split}/{image.name}" if image.split else image.name
-    return Text.assemble(place, (f"  {image.note}", "dim"))
+    return Text.assemble(plain(place), (f"  {image.note}", "dim"))
 
 
 def _group(group: Copies) -> Text:
-    names = "  =  ".join(f"{image.split}/{image.name}" for image in group.images)
+    names = "  =  ".join(plain(f"{image.split}/{image.name}") for image in group.images)
     kind = "same pixels" if group.exact else "encoded or resized anew"
     classes = ", ".join(dict.fromkeys(image.class_name for image in group.images))
     return Text.assemble(names, (f"  {kind}, {classes}", "yellow" if group.of_several_classes else "dim"))

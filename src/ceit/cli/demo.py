@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     config, data = recipe_config("demo", seed=options.seed), options.data
     with LiveProgress(Console(stderr=True)) as live:
         try:
-            fetch(data)
+            fetch(data, say=live.say)
         except OSError as error:
             live.say(f"{error}\ngoing on with digits instead of {data}: the results are not comparable")
             data = "digits"  # which is always there

@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
 
     from ceit.web.answers import shown
     from ceit.web.api import api
+    from ceit.web.connection import Connection
     from ceit.web.guard import Guard
     from ceit.web.page import gradio_with, mount_page
 
@@ -58,6 +59,7 @@ def main(arguments: list[str]) -> None:
         guard = Guard(app, uploads, options.share, [host, f"{host}.local"])
         settings = uvicorn.Config(
             guard,
+            http=Connection,
             log_level="error",
             proxy_headers=False,
             server_header=False,

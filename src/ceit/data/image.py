@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import stat
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from ceit.data import pillow, tiff
 from ceit.data.image_kind import SNIFFED_BYTES, kind_of
 from ceit.data.image_metadata import LYING, TURNS, orientation, without_metadata
 from ceit.data.pixels import to_eight_bits
+from ceit.limits import IMAGE, TooMuchError
 
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
 _EXTRAS = {"AVIF": "Pillow 11.3 or newer", "HEIF": "the package pillow-heif: pip install 'ceit-vision[heif]'"}
@@ -80,8 +82,25 @@ def read_image(
         return _as_mode(image, mode)
 
     limit = pillow.limit_megapixels()
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = source if isinstance(source, bytes) else image_bytes(source)
     return _reduced(_read(data, decode, limit, name or _name(source)), cover)
+
+
+def image_bytes(path: str | Path) -> bytes:
+    """The content of an image file. Raises: RefusedImageError for a pipe, a device, or too many bytes; OSError."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # a folder is the machine's own OSError
+        raise RefusedImageError(f"{path} cannot be read (no regular file)", "no regular file")
+    require_bytes(state.st_size, str(path))
+    return Path(path).read_bytes()
+
+
+def require_bytes(size: int, name: str) -> None:
+    """Raises: RefusedImageError for an image file of more bytes than ``limits.IMAGE`` allows."""
+    try:
+        IMAGE.require(size, name)
+    except TooMuchError as error:
+        raise RefusedImageError(str(error), str(error).removeprefix(f"{name} ")) from error
 
 
 def or_reason(read: Callable[[_Item], _Result], item: _Item) -> _Result | str:
@@ -107,6 +126,7 @@ def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tu
         start = file.read(_HEADER_BYTES)
         with suppress(BrokenImageError):  # what follows may be needed
             return header(start)
+        require_bytes(os.fstat(file.fileno()).st_size, str(source))
         return header(start + file.read())
 
 

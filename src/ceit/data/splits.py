@@ -17,11 +17,12 @@ from torch import Tensor
 from ceit.data.cache import file_state
 from ceit.data.cut import VALIDATION_STREAM, by_content, nearest, shares_of_classes, stratified
 from ceit.data.encoded import EncodedSplit
-from ceit.data.image import image_mode, read_header
+from ceit.data.image import image_bytes, image_mode, read_header
 from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import Preprocessing, fit, to_array, to_image
 from ceit.data.reduced import Size, usual_crop
 from ceit.data.survey import Survey
+from ceit.messages import plain, require_plain
 
 
 class Split(Protocol):
@@ -110,7 +111,7 @@ class FileSplit(EncodedSplit):
     digests: np.ndarray | None = None
 
     def encoded(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
+        return image_bytes(self.paths[index])
 
     def header(self, index: int) -> tuple[tuple[int, int], str]:
         return read_header(self.paths[index], self.name(index))  # without reading all of a large file
@@ -182,6 +183,14 @@ class SetDescription:
     skipped: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     mirror_safe: bool = True  # whether an image mirrored left to right is still of its class; not so for digits
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a class whose name has control characters. In what is told they are spelt out."""
+        require_plain("class", self.class_names)
+        for told in ("name", "licence", "citation"):
+            object.__setattr__(self, told, plain(getattr(self, told)))
+        for told in ("skipped", "remarks"):
+            object.__setattr__(self, told, tuple(map(plain, getattr(self, told))))
 
 
 @dataclass(frozen=True, kw_only=True)

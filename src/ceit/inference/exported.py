@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,7 +13,8 @@ from torch import Tensor
 from ceit.inference import program_file
 from ceit.inference.graphs import openvino_core
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
-from ceit.json_file import parse_json
+from ceit.json_file import json_of
+from ceit.limits import EXPORTED_SIDE
 from ceit.paths import expanded
 from ceit.weights import Description
 
@@ -50,8 +52,10 @@ class ExportedDescription:
     def from_json(cls, text: str) -> "ExportedDescription":
         """The inverse of ``to_json``. Raises: ValueError for another text."""
         try:
-            body = parse_json("the description", text)
-            return cls(Description.from_json(body), **body["export"])
+            body = json_of("the description of the network", text)
+            found = cls(Description.from_json(body), **body["export"])
+            EXPORTED_SIDE.require(max(found.network.config.image_hw), "the exported network")
+            return found
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the description of the network is damaged ({error})") from error
 
@@ -114,7 +118,7 @@ def load_exported(
         raise ValueError(f"{path} cannot be run in bf16: only OpenVINO's .xml can, others run in float32")
     try:
         if path.suffix == ".onnx":
-            run = OnnxRuntime(path.read_bytes(), threads=threads)
+            run = OnnxRuntime(_onnx_content(path), threads=threads)
             text = run.metadata.get(METADATA_KEY, "")
         elif path.suffix == ".pt2":
             program, text = program_file.from_bytes(path.read_bytes())
@@ -128,6 +132,31 @@ def load_exported(
         return ExportedNetwork(ExportedDescription.from_json(text), run)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _onnx_content(path: Path) -> bytes:
+    """The file, which holds all its numbers itself. Raises: ValueError for one whose numbers are in other files."""
+    import onnx
+    from google.protobuf.message import DecodeError, Message
+
+    content = path.read_bytes()
+
+    def elsewhere(message: Message) -> Iterator[str]:
+        for field, value in message.ListFields():
+            if field.message_type is None:
+                continue
+            for part in value if field.is_repeated else [value]:
+                if isinstance(part, onnx.TensorProto) and (part.external_data or part.data_location):
+                    yield next((entry.value for entry in part.external_data if entry.key == "location"), "")
+                yield from elsewhere(part)
+
+    try:
+        place = next(elsewhere(onnx.load_model_from_string(content)), None)
+    except (DecodeError, RecursionError) as error:
+        raise ValueError("it is damaged or no ONNX model") from error
+    if place is not None:
+        raise ValueError(f"it is refused because its numbers are in another file, {place!r}: write it as one file")
+    return content
 
 
 def precision_run(written_in: str, computed_in: str) -> str:

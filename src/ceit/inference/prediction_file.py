@@ -22,7 +22,7 @@ from ceit.atomic import replace_files
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference.exported import ExportedNetwork
 from ceit.inference.predictor import Prediction
-from ceit.json_file import as_written, is_number, parse_json, read_json
+from ceit.json_file import as_written, is_number, json_of, read_json
 from ceit.lock import InUseError, locked
 from ceit.model import CeiT
 from ceit.paths import expanded
@@ -126,6 +126,9 @@ def printable(path: str) -> str:
 
 FORMS = {".csv": csv_lines, ".jsonl": json_line}
 """What the endings of a file's name stand for: the lines of an image."""
+
+
+_JSON_START = b'{"path": "'
 
 
 def head_of(form: str, judged: bool) -> str:
@@ -269,7 +272,11 @@ def _images_in(file: Path, ranks: int, class_names: Collection[str], judged: boo
         lines = (line.decode(errors=NAME_ERRORS) for line in content if line.endswith(b"\n"))
         try:
             first = content.readline()
-            if (first and not first.endswith(b"\n")) or (head and first not in (b"", head)):
+            if first and not first.endswith(b"\n"):  # perhaps what a crash has left of ours
+                if not head.startswith(first) if head else not first.startswith(_JSON_START[: len(first)]):
+                    raise ValueError(f"its first line is {first}")
+                return []
+            if head and first not in (b"", head):
                 raise ValueError(f"its first line is {first}")
             end = content.seek(len(head))
             for path, is_answer in _CONTENTS[file.suffix](lines, ranks, frozenset(class_names), judged):
@@ -321,7 +328,7 @@ def _in_json_lines(
     lines: Iterator[str], ranks: int, class_names: frozenset[str], judged: bool
 ) -> Iterator[tuple[str, bool]]:
     for line in lines:
-        image = parse_json("a line", line)
+        image = json_of("a line", line)
         if "error" not in image:
             labels = [score["label"] for score in image["predictions"]]
             if len(labels) != ranks or not class_names.issuperset(labels) or ("unknown" in image) != judged:

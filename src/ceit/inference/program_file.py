@@ -6,7 +6,6 @@ from a list, shapes that are sums and products of numbers and symbols.
 """
 
 import io
-import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+
+from ceit.limits import parse_json, require_stored
 
 _DESCRIPTION = "ceit.json"
 _MEMBERS = re.compile(
@@ -51,6 +52,7 @@ def from_bytes(content: bytes) -> tuple[ExportedProgram, str]:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            require_stored(archive, len(content))
             refused = next(_strange(archive), None)
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         raise ValueError(f"it is damaged or no program of torch.export ({error})") from error
@@ -74,10 +76,10 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[str]:
         if name.endswith("model.pt") and archive.read(name):
             yield "pickled inputs"
         elif name.endswith("_config.json"):
-            config = json.loads(archive.read(name))["config"]
+            config = parse_json(archive.read(name), name)["config"]
             yield from (f"the pickled tensor {key!r}" for key, entry in config.items() if entry["use_pickle"])
         elif name.endswith("models/model.json"):
-            program = json.loads(archive.read(name))
+            program = parse_json(archive.read(name), name)
             yield from (f"the guard {guard!r}" for guard in program.get("guards_code") or ())
             yield from (f"the symbol {key!r}" for key in program["range_constraints"] if not _SYMBOL.fullmatch(key))
             yield from _strange_values(program)
@@ -91,7 +93,7 @@ def _strange_values(program: dict[str, Any]) -> Iterator[str]:
             elif key == "expr_str" and not _SHAPE.fullmatch(item):
                 yield f"the shape {item!r}"
             elif key in ("in_spec", "out_spec"):
-                types = [tree.get("type") for tree in _dictionaries(json.loads(item))]
+                types = [tree.get("type") for tree in _dictionaries(parse_json(item, key))]
                 yield from (f"inputs of the type {kind!r}" for kind in types if kind not in _TREE_TYPES)
             elif key in ("metadata", "custom_obj_values", "treespec_namedtuple_fields") and item:
                 yield f"{key} {str(item)[:60]!r}"

@@ -43,7 +43,10 @@ class OnnxRuntime:
 
     def __call__(self, images: Tensor) -> Tensor:
         array = images.detach().to("cpu", torch.float32).contiguous().numpy()
-        return torch.from_numpy(self._session.run(None, {INPUT: array})[0])
+        try:
+            return torch.from_numpy(self._session.run(None, {INPUT: array})[0])
+        except Exception as error:  # as above
+            raise ValueError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
 
 
 class OpenVino:
@@ -81,7 +84,7 @@ class OpenVino:
         try:
             self._model = openvino_core().read_model(model) if isinstance(model, Path) else model
             self._any_size = self._model.inputs[0].get_partial_shape()[2].is_dynamic
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             raise ValueError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
 
     def __call__(self, images: Tensor) -> Tensor:

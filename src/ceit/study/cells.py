@@ -17,6 +17,7 @@ import numpy as np
 
 from ceit.atomic import write_text
 from ceit.json_file import as_written
+from ceit.limits import JSON, parse_json, read_file
 from ceit.options import fits
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.recipe import nested, read_recipe
@@ -128,7 +129,7 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
 def read_record(path: Path) -> Record:
     """A cell's file. Raises: ValueError if it is not as it was written."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_file(path, JSON), "it")
         if (record.pop("sha256"), record["format"]) != (_digest(record), FORMAT):
             raise ValueError("its digest or its format is another one")
         if not fits((record["arm"], record["seed"], record["data"], record["options"]), tuple[str, int, str, dict]):

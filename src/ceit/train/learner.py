@@ -112,7 +112,11 @@ class Learner:
 
     def plan(self, steps: int) -> None:
         """Take so many steps in all: with the last one the learning rate reaches its end."""
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
         self.schedule = Schedule(self.optimizer, self.config, self.run.steps_per_epoch, steps)
+        for group, rate in zip(groups, rates, strict=True):  # that of the last step, until the next begins
+            group["lr"] = rate
         self.head_only_steps = self.config.freeze_steps(self.run.steps_per_epoch)
         self.small_steps = 0 if self.run.small_hw is None else round(self.config.small_images.share * steps)
 

@@ -31,7 +31,7 @@ from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
 from ceit.weights.checkpoint import save_confidence
-from ceit.yaml_file import NOT_YAML
+from ceit.yaml_file import NOT_YAML, require_modest, text_of
 
 LOCK = ".lock"
 MAY_CHANGE = (
@@ -249,7 +249,8 @@ def saved_config(output: Path) -> dict[str, Any]:
     """The resolved configuration that a run was started with. Raises ValueError if it is missing or damaged."""
     path = output / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # as it was written: 1e3 may name a class
+        require_modest(str(path), text := text_of("run", str(path)))
+        values = yaml.safe_load(text)  # as it was dumped: 1e3 without quotes is text there
     except (OSError, *NOT_YAML) as error:
         raise ValueError(f"{path} cannot be read, without it the run cannot be resumed") from error
     if not isinstance(values, dict) or not {"data", "epochs", "precision"} <= values.keys():

@@ -2,8 +2,10 @@
 
 import json
 import os
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,7 @@ def start_trackers(
     for name in names:
         project, own = PROJECT, dict[str, Any]()
         if name == "tensorboard":
+            _let_the_run_tell()
             project, own = "tensorboard", {"logging_dir": output}
             own |= {} if resumed_step is None else {"purge_step": resumed_step + 1}
         elif name == "mlflow":
@@ -79,6 +82,18 @@ def start_trackers(
         known["mlflow"] = trackers["mlflow"].tracker.info.run_id
     if known:
         write_text(saved, json.dumps(known) + "\n")
+
+
+@cache
+def _let_the_run_tell() -> None:
+    """TensorBoard's writer raises again in the run what went wrong in its thread, so no traceback is printed there."""
+    before = threading.excepthook
+
+    def tell(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard"):
+            before(failure)
+
+    threading.excepthook = tell
 
 
 def flat(values: Mapping[str, Any], between: str) -> Iterator[tuple[str, Any]]:

@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ceit import limits
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-MOST_BYTES = 20 << 20
-MOST_AT_ONCE, MOST_A_MINUTE, MOST_WRONG = 8, 120, 20
+MOST_BYTES = limits.REQUEST.value
+MOST_AT_ONCE, MOST_A_MINUTE = limits.REQUESTS_AT_ONCE.value, limits.REQUESTS_A_MINUTE.value
+MOST_WRONG = limits.WRONG_WORDS.value
 """Of requests that bring something: of all clients at once, and of each in a minute. Of wrong words in a minute."""
-_MOST_SECONDS = 60.0  # to send one
+_MOST_SECONDS = float(limits.REQUEST_SECONDS.value)  # to send one, and to take a part of its answer
 _MOST_LETTERS = 1024  # of an address; file systems take fewer for a name, and gradio asks them
 
 _JOIN, _FILE, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/file=", "/gradio_api/upload"
@@ -92,7 +95,8 @@ class Guard:
                 own = [name for name, _ in _HEADERS]
                 kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in own]
                 message = {**message, "headers": [*kept, *_HEADERS]}
-            await send(message)
+            async with asyncio.timeout(_MOST_SECONDS):  # who does not take an answer may not keep others waiting
+                await send(message)
 
         try:
             await self._pass_on(scope, receive, send_safe)
@@ -102,6 +106,8 @@ class Guard:
             start = {"type": "http.response.start", "status": refusal.status, "headers": [*headers, *refusal.headers]}
             await send_safe(start)
             await send_safe({"type": "http.response.body", "body": content})
+        except TimeoutError:
+            return  # the server ends the connection
 
     async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -178,13 +184,13 @@ class Guard:
         gradio would fetch what is at an address, and copy files of the machine.
         """
         try:
-            given = json.loads(body)
+            given = limits.parse_json(body, "it")
             (picture,) = given["data"]
             path = None if picture is None else picture["path"]
             asked = {key: given.get(key) for key in ("session_hash", "fn_index", "trigger_id")}
             if type(asked["session_hash"]) is not str or asked["fn_index"] != 0:  # the page asks one kind of question
                 raise ValueError("a question of another page")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RefusedError(400, "this is no question about a picture") from error
         if path is None:
             data = None

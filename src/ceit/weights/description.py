@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from ceit.json_file import is_number
+from ceit.messages import require_plain
 from ceit.model import CeiTConfig
 
 FORMAT = "ceit"
@@ -43,6 +44,7 @@ class Description:
             raise ValueError(
                 f"{len(self.class_names)} class names do not match a head of {self.config.num_classes} classes"
             )
+        require_plain("class", self.class_names or ())
         if (given := self.temperature) is not None:
             is_number = isinstance(given, int | float) and not isinstance(given, bool)
             if not is_number or not math.isfinite(given) or given <= 0:
@@ -78,8 +80,6 @@ class Description:
             for key, (of, words) in _TYPES.items():
                 if not isinstance(value := body[key], of | None):
                     raise ValueError(f"{key} {value!r} must be {words}")
-            if strange := [name for name in body["class_names"] or () if not isinstance(name, str)]:
-                raise ValueError(f"class name {strange[0]!r} must be a text")
             if (given := body["preprocessing"]) is not None:
                 lists = [given["mean"], given["std"]]
                 if not all(isinstance(one, list) and all(map(is_number, one)) for one in lists):

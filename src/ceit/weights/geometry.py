@@ -87,12 +87,12 @@ def require_fit(state: Mapping[str, Tensor], config: CeiTConfig) -> CeiT:
     Raises: ValueError naming the first tensors that are missing, left over or of another shape.
     """
     if config.depth > len(state):  # before so many blocks are made
-        raise ValueError(f"the weights do not fit their network: {len(state)} tensors for {config.depth} blocks")
+        raise ValueError(f"the weights do not fit their network: {len(state)} tensors for a depth of {config.depth:,}")
     try:
         with torch.device("meta"):
             network = CeiT(config)
-    except (RuntimeError, TypeError, OverflowError) as error:  # of tensors with more numbers than can be counted
-        raise ValueError("the weights do not fit their network: none can be so large") from error
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a computer can number
+        raise ValueError(f"the weights do not fit their network: its sizes are none ({error})") from error
     wanted = network.state_dict()
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]

@@ -1,11 +1,14 @@
 """Tensors out of a file, executing nothing in it: safetensors, and what ``torch.save`` writes, zip or legacy."""
 
+import io
+import mmap
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ceit.limits import PICKLE, PICKLE_VALUES, require_stored
+
+_LEGACY_PICKLES = 5  # magic number, protocol, machine, content, keys of the storages
+_REFUSED = "is refused because"
+_NOTHING_RUNS = ", and nothing in a file is executed; ask its author for the plain state dict or for safetensors"
+_SHARED = 4  # times the bytes of a file: tensors may share what is stored once
 USUAL_ENTRIES = ("model", "state_dict")
 
 
@@ -52,6 +61,7 @@ class _Namespace:
 
 
 def _unpickle(path: Path) -> Any:
+    _require_modest(path)
     try:
         with torch.serialization.safe_globals([(_Namespace, "argparse.Namespace")]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,10 +72,57 @@ def _unpickle(path: Path) -> Any:
             raise ValueError(
                 f"{path} is damaged or not what torch.save writes by default; copy or download it again"
             ) from error
-        raise ValueError(
-            f"{path} is refused because loading it would call {name}, and nothing in a file is executed; "
-            "ask its author for the plain state dict or for safetensors"
-        ) from error
+        raise ValueError(f"{path} {_REFUSED} loading it would call {name}{_NOTHING_RUNS}") from error
+
+
+def _require_modest(path: Path) -> None:
+    """Raises: ValueError for a file that would take more memory or time than its own size explains."""
+    pickles: list[int] = []
+    with suppress(zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError):  # torch names damage
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any("/code/" in name for name in archive.namelist()):
+                    raise ValueError(f"{path} {_REFUSED} it is a TorchScript program{_NOTHING_RUNS}")
+                try:
+                    require_stored(archive, path.stat().st_size)
+                except ValueError as error:
+                    raise ValueError(f"{path} {_REFUSED} {error}; ask its author for safetensors") from error
+                for member in archive.infolist():
+                    if member.filename.endswith("data.pkl"):
+                        PICKLE.require(member.file_size, path)
+                        pickles.append(_values_in(io.BytesIO(archive.read(member))))
+        elif path.stat().st_size:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                pickles += [_values_in(content) for _ in range(_LEGACY_PICKLES)]
+    PICKLE_VALUES.require(max(pickles, default=0), path)
+
+
+def _values_in(file: Any) -> int:
+    """The values of a pickle, tuples in tuples counted as if each stood there in full; nothing is run."""
+    stack: list[int | None] = []  # how many values each entry holds, None for a mark
+    memo: dict[Any, int | None] = {}
+    most = 0
+    with suppress(ValueError, IndexError):  # a damaged one: torch refuses it
+        for opcode, argument, _position in pickletools.genops(file):
+            before, values = opcode.stack_before, 1
+            if opcode.name == "MARK":
+                stack.append(None)
+                continue
+            if "PUT" in opcode.name or opcode.name == "MEMOIZE":
+                memo[len(memo) if argument is None else argument] = stack[-1]
+                continue
+            if "GET" in opcode.name:
+                values = memo.get(argument) or 1
+            if pickletools.markobject in before:
+                while (top := stack.pop()) is not None:
+                    values += top
+                before = before[: before.index(pickletools.markobject)]
+            values += sum(stack.pop() or 0 for _ in before)
+            most = max(most, values)
+            if most > PICKLE_VALUES.value:
+                break
+            stack += [values] * len(opcode.stack_after)
+    return most
 
 
 def _refused_global(path: Path, error: pickle.UnpicklingError) -> str | None:
@@ -123,7 +180,10 @@ def _state_dict(content: Any, path: Path, entry: str | None) -> dict[str, Tensor
                 f"{path} holds no plain state dict: {key!r} is a {what}"
                 + (f"; it has the entries {_list(inner)}, name one" if inner and entry is None else "")
             )
-    return {str(key): Tensor.detach(value) for key, value in dict.items(state_dict)}
+    tensors = {str(key): Tensor.detach(value) for key, value in dict.items(state_dict)}
+    if (needed := sum(tensor.nbytes for tensor in tensors.values())) > _SHARED * (there := path.stat().st_size):
+        raise ValueError(f"{path} {_REFUSED} its tensors would take {needed:,} bytes, the file has {there:,}")
+    return tensors
 
 
 def _is_plain(value: object) -> bool:

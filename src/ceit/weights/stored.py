@@ -1,12 +1,12 @@
 """A checkpoint as it lies on the disk, in any of the layouts that are understood, before a network is made of it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
+from ceit.limits import JSON, parse_json, read_file
 from ceit.model import MODELS
 from ceit.paths import expanded
 from ceit.shipped import shipped_weights
@@ -89,7 +89,7 @@ def _description(path: Path, embedded: str | None) -> Description | None:
     is believed.
     """
     inside = _parse(path, embedded) if embedded is not None else None
-    beside = _parse(side_file(path), side_file(path).read_bytes()) if side_file(path).exists() else None
+    beside = _parse(side_file(path), read_file(side_file(path), JSON)) if side_file(path).exists() else None
     stale = inside and beside and inside.get("fingerprint") != beside.get("fingerprint")
     body, source = (inside, path) if stale or not beside else (beside, side_file(path))
     if body is None:
@@ -103,8 +103,8 @@ def _description(path: Path, embedded: str | None) -> Description | None:
 def _parse(path: Path, text: str | bytes) -> dict[str, Any] | None:
     """The JSON object if it is a description of ours: a stranger's JSON may lie beside a stranger's tensors."""
     try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        body = parse_json(text, "its description")
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); copy it again, or remove it if the tensors beside it are ceit's"
         ) from error

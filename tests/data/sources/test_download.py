@@ -6,7 +6,7 @@ import struct
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import pytest
@@ -229,8 +229,8 @@ def test_offline_says_what_was_tried_and_offers_digits(tiny: NamedSet, monkeypat
 def test_a_set_that_cannot_be_stored_leaves_nothing(
     tiny: NamedSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def full(path: Path, array: np.ndarray) -> None:
-        path.write_bytes(b"half")
+    def full(file: IO[bytes], array: np.ndarray) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)

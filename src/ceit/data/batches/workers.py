@@ -19,12 +19,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ceit.data.batches.batch import Batches, Request, Varied
+from ceit.messages import in_words
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
 3.14 on forkserver, would give each a copy of all that and have it import torch; it works too, as does spawn."""
 _AHEAD = 2  # batches that each process keeps ready
 _FILES, _OWN_FILES = 24, 200  # open at most: for a process that reads (12 were seen, twice), and for all else
+HANGING_SECONDS = 600  # without a batch, after which the run ends instead of waiting for ever
+_END_SECONDS = 2
 _PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
 
@@ -47,6 +50,7 @@ class Workers:
             sampler=self._requests,
             num_workers=count,
             prefetch_factor=_AHEAD,
+            timeout=HANGING_SECONDS,
             persistent_workers=True,
             pin_memory=pin_memory,
             generator=torch.Generator(),
@@ -60,9 +64,20 @@ class Workers:
         self._begun += 1
         others = multiprocessing.active_children()
         with nullcontext() if self._processes else _signals_held(), self._waiting():
-            answers = iter(self._loader)
+            answers = self._begin()
         self._processes = self._processes or set(multiprocessing.active_children()).difference(others)
         return self._answers(answers, self._begun)
+
+    def _begin(self) -> Iterator[Varied | Exception]:
+        """Starts the processes, or has those that there are begin anew."""
+        complain, sys.unraisablehook = sys.unraisablehook, _say_nothing
+        try:
+            return iter(self._loader)
+        except OSError as error:
+            reason = error.strerror
+        finally:  # a DataLoader that was not made whole complains when it is dropped, which is by here
+            sys.unraisablehook = complain
+        raise ValueError(f"{self.count} processes to read images could not be started ({reason}): lower the workers")
 
     def _answers(self, answers: Iterator[Varied | Exception], number: int) -> Iterator[Varied]:
         while True:
@@ -87,6 +102,11 @@ class Workers:
         except RuntimeError as error:
             if "Too many open files" in str(error):
                 raise ValueError("too many open files: lower the workers, or raise the limit (ulimit -n)") from None
+            if str(error).startswith("DataLoader timed out"):
+                self._kill()
+                reason = "a disk or a network drive does not answer, or the processes that read were stopped"
+                fix = "see to that, then go on (ceit train: --resume auto)"
+                raise ValueError(f"no images have come for {in_words(HANGING_SECONDS)}: {reason}; {fix}") from None
             if not str(error).startswith("DataLoader worker"):
                 raise
             fix = "most often memory or /dev/shm was full: lower the workers or the batch size"
@@ -96,6 +116,13 @@ class Workers:
                 for process in self._processes:  # it would wait five seconds for each that is stuck in a file
                     process.terminate()
             raise
+
+    def _kill(self) -> None:
+        """Processes that hang do not end by themselves, and this one would wait for them at its own end."""
+        with _deaths_untold():
+            for process in self._processes:
+                process.kill()
+                process.join(_END_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -116,6 +143,24 @@ class _InWorker(Dataset[Varied | Exception]):
             fix = "lower the workers or the batch size"
             return ValueError(f"no memory is left to read a batch of {len(request[1])} images ({reason}): {fix}")
         return _shared(batch)
+
+
+@contextmanager
+def _deaths_untold() -> Iterator[None]:
+    """DataLoader has a signal raise, at once and anywhere, when a process dies; but not in here."""
+    number = getattr(signal, "SIGCHLD", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _say_nothing(_failure: object) -> None:
+    pass
 
 
 def _shared(batch: Varied) -> Varied | ValueError:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ceit.limits import ARCHIVE, ARCHIVE_MEMBERS, MB
+
 Arrays = dict[str, np.ndarray]
 Members = Callable[[str], bytes]  # gives the contents of the file of that name, wherever it lies in the archives
 
@@ -86,7 +88,7 @@ def open_unpacked(folder: Path) -> Members:
 
 def _members(contents: Mapping[str, bytes | Path]) -> Members:
     def member(name: str) -> bytes:
-        for stored, unpack in ((name, bytes), (f"{name}.gz", gzip.decompress)):
+        for stored, unpack in ((name, bytes), (f"{name}.gz", _unzipped)):
             if (found := contents.get(stored)) is not None:
                 try:
                     return unpack(found.read_bytes() if isinstance(found, Path) else found)
@@ -97,10 +99,21 @@ def _members(contents: Mapping[str, bytes | Path]) -> Members:
     return member
 
 
+def _unzipped(data: bytes) -> bytes:
+    with gzip.open(io.BytesIO(data)) as file:
+        content = file.read(int(ARCHIVE.most * MB) + 1)
+    ARCHIVE.require(len(content), "it")
+    return content
+
+
 def _tar_members(data: bytes) -> dict[str, bytes]:
-    contents = {}
+    """Raises: ValueError for more members, or more bytes in all, than a known set has."""
+    contents, unpacked = {}, 0
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for member in archive:
+        for number, member in enumerate(archive, 1):
+            unpacked += member.size
+            ARCHIVE_MEMBERS.require(number, "it")
+            ARCHIVE.require(unpacked, "it")
             if member.isreg() and (file := archive.extractfile(member)) is not None:
                 contents[member.name.rsplit("/", 1)[-1]] = file.read()
     return contents

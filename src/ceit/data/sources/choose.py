@@ -23,7 +23,8 @@ from ceit.data.sources.published import PUBLISHED, fetch_published, load_publish
 from ceit.data.sources.shards.load import has_shards, load_shards
 from ceit.data.sources.table import SUFFIXES, load_labels
 from ceit.data.splits import ImageDataset, Split
-from ceit.messages import unknown
+from ceit.lock import locked_in_turn
+from ceit.messages import Say, unknown
 from ceit.paths import expanded
 
 _GLANCED_IMAGES = 200
@@ -130,15 +131,22 @@ def absolute(name_or_dir: str | Path) -> str:
     return str(expanded(text).resolve())
 
 
-def fetch(name: str, cache: Path | None = None) -> Path:
+def fetch(name: str, cache: Path | None = None, say: Say = lambda message: None) -> Path:
     """Gets the set ``name`` into the cache unless it is there, and returns its folder, which is whole or not there.
+
+    If another process is getting it, this one waits, which ``say`` is told.
 
     Raises: ValueError for an unknown name or a set that only its owner gives, and says where to ask for it;
     ConnectionError, naming what was tried, if no source gave the set; OSError if it cannot be stored.
     """
     if name not in SETS and name not in PUBLISHED:
         raise ValueError(unknown("data set", name, [*SETS, *PUBLISHED]))
-    return (fetch_named if name in SETS else fetch_published)(name, cache or cache_dir())
+    place = cache or cache_dir()
+    if name in SETS and not SETS[name].sources:  # it ships with the package
+        return fetch_named(name, place)
+    place.mkdir(parents=True, exist_ok=True)
+    with locked_in_turn(place / f"{name}.lock", say):
+        return (fetch_named if name in SETS else fetch_published)(name, place)
 
 
 def describe(name: str) -> str:

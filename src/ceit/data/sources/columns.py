@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ceit.limits import ROWS, TABLE, read_file
+
 SEPARATORS = ",;\t|"
 
 _NO_VALUES = frozenset({"nan", "<na>", "#n/a"})  # what pandas and Excel write where there is nothing
@@ -86,6 +88,10 @@ def _read_parquet(path: Path, known: Sequence[str]) -> Columns:
             raise ValueError(f"column {nested[0]!r} of {path} holds neither paths nor labels: {advice}")
         read = [field.name for field in schema if field in wanted or _is_text(field.type)]
         read = [name for name in read if schema.names.count(name) == 1]
+        with pyarrow.parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        ROWS.require(sum(group.num_rows for group in groups), path)
+        TABLE.require(sum(group.total_byte_size for group in groups), path)
         table = pyarrow.parquet.read_table(path, columns=read)
         rows = table.num_rows
         cells = [[_cell(c) for c in table[n].to_pylist()] if n in read else [""] * rows for n in schema.names]
@@ -104,7 +110,7 @@ def _refuse_twins(path: Path, names: Sequence[str], known: Sequence[str]) -> Non
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    data = read_file(path, TABLE)
     try:
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         if "\0" in text:

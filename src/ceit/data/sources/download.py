@@ -19,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from ceit.data.sources.addresses import web_address
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
+from ceit.limits import DOWNLOAD, TooMuchError
 from ceit.paths import expanded
 
 TIMEOUT_SECONDS = 20
@@ -35,9 +36,10 @@ def fetch_named(name: str, cache: Path) -> Path:
     as ``choose.fetch``.
     """
     named, folder = SETS[name], cache / name
-    if not named.sources or folder.is_dir():
-        return folder
     downloads, failures, mirror = folder.with_name(f"{name}.downloads"), [], _mirror()
+    if not named.sources or folder.is_dir():
+        shutil.rmtree(downloads, ignore_errors=True)  # of a process that was killed when it was done
+        return folder
     mirrored = [
         replace(it, urls=tuple(f"{mirror}/{basename(url)}" for url in it.urls)) for it in named.sources if mirror
     ]
@@ -116,16 +118,19 @@ def check_hash(what: str, data: bytes, expected: str) -> None:
 
 
 def _store(arrays: Arrays, folder: Path) -> None:
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
         for key in ARRAY_NAMES:
-            np.save(partial / f"{key}.npy", arrays[key])
+            with (partial / f"{key}.npy").open("wb") as file:
+                np.save(file, arrays[key])
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, folder)
     except OSError:
-        shutil.rmtree(partial)
-        if not folder.is_dir():  # else another process was first, and its folder is as good
-            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def get_files(files: Mapping[str, Path]) -> None:
@@ -188,10 +193,19 @@ def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) ->
     with response, open(part, "ab" if response.status == http.client.PARTIAL_CONTENT else "wb") as file:
         length = response.headers.get("Content-Length")
         total = None if length is None else file.tell() + int(length)
+        _require_size(url, total or 0)
         while chunk := _read(response, url, total):
+            _require_size(url, file.tell() + len(chunk))
             file.write(chunk)
             advance(file.tell(), total)
     return total
+
+
+def _require_size(url: str, size: int) -> None:
+    try:
+        DOWNLOAD.require(size, "it")
+    except TooMuchError as error:
+        raise SourceError(url, error) from error
 
 
 def _read(response: BinaryIO, url: str, total: int | None) -> bytes:

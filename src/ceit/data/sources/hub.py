@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ceit.data.cache import file_state
 from ceit.data.encoded import EncodedSplit
+from ceit.data.image import image_bytes
 from ceit.data.labelled import UNSPLIT, LabelledSet
 from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.load_options import LoadOptions
@@ -47,7 +48,7 @@ class HubSplit(EncodedSplit):
     def encoded(self, index: int) -> bytes:
         """Empty where there is none."""
         cell = self.rows[int(self.numbers[index])][self.column] or {"bytes": b"", "path": None}
-        return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
+        return image_bytes(cell["path"]) if cell["bytes"] is None else cell["bytes"]
 
     def name(self, index: int) -> str:
         return f"row {self.key(index)} of {self.place}"

@@ -9,6 +9,7 @@ from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_mode
 from ceit.data.reduced import Form, Size
 from ceit.data.survey import Survey, form_for, survey
+from ceit.messages import plain
 
 SizeChoice = Size | Callable[[Size], Size] | None
 """The size ``(H, W)`` that images are asked for: one, or one that follows from their own, or their own."""
@@ -54,6 +55,6 @@ class LoadOptions:
     def require_whole(self, lines: Sequence[str], count: int) -> None:
         """``lines`` name the broken ones of ``count`` images. Raises: ValueError for any that are not to be skipped."""
         if lines and not self.skip_broken:
-            named = ", ".join(lines[:_NAMED_IMAGES]) + (", ..." if len(lines) > _NAMED_IMAGES else "")
+            named = ", ".join(map(plain, lines[:_NAMED_IMAGES])) + (", ..." if len(lines) > _NAMED_IMAGES else "")
             fix = "ceit data check --json names all, --skip-broken leaves them out"
             raise ValueError(f"{len(lines)} of {count} files cannot be read: {named}; {fix}")

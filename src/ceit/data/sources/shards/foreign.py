@@ -7,7 +7,6 @@ names of numbered classes come from ``classnames.txt`` beside the shards, a line
 """
 
 import hashlib
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -27,9 +26,9 @@ from ceit.data.sources.shards.index import Shard, ShardIndex, ShardSet, read_ind
 from ceit.data.sources.shards.split import SampleTable
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.threads import with_progress_bar
+from ceit.limits import CLASSES, IMAGE, LABEL, MEMBERS, parse_json
 
 _CLASS_NAMES = "classnames.txt"
-_MOST_CLASSES = 1_000_000
 
 
 def find_shards(root: Path) -> dict[str, list[Path]]:
@@ -120,7 +119,8 @@ def _samples_of(path: Path) -> Iterator[_Sample]:
 
 def _files(archive: TarFile) -> Iterator[tuple[str, str, TarInfo]]:
     """Key, suffix and member of every file but hidden ones: the key ends at the first dot of the file's name."""
-    for member in archive:
+    for number, member in enumerate(archive, 1):
+        MEMBERS.require(number, archive.name)
         folder, _, name = member.name.rpartition("/")
         stem, dot, suffix = name.partition(".")
         if member.isreg() and stem and dot and not (stem.startswith("__") or folder.startswith("__")):
@@ -135,18 +135,23 @@ def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile)
     if len(images) != 1:
         raise ValueError(f"sample {key} of shard {path} has {len(images)} images: it must have one")
     told = {suffix: members[suffix] for suffix in (".cls", ".json", ".txt") if suffix in members}
+    for member in told.values():
+        LABEL.require(member.size, f"{member.name} of {path}")
     texts = {of: _utf8(_content(archive, file), f"{file.name} of {path}") for of, file in told.items()}
     try:
         label, name = _class_of(texts)
     except (AttributeError, ValueError) as error:
         raise ValueError(f"sample {key} of shard {path} tells no class: add it as {key}.cls") from error
+    if images[0].issparse():
+        raise ValueError(f"sample {key} of shard {path} has a sparse image: pack it as it is")
+    IMAGE.require(images[0].size, f"{images[0].name} of {path}")
     digest = digest_of(_content(archive, images[0]))
     return _Sample(images[0].offset_data, images[0].size, key, digest, label, name)
 
 
 def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
     """The class, a number or a name, and the name of a numbered one where it is told."""
-    record = json.loads(texts[".json"]) if ".json" in texts else {}
+    record = parse_json(texts[".json"], "its JSON") if ".json" in texts else {}
     values = [texts.get(".cls"), *map(record.get, ("label", "cls", "class")), texts.get(".txt")]
     label = next(filter(None, (str(value).strip() for value in values if value is not None)), None)
     if label is None:
@@ -178,8 +183,7 @@ def _classes(root: Path, samples: Sequence[_Sample]) -> tuple[list[int], tuple[s
         numbers = {name: number for number, name in enumerate(names)}
         return [numbers[text] for text in texts], tuple(names)
     count = max(labels, default=-1) + 1
-    if count > _MOST_CLASSES:
-        raise ValueError(f"the shards in {root} have class {count - 1}: {_MOST_CLASSES:,} classes are the most")
+    CLASSES.require(count, f"folder {root}")
     named = {sample.label: sample.class_name for sample in samples if sample.class_name}
     names = [named.get(number, str(number)) for number in range(count)]
     listed = root / _CLASS_NAMES

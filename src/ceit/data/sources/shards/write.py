@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, sha256_of,
 from ceit.data.sources.shards.split import SampleTable
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.splits import FileSplit, ImageDataset, Split
+from ceit.lock import InUseError, locked
 
 SHARD_BYTES = 256 * 2**20
 _ORDER_EPOCH = -2  # no epoch of training has this number, nor has the cut of a split
@@ -45,18 +47,31 @@ def write_shards(
         raise ValueError(f"shards of {shard_bytes} bytes cannot be written: give a positive size")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"output {out} is {'not empty' if out.is_dir() else 'a file'}: name a new folder")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        index = _write_all(dataset, partial, shard_bytes, say)
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        partial = out.with_name(f".{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        partial.mkdir()
+        try:
+            index = _write_all(dataset, partial, shard_bytes, say)
+            if out.is_dir():
+                out.rmdir()
+            partial.rename(out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return index
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Raises: InUseError if another process is writing this folder."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out.with_name(f".{out.name}.lock")))
+        except InUseError as error:
+            raise InUseError(f"{out} is being written by another ceit data shard: name another folder") from error
+        yield
 
 
 def _write_all(dataset: ImageDataset, folder: Path, shard_bytes: int, say: Callable[[str], None]) -> ShardIndex:

@@ -1,0 +1,31 @@
+"""How many connections one may hold, and how long without asking: else idle ones would take every file handle."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ceit.limits import CONNECTIONS, CONNECTIONS_A_CLIENT, IDLE_SECONDS
+
+
+class Connection(H11Protocol):
+    """A connection of uvicorn that is cut at once if there are too many, and later if nothing is asked on it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        host = (self.client or ("",))[0]
+        own = [one for one in self.connections if isinstance(one, Connection) and (one.client or ("",))[0] == host]
+        if len(self.connections) > CONNECTIONS.value or len(own) > CONNECTIONS_A_CLIENT.value:
+            transport.abort()
+        else:
+            self.loop.call_later(IDLE_SECONDS.value, self._look, None)
+
+    def _look(self, before: Any) -> None:
+        """``before`` is the last request that was there at the look before this one."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if self.transport.is_closing():
+            return
+        if self.cycle is before and not is_answering:
+            self.transport.abort()
+        else:
+            self.loop.call_later(IDLE_SECONDS.value, self._look, self.cycle)

@@ -1,0 +1,88 @@
+"""Idle connections end and are few; who is slow to send or to take an answer keeps nobody waiting."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from ceit import limits
+from ceit.web import connection, guard
+from ceit.web.guard import Guard
+
+
+async def _app(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.setattr(connection, "IDLE_SECONDS", limits.IDLE_SECONDS._replace(value=1))
+    settings = uvicorn.Config(Guard(_app, tmp_path), http=connection.Connection, log_level="error", ws="none")
+    server = uvicorn.Server(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
+        running.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        running.join()
+
+
+def _connect(port: int, content: bytes = b"") -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", port), timeout=5)
+    made.sendall(content)
+    return made
+
+
+def _is_open(made: socket.socket) -> bool:
+    made.settimeout(0.2)
+    try:
+        return made.recv(1) != b""
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+
+
+def _answer(port: int) -> bytes:
+    with _connect(
+        port, f"GET /api/models HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
+    ) as one:
+        return b"".join(iter(lambda: one.recv(4096), b""))
+
+
+def test_idle_connections_are_few_and_end(port: int) -> None:
+    assert _answer(port).endswith(b"ok")
+    began = time.monotonic()
+    idle = [_connect(port, b"GET / HT" if number % 2 else b"") for number in range(60)]
+    assert sum(map(_is_open, idle[limits.CONNECTIONS_A_CLIENT.value :])) == 0
+    while _is_open(idle[0]) or _is_open(idle[1]):
+        assert time.monotonic() - began < 10
+    assert _answer(port).endswith(b"ok")
+    for one in idle:
+        one.close()
+
+
+def test_an_answer_that_nobody_takes_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_MOST_SECONDS", 0.05)
+    held = Guard(_app, tmp_path)
+    body = {"type": "http.request", "body": b"", "more_body": False}
+    headers = [(b"host", b"127.0.0.1")]
+    scope = {"type": "http", "method": "POST", "path": "/api/predict", "headers": headers, "client": ("a", 1)}
+
+    async def receive() -> dict[str, Any]:
+        return body
+
+    async def never(_message: Any) -> None:
+        await asyncio.sleep(60)
+
+    asyncio.run(asyncio.wait_for(held(scope, receive, never), 5))
+    assert held._at_once == 0
