@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 FLOORS: dict[str, tuple[str, ...]] = {
     "": (  # the rooms, the lowest floor first; rooms of one floor do not know each other
-        "version paths messages atomic lock limits shipped",
-        "options yaml_file",
+        "version paths messages lock limits shipped",
+        "atomic options yaml_file",
         "model plots",
         "weights data",
         "inference",
