@@ -65,7 +65,9 @@ class Origin(NamedTuple):
         with as_written(side_file, "remove it"):
             made = cls(**read_json(side_file))
         texts = made.checkpoint, made.sha256, made.computed_by or ""
-        if not all(isinstance(text, str) for text in texts) or not (made.unknown_below is None or is_number(made[3])):
+        if not all(isinstance(text, str) for text in texts) or not (
+            made.unknown_below is None or (is_number(made.unknown_below) and 0 <= made.unknown_below <= 1)
+        ):
             raise ValueError(f"{side_file} does not say whose answers they are")
         return made
 
