@@ -19,6 +19,7 @@ MOST_SECONDS, MOST_SECONDS_ASLEEP = 10, 120
 _TIMERS = signal.ITIMER_PROF, signal.ITIMER_REAL
 _PACKAGE = str(Path(ceit_cli.__file__).parent / "ceit")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_OWN = ("ceit", "torch", "numpy", "multiprocessing")  # what worker processes send to the one that started them
 _CHANGES = {  # event of Python to the places among its arguments that are changed
     **dict.fromkeys(
         ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "shutil.rmtree"), (0,)
@@ -62,7 +63,7 @@ class _Watch:
         elif event in _CHANGES:
             for number in _CHANGES[event]:
                 self._require(event, args[number])
-        elif event in _NEVER and not (event == "pickle.find_class" and str(args[0]).startswith("ceit.")):
+        elif event in _NEVER and not (event == "pickle.find_class" and str(args[0]).startswith(_OWN)):
             self.seen.append(f"{event} {args!r:.200}")
 
     def _require(self, event: str, path: Any) -> None:
