@@ -63,6 +63,8 @@ class _Watch:
         elif event in _CHANGES:
             for number in _CHANGES[event]:
                 self._require(event, args[number])
+        elif event.startswith("socket.") and isinstance(args[-1], str):  # of workers: a place in the file system
+            self._require(event, args[-1])
         elif event in _NEVER and not (event == "pickle.find_class" and str(args[0]).startswith(_OWN)):
             self.seen.append(f"{event} {args!r:.200}")
 
