@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv, and again whenever pyproject.toml changes. Needs make and Python 3.11 or newer.
 
 PYTHON ?= python3
+FUZZ_SEED ?= 3
 BIN := .venv/bin
 USER := .venv/for-the-demo
 DEVELOPER := .venv/for-the-gate
@@ -9,7 +10,7 @@ CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.p
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-web soak check results ship map format clean
+.PHONY: help demo test test-web soak fuzz check results ship map format clean
 
 help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
@@ -17,6 +18,7 @@ help:
 	@echo "make test-web  the tests in a browser: needs Chromium; makes an environment of its own, fetches onnxruntime-web once"
 	@echo "make soak    commands killed, disks filled, files damaged, by the hundred (an hour; Linux)"
 	@echo "make check   the gate: format, lint and types of all code, tests"
+	@echo "make fuzz    give 100,000 damaged files and requests to all that reads them: half an hour; FUZZ_SEED=N gives others"
 	@echo "make results write the tables of README and docs anew, from the runs under studies and from the code"
 	@echo "make ship    put the weights of a finished run into the package: make ship RUN=runs/NAME AS=MODEL.TAG"
 	@echo "make map     draw the map of the code anew, the table of its rooms in CONTRIBUTING.md, and the names that ceit list prints"
@@ -45,6 +47,10 @@ check: $(DEVELOPER)
 	$(BIN)/ruff check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
 	$(MAKE) --no-print-directory test
+
+# Goes on where it was stopped; --help tells how to run a part.
+fuzz: $(DEVELOPER)
+	$(BIN)/python -m tests.fuzz --inputs 100000 --seed $(FUZZ_SEED) --processes 2
 
 results: $(DEVELOPER) map
 	$(BIN)/python -m tools.results README.md studies/demo

@@ -181,7 +181,12 @@ def _plainer(error: UnicodeError) -> tuple[str, int]:
 
 
 def _sentence(error: Exception) -> str:
-    """What went wrong, in the words of the code that raised it, or of the operating system with the file's name."""
+    """What went wrong, in the words of ``_words_of``, in one line whatever names and libraries put into them."""
+    return re.sub(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", _words_of(error)).strip()
+
+
+def _words_of(error: Exception) -> str:
+    """Those of the code that raised it, or of the operating system with the file's name."""
     if isinstance(error, OSError) and error.errno is not None:
         place = f": '{error.filename}'" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

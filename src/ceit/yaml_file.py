@@ -10,6 +10,9 @@ import yaml
 from ceit.limits import YAML, YAML_ALIASES, YAML_DEPTH, read_file
 from ceit.paths import expanded
 
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What its constructors raise, for a date of month 99, a key that is a list, and lists a thousand deep, say."""
+
 
 class _Loader(yaml.SafeLoader):
     """Takes ``1e-3`` for the number that it is in YAML 1.2, not for text."""
@@ -55,7 +58,7 @@ def parse_yaml(name: str, text: str, *, as_written: bool = False) -> Any:
     try:
         require_modest(name, text)
         return yaml.load(text, Loader=yaml.BaseLoader if as_written else _Loader)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ceit.cli._parser import JSON, Parser, adding_to
 from ceit.cli._terminal import figures
+from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.paths import expanded
 from ceit.train.run_directory import lines_of, saved_config
 
@@ -59,17 +60,22 @@ def read_run(run: Path) -> dict[str, Any]:
     """
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run directory: it holds no config.yaml")
-    epochs = [line for line in _whole_lines(run / "metrics.jsonl") if line["event"] == "epoch"]
     test, report = run / "test.json", None
     if test.is_file():
-        report = json.loads(test.read_text(encoding="utf-8"))
-        if not {"parameters", "best", "top1_percent", "loss"} <= report.keys():
+        report = read_json(test)
+        numbers = ("parameters", "top1_percent", "loss")
+        if not isinstance(report, dict) or not all(is_number(report.get(name)) for name in numbers):
             raise ValueError(f"{test} is not the report of a run")
+    with as_written(run, "put back the metrics.jsonl and test.json that it wrote"):
+        return _told(run, [line for line in _whole_lines(run / "metrics.jsonl") if line["event"] == "epoch"], report)
+
+
+def _told(run: Path, epochs: list[dict[str, Any]], report: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "run": str(run),
         "options": saved_config(run),
         "curve": [{"epoch": line["epoch"], "validation_top1_percent": _best(line)} for line in epochs],
-        "train_seconds": epochs[-1]["elapsed_seconds"] if epochs else 0.0,
+        "train_seconds": float(epochs[-1]["elapsed_seconds"]) if epochs else 0.0,
         "parameters": report and report["parameters"],
         "best_validation_top1_percent": report and report["best"]["validation_top1_percent"],
         "test_top1_percent": report and report["top1_percent"],
@@ -126,10 +132,10 @@ def _whole_lines(metrics: Path) -> list[dict[str, Any]]:
     lines, whole = lines_of(metrics), list[dict[str, Any]]()
     for number, line in enumerate(lines, start=1):
         try:
-            whole.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            whole.append(parse_json(f"{metrics}, line {number}", line))
+        except ValueError:
             if number < len(lines):
-                raise ValueError(f"{metrics}, line {number} is not JSON: {error}") from error
+                raise
     return whole
 
 

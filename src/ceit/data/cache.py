@@ -26,7 +26,7 @@ def recall(name: str) -> str | None:
     """The text that was kept under a name, such as ``checked/0123.json``; None if there is none to be had."""
     try:
         return (cache_dir() / name).read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, UnicodeDecodeError):  # it is found anew
         return None
 
 

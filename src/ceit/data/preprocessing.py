@@ -1,7 +1,9 @@
 """From an image to the tensor a network sees: resize, centre crop, scale to 0..1, normalise."""
 
+import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -29,14 +31,16 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
+        if not all(isinstance(value, Real) and math.isfinite(value) for value in (*self.mean, *self.std, self.crop)):
+            raise ValueError(f"mean {self.mean}, std {self.std} and crop {self.crop} must be numbers")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"mean {self.mean} and std {self.std} must have one value for each channel")
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be positive")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop {self.crop} must be above 0 and at most 1")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(unknown("interpolation", self.interpolation, INTERPOLATIONS))
+        if self.interpolation not in [*INTERPOLATIONS]:  # a list, as what cannot be a key may be asked for
+            raise ValueError(unknown("interpolation", str(self.interpolation), INTERPOLATIONS))
 
     @property
     def in_chans(self) -> int:

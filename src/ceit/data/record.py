@@ -199,6 +199,8 @@ class ImageRecord:
                 f"{len(missing):,} of the {len(self.rows):,} images that this run was started with are gone, changed "
                 f"or of another class (the first: {missing[0]}): put them back, or name another --output for a new run"
             )
+        if lacking := [part for part in (TRAIN, TEST) if part not in splits]:
+            raise ValueError(f"{FILE} of this run has no {lacking[0]} image of these data: put back the one it wrote")
         return with_parts(found, splits[TRAIN], splits.get(VALIDATION), splits[TEST]), changes
 
 

@@ -260,7 +260,7 @@ def cut_validation(
 
 def from_pixels(pixels_nhwc: np.ndarray) -> Tensor:
     """uint8 ``(n, H, W, C)`` as the images ``(n, C, H, W)`` of an ``ArraySplit``; no copy of a contiguous array."""
-    return torch.from_numpy(np.ascontiguousarray(pixels_nhwc)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.require(pixels_nhwc, requirements=["C", "W"])).permute(0, 3, 1, 2)
 
 
 def resized(pixels_nhwc: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:

@@ -13,7 +13,8 @@ from torch import Tensor
 from ceit.inference import program_file
 from ceit.inference.graphs import openvino_core
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
-from ceit.limits import EXPORTED_SIDE, parse_json
+from ceit.json_file import parse_json
+from ceit.limits import EXPORTED_SIDE
 from ceit.paths import expanded
 from ceit.weights import Description
 
@@ -51,7 +52,7 @@ class ExportedDescription:
     def from_json(cls, text: str) -> "ExportedDescription":
         """The inverse of ``to_json``. Raises: ValueError for another text."""
         try:
-            body = parse_json(text, "the description of the network")
+            body = parse_json("the description of the network", text)
             found = cls(Description.from_json(body), **body["export"])
             EXPORTED_SIDE.require(max(found.network.config.image_hw), "the exported network")
             return found

@@ -70,7 +70,7 @@ class Familiarity:
         try:
             images, classes, features = (int(given[key]) for key in ("images", "classes", "features"))
             numbers = np.frombuffer(base64.b64decode(given["data"], validate=True), _DTYPE).astype(np.float32)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"what is said of known images is damaged ({error})") from error
         triangle = features * (features + 1) // 2
         factor, centers, distances = np.split(numbers, [triangle, triangle + classes * features])

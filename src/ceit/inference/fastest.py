@@ -20,6 +20,7 @@ from ceit.data.cache import keep, recall
 from ceit.inference.backend import BACKENDS, PRECISIONS, RUNTIMES, Network, precisions_on, prepare, require
 from ceit.inference.device import machine
 from ceit.inference.example_images import ExampleImages
+from ceit.json_file import as_written, parse_json
 from ceit.messages import unknown
 from ceit.model.ceit import CeiT
 from ceit.weights import Description
@@ -205,14 +206,15 @@ def _remembered(key: str, prepared: Callable[..., Network]) -> Optimized | None:
     """What was chosen before; None if nothing was, or it can no longer be had."""
     if (text := recall(f"optimize/{key}.json")) is None:
         return None
-    stored = json.loads(text)
-    chosen = Candidate(**stored["chosen"])
     try:
-        network = prepared(chosen.backend, chosen.precision, kept_as=key)
-    except ValueError as error:  # the graph in int8, say, is no longer kept
+        with as_written(key, "it is written anew"):
+            stored = parse_json(key, text)
+            chosen, judged_on = Candidate(**stored["chosen"]), str(stored["judged_on"])
+            network = prepared(chosen.backend, chosen.precision, kept_as=key)
+    except ValueError as error:  # the graph in int8, say, is no longer kept, or the file is damaged
         logger.info("what was remembered is measured anew: %s", error)
         return None
-    return Optimized(network, chosen.backend, chosen.precision, (chosen,), stored["judged_on"])
+    return Optimized(network, chosen.backend, chosen.precision, (chosen,), judged_on)
 
 
 def _measured(

@@ -22,6 +22,7 @@ from ceit.atomic import replace_files
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference.exported import ExportedNetwork
 from ceit.inference.predictor import Prediction
+from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.lock import InUseError, locked
 from ceit.model import CeiT
 from ceit.paths import expanded
@@ -57,6 +58,16 @@ class Origin(NamedTuple):
     sha256: str
     computed_by: str | None = None
     unknown_below: float | None = None
+
+    @classmethod
+    def read(cls, side_file: Path) -> Self:
+        """From the file beside the answers. Raises: ValueError for a damaged one, OSError for one that is not there."""
+        with as_written(side_file, "remove it"):
+            made = cls(**read_json(side_file))
+        texts = made.checkpoint, made.sha256, made.computed_by or ""
+        if not all(isinstance(text, str) for text in texts) or not (made.unknown_below is None or is_number(made[3])):
+            raise ValueError(f"{side_file} does not say whose answers they are")
+        return made
 
     @property
     def judged(self) -> bool:
@@ -218,8 +229,8 @@ def as_text(
 def _origin_before(file: Path) -> Origin | None:
     """Whose answers a file says that it holds; None if it does not, or there is no such file."""
     try:
-        return None if not file.exists() else Origin(**json.loads(_side_file(file).read_bytes()))
-    except (OSError, ValueError, TypeError):  # it is refused, with its reason, where it is asked whose answers they are
+        return None if not file.exists() else Origin.read(_side_file(file))
+    except (OSError, ValueError):  # it is refused, with its reason, where it is asked whose answers they are
         return None
 
 
@@ -235,11 +246,11 @@ def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
     """Raises: ValueError if the file holds answers of another model, or if whose they are cannot be understood."""
     side_file = _side_file(file)
     try:
-        before = Origin(**json.loads(side_file.read_bytes()))
+        before = Origin.read(side_file)
     except FileNotFoundError:
         say(f"{file} does not say whose answers it holds: they are taken to be this model's")
         return
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{side_file} is damaged: remove it if the answers in {file} are of this model") from error
     if before.sha256 != now.sha256:
         raise ValueError(
@@ -317,11 +328,13 @@ def _in_json_lines(
     lines: Iterator[str], ranks: int, class_names: frozenset[str], judged: bool
 ) -> Iterator[tuple[str, bool]]:
     for line in lines:
-        image = json.loads(line)
+        image = parse_json("a line", line)
         if "error" not in image:
             labels = [score["label"] for score in image["predictions"]]
             if len(labels) != ranks or not class_names.issuperset(labels) or ("unknown" in image) != judged:
                 raise ValueError(line)
+        if not isinstance(image["path"], str):
+            raise ValueError(line)
         yield image["path"], "error" not in image
 
 

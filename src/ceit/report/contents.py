@@ -33,6 +33,7 @@ from ceit.explain.maps import layer_weights
 from ceit.inference.device import default_device
 from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import Predictor, preprocessing_of
+from ceit.json_file import as_written
 from ceit.messages import Say, in_words
 from ceit.model import CeiT
 from ceit.model.complexity import complexity
@@ -94,19 +95,15 @@ def contents_of(run: Path, data: str | None = None, say: Say = lambda message: N
     Its images are looked for where they were; ``data`` names another place. Without them the page has no pictures, and
     says so. Raises: ValueError if the run has not ended, or for ``data`` that do not fit.
     """
-    found = FinishedRun.read(run)
-    model, report = load_checkpoint(run), found.report
-    finished = report.get("finished", "")[:16].replace("T", " ")  # of a run by an earlier version it is not known
-    contents = Contents(f"{report['model']} trained on {report['data']}", finished)
-    contents.rendering = "pixelated" if max(model.config.image_hw) <= _SMALL_SIDE else "auto"
-    contents.cards, contents.curves = list(_cards(found)), list(_curves(lines_of(run / "metrics.jsonl")))
-    contents.facts = [_fact(line) for line in next(training(found)).splitlines()]
-    contents.options = [(name, _word(value)) for name, value in found.options.items()]
-    contents.commands = list(_commands(run, found, data))
-    contents.costs = list(_costs(run, model, report))
+    model, found = load_checkpoint(run), FinishedRun.read(run)
+    with as_written(run, "put back the config.yaml, metrics.jsonl, model.json and test.json that it wrote"):
+        contents = _of_files(run, found, model, data)
+        if not isinstance(found.description["training"], dict):
+            raise ValueError("model.json tells nothing of the training")
     images = _images(run, found, model, data, contents.remarks, say)
     if images is None:
-        _classes_of_report(contents, report)
+        with as_written(run / "test.json", "put back the one that it wrote"):
+            _classes_of_report(contents, found.report)
         return contents
     names = list(map(class_name, model.class_names or images[0].class_names))
     say("asking the model about its test images")
@@ -125,6 +122,20 @@ def contents_of(run: Path, data: str | None = None, say: Say = lambda message: N
     else:
         say("drawing why it answered so")
         contents.sheets = list(_sheets(model, names, test, mistakes))
+    return contents
+
+
+def _of_files(run: Path, found: FinishedRun, model: CeiT, data: str | None) -> Contents:
+    """What the files of the run say, without its images."""
+    report = found.report
+    finished = report.get("finished", "")[:16].replace("T", " ")  # of a run by an earlier version it is not known
+    contents = Contents(f"{report['model']} trained on {report['data']}", finished)
+    contents.rendering = "pixelated" if max(model.config.image_hw) <= _SMALL_SIDE else "auto"
+    contents.cards, contents.curves = list(_cards(found)), list(_curves(lines_of(run / "metrics.jsonl")))
+    contents.facts = [_fact(line) for line in next(training(found)).splitlines()]
+    contents.options = [(name, _word(value)) for name, value in found.options.items()]
+    contents.commands = list(_commands(run, found, data))
+    contents.costs = list(_costs(run, model, report))
     return contents
 
 

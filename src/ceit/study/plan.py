@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, Self
 
+from ceit.json_file import as_written
 from ceit.messages import unknown
 from ceit.options import Count, as_fields
 from ceit.paths import expanded
@@ -160,7 +161,8 @@ class Study:
         if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
             raise ValueError(f"{where}: compare must hold pairs of arms, such as [CeiT, DeiT]")
         study = cls(name, **{**values, "arms": made, "compare": [(str(one), str(other)) for one, other in pairs]})
-        study._check()
+        with as_written(where, "its scales, arms and pairs must be names"):
+            study._check()
         return replace(study, scales=study.scales or list(scales()))
 
     def _check(self) -> None:

@@ -6,6 +6,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ceit.atomic import write_text
+from ceit.json_file import as_written
 from ceit.plots import BLUE, COLOURS, MARKERS, ORANGE, label_epochs, new_figure
 from ceit.study.cells import Record, read_record, slug, unpack
 from ceit.study.plan import Study, scales
@@ -56,6 +57,11 @@ def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
 
 def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
     """All tables of a study in Markdown: accuracy by arm, and what was tested against what."""
+    with as_written(f"a cell of study {study.name}", "restore it, or remove it to measure it again"):
+        return _tables(study, scale, records)
+
+
+def _tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
     parts = [accuracy_table(study, scale, records)]
     if study.compare:
         parts.append(comparison_table(study, records))

@@ -31,6 +31,8 @@ from ceit.train.recipe import nested, seconds_of
 from ceit.yaml_file import read_yaml
 
 FOLDER = "trials"
+MOST_TRIALS = 10_000
+"""Of a sweep: each one is a training, and all are planned at once."""
 _DIGITS = 4  # that a number drawn from a range has: as many as the table shows
 Kind = Literal["choice", "int", "uniform", "log_uniform"]
 _LENGTH = ("epochs", "samples", "max_epochs")
@@ -62,6 +64,8 @@ class Choices:
         what, number = ("whole numbers", int) if kind == "int" else ("numbers", float)
         if len(values) != 2 or not all(fits(value, number) for value in values) or not values[0] < values[1]:
             raise ValueError(f"{option}: {kind} {values} must be two {what}, the lower one first")
+        if kind == "int" and values[1] - values[0] >= 2**31:
+            raise ValueError(f"{option}: int {values} must be less than 2**31 apart")
         if kind == "log_uniform" and values[0] <= 0:
             raise ValueError(f"{option}: log_uniform {values} must be above 0; uniform takes any numbers")
         return cls(kind, range(values[0], values[1] + 1) if kind == "int" else values)
@@ -232,6 +236,8 @@ class Sweep:
             raise ValueError("options hold nothing to choose from: list values, such as peak_lr: [1e-3, 3e-3]")
         endless = [option for option, choices in self.choices.items() if choices.number == math.inf]
         combinations = math.prod(choices.number for choices in self.choices.values())
+        if (asked := combinations if self.search == "grid" else self.trials or 0) > MOST_TRIALS and not endless:
+            raise ValueError(f"{asked} trials are more than {MOST_TRIALS:,}, the most of a sweep: list fewer values")
         if self.search == "random":
             if self.trials is None or self.trials < 1:
                 raise ValueError("a random search needs the number of trials, at least 1, such as trials: 12")

@@ -20,6 +20,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ceit.atomic import replace_files
+from ceit.json_file import as_written
 
 FORMAT_VERSION = 2
 _PIECE_BYTES = 1 << 24
@@ -115,11 +116,11 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
             header = json.loads((file.metadata() or {}).get("state", "null"))
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be resumed from, it is damaged or no checkpoint: {error}") from error
     if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no training checkpoint of format version {FORMAT_VERSION}")
-    if header["sha256"] != _digest(tensors):
+    if header.get("sha256") != _digest(tensors):
         raise DamagedError(f"{path} cannot be resumed from, it is damaged: its tensors are not those that were saved")
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -130,11 +131,30 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
             network.load_state_dict(part(f"{name}."))
     except RuntimeError as error:
         raise ValueError(f"{path} holds a network of another geometry than the run's") from error
+    with as_written(path, "resume from another"):
+        return _put_back(header, part("optimizer."), parts), int(header["processes"])
+
+
+def _put_back(header: dict[str, Any], tensors: Mapping[str, Tensor], parts: Parts) -> Progress:
+    """The optimizer and the scaler as the header and the tensors of their states have it; gives the progress."""
     state: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in header["optimizer"]["numbers"].items()}
-    for key, value in part("optimizer.").items():
+    for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
+    numbers = [number for group in parts.optimizer.param_groups for number in group["params"]]
+    for index, entries in state.items():
+        if entries.keys() != next(iter(state.values())).keys():
+            raise ValueError(f"the states of its numbers hold {', '.join(entries)} and other things")
+        for key, value in entries.items():  # of some optimizers sums of rows and columns
+            whole = isinstance(value, Tensor) and value.ndim and not key.endswith(("_row", "_col"))
+            if whole and value.shape != numbers[index].shape:
+                raise ValueError(f"{key} {index} has shape {tuple(value.shape)}, not {tuple(numbers[index].shape)}")
     own = parts.optimizer.state_dict()["param_groups"]
+    for mine, saved in zip(own, header["optimizer"]["groups"], strict=True):
+        for key, value in saved.items():
+            kinds = {type(one) if isinstance(one, bool | str | None) else None for one in (mine[key], value)}
+            if len(kinds) > 1 or (isinstance(value, bool) and value != mine[key]):
+                raise ValueError(f"its optimizer has {key} {value!r}, this run {mine[key]!r}")
     groups = [kept | _revived(saved) for kept, saved in zip(own, header["optimizer"]["groups"], strict=True)]
     parts.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if header["scaler"]:
@@ -142,7 +162,10 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
     saved = header["progress"]
     saved.setdefault("last_rise", saved["best"].get("epoch", 0))  # earlier versions did not save it
     saved["best_score"] = tuple(saved["best_score"])  # JSON has none
-    return Progress(**saved), header["processes"]
+    for key, value in asdict(Progress()).items():  # a whole number is one, and anything else is a number
+        if not isinstance(value, dict | tuple) and not (isinstance(saved[key], int) or type(saved[key]) is type(value)):
+            raise TypeError(f"{key} {saved[key]!r}")
+    return Progress(**saved)
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

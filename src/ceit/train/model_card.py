@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from ceit.data.sources.choose import place_of
+from ceit.json_file import read_json
 from ceit.train.config import TrainConfig, known_keys
 from ceit.train.recipe import flat_keys, recipe_config, recipe_names
 from ceit.train.run_directory import saved_config
@@ -32,9 +33,7 @@ class FinishedRun(NamedTuple):
         """With the options of ``config.yaml``, unless they are given. Raises: ValueError if the run has not ended."""
         if not (run / "test.json").is_file():
             raise ValueError(f"{run} holds no finished run: it has no test.json")
-        report, description = (
-            json.loads((run / name).read_text(encoding="utf-8")) for name in ("test.json", "model.json")
-        )
+        report, description = (read_json(run / name) for name in ("test.json", "model.json"))
         return cls(dict(saved_config(run) if options is None else options), report, description)
 
 

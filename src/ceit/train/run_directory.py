@@ -21,6 +21,7 @@ from ceit.atomic import replace_files, write_text
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
 from ceit.data.splits import ImageDataset
+from ceit.json_file import as_written, read_json
 from ceit.lock import InUseError, locked
 from ceit.messages import Say
 from ceit.model import CeiT
@@ -30,7 +31,7 @@ from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
 from ceit.weights import save_checkpoint
 from ceit.weights.checkpoint import save_confidence
-from ceit.yaml_file import require_modest, text_of
+from ceit.yaml_file import NOT_YAML, require_modest, text_of
 
 LOCK = ".lock"
 MAY_CHANGE = (
@@ -45,6 +46,7 @@ _CONSEQUENCE = {
 }
 _LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images")  # of config.yaml, beside the other options
 _HALF_WRITTEN = ".*.tmp"
+_PUT_BACK = "put back what it wrote, or name another --output for a new run"
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,9 @@ class RunDirectory:
         Raises: ValueError naming the first other option in which it would differ from the run that was started.
         """
         changes = []
-        for key, value in _as_of_now(saved.config).items():
+        with as_written(self.path / "config.yaml", _PUT_BACK):
+            before = _as_of_now(saved.config)
+        for key, value in before.items():
             now = description.get(key)
             if now != value and key not in MAY_CHANGE:
                 fix = "a resumed run keeps its options; name another --output for a new run"
@@ -202,8 +206,9 @@ class RunDirectory:
                 f"{self.path} lacks {' and '.join(missing)} of epoch {best['epoch']}, the best so far: put back what "
                 "was moved, or name another --output for a new run"
             )
-        kept = json.loads(side.read_text(encoding="utf-8"))["training"] if side.is_file() else {}
-        is_same = all(kept.get(key) == best.get(key) for key in ("epoch", "weights"))
+        with as_written(side, _PUT_BACK):
+            kept = read_json(side)["training"] if side.is_file() else {}
+            is_same = all(kept.get(key) == best.get(key) for key in ("epoch", "weights"))
         if best and not is_same and is_over:
             raise ValueError(
                 f"{side} is not of the model that the finished run has kept, of epoch {best['epoch']}: put that one "
@@ -226,7 +231,7 @@ class RunDirectory:
         """Without the lines behind ``progress``, those of the event ``drop``, and one that a crash has cut in two."""
         kept, log = [], self.path / "metrics.jsonl"
         for text in lines_of(log):
-            with suppress(json.JSONDecodeError):
+            with suppress(ValueError, RecursionError, TypeError, KeyError):  # nothing that a run has written
                 line = json.loads(text)
                 is_behind = line["event"] == "epoch" and line["epoch"] > progress.epoch
                 if line["step"] <= progress.step and not is_behind and line["event"] != drop:
@@ -245,8 +250,8 @@ def saved_config(output: Path) -> dict[str, Any]:
     path = output / "config.yaml"
     try:
         require_modest(str(path), text := text_of("run", str(path)))
-        values = yaml.safe_load(text)  # as it was dumped: 1e3 without quotes is text there
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = yaml.safe_load(text)  # as it was written: 1e3 may name a class
+    except (OSError, *NOT_YAML) as error:
         raise ValueError(f"{path} cannot be read, without it the run cannot be resumed") from error
     if not isinstance(values, dict) or not {"data", "epochs", "precision"} <= values.keys():
         raise ValueError(f"{path} is not the configuration of a run, without it the run cannot be resumed")
@@ -267,5 +272,8 @@ def _as_of_now(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file, none if it does not exist."""
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    """The lines of a text file, none if it does not exist. Raises: ValueError if it is not in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}): put back the one that was written") from error

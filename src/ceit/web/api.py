@@ -34,4 +34,4 @@ def api(models: Sequence[Shown]) -> Starlette:
 
 
 def _error(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status)
+    return JSONResponse({"error": " ".join(sentence.split())}, status)

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from ceit.json_file import is_number
 from ceit.messages import require_plain
 from ceit.model import CeiTConfig
 
 FORMAT = "ceit"
 FORMAT_VERSION = 1
+_TYPES: dict[str, tuple[type, str]] = {
+    "model": (str, "a text"),
+    "class_names": (list, "a list of texts"),
+    "preprocessing": (dict, "mean, std, crop and interpolation"),
+    "training": (dict, "an object"),
+}
 _OPTIONAL = ("temperature", "familiarity")  # what only trained networks with validation images have
 
 
@@ -70,7 +77,18 @@ class Description:
             )
         try:
             config = CeiTConfig(**body["config"])
-            said = (body[key] for key in ("model", "class_names", "preprocessing", "training"))
+            for key, (of, words) in _TYPES.items():
+                if not isinstance(value := body[key], of | None):
+                    raise ValueError(f"{key} {value!r} must be {words}")
+            if strange := [name for name in body["class_names"] or () if not isinstance(name, str)]:
+                raise ValueError(f"class name {strange[0]!r} must be a text")
+            if (given := body["preprocessing"]) is not None:
+                lists = [given["mean"], given["std"]]
+                if not all(isinstance(one, list) and all(map(is_number, one)) for one in lists):
+                    raise ValueError(f"mean and std {lists} of the preprocessing must be lists of numbers")
+                if not is_number(given["crop"]) or not isinstance(given["interpolation"], str):
+                    raise ValueError(f"the preprocessing {given} must hold a number as crop, and an interpolation")
+            said = (body[key] for key in _TYPES)
             return cls(config, *said, **{key: body.get(key) for key in _OPTIONAL})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the description of the network is damaged ({error})") from error

@@ -91,7 +91,7 @@ def require_fit(state: Mapping[str, Tensor], config: CeiTConfig) -> CeiT:
     try:
         with torch.device("meta"):
             network = CeiT(config)
-    except (RuntimeError, OverflowError) as error:  # sizes beyond what a computer can number
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a computer can number
         raise ValueError(f"the weights do not fit their network: its sizes are none ({error})") from error
     wanted = network.state_dict()
     missing = [key for key in wanted if key not in state]

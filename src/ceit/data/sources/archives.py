@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def idx(members: Members) -> Arrays:
 
 def _idx_array(data: bytes) -> np.ndarray:
     """IDX: two zero bytes, the type (8 is uint8), the number of dimensions, each as big-endian int32, the values."""
-    if data[:3] != b"\0\0\x08":
+    if data[:3] != b"\0\0\x08" or len(data) < 4:
         raise ValueError("not an IDX file of bytes")
     dimensions = data[3]
     shape = np.frombuffer(data, ">i4", dimensions, offset=4)
@@ -89,7 +90,10 @@ def _members(contents: Mapping[str, bytes | Path]) -> Members:
     def member(name: str) -> bytes:
         for stored, unpack in ((name, bytes), (f"{name}.gz", _unzipped)):
             if (found := contents.get(stored)) is not None:
-                return unpack(found.read_bytes() if isinstance(found, Path) else found)
+                try:
+                    return unpack(found.read_bytes() if isinstance(found, Path) else found)
+                except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                    raise ValueError(f"{found if isinstance(found, Path) else stored} is damaged ({error})") from error
         raise ValueError(f"it holds no {name}")
 
     return member

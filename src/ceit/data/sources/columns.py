@@ -93,14 +93,13 @@ def _read_parquet(path: Path, known: Sequence[str]) -> Columns:
         ROWS.require(sum(group.num_rows for group in groups), path)
         TABLE.require(sum(group.total_byte_size for group in groups), path)
         table = pyarrow.parquet.read_table(path, columns=read)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file ({error})") from error
-
-    def texts(name: str) -> list[str]:
-        return [_cell(cell) for cell in table[name].to_pylist()] if name in read else [""] * table.num_rows
-
-    names = [name.strip() for name in schema.names]
-    return Columns(path, names, [texts(name) for name in schema.names], range(1, table.num_rows + 1))
+        rows = table.num_rows
+        cells = [[_cell(c) for c in table[n].to_pylist()] if n in read else [""] * rows for n in schema.names]
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:  # of pyarrow, or of text that is none
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path} is no Parquet file ({' '.join(str(error).split())})") from error
+    return Columns(path, [name.strip() for name in schema.names], cells, range(1, rows + 1))
 
 
 def _refuse_twins(path: Path, names: Sequence[str], known: Sequence[str]) -> None:

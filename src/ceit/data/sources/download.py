@@ -61,7 +61,7 @@ class SourceError(Exception):
 
     def __init__(self, url: str, error: Exception) -> None:
         reason = getattr(error, "reason", None) or error
-        super().__init__(f"{url} ({reason})")
+        super().__init__(f"{url} ({' '.join(str(reason).split())})")
 
 
 def copy_from_mirror(names: Sequence[str], folder: Path) -> list[str]:

@@ -22,8 +22,10 @@ from ceit.data.sources.download import copy_from_mirror
 from ceit.data.sources.layout import read_split
 from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, usual_statistics
 from ceit.data.sources.load_options import LoadOptions
+from ceit.data.sources.matlab import read_matlab
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
+from ceit.json_file import as_written
 
 Contents = tuple[dict[str, Listing], Sequence[str]]  # of each official split; all class names in the order of numbers
 
@@ -61,6 +63,9 @@ def load_published(name: str, folder: Path | None, options: LoadOptions) -> Labe
     if missing := [entry for entry in published.layout if not (root / entry).exists()]:
         raise ValueError(f"{name} is not in {place}, where {missing[0]} is missing: {_how_to_get(name, place)}")
     parts, class_names = published.read(root)
+    named = {class_name for part in parts.values() for class_name in part.class_names}
+    if strange := sorted(named - set(class_names)):
+        raise ValueError(f"the files of {name} in {place} name class {strange[0]!r} in two ways: unpack them anew")
     _say_if_partial(name, place, parts, class_names)
     size, chans, lines = options.size_for(LARGE_SIZE), options.in_chans or 3, []
     for split, part in parts.items() if options.skip_broken else ():
@@ -154,9 +159,11 @@ def _read_inaturalist(year: int, root: Path) -> Contents:
             files = {image["id"]: root / image["file_name"] for image in document["images"]}
             pairs = [(files[entry["image_id"]], entry["category_id"]) for entry in document["annotations"]]
             parts[split] = Listing(root, [file for file, _ in pairs], [names[number] for _, number in pairs])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path} is no annotation file of iNaturalist ({reason}): unpack it anew") from error
+    if strange := [number for number in names if not isinstance(number, int)]:
+        raise ValueError(f"category {strange[0]!r} of {root} is no number: unpack it anew")
     class_names = [names[number] for number in sorted(names)]
     if len(set(class_names)) < len(class_names):
         raise ValueError(f"two categories in the annotation files of {root} have one name: unpack them anew")
@@ -164,29 +171,40 @@ def _read_inaturalist(year: int, root: Path) -> Contents:
 
 
 def _read_cars(root: Path) -> Contents:
-    from scipy.io import loadmat
-
     folder, parts = root / "stanford_cars", {}
-    class_names = loadmat(folder / "devkit" / "cars_meta.mat", squeeze_me=True)["class_names"].tolist()
-    for split, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
-        cars, images = loadmat(folder / file, squeeze_me=True)["annotations"], folder / f"cars_{split}"
-        paths = [images / name for name in cars["fname"]]
-        parts[split] = Listing(images, paths, [class_names[number - 1] for number in cars["class"]])
+    with as_written(folder, "unpack it anew"):
+        class_names = list(map(str, read_matlab(folder / "devkit" / "cars_meta.mat")["class_names"]))
+        for split, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+            cars, images = read_matlab(folder / file)["annotations"], folder / f"cars_{split}"
+            paths = [images / name for name in cars["fname"]]
+            parts[split] = Listing(images, paths, _named(class_names, [int(n.item()) for n in cars["class"]], file))
     return parts, class_names
+
+
+def _named(class_names: Sequence[str], numbers: Sequence[int], file: str) -> list[str]:
+    """The names of classes that are counted from 1. Raises: ValueError for a number that no class has."""
+    if strange := [number for number in numbers if not 1 <= number <= len(class_names)]:
+        raise ValueError(f"{file} has class {strange[0]}, there are {len(class_names)}: unpack it anew")
+    return [class_names[number - 1] for number in numbers]
 
 
 def _read_flowers102(root: Path) -> Contents:
     # Not through torchvision's reader: it refuses annotation files other than the owner's, and so any small set.
-    from scipy.io import loadmat
     from torchvision.datasets import Flowers102
 
     folder, class_names = root / "flowers-102", Flowers102.classes
-    labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()  # of image 1, 2, ..., and counted from 1
-    numbers, parts = loadmat(folder / "setid.mat"), {}
-    for split, key in (("train", "trnid"), ("validation", "valid"), ("test", "tstid")):
-        images = numbers[key].ravel().tolist()
-        paths = [folder / "jpg" / f"image_{image:05d}.jpg" for image in images]
-        parts[split] = Listing(folder / "jpg", paths, [class_names[labels[image - 1] - 1] for image in images])
+    parts = {}
+    with as_written(folder, "unpack it anew"):
+        labels = read_matlab(folder / "imagelabels.mat")["labels"].ravel()  # of image 1, 2, ..., and counted from 1
+        labels = list(map(int, labels))
+        numbers = read_matlab(folder / "setid.mat")
+        for split, key in (("train", "trnid"), ("validation", "valid"), ("test", "tstid")):
+            images = list(map(int, numbers[key].ravel()))
+            paths = [folder / "jpg" / f"image_{image:05d}.jpg" for image in images]
+            if strange := [image for image in images if not 1 <= image <= len(labels)]:
+                raise ValueError(f"{folder / 'setid.mat'} has image {strange[0]} of {len(labels)}: unpack it anew")
+            own = [labels[image - 1] for image in images]
+            parts[split] = Listing(folder / "jpg", paths, _named(class_names, own, "imagelabels.mat"))
     return parts, class_names
 
 
