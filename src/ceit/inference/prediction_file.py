@@ -25,12 +25,16 @@ from ceit.inference.predictor import Prediction
 from ceit.lock import InUseError, locked
 from ceit.model import CeiT
 from ceit.paths import expanded
+from ceit.version import NewerFormatError, refuse_newer
 from ceit.weights import Description
 from ceit.weights.checkpoint import fingerprint
 
 CSV_HEAD = "path,rank,label,probability,error\n"
 JUDGED_CSV_HEAD = "path,rank,label,probability,familiarity,unknown,error\n"
 """Where it was asked which images are unknown."""
+
+FORMAT_VERSION = 1
+"""Of the side file; those that do not tell it are of the first."""
 
 NAME_ERRORS = sys.getfilesystemencodeerrors()
 """How names of files that are not text come into a string, and out of it as the bytes that they were."""
@@ -196,7 +200,9 @@ def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin,
     except FileExistsError:
         raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
     with output:
-        replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
+        replace_files(
+            {_side_file(file): f"{json.dumps({'format_version': FORMAT_VERSION} | origin._asdict())}\n".encode()}
+        )
         for text in as_text(predictions, file.suffix, origin.judged, with_head=not output.tell()):
             output.write(text)
             output.flush()
@@ -215,9 +221,23 @@ def as_text(
 def _origin_before(file: Path) -> Origin | None:
     """Whose answers a file says that it holds; None if it does not, or there is no such file."""
     try:
-        return None if not file.exists() else Origin(**json.loads(_side_file(file).read_bytes()))
-    except (OSError, ValueError, TypeError):  # it is refused, with its reason, where it is asked whose answers they are
+        return None if not file.exists() else _read_origin(_side_file(file))
+    except NewerFormatError:
+        raise
+    except (
+        OSError,
+        AttributeError,
+        ValueError,
+        TypeError,
+    ):  # it is refused, with its reason, where it is asked whose answers they are
         return None
+
+
+def _read_origin(side_file: Path) -> Origin:
+    """Raises: OSError, ValueError or TypeError for one that is not there, of a newer format, or damaged."""
+    said = json.loads(side_file.read_bytes())
+    refuse_newer(side_file, said.pop("format_version", 1), FORMAT_VERSION)
+    return Origin(**said)
 
 
 def _require_same_question(file: Path, now: Origin) -> None:
@@ -232,11 +252,13 @@ def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
     """Raises: ValueError if the file holds answers of another model, or if whose they are cannot be understood."""
     side_file = _side_file(file)
     try:
-        before = Origin(**json.loads(side_file.read_bytes()))
+        before = _read_origin(side_file)
     except FileNotFoundError:
         say(f"{file} does not say whose answers it holds: they are taken to be this model's")
         return
-    except (ValueError, TypeError) as error:
+    except NewerFormatError:
+        raise
+    except (AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"{side_file} is damaged: remove it if the answers in {file} are of this model") from error
     if before.sha256 != now.sha256:
         raise ValueError(

@@ -18,7 +18,7 @@ import numpy as np
 from ceit.atomic import write_text
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.recipe import nested, read_recipe
-from ceit.version import __version__
+from ceit.version import NewerFormatError, __version__, refuse_newer
 
 FORMAT = 1
 _CODE = ("model", "data", "train")
@@ -127,8 +127,11 @@ def read_record(path: Path) -> Record:
     """A cell's file. Raises: ValueError if it is not as it was written."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        refuse_newer(path, record["format"], FORMAT)
         if (record.pop("sha256"), record["format"]) != (_digest(record), FORMAT):
             raise ValueError("its digest or its format is another one")
+    except NewerFormatError:
+        raise
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{path} is not as it was written when the cell was finished: restore it, or remove it and its run "

@@ -10,10 +10,12 @@ import torch
 
 from ceit.atomic import replace_files
 from ceit.data.sources.shards.split import SampleTable, ShardSplit
+from ceit.version import NewerFormatError, refuse_newer
 
 INDEX = "index.json"
 SAMPLES = "samples.safetensors"
-FORMAT = "ceit shards 1"
+_KIND, FORMAT_VERSION = "ceit shards", 1
+FORMAT = f"{_KIND} {FORMAT_VERSION}"
 PREFIX = {"train": "train", "validation": "val", "test": "test"}  # how the shards of a split begin
 
 
@@ -88,13 +90,18 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
     fix = "copy the folder anew"
     try:
         document = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        kind, _, version = document["format"].rpartition(" ")
+        if kind == _KIND and version.isdecimal():
+            refuse_newer(folder / INDEX, int(version), FORMAT_VERSION)
         if document["format"] != FORMAT:
             raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
         given = {field.name: document[field.name] for field in fields(ShardIndex)}
         given |= {name: tuple(given[name]) for name in ("class_names", "img_size", "mean", "std")}
         given["shards"] = tuple(Shard(**shard) for shard in given["shards"])
         index, expected = ShardIndex(**given), document["samples_sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+    except NewerFormatError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / INDEX} is no index of shards ({type(error).__name__}: {error}): {fix}") from error
     path = folder / SAMPLES
     if not path.is_file():
