@@ -22,9 +22,10 @@ from packaging.version import Version
 TRUST = Path("studies/trust")
 SBOM = Path("build/sbom.json")
 ALLOWED = re.compile(
-    r"Apache([- ]2\.0| Software License| License,? Version 2\.0)?( WITH LLVM-exception)?|MIT( License)?|MIT-CMU|ISC|0BSD"
-    r"|ISC License \(ISCL\)|(3-Clause )?BSD( License| 3-Clause License)?|BSD-[23]-Clause|BSL-1\.0|Zlib|CC0-1\.0|Unlicense"
-    r"|PSF-2\.0|Python Software Foundation License|MPL-2\.0|Mozilla Public License 2\.0 \(MPL 2\.0\)|CNRI-Python"
+    r"Apache([- ]2\.0| Software License| License,? Version 2\.0)?( WITH LLVM-exception)?|MIT( License)?|MIT-CMU"
+    r"|(3-Clause )?BSD( License| 3-Clause License)?|BSD-[23]-Clause|0BSD|ISC|ISC License \(ISCL\)|BSL-1\.0|Zlib"
+    r"|CC0-1\.0|Unlicense|PSF-2\.0|Python Software Foundation License|CNRI-Python"
+    r"|MPL-2\.0|Mozilla Public License 2\.0 \(MPL 2\.0\)"
 )
 """Of an Apache-2.0 package's dependencies; MPL-2.0 binds those who change the files it is on."""
 
@@ -43,7 +44,7 @@ def licences_of(package: importlib.metadata.PackageMetadata) -> list[str]:
 
 
 def not_allowed(packages: dict[str, list[str]], decided: dict[str, str]) -> Iterator[str]:
-    """A sentence for each package whose licence is not allowed, nor decided on under its own name, or a pattern of names."""
+    """A sentence for each package whose licence is not allowed, nor decided on by a pattern of its name."""
     for name, licences in packages.items():
         strange = [licence for licence in licences if not ALLOWED.fullmatch(licence)]
         is_decided = any(fnmatch(name, pattern) for pattern in decided)
