@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from email.message import Message
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from packaging.version import Version
 
@@ -32,7 +33,7 @@ ALLOWED = re.compile(
 Finding = dict[str, Any]
 
 
-def licences_of(package: importlib.metadata.PackageMetadata) -> list[str]:
+def licences_of(package: Message) -> list[str]:
     """Every licence that a package names, by its expression, else its classifiers, else its free text."""
     if expression := package.get("License-Expression"):
         return re.split(r" (?:AND|OR) ", expression.replace("(", "").replace(")", ""))
@@ -88,7 +89,7 @@ def main() -> int:
         for dist in importlib.metadata.distributions(path=[str(site)])
         if dist.name not in ("pip", "ceit-vision")
     }
-    licences = {name: licences_of(packages[name].metadata) for name in sorted(packages)}
+    licences = {name: licences_of(cast(Message, packages[name].metadata)) for name in sorted(packages)}
     versions = {name: packages[name].version for name in sorted(packages)}
     answers = audited(site)
     skipped = sorted(one["name"] for one in answers if "skip_reason" in one and one["name"] != "ceit-vision")

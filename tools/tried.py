@@ -1,7 +1,8 @@
 """Run the tests under one interpreter, and put down what was seen: ``python -m tools.tried FILE TEST ...``.
 
 It is run by the interpreter that is tried, from the project's root. FILE is JSON; the entry of this Python is replaced.
-An entry: ``{"date", "machine", "versions", "tests", "passed", "failed", "errors", "cpu_seconds", "failures"}``.
+An entry: ``{"date", "machine", "versions", "tests", "exit_code", "passed", "failed", "errors",
+"failures", "cpu_seconds"}``. An ``exit_code`` of 2 is a run that was stopped before its last test.
 """
 
 import importlib.metadata
@@ -57,6 +58,7 @@ def main() -> int:
         "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
         "versions": direct_versions(Path("pyproject.toml")),
         "tests": tests,
+        "exit_code": code,
         **found,
         "cpu_seconds": round(used.ru_utime + used.ru_stime),
     }

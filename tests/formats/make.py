@@ -114,7 +114,13 @@ def _write_run() -> None:
 def _write_checkpoint() -> ceit.CeiT:
     Path("checkpoint").mkdir()
     Path("exported").mkdir()
-    geometry = GEOMETRY | {"img_size": 16, "in_chans": 1, "num_classes": 3, "patch_size": 4, "stem_stride": 1}
+    geometry: dict[str, Any] = GEOMETRY | {
+        "img_size": 16,
+        "in_chans": 1,
+        "num_classes": 3,
+        "patch_size": 4,
+        "stem_stride": 1,
+    }
     model = ceit.CeiT(ceit.CeiTConfig(**geometry)).eval()
     model.temperature = 1.5
     told: dict[str, Any] = {"seed": 0}

@@ -3,9 +3,7 @@
 import json
 import tomllib
 from email.message import Message
-from importlib.metadata import PackageMetadata
 from pathlib import Path
-from typing import cast
 
 import pytest
 from packaging.requirements import Requirement
@@ -15,11 +13,11 @@ from tools.dependencies import below, licences_of, not_allowed, undecided
 DECIDED = {"CVE-1": {"package": "pillow", "fixed": "12.3.0", "decision": "fixed by floor", "why": "it mends it"}}
 
 
-def package(**fields: str) -> PackageMetadata:
+def package(**fields: str) -> Message:
     message = Message()
     for name, value in fields.items():
         message[name.replace("_", "-")] = value
-    return cast(PackageMetadata, message)
+    return message
 
 
 @pytest.mark.parametrize(
