@@ -7,6 +7,7 @@ from a list, shapes that are sums and products of numbers and symbols.
 
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -61,7 +62,9 @@ def from_bytes(content: bytes) -> tuple[ExportedProgram, str]:
         raise ValueError(f"it is refused because it holds {refused}, and only what ceit export writes is read")
     texts: dict[str, Any] = {_DESCRIPTION: ""}
     try:
-        return torch.export.load(io.BytesIO(content), extra_files=texts), str(texts[_DESCRIPTION])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # of torch 2.10, about itself
+            return torch.export.load(io.BytesIO(content), extra_files=texts), str(texts[_DESCRIPTION])
     except Exception as error:  # of a damaged program anything may fail in torch
         raise ValueError(f"it is damaged, or of another version of torch ({type(error).__name__})") from error
 

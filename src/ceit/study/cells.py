@@ -21,7 +21,7 @@ from ceit.limits import JSON, read_file
 from ceit.options import fits
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.recipe import nested, read_recipe
-from ceit.version import __version__
+from ceit.version import NewerFormatError, __version__, refuse_newer
 
 FORMAT = 1
 _CODE = ("model", "data", "train")
@@ -130,10 +130,13 @@ def read_record(path: Path) -> Record:
     """A cell's file. Raises: ValueError if it is not as it was written."""
     try:
         record = parse_json("it", read_file(path, JSON))
+        refuse_newer(path, record["format"], FORMAT)
         if (record.pop("sha256"), record["format"]) != (_digest(record), FORMAT):
             raise ValueError("its digest or its format is another one")
         if not fits((record["arm"], record["seed"], record["data"], record["options"]), tuple[str, int, str, dict]):
             raise ValueError("it says of no run what it was")
+    except NewerFormatError:
+        raise
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not as it was written when the cell was finished: restore it, or remove it and its run "

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from ceit.atomic import replace_files
 from ceit.json_file import as_written
+from ceit.version import refuse_newer
 
 FORMAT_VERSION = 2
 _PIECE_BYTES = 1 << 24
@@ -118,7 +119,9 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be resumed from, it is damaged or no checkpoint: {error}") from error
-    if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+    version = header.get("format_version") if isinstance(header, dict) else None
+    refuse_newer(path, version, FORMAT_VERSION)
+    if version != FORMAT_VERSION:
         raise ValueError(f"{path} is no training checkpoint of format version {FORMAT_VERSION}")
     if header.get("sha256") != _digest(tensors):
         raise DamagedError(f"{path} cannot be resumed from, it is damaged: its tensors are not those that were saved")

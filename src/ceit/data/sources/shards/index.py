@@ -14,10 +14,12 @@ from ceit.data.sources.shards.split import SampleTable, ShardSplit
 from ceit.json_file import parse_json
 from ceit.limits import JSON, read_file
 from ceit.options import require_types
+from ceit.version import NewerFormatError, refuse_newer
 
 INDEX = "index.json"
 SAMPLES = "samples.safetensors"
-FORMAT = "ceit shards 1"
+_KIND, FORMAT_VERSION = "ceit shards", 1
+FORMAT = f"{_KIND} {FORMAT_VERSION}"
 PREFIX = {"train": "train", "validation": "val", "test": "test"}  # how the shards of a split begin
 
 
@@ -92,6 +94,9 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
     fix = "copy the folder anew"
     try:
         document = parse_json("it", read_file(folder / INDEX, JSON))
+        kind, _, version = document["format"].rpartition(" ")
+        if kind == _KIND and version.isdecimal():
+            refuse_newer(folder / INDEX, int(version), FORMAT_VERSION)
         if document["format"] != FORMAT:
             raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
         given = {field.name: document[field.name] for field in fields(ShardIndex)}
@@ -102,7 +107,9 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
             require_types(of, values)
         if len(index.mean) != len(index.std) or min((*index.img_size, *index.splits.values())) < 0:
             raise ValueError("its sizes make no sense")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except NewerFormatError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is no index of shards ({type(error).__name__}: {error}): {fix}") from error
     path = folder / SAMPLES
     if not path.is_file():
