@@ -54,7 +54,8 @@ def test_an_image_file_of_2_gb(tmp_path: Path, refused: Refused, monkeypatch: py
 def test_a_device_and_a_pipe_are_no_images(tmp_path: Path, refused: Refused) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for place in (tmp_path / "pipe.png", Path("/dev/zero")):
-        assert refused(lambda place=place: read_image(place, 3)) == f"{place} cannot be read (no regular file)"
+        said = refused(lambda place=place: read_image(place, 3))
+        assert said == f"{place} cannot be read (no regular file: save it to one first)"
 
 
 def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:

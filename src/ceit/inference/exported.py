@@ -145,7 +145,7 @@ def _onnx_content(path: Path) -> bytes:
         for field, value in message.ListFields():
             if field.message_type is None:
                 continue
-            for part in value if field.is_repeated else [value]:
+            for part in [value] if isinstance(value, Message) else value:
                 if isinstance(part, onnx.TensorProto) and (part.external_data or part.data_location):
                     yield next((entry.value for entry in part.external_data if entry.key == "location"), "")
                 yield from elsewhere(part)

@@ -167,7 +167,7 @@ def pack(right: list[bool]) -> str:
 
 def unpack(record: Record) -> np.ndarray:
     """Whether each test image was recognised: bool ``(images,)``."""
-    with as_written(f"the cell {record['arm']}.seed{record['seed']}", "restore its file"):
+    with as_written(f"the cell {record.get('arm')}.seed{record.get('seed')}", "restore its file"):
         test = record["test"]
         packed = np.frombuffer(base64.b64decode(test["right"]), dtype=np.uint8)
         if not 0 <= test["images"] <= 8 * len(packed):
