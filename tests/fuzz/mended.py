@@ -1,6 +1,8 @@
 """What fuzzing has found so far, by target, and the files that read what others wrote."""
 
 MENDED: dict[str, list[str]] = {
+    "images": ["a grey TGA with a palette came out as palette numbers, silently: it is grey"],
+    "torch file": ["names of members that are no text were an error of the decoder, without the file's name"],
     "side file": [
         "class names, training and preprocessing of other types were a TypeError or KeyError: each is checked by name",
         "a depth of millions was a hang: refused before blocks are made, as the tensors are counted first",

@@ -17,6 +17,8 @@ import ceit
 import ceit_cli
 from ceit.cli.compare import read_run
 from ceit.data.cache import recall
+from ceit.data.image import read_image
+from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import ImageRecord
 from ceit.data.sources.archives import open_unpacked
 from ceit.data.sources.choose import load_images
@@ -52,6 +54,7 @@ def edited(data: bytes, change: Callable[[Any], object]) -> bytes:
     [
         ({"class_names": ["ant", 3]}, "class name 3 must be a text"),
         ({"class_names": "no"}, "class_names 'no' must be a list of texts"),
+        ({"temperature": 10**400}, "must be a number greater than 0, and at most 1e"),
         ({"training": []}, r"training \[\] must be an object"),
         ({"preprocessing": {"mean": [0.5], "std": [0.5]}}, "is damaged .'crop'"),
         ({"preprocessing": {"mean": [{}], "std": [1], "crop": 1, "interpolation": "a"}}, "must be lists of numbers"),
@@ -91,6 +94,28 @@ def test_an_idx_file_of_three_bytes(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\0\0\x08")
     with pytest.raises(ValueError, match="not an IDX file of bytes"):
         load_images(f"mnist:{tmp_path}")
+
+
+def test_a_grey_image_with_a_palette_is_grey() -> None:
+    """Pillow calls such a TGA grey until its pixels are read: it came out as one of palette numbers."""
+    file = io.BytesIO()
+    seeds.picture(0, (12, 9), "P").save(file, "TGA")
+    data = bytearray(file.getvalue())
+    data[2] = 3  # its pixels are grey values, and the palette is still there
+    assert read_image(bytes(data), 1).mode == "L"
+    assert read_image(bytes(data), 3).mode == "RGB"
+
+
+def test_a_torch_file_whose_members_have_no_names(tmp_path: Path) -> None:
+    data = seeds.torch_files()[0]["model.pth"]
+    (tmp_path / "model.pth").write_bytes(data.replace(b"data.pkl", b"data.p\xff\xff"))
+    with pytest.raises(ValueError, match=r"model\.pth is damaged"):
+        ceit.load_checkpoint(tmp_path / "model.pth")
+
+
+def test_preprocessing_with_a_number_beyond_all() -> None:
+    with pytest.raises(ValueError, match="must be numbers up to"):
+        Preprocessing((10**400,), (1.0,))
 
 
 def test_what_is_said_of_known_images_with_an_endless_number() -> None:
@@ -151,6 +176,7 @@ def test_a_model_file_of_a_resumed_run(data: bytes, tmp_path: Path) -> None:
         lambda said: said["progress"].pop("step"),
         lambda said: said["progress"].update(loss_sum={}),
         lambda said: said["progress"].update(best_score=3),
+        lambda said: said["progress"].update(loss_sum=10**400),
         lambda said: said["optimizer"].update(groups=[]),
         lambda said: said["optimizer"].update(numbers={"x": 3}),
         lambda said: said.update(processes=None),

@@ -29,6 +29,8 @@ def to_eight_bits(image: Image.Image, mode: str) -> Image.Image:
         image = image.copy()
         image.info["transparency"] = key_colour
     result = _on_white(image).convert(mode)
+    if result.mode != mode:  # of a TGA that has greys and a palette: Pillow calls it L, and what it copies is P
+        result = result.convert(mode)
     if depth == 16 and not unused:
         unused = _unused(np.asarray(result).max(), 8)  # of colours Pillow keeps the upper 8 bits
     result.info = {_UNUSED_BITS: unused}

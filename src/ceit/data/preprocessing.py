@@ -1,6 +1,5 @@
 """From an image to the tensor a network sees: resize, centre crop, scale to 0..1, normalise."""
 
-import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from numbers import Real
@@ -14,6 +13,7 @@ from torch import Tensor
 from ceit.messages import unknown
 
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
+_MOST = 1e6  # of a mean or a deviation
 _THIN = 16  # the most that is made of an image for each part that is kept
 
 
@@ -31,8 +31,8 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if not all(isinstance(value, Real) and math.isfinite(value) for value in (*self.mean, *self.std, self.crop)):
-            raise ValueError(f"mean {self.mean}, std {self.std} and crop {self.crop} must be numbers")
+        if not all(isinstance(value, Real) and abs(value) <= _MOST for value in (*self.mean, *self.std, self.crop)):
+            raise ValueError(f"mean {self.mean}, std {self.std} and crop {self.crop} must be numbers up to {_MOST:g}")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"mean {self.mean} and std {self.std} must have one value for each channel")
         if min(self.std) <= 0:

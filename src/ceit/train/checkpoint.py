@@ -158,6 +158,8 @@ def _put_back(header: dict[str, Any], tensors: Mapping[str, Tensor], parts: Part
     for key, value in asdict(Progress()).items():  # a whole number is one, and anything else is a number
         if not isinstance(value, dict | tuple) and not (isinstance(saved[key], int) or type(saved[key]) is type(value)):
             raise TypeError(f"{key} {saved[key]!r}")
+        if isinstance(value, int | float) and not -(2**63) < saved[key] < 2**63:
+            raise ValueError(f"{key} {saved[key]!r}")
     return Progress(**saved)
 
 

@@ -1,7 +1,6 @@
 """What a checkpoint says about its network beside the weights, as JSON: geometry, class names, preprocessing."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -18,6 +17,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "preprocessing": (dict, "mean, std, crop and interpolation"),
     "training": (dict, "an object"),
 }
+_HOTTEST = 1e9  # temperature, at which all classes are as likely
 _OPTIONAL = ("temperature", "familiarity")  # what only trained networks with validation images have
 
 
@@ -47,8 +47,8 @@ class Description:
         require_plain("class", self.class_names or ())
         if (given := self.temperature) is not None:
             is_number = isinstance(given, int | float) and not isinstance(given, bool)
-            if not is_number or not math.isfinite(given) or given <= 0:
-                raise ValueError(f"temperature {given!r} must be a number greater than 0")
+            if not is_number or not 0 < given <= _HOTTEST:
+                raise ValueError(f"temperature {given!r} must be a number greater than 0, and at most {_HOTTEST:g}")
 
     def to_json(self, fingerprint: str) -> str:
         """``fingerprint`` ties the text to the tensors that it was saved with."""

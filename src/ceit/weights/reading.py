@@ -78,7 +78,9 @@ def _unpickle(path: Path) -> Any:
 def _require_modest(path: Path) -> None:
     """Raises: ValueError for a file that would take more memory or time than its own size explains."""
     pickles: list[int] = []
-    with suppress(zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError):  # torch names damage
+    with suppress(
+        zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError, UnicodeDecodeError
+    ):  # torch names damage
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any("/code/" in name for name in archive.namelist()):
