@@ -71,7 +71,9 @@ class Origin(NamedTuple):
             refuse_newer(side_file, said.pop("format_version", 1), FORMAT_VERSION)
             made = cls(**said)
         texts = made.checkpoint, made.sha256, made.computed_by or ""
-        if not all(isinstance(text, str) for text in texts) or not (made.unknown_below is None or is_number(made[3])):
+        if not all(isinstance(text, str) for text in texts) or not (
+            made.unknown_below is None or (is_number(made.unknown_below) and 0 <= made.unknown_below <= 1)
+        ):
             raise ValueError(f"{side_file} does not say whose answers they are")
         return made
 
