@@ -56,9 +56,15 @@ def _locked(path: Path) -> IO[bytes]:
     """A new file that no other process removes as a left-over: one may have done so just before it was locked."""
     while True:
         file = path.open("wb")
-        if not take(file) or (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        if not take(file, wait=True) or _is_at(path, file):
             return file
         file.close()
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _remove_left_overs(target: Path) -> None:
