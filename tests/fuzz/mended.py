@@ -26,6 +26,8 @@ MENDED: dict[str, list[str]] = {
     "run: images.csv": ["a record without test or training images was a KeyError"],
     "recipes": [
         "a sweep of a range of billions took all memory or hung: at most 10,000 trials",
+        "a study of billions of seeds took all memory or hung: at most 1,000",
+        "a sweep with a date or a set among its values was a TypeError",
         "a study whose scales or pairs are lists was a TypeError",
         "dates, keys that are lists, unknown booleans and nesting were errors of the parser without the name",
     ],

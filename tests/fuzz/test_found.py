@@ -84,6 +84,19 @@ def test_a_sweep_of_more_trials_than_can_be_planned(options: dict[str, Any], mes
         Sweep.read(str(file))
 
 
+def test_a_sweep_with_a_date(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(seeds.SWEEP | {"data": "x"}) + "recipe: 2001-01-01\n")
+    with pytest.raises(ValueError, match=r"sweep .*sweep\.yaml"):
+        Sweep.read(str(tmp_path / "sweep.yaml"))
+
+
+def test_a_study_of_more_seeds_than_can_be_planned() -> None:
+    with pytest.raises(
+        ValueError, match="seeds of digits 2147483648 must be a whole number, at least 1, at most 1,000"
+    ):
+        Study.from_dict("own", seeds.STUDY | {"seeds": {"digits": 2**31}})
+
+
 def test_a_study_whose_scale_is_a_list(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"study own is not as ceit has written it .*must be names"):
         Study.from_dict("own", seeds.STUDY | {"scales": [["digits"]]})
@@ -225,6 +238,7 @@ def test_damage_in_a_parquet_file_is_one_line_with_its_name(tmp_path: Path) -> N
     [
         lambda index: index.update(img_size=["a", 3]),
         lambda index: index.update(mean=[0.1]),
+        lambda index: index.update(img_size=[0, 8]),
         lambda index: index.update(class_names=["ant"]),
         lambda index: index["shards"][0].update(samples="x"),
         lambda index: index["splits"].update(train=10**12),

@@ -37,6 +37,8 @@ from ceit.yaml_file import packaged_yaml, parse_yaml, read_yaml
 TUNING = "learning_rate"
 """The study that the others take their learning rates from."""
 FAMILIES: tuple[str, ...] = ("CeiT", "DeiT")
+MOST_SEEDS = 1_000
+"""Of an arm: each is a training, and all are planned at once."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,9 @@ class Study:
             if scale not in known:
                 raise ValueError(f"{where}: {unknown('scale', str(scale), known)}")
         for scale, number in self.seeds.items():
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{where}: seeds of {scale} {number!r} must be a whole number, at least 1")
+            if not isinstance(number, int) or not 1 <= number <= MOST_SEEDS:
+                words = f"a whole number, at least 1, at most {MOST_SEEDS:,}"
+                raise ValueError(f"{where}: seeds of {scale} {number!r} must be {words}")
         if len({slug(arm.name) for arm in self.arms}) < len(self.arms):
             raise ValueError(f"{where}: two arms differ in punctuation alone, but their files are named after them")
         by_name: dict[str, Arm] = {}

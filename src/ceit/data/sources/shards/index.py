@@ -105,7 +105,7 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
         index, expected = ShardIndex(**given), document["samples_sha256"]
         for of, values in ((ShardIndex, given), *((Shard, vars(shard)) for shard in index.shards)):
             require_types(of, values)
-        if len(index.mean) != len(index.std) or min((*index.img_size, *index.splits.values())) < 0:
+        if len(index.mean) != len(index.std) or min(*index.img_size, 1 + min(index.splits.values(), default=0)) < 1:
             raise ValueError("its sizes make no sense")
     except NewerFormatError:
         raise
