@@ -1,16 +1,19 @@
 # Every target sets up what it needs in .venv, and again whenever pyproject.toml changes. Needs make and Python 3.11 or newer.
 
 PYTHON ?= python3
-FUZZ_SEED ?= 3
+FUZZ_SEED ?= 5
 BIN := .venv/bin
 USER := .venv/for-the-demo
 DEVELOPER := .venv/for-the-gate
 WEB := .venv-web
+DEPENDENCIES := .venv-dependencies
+FLOORS := .venv-floors
+RELEASE := build/release
 CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-web soak check fuzz results ship map format clean
+.PHONY: help demo test test-web soak fuzz check check-deps check-floors check-release results ship map format clean
 
 help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
@@ -19,6 +22,9 @@ help:
 	@echo "make soak    commands killed, disks filled, files damaged, by the hundred (an hour; Linux)"
 	@echo "make check   the gate: format, lint and types of all code, tests"
 	@echo "make fuzz    give 100,000 damaged files and requests to all that reads them: half an hour; FUZZ_SEED=N gives others"
+	@echo "make check-deps     advisories and licences of all that a user installs, and a list of it in build/sbom.json"
+	@echo "make check-floors   the tests with the oldest dependencies that are allowed; on Linux 8 GB, with torch for CUDA"
+	@echo "make check-release  builds wheel and sdist, installs each in an empty environment, trains and predicts with it"
 	@echo "make results write the tables of README and docs anew, from the runs under studies and from the code"
 	@echo "make ship    put the weights of a finished run into the package: make ship RUN=runs/NAME AS=MODEL.TAG"
 	@echo "make map     draw the map of the code anew, the table of its rooms in CONTRIBUTING.md, and the names that ceit list prints"
@@ -52,6 +58,18 @@ check: $(DEVELOPER)
 fuzz: $(DEVELOPER)
 	$(BIN)/python -m tests.fuzz --inputs 100000 --seed $(FUZZ_SEED) --processes 2
 
+# Three environments of their own: what is asked about must be what a user gets, and nothing else.
+check-deps: $(DEPENDENCIES)/ready
+	$(DEPENDENCIES)-tools/bin/python -m tools.dependencies $(DEPENDENCIES)/bin/python
+
+check-floors: $(FLOORS)/ready
+	$(FLOORS)/bin/python -m tools.tried studies/trust/floors.json
+
+check-release: $(DEVELOPER)
+	rm -rf $(RELEASE)
+	$(BIN)/python -m hatchling build --directory $(RELEASE)
+	$(BIN)/python -m tools.release $(RELEASE)
+
 results: $(DEVELOPER) map
 	$(BIN)/python -m tools.results README.md studies/demo
 	$(BIN)/python -m tools.results README.zh-CN.md studies/demo
@@ -74,7 +92,7 @@ format: $(DEVELOPER)
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv $(WEB) build dist .coverage .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv $(WEB) $(DEPENDENCIES) $(DEPENDENCIES)-tools $(FLOORS) build dist .coverage .hypothesis .pytest_cache .ruff_cache
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Linux gets torch with CUDA, several gigabytes, unless another build is there already.
@@ -94,4 +112,17 @@ $(DEVELOPER): $(USER)
 $(WEB)/ready: pyproject.toml
 	$(PYTHON) -m venv $(WEB)
 	$(WEB)/bin/python -m pip install --quiet --editable '.[viz,test-web]'
+	@touch $@
+
+$(DEPENDENCIES)/ready: pyproject.toml
+	$(PYTHON) -m venv $(DEPENDENCIES)
+	$(DEPENDENCIES)/bin/python -m pip install --quiet '.[data,viz,export,tensorboard,web,heif]'
+	$(PYTHON) -m venv $(DEPENDENCIES)-tools
+	$(DEPENDENCIES)-tools/bin/python -m pip install --quiet 'pip-audit>=2.10' 'cyclonedx-bom>=7.5'
+	@touch $@
+
+$(FLOORS)/ready: pyproject.toml
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet 'uv>=0.9'
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --resolution lowest-direct --editable '.[dev,viz]'
 	@touch $@

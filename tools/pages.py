@@ -13,12 +13,26 @@ from pathlib import Path
 
 from ceit.atomic import replace_files
 from ceit.messages import unknown
-from tools import distributed_cost, limits_table, measured, overview, recipe_tables, screening, speed_tables
+from tools import (
+    distributed_cost,
+    limits_table,
+    measured,
+    overview,
+    recipe_tables,
+    screening,
+    speed_tables,
+    trust_tables,
+)
 from tools.map import rooms_table
 
 PARTS: dict[str, Callable[..., str]] = {
     "rooms": rooms_table,
     "limits": limits_table.limits_table,
+    "faults": trust_tables.faults_table,
+    "fuzz": trust_tables.fuzz_table,
+    "mended": trust_tables.mended_list,
+    "soak": trust_tables.soak_table,
+    "pythons": trust_tables.pythons_table,
     "recipe": recipe_tables.section,
     "options": recipe_tables.options_table,
     "recipes": recipe_tables.overview_table,

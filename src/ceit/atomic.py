@@ -2,6 +2,8 @@
 
 import glob
 import os
+import re
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,7 +17,7 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
 
     Everything is first written and flushed to the disk under temporary names beside the targets; only then are the
     targets replaced, one by one in the order given. Each changes at once, several do not: make the first stand alone.
-    What a process that was killed has left under such a name goes.
+    What a process that was killed has left under such a name goes, where the file system has locks.
 
     Raises: OSError with the target's name when the disk is full or cannot be written; what stood there is untouched.
     """
@@ -25,7 +27,7 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
             for target, content in contents.items():
                 try:
                     _remove_left_overs(target)
-                    path = temporary[target] = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+                    path = temporary[target] = target.with_name(f".{target.name}.{_mark()}.tmp")
                     file = stack.enter_context(_locked(path))
                     file.writelines([content] if isinstance(content, bytes) else content)
                     file.flush()
@@ -45,21 +47,34 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
                 path.unlink(missing_ok=True)  # in the good case it has become its target
 
 
+def _mark() -> str:
+    """Of this process and thread: no two write the same temporary file."""
+    return f"{os.getpid()}-{threading.get_ident()}"
+
+
 def _locked(path: Path) -> IO[bytes]:
     """A new file that no other process removes as a left-over: one may have done so just before it was locked."""
     while True:
         file = path.open("wb")
-        if not take(file) or (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        if not take(file, wait=True) or _is_at(path, file):
             return file
         file.close()
 
 
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
 def _remove_left_overs(target: Path) -> None:
     """Temporary files of processes that were killed while they wrote this target: nobody holds them any more."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.\d+(-\d+)?\.tmp")
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        with suppress(OSError), path.open("rb") as file:
-            if take(file):
-                path.unlink()
+        if ours.fullmatch(path.name) and path.is_file():
+            with suppress(OSError), path.open("r+b") as file:  # to be locked on NFS, it must be open for writing
+                if take(file):
+                    path.unlink()
 
 
 def write_text(file: Path, text: str) -> None:

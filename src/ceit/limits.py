@@ -4,15 +4,13 @@ Every limit is held before memory is taken. What something below us holds alread
 SECURITY.md names it.
 """
 
-import json
 import os
-import re
 import stat
 import zipfile
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 MB = 10**6
 _JSON_DEPTH = 100
@@ -110,22 +108,6 @@ def read_file(path: Path, limit: Limit) -> bytes:
         raise ValueError(f"{path} is no regular file: name one")
     limit.require(path.stat().st_size, path)
     return path.read_bytes()
-
-
-def parse_json(text: str | bytes, name: object) -> Any:
-    """The value of a JSON text. Raises: ValueError for one that is none, too large or too deep."""
-    JSON.require(len(text), name)
-    letters = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass")
-    if letters.count("[") + letters.count("{") > _JSON_DEPTH:
-        depth = deepest = 0
-        for found in _BRACKETS.finditer(letters):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-            deepest = max(depth, deepest)
-        JSON_DEPTH.require(deepest, name)
-    return json.loads(letters)
-
-
-_BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)  # a string may hold brackets
 
 
 def require_stored(archive: zipfile.ZipFile, file_bytes: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ceit.limits import YAML, YAML_ALIASES, YAML_DEPTH, read_file
+from ceit.limits import YAML, YAML_ALIASES, YAML_DEPTH, TooMuchError, read_file
 from ceit.paths import expanded
 
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -58,6 +58,8 @@ def parse_yaml(name: str, text: str, *, as_written: bool = False) -> Any:
     try:
         require_modest(name, text)
         return yaml.load(text, Loader=yaml.BaseLoader if as_written else _Loader)
+    except TooMuchError:
+        raise
     except NOT_YAML as error:
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
 

@@ -1,6 +1,7 @@
 """The benchmark of GPUs, run on the CPU: it keeps to its time and goes on, and rates follow from seconds."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -131,7 +132,7 @@ def test_a_part_that_fails_is_named_and_the_others_go_on() -> None:
     gpu.measure(parts, SETTING, found, 60, print, save)
     assert found["failed"] == {"first": "RuntimeError: no kernel image"}
     assert found["parts"]["second"]["figure"] == 1
-    assert "60 s were left" in found["left_out"]["third"] or "59 s were left" in found["left_out"]["third"]
+    assert re.search(r"and (60|5\d) s were left", found["left_out"]["third"])
     assert len(saved) == 3
     assert '"second"' in saved[1]
     mended = [gpu.Part("first", 0, works), *parts[1:2]]

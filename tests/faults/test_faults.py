@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ceit.atomic import write_text
+from ceit.lock import take
 from tests.faults.disk import Trouble
 from tests.faults.trials import Ending, broken, half_written, how, judge
 
@@ -112,3 +115,21 @@ def test_faults_lose_nothing() -> None:
     ended = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("killed inside a write") == 4
+
+
+def test_left_overs_of_dead_processes_go_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    names = [".out.json.17.tmp", ".out.json.17-140.tmp", ".out.json.my notes.tmp", ".out.json.old.18.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    with (tmp_path / ".out.json.19.tmp").open("wb") as held:
+        assert take(held)
+        write_text(target, "{}")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".out.json.19.tmp", *names[2:], "out.json"])
+
+
+def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: write_text(tmp_path / "file", f"{number}" * 100), range(200)))
+    assert len(set((tmp_path / "file").read_text())) <= 3
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

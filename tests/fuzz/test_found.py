@@ -52,7 +52,7 @@ def edited(data: bytes, change: Callable[[Any], object]) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"class_names": ["ant", 3]}, "3 is no text"),
+        ({"class_names": ["ant", 3]}, "class name 3 must be a text"),
         ({"class_names": "no"}, "class_names 'no' must be a list of texts"),
         ({"temperature": 10**400}, "must be a number greater than 0, and at most 1e"),
         ({"training": []}, r"training \[\] must be an object"),
@@ -138,7 +138,7 @@ def test_what_is_said_of_known_images_with_an_endless_number() -> None:
 
 @pytest.mark.parametrize("text", ["a: 2001-99-99", "? [a]\n: b", DEEP, "!!bool x", "!!timestamp x"])
 def test_yaml_that_its_constructors_do_not_take(text: str) -> None:
-    with pytest.raises(ValueError, match="recipe x is not YAML: "):
+    with pytest.raises(ValueError, match=r"recipe x (is not YAML: |has .* levels of YAML)"):
         parse_yaml("recipe x", text)
 
 
@@ -181,6 +181,7 @@ def test_a_model_file_of_a_resumed_run(data: bytes, tmp_path: Path) -> None:
         RunDirectory(tmp_path).keeps_model_of({"epoch": 1, "weights": "raw"}, is_over=False)
 
 
+@pytest.mark.parametrize("is_sealed", [True, False])
 @pytest.mark.parametrize(
     "change",
     [
@@ -190,34 +191,27 @@ def test_a_model_file_of_a_resumed_run(data: bytes, tmp_path: Path) -> None:
         lambda said: said["progress"].update(best_score=3),
         lambda said: said["progress"].update(loss_sum=10**400),
         lambda said: said["optimizer"].update(groups=[]),
-        lambda said: said["optimizer"]["groups"][0].update(amsgrad=True),
-        lambda said: said["optimizer"]["groups"][0].update(lr="high"),
         lambda said: said["optimizer"].update(numbers={"x": 3}),
         lambda said: said.update(processes=None),
     ],
 )
-def test_a_state_with_another_header(change: Callable[[Any], object], tmp_path: Path) -> None:
+def test_a_state_with_another_header(change: Callable[[Any], object], is_sealed: bool, tmp_path: Path) -> None:
+    """States of earlier versions have no seal."""
+
+    def edit(said: Any) -> None:
+        change(said)
+        if not is_sealed:
+            del said["seal"]
+
     ((name, data),) = seeds.states()[0].items()
     (length,) = struct.unpack_from("<Q", data)
     head = json.loads(data[8 : 8 + length])
-    head["__metadata__"]["state"] = edited(head["__metadata__"]["state"], change).decode()
+    head["__metadata__"]["state"] = edited(head["__metadata__"]["state"], edit).decode()
     text = json.dumps(head).encode()
     lay({name: struct.pack("<Q", len(text)) + text + data[8 + length :]}, tmp_path)
     (path,) = checkpoints_in(tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match=r"step_00000004\.safetensors is not as ceit has written it"):
-        load_state(path, seeds.parts_of_run())
-
-
-def test_a_state_of_other_shapes(tmp_path: Path) -> None:
-    ((name, data),) = seeds.states()[0].items()
-    (length,) = struct.unpack_from("<Q", data)
-    head = json.loads(data[8 : 8 + length])
-    head["optimizer.0.exp_avg"]["shape"].reverse()
-    text = json.dumps(head).encode()
-    files = {name: struct.pack("<Q", len(text)) + text + data[8 + length :]}
-    lay(files, tmp_path)
-    (path,) = checkpoints_in(tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match=r"exp_avg 0 has shape \(3, 2\), not \(2, 3\)"):
+    said = "its header is not the one that was saved" if is_sealed else r"step_00000004\.safetensors is not as ceit has"
+    with pytest.raises(ValueError, match=said):
         load_state(path, seeds.parts_of_run())
 
 
@@ -264,7 +258,7 @@ def test_shards_of_more_classes_than_there_can_be(tmp_path: Path) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    with pytest.raises(ValueError, match="has 1,000,000,000 numbers of classes, above the limit"):
+    with pytest.raises(ValueError, match="has 1,000,000,000 numbers of classes, above the limit of 100,000"):
         load_images(str(tmp_path))
 
 
@@ -274,7 +268,7 @@ def test_a_sample_outside_its_shard(tmp_path: Path) -> None:
     table["size"][0] = 2**40
     files["samples.safetensors"] = save(table)
     lay(_mend_shards(Random(1), files), tmp_path)
-    with pytest.raises(ValueError, match="a sample lies outside of its shard"):
+    with pytest.raises(ValueError, match="a sample lies outside its shard"):
         load_images(str(tmp_path))
 
 

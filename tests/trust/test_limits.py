@@ -24,6 +24,7 @@ from ceit.data.sources.columns import read_columns
 from ceit.data.sources.download import SourceError, get_files
 from ceit.data.sources.known_sets import SETS
 from ceit.inference.exported import ExportedDescription
+from ceit.json_file import parse_json
 from ceit.limits import Limit
 from ceit.model import CeiTConfig
 from ceit.train.recipe import read_recipe
@@ -53,7 +54,8 @@ def test_an_image_file_of_2_gb(tmp_path: Path, refused: Refused, monkeypatch: py
 def test_a_device_and_a_pipe_are_no_images(tmp_path: Path, refused: Refused) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for place in (tmp_path / "pipe.png", Path("/dev/zero")):
-        assert refused(lambda place=place: read_image(place, 3)) == f"{place} cannot be read (no regular file)"
+        said = refused(lambda place=place: read_image(place, 3))
+        assert said == f"{place} cannot be read (no regular file: save it to one first)"
 
 
 def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -127,10 +129,10 @@ def test_a_recipe(text: str, said: str, tmp_path: Path, refused: Refused) -> Non
 
 
 def test_json(tmp_path: Path, refused: Refused) -> None:
-    assert limits.parse_json('{"a": "[[' + "[" * 500 + '"}', "it") == {"a": "[[" + "[" * 500}
-    assert limits.parse_json("[" * 100 + "]" * 100, "it")
-    assert refused(lambda: limits.parse_json(b"[" * 101 + b"]" * 101, "it")).startswith("it has 101 levels of JSON")
-    assert "levels of JSON" in refused(lambda: limits.parse_json('"' + r"\"" * 10**5 + '"' + "[" * 10**5, "it"))
+    assert parse_json("it", '{"a": "[[' + "[" * 500 + '"}') == {"a": "[[" + "[" * 500}
+    assert parse_json("it", "[" * 100 + "]" * 100)
+    assert refused(lambda: parse_json("it", b"[" * 101 + b"]" * 101)).startswith("it has 101 levels of JSON")
+    assert "levels of JSON" in refused(lambda: parse_json("it", '"' + r"\"" * 10**5 + '"' + "[" * 10**5))
     network = ceit.model.CeiT(
         CeiTConfig(img_size=32, embed_dim=24, depth=1, num_heads=2, num_classes=2, stem_channels=8)
     )

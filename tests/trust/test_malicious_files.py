@@ -83,7 +83,7 @@ def test_safetensors(kind: str, tmp_path: Path, refused: Refused) -> None:
         ({"class_names": ["../../etc/passwd\x00", "b"]}, r"class '\.\./\.\./etc/passwd\\x00' has a control character"),
         ({"class_names": ["\x1b]0;owned\x07", "b"]}, r"class '\\x1b\]0;owned\\x07' has a control character"),
         ({"class_names": ["a\nb", "b"]}, r"class 'a\\nb' has a control character or a line break"),
-        ({"class_names": [{"a": 1}, "b"]}, r"class \{'a': 1\} is no text"),
+        ({"class_names": [{"a": 1}, "b"]}, r"class name \{'a': 1\} must be a text"),
         ({"config": {"depth": 10**9}}, "tensors for a depth of 1,000,000,000"),
         ({"config": {"embed_dim": 10**9}}, "do not fit their network"),
         ({"config": {"img_size": 10**9}}, "do not fit their network"),
@@ -300,7 +300,7 @@ def test_a_path_in_a_shard_leads_nowhere(name: str, tmp_path: Path, monkeypatch:
     [
         ({"name": "../train-000000.tar"}, "lies outside of the folder"),
         ({"name": "/etc/passwd"}, "lies outside of the folder"),
-        ({"bytes": 10}, "a sample lies outside of its shard"),
+        ({"bytes": 10}, "a sample lies outside its shard"),
     ],
 )
 def test_an_index_of_shards_stays_in_its_folder(

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ceit.cli._parser import JSON, Parser, adding_to
 from ceit.cli._terminal import figures
-from ceit.json_file import as_written, is_number, json_of, read_json
+from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.paths import expanded
 from ceit.train.run_directory import lines_of, saved_config
 
@@ -132,7 +132,7 @@ def _whole_lines(metrics: Path) -> list[dict[str, Any]]:
     lines, whole = lines_of(metrics), list[dict[str, Any]]()
     for number, line in enumerate(lines, start=1):
         try:
-            whole.append(json_of(f"{metrics}, line {number}", line))
+            whole.append(parse_json(f"{metrics}, line {number}", line))
         except ValueError:
             if number < len(lines):
                 raise

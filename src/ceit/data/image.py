@@ -90,7 +90,8 @@ def image_bytes(path: str | Path) -> bytes:
     """The content of an image file. Raises: RefusedImageError for a pipe, a device, or too many bytes; OSError."""
     state = os.stat(path)
     if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # a folder is the machine's own OSError
-        raise RefusedImageError(f"{path} cannot be read (no regular file)", "no regular file")
+        reason = "no regular file: save it to one first"
+        raise RefusedImageError(f"{path} cannot be read ({reason})", reason)
     require_bytes(state.st_size, str(path))
     return Path(path).read_bytes()
 

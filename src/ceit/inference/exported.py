@@ -13,7 +13,7 @@ from torch import Tensor
 from ceit.inference import program_file
 from ceit.inference.graphs import openvino_core
 from ceit.inference.runtimes import OnnxRuntime, OpenVino
-from ceit.json_file import json_of
+from ceit.json_file import parse_json
 from ceit.limits import EXPORTED_SIDE
 from ceit.paths import expanded
 from ceit.weights import Description
@@ -52,7 +52,7 @@ class ExportedDescription:
     def from_json(cls, text: str) -> "ExportedDescription":
         """The inverse of ``to_json``. Raises: ValueError for another text."""
         try:
-            body = json_of("the description of the network", text)
+            body = parse_json("the description of the network", text)
             found = cls(Description.from_json(body), **body["export"])
             EXPORTED_SIDE.require(max(found.network.config.image_hw), "the exported network")
             return found
@@ -145,7 +145,7 @@ def _onnx_content(path: Path) -> bytes:
         for field, value in message.ListFields():
             if field.message_type is None:
                 continue
-            for part in value if field.is_repeated else [value]:
+            for part in [value] if isinstance(value, Message) else value:
                 if isinstance(part, onnx.TensorProto) and (part.external_data or part.data_location):
                     yield next((entry.value for entry in part.external_data if entry.key == "location"), "")
                 yield from elsewhere(part)

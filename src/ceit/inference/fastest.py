@@ -20,7 +20,7 @@ from ceit.data.cache import keep, recall
 from ceit.inference.backend import BACKENDS, PRECISIONS, RUNTIMES, Network, precisions_on, prepare, require
 from ceit.inference.device import machine
 from ceit.inference.example_images import ExampleImages
-from ceit.json_file import as_written, json_of
+from ceit.json_file import as_written, parse_json
 from ceit.messages import unknown
 from ceit.model.ceit import CeiT
 from ceit.weights import Description
@@ -208,7 +208,7 @@ def _remembered(key: str, prepared: Callable[..., Network]) -> Optimized | None:
         return None
     try:
         with as_written(key, "it is written anew"):
-            stored = json_of(key, text)
+            stored = parse_json(key, text)
             chosen, judged_on = Candidate(**stored["chosen"]), str(stored["judged_on"])
             network = prepared(chosen.backend, chosen.precision, kept_as=key)
     except ValueError as error:  # the graph in int8, say, is no longer kept, or the file is damaged

@@ -22,16 +22,20 @@ from ceit.atomic import replace_files
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference.exported import ExportedNetwork
 from ceit.inference.predictor import Prediction
-from ceit.json_file import as_written, is_number, json_of, read_json
+from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.lock import InUseError, locked
 from ceit.model import CeiT
 from ceit.paths import expanded
+from ceit.version import NewerFormatError, refuse_newer
 from ceit.weights import Description
 from ceit.weights.checkpoint import fingerprint
 
 CSV_HEAD = "path,rank,label,probability,error\n"
 JUDGED_CSV_HEAD = "path,rank,label,probability,familiarity,unknown,error\n"
 """Where it was asked which images are unknown."""
+
+FORMAT_VERSION = 1
+"""Of the side file; those that do not tell it are of the first."""
 
 NAME_ERRORS = sys.getfilesystemencodeerrors()
 """How names of files that are not text come into a string, and out of it as the bytes that they were."""
@@ -63,7 +67,9 @@ class Origin(NamedTuple):
     def read(cls, side_file: Path) -> Self:
         """From the file beside the answers. Raises: ValueError for a damaged one, OSError for one that is not there."""
         with as_written(side_file, "remove it"):
-            made = cls(**read_json(side_file))
+            said = read_json(side_file)
+            refuse_newer(side_file, said.pop("format_version", 1), FORMAT_VERSION)
+            made = cls(**said)
         texts = made.checkpoint, made.sha256, made.computed_by or ""
         if not all(isinstance(text, str) for text in texts) or not (
             made.unknown_below is None or (is_number(made.unknown_below) and 0 <= made.unknown_below <= 1)
@@ -212,7 +218,9 @@ def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin,
     except FileExistsError:
         raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
     with output:
-        replace_files({_side_file(file): f"{json.dumps(origin._asdict())}\n".encode()})
+        replace_files(
+            {_side_file(file): f"{json.dumps({'format_version': FORMAT_VERSION} | origin._asdict())}\n".encode()}
+        )
         for text in as_text(predictions, file.suffix, origin.judged, with_head=not output.tell()):
             output.write(text)
             output.flush()
@@ -232,6 +240,8 @@ def _origin_before(file: Path) -> Origin | None:
     """Whose answers a file says that it holds; None if it does not, or there is no such file."""
     try:
         return None if not file.exists() else Origin.read(_side_file(file))
+    except NewerFormatError:
+        raise
     except (OSError, ValueError):  # it is refused, with its reason, where it is asked whose answers they are
         return None
 
@@ -252,6 +262,8 @@ def _require_same(file: Path, now: Origin, say: Callable[[str], None]) -> None:
     except FileNotFoundError:
         say(f"{file} does not say whose answers it holds: they are taken to be this model's")
         return
+    except NewerFormatError:
+        raise
     except ValueError as error:
         raise ValueError(f"{side_file} is damaged: remove it if the answers in {file} are of this model") from error
     if before.sha256 != now.sha256:
@@ -330,7 +342,7 @@ def _in_json_lines(
     lines: Iterator[str], ranks: int, class_names: frozenset[str], judged: bool
 ) -> Iterator[tuple[str, bool]]:
     for line in lines:
-        image = json_of("a line", line)
+        image = parse_json("a line", line)
         if "error" not in image:
             labels = [score["label"] for score in image["predictions"]]
             if len(labels) != ranks or not class_names.issuperset(labels) or ("unknown" in image) != judged:

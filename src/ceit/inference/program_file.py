@@ -7,6 +7,7 @@ from a list, shapes that are sums and products of numbers and symbols.
 
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from ceit.limits import parse_json, require_stored
+from ceit.json_file import parse_json
+from ceit.limits import require_stored
 
 _DESCRIPTION = "ceit.json"
 _MEMBERS = re.compile(
@@ -60,7 +62,9 @@ def from_bytes(content: bytes) -> tuple[ExportedProgram, str]:
         raise ValueError(f"it is refused because it holds {refused}, and only what ceit export writes is read")
     texts: dict[str, Any] = {_DESCRIPTION: ""}
     try:
-        return torch.export.load(io.BytesIO(content), extra_files=texts), str(texts[_DESCRIPTION])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # of torch 2.10, about itself
+            return torch.export.load(io.BytesIO(content), extra_files=texts), str(texts[_DESCRIPTION])
     except Exception as error:  # of a damaged program anything may fail in torch
         raise ValueError(f"it is damaged, or of another version of torch ({type(error).__name__})") from error
 
@@ -76,10 +80,10 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[str]:
         if name.endswith("model.pt") and archive.read(name):
             yield "pickled inputs"
         elif name.endswith("_config.json"):
-            config = parse_json(archive.read(name), name)["config"]
+            config = parse_json(name, archive.read(name))["config"]
             yield from (f"the pickled tensor {key!r}" for key, entry in config.items() if entry["use_pickle"])
         elif name.endswith("models/model.json"):
-            program = parse_json(archive.read(name), name)
+            program = parse_json(name, archive.read(name))
             yield from (f"the guard {guard!r}" for guard in program.get("guards_code") or ())
             yield from (f"the symbol {key!r}" for key in program["range_constraints"] if not _SYMBOL.fullmatch(key))
             yield from _strange_values(program)
@@ -93,7 +97,7 @@ def _strange_values(program: dict[str, Any]) -> Iterator[str]:
             elif key == "expr_str" and not _SHAPE.fullmatch(item):
                 yield f"the shape {item!r}"
             elif key in ("in_spec", "out_spec"):
-                types = [tree.get("type") for tree in _dictionaries(parse_json(item, key))]
+                types = [tree.get("type") for tree in _dictionaries(parse_json(key, item))]
                 yield from (f"inputs of the type {kind!r}" for kind in types if kind not in _TREE_TYPES)
             elif key in ("metadata", "custom_obj_values", "treespec_namedtuple_fields") and item:
                 yield f"{key} {str(item)[:60]!r}"

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from ceit.atomic import write_text
-from ceit.json_file import as_written
-from ceit.limits import JSON, parse_json, read_file
+from ceit.json_file import as_written, parse_json
+from ceit.limits import JSON, read_file
 from ceit.options import fits
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.recipe import nested, read_recipe
-from ceit.version import __version__
+from ceit.version import NewerFormatError, __version__, refuse_newer
 
 FORMAT = 1
 _CODE = ("model", "data", "train")
@@ -129,11 +129,14 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
 def read_record(path: Path) -> Record:
     """A cell's file. Raises: ValueError if it is not as it was written."""
     try:
-        record = parse_json(read_file(path, JSON), "it")
+        record = parse_json("it", read_file(path, JSON))
+        refuse_newer(path, record["format"], FORMAT)
         if (record.pop("sha256"), record["format"]) != (_digest(record), FORMAT):
             raise ValueError("its digest or its format is another one")
         if not fits((record["arm"], record["seed"], record["data"], record["options"]), tuple[str, int, str, dict]):
             raise ValueError("it says of no run what it was")
+    except NewerFormatError:
+        raise
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not as it was written when the cell was finished: restore it, or remove it and its run "
@@ -164,7 +167,7 @@ def pack(right: list[bool]) -> str:
 
 def unpack(record: Record) -> np.ndarray:
     """Whether each test image was recognised: bool ``(images,)``."""
-    with as_written(f"the cell {record['arm']}.seed{record['seed']}", "restore its file"):
+    with as_written(f"the cell {record.get('arm')}.seed{record.get('seed')}", "restore its file"):
         test = record["test"]
         packed = np.frombuffer(base64.b64decode(test["right"]), dtype=np.uint8)
         if not 0 <= test["images"] <= 8 * len(packed):

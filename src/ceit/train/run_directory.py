@@ -29,10 +29,13 @@ from ceit.paths import expanded
 from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_in, save_state
 from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
+from ceit.version import refuse_newer
 from ceit.weights import save_checkpoint
 from ceit.weights.checkpoint import save_confidence
 from ceit.yaml_file import NOT_YAML, require_modest, text_of
 
+FORMAT_VERSION = 1
+"""Of the directory as a whole, in ``config.yaml``; one that does not tell it is of the first."""
 LOCK = ".lock"
 MAY_CHANGE = (
     *("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps"),
@@ -239,22 +242,27 @@ class RunDirectory:
         write_text(log, "".join(kept))
 
     def _write_config(self, description: Mapping[str, Any]) -> None:
-        write_text(self.path / "config.yaml", yaml.safe_dump(dict(description), sort_keys=False))
+        said = {"format_version": FORMAT_VERSION, **description}
+        write_text(self.path / "config.yaml", yaml.safe_dump(said, sort_keys=False))
 
     def _checkpoints(self) -> list[Path]:
         return checkpoints_in(self.path / "checkpoints")
 
 
 def saved_config(output: Path) -> dict[str, Any]:
-    """The resolved configuration that a run was started with. Raises ValueError if it is missing or damaged."""
+    """The resolved configuration that a run was started with.
+
+    Raises: ValueError if it is missing, damaged or of a newer format.
+    """
     path = output / "config.yaml"
     try:
         require_modest(str(path), text := text_of("run", str(path)))
-        values = yaml.safe_load(text)  # as it was dumped: 1e3 without quotes is text there
+        values = yaml.safe_load(text)  # as it was written: 1e3 may name a class
     except (OSError, *NOT_YAML) as error:
         raise ValueError(f"{path} cannot be read, without it the run cannot be resumed") from error
     if not isinstance(values, dict) or not {"data", "epochs", "precision"} <= values.keys():
         raise ValueError(f"{path} is not the configuration of a run, without it the run cannot be resumed")
+    refuse_newer(path, values.pop("format_version", 1), FORMAT_VERSION)
     return values
 
 

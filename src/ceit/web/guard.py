@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ceit import limits
+from ceit.json_file import parse_json
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -184,7 +185,7 @@ class Guard:
         gradio would fetch what is at an address, and copy files of the machine.
         """
         try:
-            given = limits.parse_json(body, "it")
+            given = parse_json("it", body)
             (picture,) = given["data"]
             path = None if picture is None else picture["path"]
             asked = {key: given.get(key) for key in ("session_hash", "fn_index", "trigger_id")}

@@ -80,6 +80,8 @@ class Description:
             for key, (of, words) in _TYPES.items():
                 if not isinstance(value := body[key], of | None):
                     raise ValueError(f"{key} {value!r} must be {words}")
+            if strange := [name for name in body["class_names"] or () if not isinstance(name, str)]:
+                raise ValueError(f"class name {strange[0]!r} must be a text")
             if (given := body["preprocessing"]) is not None:
                 lists = [given["mean"], given["std"]]
                 if not all(isinstance(one, list) and all(map(is_number, one)) for one in lists):

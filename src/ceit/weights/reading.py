@@ -21,7 +21,7 @@ from ceit.limits import PICKLE, PICKLE_VALUES, require_stored
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, content, keys of the storages
 _REFUSED = "is refused because"
 _NOTHING_RUNS = ", and nothing in a file is executed; ask its author for the plain state dict or for safetensors"
-_SHARED = 4  # times the bytes of a file: tensors may share what is stored once
+_SHARED, _SMALL = 4, 200 << 20  # times the bytes of a file: tensors may share what is stored once; less is no harm
 USUAL_ENTRIES = ("model", "state_dict")
 
 
@@ -183,8 +183,11 @@ def _state_dict(content: Any, path: Path, entry: str | None) -> dict[str, Tensor
                 + (f"; it has the entries {_list(inner)}, name one" if inner and entry is None else "")
             )
     tensors = {str(key): Tensor.detach(value) for key, value in dict.items(state_dict)}
-    if (needed := sum(tensor.nbytes for tensor in tensors.values())) > _SHARED * (there := path.stat().st_size):
-        raise ValueError(f"{path} {_REFUSED} its tensors would take {needed:,} bytes, the file has {there:,}")
+    if (needed := sum(tensor.nbytes for tensor in tensors.values())) > max(
+        _SMALL, _SHARED * (there := path.stat().st_size)
+    ):
+        fix = "save it as safetensors, which stores each tensor, if that is meant"
+        raise ValueError(f"{path} {_REFUSED} its tensors would take {needed:,} bytes, the file has {there:,}: {fix}")
     return tensors
 
 

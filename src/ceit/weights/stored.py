@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ceit.limits import JSON, parse_json, read_file
+from ceit.json_file import parse_json
+from ceit.limits import JSON, read_file
 from ceit.model import MODELS
 from ceit.paths import expanded
 from ceit.shipped import shipped_weights
@@ -103,7 +104,7 @@ def _description(path: Path, embedded: str | None) -> Description | None:
 def _parse(path: Path, text: str | bytes) -> dict[str, Any] | None:
     """The JSON object if it is a description of ours: a stranger's JSON may lie beside a stranger's tensors."""
     try:
-        body = parse_json(text, "its description")
+        body = parse_json("its description", text)
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); copy it again, or remove it if the tensors beside it are ceit's"

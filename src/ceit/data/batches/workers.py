@@ -105,7 +105,7 @@ class Workers:
             if str(error).startswith("DataLoader timed out"):
                 self._kill()
                 reason = "a disk or a network drive does not answer, or the processes that read were stopped"
-                fix = "see to that, then go on (ceit train: --resume auto)"
+                fix = "see to that, or lower the batch size, then go on (ceit train: --resume auto)"
                 raise ValueError(f"no images have come for {in_words(HANGING_SECONDS)}: {reason}; {fix}") from None
             if not str(error).startswith("DataLoader worker"):
                 raise

@@ -141,12 +141,14 @@ def fetch(name: str, cache: Path | None = None, say: Say = lambda message: None)
     """
     if name not in SETS and name not in PUBLISHED:
         raise ValueError(unknown("data set", name, [*SETS, *PUBLISHED]))
-    place = cache or cache_dir()
-    if name in SETS and not SETS[name].sources:  # it ships with the package
-        return fetch_named(name, place)
+    place, get = cache or cache_dir(), fetch_named if name in SETS else fetch_published
+    comes_with_the_package = name in SETS and not SETS[name].sources
+    only_of_its_owner = name in PUBLISHED and not PUBLISHED[name].downloader
+    if comes_with_the_package or only_of_its_owner or (place / name).is_dir():
+        return get(name, place)
     place.mkdir(parents=True, exist_ok=True)
     with locked_in_turn(place / f"{name}.lock", say):
-        return (fetch_named if name in SETS else fetch_published)(name, place)
+        return get(name, place)
 
 
 def describe(name: str) -> str:

@@ -26,7 +26,8 @@ from ceit.data.sources.shards.index import Shard, ShardIndex, ShardSet, read_ind
 from ceit.data.sources.shards.split import SampleTable
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.threads import with_progress_bar
-from ceit.limits import CLASSES, IMAGE, LABEL, MEMBERS, parse_json
+from ceit.json_file import parse_json
+from ceit.limits import CLASSES, IMAGE, LABEL, MEMBERS
 
 _CLASS_NAMES = "classnames.txt"
 
@@ -151,7 +152,7 @@ def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile)
 
 def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
     """The class, a number or a name, and the name of a numbered one where it is told."""
-    record = parse_json(texts[".json"], "its JSON") if ".json" in texts else {}
+    record = parse_json("its JSON", texts[".json"]) if ".json" in texts else {}
     values = [texts.get(".cls"), *map(record.get, ("label", "cls", "class")), texts.get(".txt")]
     label = next(filter(None, (str(value).strip() for value in values if value is not None)), None)
     if label is None:

@@ -11,12 +11,15 @@ import torch
 
 from ceit.atomic import replace_files
 from ceit.data.sources.shards.split import SampleTable, ShardSplit
-from ceit.limits import JSON, parse_json, read_file
+from ceit.json_file import parse_json
+from ceit.limits import JSON, read_file
 from ceit.options import require_types
+from ceit.version import NewerFormatError, refuse_newer
 
 INDEX = "index.json"
 SAMPLES = "samples.safetensors"
-FORMAT = "ceit shards 1"
+_KIND, FORMAT_VERSION = "ceit shards", 1
+FORMAT = f"{_KIND} {FORMAT_VERSION}"
 PREFIX = {"train": "train", "validation": "val", "test": "test"}  # how the shards of a split begin
 
 
@@ -90,7 +93,10 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
     """The inverse of ``write_index``. Raises: ValueError if a file is damaged, or they do not belong together."""
     fix = "copy the folder anew"
     try:
-        document = parse_json(read_file(folder / INDEX, JSON), "it")
+        document = parse_json("it", read_file(folder / INDEX, JSON))
+        kind, _, version = document["format"].rpartition(" ")
+        if kind == _KIND and version.isdecimal():
+            refuse_newer(folder / INDEX, int(version), FORMAT_VERSION)
         if document["format"] != FORMAT:
             raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
         given = {field.name: document[field.name] for field in fields(ShardIndex)}
@@ -101,7 +107,9 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
             require_types(of, values)
         if len(index.mean) != len(index.std) or min(*index.img_size, 1 + min(index.splits.values(), default=0)) < 1:
             raise ValueError("its sizes make no sense")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except NewerFormatError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is no index of shards ({type(error).__name__}: {error}): {fix}") from error
     path = folder / SAMPLES
     if not path.is_file():
@@ -110,29 +118,12 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
         raise ValueError(f"{path} is not the one that {INDEX} tells of: {fix}")
     table = SampleTable.from_bytes(samples)
     try:
-        _require_sound(index, table)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / INDEX} is no index of shards ({error}): {fix}") from error
+        for shard in index.shards:
+            if shard.name.startswith("/") or {"..", ""} & set(shard.name.replace(os.sep, "/").split("/")):
+                raise ValueError(f"the shard {shard.name!r} lies outside of the folder")
+        table.require_within([shard.bytes for shard in index.shards], len(index.class_names))
+        if sum(index.splits.values()) != len(table.label) or min(index.splits.values()) < 0:
+            raise ValueError(f"it has {len(table.label)} samples, {INDEX} says {sum(index.splits.values())}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {fix}") from error
     return index, table
-
-
-def _require_sound(index: ShardIndex, table: SampleTable) -> None:
-    """Raises: ValueError if an entry leads out of the folder or a shard, or the counts do not fit each other."""
-    for shard in index.shards:
-        if shard.name.startswith("/") or {"..", ""} & set(shard.name.replace(os.sep, "/").split("/")):
-            raise ValueError(f"the shard {shard.name!r} lies outside of the folder")
-    names, keys = table.columns(), len(table.key_bytes)
-    if {len(column) for column in names} != {sum(index.splits.values())} or min(index.splits.values()) < 0:
-        raise ValueError("its splits and its table count other samples")
-    if not len(table.label):
-        return
-    sizes = np.array([shard.bytes for shard in index.shards])
-    ends = table.key_ends
-    if table.shard.min() < 0 or table.shard.max() >= len(sizes):
-        raise ValueError("a sample lies in no shard of it")
-    if table.offset.min() < 0 or table.size.min() < 0 or (table.offset > sizes[table.shard] - table.size).any():
-        raise ValueError("a sample lies outside of its shard")
-    if table.label.min() < 0 or table.label.max() >= len(index.class_names):
-        raise ValueError("a sample is of no class of it")
-    if ends.min() < 0 or (np.diff(ends) < 0).any() or ends[-1] > keys:
-        raise ValueError("its keys overlap")

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,17 +50,29 @@ class SampleTable:
     def from_bytes(cls, data: bytes) -> "SampleTable":
         """The inverse of ``to_bytes``. Raises: ValueError if they are damaged."""
         try:
-            table = cls(**load(data))
+            return cls(**load(data))
         except (SafetensorError, TypeError, KeyError) as error:
             raise ValueError(f"not a table of samples ({error})") from error
-        if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in (*table.columns(), table.key_bytes)):
-            raise ValueError("not a table of samples (its columns are no lists of whole numbers)")
-        return table
 
-    def columns(self) -> list[np.ndarray]:
-        """What has an entry for each sample."""
-        columns = [self.shard, self.offset, self.size, self.label, self.key_ends]
-        return columns if self.digest is None else [*columns, self.digest]
+    def require_within(self, shard_bytes: Sequence[int], classes: int) -> None:
+        """Raises: ValueError for arrays of other shapes, samples outside the shards, or classes that there are not."""
+        rows, limits = len(self.label), np.array([*shard_bytes, 0], np.int64)
+        for name in ("shard", "offset", "size", "label", "key_ends", "digest"):
+            array = getattr(self, name)
+            if array is not None and (array.shape != (rows,) or array.dtype.kind not in "iu"):
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+        if self.key_bytes.dtype != np.uint8 or self.key_bytes.ndim != 1:
+            raise ValueError(f"key_bytes is {self.key_bytes.dtype} of shape {self.key_bytes.shape}")
+        for name, most in (("shard", len(shard_bytes)), ("label", classes)):
+            array = getattr(self, name)
+            if rows and not 0 <= array.min() <= array.max() < most:
+                raise ValueError(f"{name} {array.min()} to {array.max()}, of {most}")
+        ends = np.concatenate([[0], self.key_ends])
+        room = limits[self.shard] - self.offset
+        if (np.diff(ends) < 0).any() or ends[-1] > len(self.key_bytes):
+            raise ValueError("key_ends lead outside the keys")
+        if (self.offset < 0).any() or (self.size < 0).any() or (self.size > room).any():
+            raise ValueError("a sample lies outside its shard")
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""

@@ -1,0 +1,82 @@
+"""The tables of docs/trust.md, from the results under ``studies/trust``."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+TRUST = Path("studies/trust")
+_ENDINGS = ("killed", "stopped", "one sentence", "unharmed", "badly")
+
+
+def _read(name: str) -> Any:
+    return json.loads((TRUST / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def faults_table() -> str:
+    """What became of commands that met a fault; a row for each kind."""
+    ended, wrong, trials = defaultdict[str, Counter[str]](Counter), Counter[str](), Counter[str]()
+    for row in _read("faults")["rows"]:
+        ended[row["fault"]].update(row["ended"])
+        wrong[row["fault"]] += len(row["wrong"])
+        trials[row["fault"]] += row["trials"]
+    shown = [word for word in _ENDINGS if any(found[word] for found in ended.values())]
+    lines = [f"| fault | trials | {' | '.join(shown)} | something lost |", f"|---|{'---:|' * (len(shown) + 2)}"]
+    for fault, found in ended.items():
+        cells = [trials[fault], *(found[word] for word in shown), wrong[fault]]
+        lines.append(f"| {fault} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def fuzz_table() -> str:
+    """What was read of damaged inputs; a row for each kind of reader."""
+    found = _read("fuzz")
+    lines = ["| what is read | inputs | reached the decoder | read | refused | faults mended |"]
+    lines.append(f"|---|{'---:|' * 5}")
+    counted = ("inputs", "reached", "accepted", "refused")
+    rows = {row["target"]: [row[name] for name in counted] for row in found["targets"]}
+    rows["all"] = [sum(row[name] for row in found["targets"]) for name in counted]
+    mended = {name: len(sentences) for name, sentences in found["mended"].items()}
+    mended["all"] = sum(mended.values())
+    for name, counts in rows.items():
+        lines.append(f"| {name} | {' | '.join(f'{count:,}' for count in counts)} | {mended.get(name, 0)} |")
+    return "\n".join(lines)
+
+
+def mended_list() -> str:
+    """The faults that fuzzing has found, each in a line."""
+    return "\n".join(
+        f"- {name}: {sentence}." for name, sentences in _read("fuzz")["mended"].items() for sentence in sentences
+    )
+
+
+def soak_table() -> str:
+    """How memory, open files and pace stay over a long time."""
+    found = _read("soak")
+    lines = [
+        "| of | done | memory when warm | at the end | MB a thousand (95 %) | open files | last tenth to first |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for unit in ("steps", "predictions", "requests"):
+        row = found[unit]
+        slope, low, high = (f"{value:+.2f}" for value in row["megabytes_a_thousand"])
+        memory = f"{row['megabytes_when_warm']:.0f} MB | {row['megabytes_at_the_end']:.0f} MB"
+        files = f"{row['open_files_when_warm']}, then {row['open_files_at_the_end']}"
+        pace = f"{row['last_to_first']:.2f} of the pace"
+        lines.append(f"| {unit} | {row[unit]:,} | {memory} | {slope} ({low} to {high}) | {files} | {pace} |")
+    return "\n".join(lines)
+
+
+def pythons_table() -> str:
+    """Which Pythons and which oldest dependencies the tests ran with."""
+    lines = ["| Python | dependencies | tests passed | failed | note |", "|---|---|---:|---:|---|"]
+    rows = [(python, "newest", row) for python, row in _read("pythons").items()]
+    rows += [(python, "oldest allowed", row) for python, row in _read("floors").items()]
+    for python, which, row in rows:
+        failures = [f"`{name.split('::')[-1]}`: {why}" for name, why in row.get("failures", {}).items()]
+        note = "; ".join(
+            [*filter(None, [row.get("seen"), row.get("stopped") and f"stopped {row['stopped']}"]), *failures]
+        )
+        full = row.get("machine", {}).get("python", python)
+        lines.append(f"| {full} | {which} | {row.get('passed', '')} | {row.get('failed', '')} | {note} |")
+    return "\n".join(lines)
