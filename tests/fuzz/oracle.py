@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ceit_cli
 
-MOST_SECONDS, MOST_SECONDS_ASLEEP = 10, 120
+MOST_SECONDS, MOST_SECONDS_ASLEEP = 10, 600
 _TIMERS = signal.ITIMER_PROF, signal.ITIMER_REAL
 _PACKAGE = str(Path(ceit_cli.__file__).parent / "ceit")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
