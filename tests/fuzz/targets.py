@@ -517,9 +517,9 @@ def _command(folder: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
-        for place in _LONG:
-            module, _, name = place.partition(":")
-            owner = importlib.import_module(module)
+        named = [place.split(":") for place in _LONG]
+        owners = [(importlib.import_module(module), name) for module, name in named]  # all, before one is changed
+        for owner, name in owners:
             if hasattr(owner, name):
                 stack.enter_context(mock.patch.object(owner, name, _stop))
         stack.enter_context(mock.patch("ceit.study.run.seconds_needed", return_value=1.0))
