@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, and again whenever pyproject.toml changes. Needs make and Python 3.11 or newer.
 
 PYTHON ?= python3
-FUZZ_SEED ?= 3
+FUZZ_SEED ?= 5
 BIN := .venv/bin
 USER := .venv/for-the-demo
 DEVELOPER := .venv/for-the-gate

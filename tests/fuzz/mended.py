@@ -46,6 +46,7 @@ MENDED: dict[str, list[str]] = {
     ],
     "archives": ["why a source failed could be several lines"],
     "exported text": ["a description that is no JSON, or nested too deep, was an error without the file's name"],
+    "exported ONNX": ["a model that loads and cannot be run was an error of ONNX Runtime's own class"],
     "predictions": [
         "a threshold or a checkpoint of another type beside the answers was a TypeError",
         "a path that is no text was a TypeError",

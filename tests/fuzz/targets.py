@@ -406,7 +406,6 @@ WORDS = (
         "9" * 400,
         "1" * 5000,
         "x" * 5000,
-        "../..",
         "/",
         "[",
         "{}",
@@ -578,7 +577,7 @@ def _request(folder: Path) -> None:
         named = {str(name): str(value) for name, value in said["headers"].items()}
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]
         target, query, method = str(said["path"]), str(said["query"]), str(said["method"])
-        raw = quote(target).encode()
+        raw, asked = quote(target).encode(), quote(query, safe="=&%").encode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # no server would pass that on
     body = b"".join(part.read_bytes() for part in folder.glob("body*"))
@@ -591,7 +590,7 @@ def _request(folder: Path) -> None:
         "scheme": "http",
         "path": target,
         "raw_path": raw,
-        "query_string": quote(query, safe="=&%").encode(),
+        "query_string": asked,
         "root_path": "",
         "headers": headers,
         "client": ("127.0.0.1", 50000),

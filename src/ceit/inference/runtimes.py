@@ -43,7 +43,10 @@ class OnnxRuntime:
 
     def __call__(self, images: Tensor) -> Tensor:
         array = images.detach().to("cpu", torch.float32).contiguous().numpy()
-        return torch.from_numpy(self._session.run(None, {INPUT: array})[0])
+        try:
+            return torch.from_numpy(self._session.run(None, {INPUT: array})[0])
+        except Exception as error:  # as above
+            raise ValueError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
 
 
 class OpenVino:

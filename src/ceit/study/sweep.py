@@ -133,7 +133,7 @@ class Sweep:
         sweep = cls(**values)
         try:
             sweep._check()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # a date or a set is nothing that JSON can hold
             raise ValueError(f"{where}: {error}") from error
         return sweep
 
