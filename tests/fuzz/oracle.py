@@ -19,6 +19,7 @@ MOST_SECONDS, MOST_SECONDS_ASLEEP = 10, 120
 _TIMERS = signal.ITIMER_PROF, signal.ITIMER_REAL
 _PACKAGE = str(Path(ceit_cli.__file__).parent / "ceit")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_OWN = ("ceit", "torch", "numpy", "multiprocessing")  # what worker processes send to the one that started them
 _CHANGES = {  # event of Python to the places among its arguments that are changed
     **dict.fromkeys(
         ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "shutil.rmtree"), (0,)
@@ -27,7 +28,7 @@ _CHANGES = {  # event of Python to the places among its arguments that are chang
     **dict.fromkeys(("os.link", "os.symlink"), (1,)),
 }
 _NEVER = {
-    *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.startfile"),
+    *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.startfile"),
     *("pickle.find_class", "socket.connect", "socket.bind", "socket.getaddrinfo"),
 }
 
@@ -42,11 +43,6 @@ class Verdict(NamedTuple):
     sentence: str
     fault: str
     grown_bytes: int
-
-
-def _is_our_own(event: str, args: tuple[Any, ...]) -> bool:
-    """A class of the package, which processes of its own send each other."""
-    return event == "pickle.find_class" and str(args[0]).startswith("ceit.")
 
 
 class _Watch:
@@ -67,7 +63,13 @@ class _Watch:
         elif event in _CHANGES:
             for number in _CHANGES[event]:
                 self._require(event, args[number])
-        elif event in _NEVER and not sys.is_finalizing() and not _is_our_own(event, args):
+        elif event.startswith("socket.") and isinstance(args[-1], str):  # of workers: a place in the file system
+            self._require(event, args[-1])
+        elif (
+            event in _NEVER
+            and not sys.is_finalizing()
+            and not (event == "pickle.find_class" and str(args[0]).startswith(_OWN))
+        ):
             self.seen.append(f"{event} {args!r:.200}")
 
     def _require(self, event: str, path: Any) -> None:

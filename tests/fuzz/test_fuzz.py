@@ -55,7 +55,7 @@ def _raises(error: Exception) -> Callable[[], None]:
         (lambda: sys.exit(3), "ends with 3"),
         (lambda: time.sleep(5), "hangs"),
         (_compute_for_ever, "hangs"),
-        (lambda: b"x" * (64 << 20), "memory grows by"),
+        (lambda: b"x" * (256 << 20), "memory grows by"),
         (lambda: subprocess.run([sys.executable, "-c", ""], check=True), "subprocess.Popen"),
         (lambda: Path("left_here").write_text(""), "open of "),
         (lambda: Path("folder").mkdir(), "os.mkdir of "),
