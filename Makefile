@@ -19,7 +19,7 @@ help:
 	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
 	@echo "make test    run the tests"
 	@echo "make test-web  the tests in a browser: needs Chromium; makes an environment of its own, fetches onnxruntime-web once"
-	@echo "make soak    commands killed, disks filled, files damaged, by the hundred (an hour; Linux)"
+	@echo "make soak    commands killed, disks filled, files damaged, by the hundred (half an hour; Linux)"
 	@echo "make check   the gate: format, lint and types of all code, tests"
 	@echo "make fuzz    give 100,000 damaged files and requests to all that reads them: half an hour; FUZZ_SEED=N gives others"
 	@echo "make check-deps     advisories and licences of all that a user installs, and a list of it in build/sbom.json"

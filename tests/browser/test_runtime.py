@@ -77,6 +77,7 @@ def test_a_folder_of_ones_own_goes_first(
         b"<html>not found</html>",
         b"",
     ],
+    ids=["other files", "too few files", "cut short", "a page", "nothing"],
 )
 def test_other_files_are_refused_and_not_kept(web: dict[str, bytes], content: bytes, tmp_path: Path) -> None:
     web.update(npm(content))

@@ -20,7 +20,7 @@ import ceit_cli
 
 Command = list[str]
 TIMES = {"elapsed_seconds", "images_per_second", "data_wait_percent", "tflops", "peak_memory_bytes"}
-TIMES |= {"train_seconds", "finished"}
+TIMES |= {"train_seconds", "finished", "seal"}  # the seal of a state is of its times too
 HALF_WRITTEN = (".tmp", ".partial", ".part")
 LINE_BY_LINE = ("metrics.jsonl", "answers.csv")  # cut back to whole lines by what goes on with them
 _IS_COMPLETE = ("exists", "not empty")  # what the first command left is whole: asked again, it is not written over

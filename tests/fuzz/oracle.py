@@ -65,7 +65,11 @@ class _Watch:
                 self._require(event, args[number])
         elif event.startswith("socket.") and isinstance(args[-1], str):  # of workers: a place in the file system
             self._require(event, args[-1])
-        elif event in _NEVER and not (event == "pickle.find_class" and str(args[0]).startswith(_OWN)):
+        elif (
+            event in _NEVER
+            and not sys.is_finalizing()
+            and not (event == "pickle.find_class" and str(args[0]).startswith(_OWN))
+        ):
             self.seen.append(f"{event} {args!r:.200}")
 
     def _require(self, event: str, path: Any) -> None:
