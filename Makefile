@@ -21,7 +21,7 @@ help:
 	@echo "make test-web  the tests in a browser: needs Chromium; makes an environment of its own, fetches onnxruntime-web once"
 	@echo "make soak    commands killed, disks filled, files damaged, by the hundred (half an hour; Linux)"
 	@echo "make check   the gate: format, lint and types of all code, tests"
-	@echo "make fuzz    give 100,000 damaged files and requests to all that reads them: half an hour; FUZZ_SEED=N gives others"
+	@echo "make fuzz    give 100,000 damaged files and requests to all that reads them; FUZZ_SEED=N gives others"
 	@echo "make check-deps     advisories and licences of all that a user installs, and a list of it in build/sbom.json"
 	@echo "make check-floors   the tests with the oldest dependencies that are allowed; on Linux 8 GB, with torch for CUDA"
 	@echo "make check-release  builds wheel and sdist, installs each in an empty environment, trains and predicts with it"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 MB = 10**6
-_JSON_DEPTH = 100
 
 
 class TooMuchError(ValueError):
@@ -46,7 +45,7 @@ class Limit(NamedTuple):
         if number <= self.most:
             return
         shown = f"{ceil(10 * number) / 10:,.1f}" if number < 100 and number != int(number) else f"{ceil(number):,}"
-        fix = "it is not what this is for"
+        fix = "make it smaller, as no option allows more"
         if self.variable:
             fix = f"{self.variable}={ceil(number)} in the environment allows it"
         raise TooMuchError(
@@ -73,7 +72,7 @@ MEMBERS = Limit(
 )
 LABEL = Limit("label file in a shard", 1, "MB", "a class, and what JSON says of an image")
 JSON = Limit("JSON", 100, "MB", "the side file of 100,000 classes takes 40 MB", "CEIT_MAX_JSON_MB")
-JSON_DEPTH = Limit("JSON", _JSON_DEPTH, "levels", "what is written here has 10; a reader that recurses has 1,000")
+JSON_DEPTH = Limit("JSON", 100, "levels", "what is written here has 10; a reader that recurses has 1,000")
 YAML = Limit("YAML", 1, "MB", "the longest recipe of the package takes 3 KB, and PyYAML reads 100 KB in a second")
 YAML_DEPTH = Limit("YAML", 20, "levels", "a recipe has two, a study six")
 YAML_ALIASES = Limit("YAML", 20, "aliases", "at most 3^7 times the text; a hundred would write out a billion values")

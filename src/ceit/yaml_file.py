@@ -68,14 +68,16 @@ def require_modest(name: str, text: str) -> None:
     """Raises: ValueError for a text that is too large, too deep, or has aliases for much or for itself."""
     YAML.require(len(text), name)
     around: list[str | None] = []  # the anchors of what is open
-    aliases = 0
+    aliases, words = 0, set[str | None]()
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             around.append(event.anchor)
             YAML_DEPTH.require(len(around), name)
         elif isinstance(event, yaml.CollectionEndEvent):
             around.pop()
-        elif isinstance(event, yaml.AliasEvent):
+        elif isinstance(event, yaml.ScalarEvent):
+            words.add(event.anchor)
+        elif isinstance(event, yaml.AliasEvent) and event.anchor not in words:  # for a word costs nothing
             aliases += 1
             YAML_ALIASES.require(aliases, name)
             if event.anchor in around:

@@ -37,7 +37,7 @@ MENDED: dict[str, list[str]] = {
         "a table of a type that numpy has not was a KeyError",
         "samples outside their shard, and tables of other shapes, were read as told, of any size",
     ],
-    "foreign shards": ["a class of number 10**9 took all memory, or hung: at most a million classes"],
+    "foreign shards": ["a class of number 10**9 took all memory, or hung: the number of classes has a limit"],
     "unpacked sets": [
         "scipy's reader of .mat files ended the process (Bus error): ours reads what the sets need",
         "an IDX file of three bytes was an IndexError",

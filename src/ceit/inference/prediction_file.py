@@ -18,7 +18,7 @@ from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from ceit.atomic import replace_files
+from ceit.atomic import replace_files, write_text
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference.exported import ExportedNetwork
 from ceit.inference.predictor import Prediction
@@ -137,6 +137,7 @@ FORMS = {".csv": csv_lines, ".jsonl": json_line}
 
 
 _JSON_START = b'{"path": "'
+"""How a line of ``json_line`` begins, by which one that was cut is known."""
 
 
 def head_of(form: str, judged: bool) -> str:
@@ -218,9 +219,8 @@ def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin,
     except FileExistsError:
         raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
     with output:
-        replace_files(
-            {_side_file(file): f"{json.dumps({'format_version': FORMAT_VERSION} | origin._asdict())}\n".encode()}
-        )
+        said = {"format_version": FORMAT_VERSION, **origin._asdict()}
+        write_text(_side_file(file), json.dumps(said) + "\n")
         for text in as_text(predictions, file.suffix, origin.judged, with_head=not output.tell()):
             output.write(text)
             output.flush()

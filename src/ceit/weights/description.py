@@ -45,10 +45,8 @@ class Description:
                 f"{len(self.class_names)} class names do not match a head of {self.config.num_classes} classes"
             )
         require_plain("class", self.class_names or ())
-        if (given := self.temperature) is not None:
-            is_number = isinstance(given, int | float) and not isinstance(given, bool)
-            if not is_number or not 0 < given <= _HOTTEST:
-                raise ValueError(f"temperature {given!r} must be a number greater than 0, and at most {_HOTTEST:g}")
+        if (given := self.temperature) is not None and (not is_number(given) or not 0 < given <= _HOTTEST):
+            raise ValueError(f"temperature {given!r} must be a number greater than 0, and at most {_HOTTEST:g}")
 
     def to_json(self, fingerprint: str) -> str:
         """``fingerprint`` ties the text to the tensors that it was saved with."""

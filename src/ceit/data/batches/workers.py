@@ -27,7 +27,7 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 _AHEAD = 2  # batches that each process keeps ready
 _FILES, _OWN_FILES = 24, 200  # open at most: for a process that reads (12 were seen, twice), and for all else
 HANGING_SECONDS = 600  # without a batch, after which the run ends instead of waiting for ever
-_END_SECONDS = 2
+_END_SECONDS = 2  # for a killed process to be gone; one that waits for a drive may take longer, and is left
 _PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
 
