@@ -215,6 +215,18 @@ def test_a_state_with_another_header(change: Callable[[Any], object], is_sealed:
         load_state(path, seeds.parts_of_run())
 
 
+def test_a_state_of_other_shapes(tmp_path: Path) -> None:
+    ((name, data),) = seeds.states()[0].items()
+    (length,) = struct.unpack_from("<Q", data)
+    head = json.loads(data[8 : 8 + length])
+    head["optimizer.0.exp_avg"]["shape"].reverse()
+    text = json.dumps(head).encode()
+    lay({name: struct.pack("<Q", len(text)) + text + data[8 + length :]}, tmp_path)
+    (path,) = checkpoints_in(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="its header is not the one that was saved"):
+        load_state(path, seeds.parts_of_run())
+
+
 def test_a_record_without_test_images(tmp_path: Path) -> None:
     lines = seeds.finished_run()["images.csv"].splitlines(keepends=True)
     (tmp_path / "images.csv").write_bytes(b"".join(line for line in lines if not line.startswith(b'"test"')))

@@ -94,7 +94,7 @@ def save_state(folder: Path, progress: Progress, parts: Parts, processes: int, k
         "sha256": _digest(tensors),
         "scaler": parts.scaler.state_dict(),
     }
-    header["seal"] = _seal(header)
+    header["seal"] = _seal(header, tensors)
     folder.mkdir(exist_ok=True)
     replace_files({folder / checkpoint_name(progress.step): save(tensors, metadata={"state": json.dumps(header)})})
     for old in checkpoints_in(folder)[:-keep]:
@@ -124,7 +124,7 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
     refuse_newer(path, version, FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} is no training checkpoint of format version {FORMAT_VERSION}")
-    if header.pop("seal", None) not in (None, _seal(header)):  # earlier ones have none
+    if header.pop("seal", None) not in (None, _seal(header, tensors)):  # earlier ones have none
         raise DamagedError(f"{path} cannot be resumed from, it is damaged: its header is not the one that was saved")
     if header.get("sha256") != _digest(tensors):
         raise DamagedError(f"{path} cannot be resumed from, it is damaged: its tensors are not those that were saved")
@@ -183,8 +183,10 @@ def _revived(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _seal(header: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of all that is told beside the numbers themselves, which ``_digest`` is of."""
+    shapes = {key: [str(value.dtype), *value.shape] for key, value in tensors.items()}
+    return hashlib.sha256(json.dumps([header, shapes], sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
