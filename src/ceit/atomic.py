@@ -73,7 +73,7 @@ def _remove_left_overs(target: Path) -> None:
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         if ours.fullmatch(path.name) and path.is_file():
             with suppress(OSError), path.open("r+b") as file:  # to be locked on NFS, it must be open for writing
-                if take(file):
+                if take(file) and _is_at(path, file):  # else it has its own name by now, and another writes here
                     path.unlink()
 
 

@@ -130,6 +130,6 @@ def test_left_overs_of_dead_processes_go_and_nothing_else(tmp_path: Path) -> Non
 
 def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: write_text(tmp_path / "file", f"{number}" * 100), range(200)))
+        list(pool.map(lambda number: write_text(tmp_path / "file", f"{number}" * 100), range(400)))
     assert len(set((tmp_path / "file").read_text())) <= 3
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
