@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ceit.inference.memory import keep_freed_memory
 from tests.fuzz import oracle
 from tests.fuzz.run import run_target
 from tests.fuzz.targets import TARGETS, Target
@@ -71,6 +72,12 @@ def test_the_oracle_sees(
     monkeypatch.setattr(oracle, "MOST_SECONDS_ASLEEP", 2)
     found = oracle.judge(run, (tmp_path / "allowed",), 32 << 20, "given")
     assert fault in found.fault
+
+
+def test_the_oracle_sees_what_is_taken_of_kept_memory() -> None:
+    keep_freed_memory()  # as a command does, in whichever test called one before
+    for _ in range(2):
+        assert "memory grows by" in oracle.judge(lambda: b"x" * (256 << 20), (), 32 << 20, "given").fault
 
 
 def test_the_oracle_lets_pass_what_is_right(tmp_path: Path) -> None:
