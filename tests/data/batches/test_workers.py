@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_sharer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,12 +111,16 @@ def test_signals_meant_for_training_do_not_end_the_processes() -> None:
     assert own in children()
 
 
-def test_a_command_that_ends_within_an_epoch_does_end() -> None:
+@pytest.mark.parametrize("last", ["", "os.kill(own, signal.SIGSTOP)\n"], ids=["reading", "stopped"])
+def test_a_command_that_ends_within_an_epoch_does_end(last: str) -> None:
     script = (
+        "import os, signal\n"
         "import torch\n"
-        "from test_workers import loader_of\n"
+        "from test_workers import children, loader_of\n"
         "batches = loader_of(200).epoch(0)\n"
         "next(batches)\n"
+        "(own,) = children()\n"
+        f"{last}"
         "print('ended')\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
@@ -288,6 +293,32 @@ def test_a_process_that_cannot_send_a_batch_says_why(trouble: Callable[[], objec
     assert next(batches)[1].tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=sentence):
         next(batches)
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+@pytest.mark.parametrize("batches_before", [0, 1])
+def test_a_process_that_stops_before_it_hands_over_a_batch_is_not_waited_for(
+    batches_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message has come, so there is no waiting for one; but what it speaks of is still with its sender."""
+    before, fetch, fetched = children(), resource_sharer.DupFd.detach, []
+
+    def stopped_first(handle: resource_sharer.DupFd) -> int:
+        if len(fetched) == 3 * batches_before:  # pixels, labels and noise
+            for process in children() - before:
+                os.kill(process, signal.SIGSTOP)
+        fetched.append(handle)
+        return fetch(handle)
+
+    monkeypatch.setattr(workers, "HANGING_SECONDS", 1)
+    monkeypatch.setattr(workers, "_END_SECONDS", 0.5)
+    loader = loader_of(count=2)
+    batches = loader.epoch(0)
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", stopped_first)
+    with pytest.raises(ValueError, match=r"no images have come for 1 s: .* or the processes that read were stopped"):
+        list(batches)
+    assert len(fetched) == 3 * batches_before + 1
+    assert children() == before
 
 
 @pytest.mark.usefixtures("no_endless_wait")

@@ -1,5 +1,6 @@
 """Processes that make batches ahead of training, kept from epoch to epoch."""
 
+import atexit
 import gc
 import multiprocessing
 import os
@@ -43,6 +44,7 @@ class Workers:
         self._requests: list[Request] = []
         self._begun = 0
         self._processes: set[BaseProcess] = set()
+        self._hang = threading.Event()
         # With its own generator, for the workers' seeds would otherwise be drawn from torch's global one.
         self._loader = DataLoader(
             _InWorker(batches),
@@ -65,7 +67,9 @@ class Workers:
         others = multiprocessing.active_children()
         with nullcontext() if self._processes else _signals_held(), self._waiting():
             answers = self._begin()
-        self._processes = self._processes or set(multiprocessing.active_children()).difference(others)
+        if not self._processes:
+            self._processes = set(multiprocessing.active_children()).difference(others)
+            atexit.register(_kill, self._processes, os.getpid())  # before Python waits for them, without a limit
         return self._answers(answers, self._begun)
 
     def _begin(self) -> Iterator[Varied | Exception]:
@@ -96,14 +100,20 @@ class Workers:
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Tells of a process that died meanwhile; and ends all at once if this one is to end."""
+        """Tells of a process that died meanwhile, or hangs; and ends all at once if this one is to end."""
+        # DataLoader's own time limit is for a message to come. It says where the batch lies in shared memory, which its
+        # sender is then asked for, and a process that was stopped in between never answers.
+        limit = threading.Timer(HANGING_SECONDS + _END_SECONDS, _end_all, (self._processes, self._hang))
+        limit.daemon = True
+        if self._processes:  # else they are started in here, which is better done without other threads
+            limit.start()
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             if "Too many open files" in str(error):
                 raise ValueError("too many open files: lower the workers, or raise the limit (ulimit -n)") from None
-            if str(error).startswith("DataLoader timed out"):
-                self._kill()
+            if self._hang.is_set() or str(error).startswith("DataLoader timed out"):
+                _kill(self._processes, os.getpid())
                 reason = "a disk or a network drive does not answer, or the processes that read were stopped"
                 fix = "see to that, or lower the batch size, then go on (ceit train: --resume auto)"
                 raise ValueError(f"no images have come for {in_words(HANGING_SECONDS)}: {reason}; {fix}") from None
@@ -116,13 +126,25 @@ class Workers:
                 for process in self._processes:  # it would wait five seconds for each that is stuck in a file
                     process.terminate()
             raise
+        finally:
+            limit.cancel()
 
-    def _kill(self) -> None:
-        """Processes that hang do not end by themselves, and this one would wait for them at its own end."""
-        with _deaths_untold():
-            for process in self._processes:
-                process.kill()
-                process.join(_END_SECONDS)
+
+def _kill(processes: set[BaseProcess], started_by: int) -> None:
+    """Processes that hang do not end by themselves, and whoever started them would wait for them at its own end."""
+    if started_by != os.getpid():  # in a copy of that one
+        return
+    with _deaths_untold():
+        for process in processes:
+            process.kill()
+            process.join(_END_SECONDS)
+
+
+def _end_all(processes: set[BaseProcess], told: threading.Event) -> None:
+    """In a thread; whoever waits for one of them then learns that it has ended."""
+    told.set()
+    for process in processes:
+        process.kill()
 
 
 @dataclass(frozen=True)
