@@ -63,6 +63,11 @@ PLAINER = {"█": "#", "░": "-", "─": "-", "…": "~", "✓": "+", "✗": "x
 # What a name in a sentence could do to a terminal; lines may follow each other.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
+# Compiled here, as there may be no memory left to compile it when a failure is told.
+_LINE_BREAKS = re.compile(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+_NO_MEMORY = "DefaultCPUAllocator", "CUDA out of memory", "MPS backend out of memory"  # torch says so in a RuntimeError
+
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -182,7 +187,7 @@ def _plainer(error: UnicodeError) -> tuple[str, int]:
 
 def _sentence(error: Exception) -> str:
     """What went wrong, in the words of ``_words_of``, in one line whatever names and libraries put into them."""
-    return re.sub(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", _words_of(error)).strip()
+    return _LINE_BREAKS.sub(" ", _words_of(error)).strip()
 
 
 def _words_of(error: Exception) -> str:
@@ -198,6 +203,9 @@ def _words_of(error: Exception) -> str:
             return f"this needs {root}, which is not installed; install it with: pip install 'ceit-vision[{extra}]'"
     if isinstance(error, ValueError | OSError):
         return str(error)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        reason = str(error).partition(". ")[0] or "MemoryError"
+        return f"no memory is left ({reason}): end other programs, or lower the batch size or the images' size"
     return f"{type(error).__name__}: {error} (unexpected: --debug shows where)"
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,6 +149,17 @@ def test_examples_of_a_verb_take_the_options_that_it_explains(verb: str, capsys:
             "error: this needs matplotlib, which is not installed; install it with: pip install 'ceit-vision[viz]'",
         ),
         (RuntimeError("shapes differ"), 1, "error: RuntimeError: shapes differ (unexpected: --debug shows where)"),
+        (
+            MemoryError(),
+            1,
+            "error: no memory is left (MemoryError): end other programs, or lower the batch size or the images' size",
+        ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"),
+            1,
+            "error: no memory is left (CUDA out of memory): "
+            "end other programs, or lower the batch size or the images' size",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ceit_cli.Terminated(), 143, "terminated"),
     ],
@@ -164,6 +176,21 @@ def test_failure_is_one_sentence_and_a_code(
     captured = capsys.readouterr()
     assert captured.err == f"{sentence}\n"
     assert captured.out == ""
+
+
+def test_a_lack_of_memory_is_told_without_compiling_an_expression(
+    install_verb: Callable[[Verb], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lack_memory(*_: object) -> None:
+        raise MemoryError
+
+    def verb(_arguments: list[str]) -> None:
+        monkeypatch.setattr(re, "_compile", lack_memory)
+        raise MemoryError
+
+    install_verb(verb)
+    assert ceit_cli.main(["info"]) == 1
+    assert capsys.readouterr().err.startswith("error: no memory is left")
 
 
 @pytest.mark.parametrize(("ending", "code"), [(SystemExit(2), 2), (SystemExit(None), 0), (SystemExit(0), 0)])

@@ -7,6 +7,7 @@ import signal
 import sys
 import tarfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def start(command: Command, log: Path, prepare: Callable[[], object] = lambda: N
         code = ceit_cli.main(command)
         sys.stdout.flush()
     finally:
+        if sys.exception():  # of which Python would tell at a true end
+            traceback.print_exc()
         os._exit(code)
 
 
@@ -101,7 +104,7 @@ def judge(
     """``again`` goes on without the fault; ``out`` must then hold what it holds where nothing happened."""
     ended = how(first)
     if ended == "badly":
-        return Verdict(ended, f"no sentence, exit code {first.code}: {first.said[-300:]}")
+        return Verdict(ended, f"no sentence, exit code {first.code}: {first.said[-1000:]}")
     if torn := broken(out):
         return Verdict(ended, f"half-written: {', '.join(torn)}")
     if first.code != 0 or always_again:
