@@ -1,0 +1,1 @@
+"""What keeps the project's own pages, tables and checks; not installed."""
