@@ -235,7 +235,10 @@ def test_precision_of_an_exported_file_is_what_was_computed(
         assert json.loads(capsys.readouterr().out)["precision"] == name
 
 
-@pytest.mark.parametrize("options", [["--backend", "openvino"], ["--device", "cpu,cpu", "--batch-size", "77"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--backend", "openvino"], ["--device", "cpu,cpu", "--batch-size", "77", "--workers", "0"], ["--workers", "1"]],
+)
 def test_other_backends_and_several_devices_give_the_same_figures(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

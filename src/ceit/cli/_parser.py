@@ -51,6 +51,14 @@ def positive(text: str) -> int:
     return number
 
 
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 0")
+    return number
+
+
 class _HelpFormatter(argparse.HelpFormatter):
     """Options with their defaults; paragraphs are wrapped, but for those with indented lines."""
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ceit.atomic import require_place
 from ceit.cli._computing import add_computing
-from ceit.cli._parser import JSON, MODEL, RAW, Parser, adding_to, positive
+from ceit.cli._parser import JSON, MODEL, RAW, Parser, adding_to, natural
 from ceit.cli._terminal import print_evaluation, tell
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of
@@ -184,8 +184,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add_computing(group)
     add = adding_to(group)
     add("--batch-size", f"images per batch (default: {_BATCH} for each device)", type=int, metavar="N")
-    text = "processes that read images (default: none for images in memory, else one per core)"
-    add("--workers", text, type=positive, metavar="N")
+    text = "processes that read images; 0: this one reads (default: 0 for images in memory, else one per core)"
+    add("--workers", text, type=natural, metavar="N")
     options = parser.parse_args(arguments)
     for name, endings in (("predictions", (".csv",)), ("metrics", FORMS)):
         if (file := getattr(options, name)) is not None:
