@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from scipy.io import savemat
+from torchvision.datasets.utils import extract_archive
 
 from ceit.cli import data as command
 from ceit.data.image import BrokenImageError
@@ -450,3 +451,23 @@ def test_a_fetch_that_fails_leaves_no_set_and_is_taken_up(
     command.main(["fetch", owner])
     assert len(load_dataset(owner).train) == len(EXPECTED[owner][1]["train"])
     assert [path.name for path in cache.iterdir()] == [owner]
+
+
+def test_an_archive_that_would_write_outside_its_folder_is_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(folder: Path, *, download: bool) -> None:
+        assert download
+        with tarfile.open(folder / "102flowers.tgz", "w:gz") as archive:
+            archive.addfile(tarfile.TarInfo("../../outside"), io.BytesIO())
+        extract_archive(f"{folder / '102flowers.tgz'}", f"{folder}")
+
+    monkeypatch.setattr(torchvision.datasets, "Flowers102", download)
+    rule = vars(tarfile.TarFile)["extraction_filter"]
+    with pytest.raises(
+        ConnectionError, match=r"^flowers102 could not be fetched; tried .*'\.\./\.\./outside'.*outside the"
+    ):
+        command.main(["fetch", "flowers102"])
+    assert [path.name for path in cache.iterdir()] == ["flowers102.downloads"]
+    assert not (cache.parent / "outside").exists()
+    assert vars(tarfile.TarFile)["extraction_filter"] is rule

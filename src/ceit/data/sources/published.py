@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,8 @@ def fetch_published(name: str, cache: Path) -> Path:
     inner = published.layout[0].split("/")[0]
     failures = copy_from_mirror(published.archives, downloads / inner)
     try:
-        getattr(torchvision.datasets, published.downloader)(downloads, download=True)
+        with _unpacked_inside():
+            getattr(torchvision.datasets, published.downloader)(downloads, download=True)
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         if isinstance(error, HTTPError):
             error.close()
@@ -118,6 +120,20 @@ def fetch_published(name: str, cache: Path) -> Path:
             (downloads / inner / archive).unlink()
     os.replace(downloads, folder)
     return folder
+
+
+@contextmanager
+def _unpacked_inside() -> Iterator[None]:
+    """An archive that would write outside its folder is refused, as Python itself does from 3.14 on."""
+    if not hasattr(tarfile, "data_filter"):  # before 3.11.4
+        yield
+        return
+    before = vars(tarfile.TarFile)["extraction_filter"]
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def _how_to_get(name: str, place: Path) -> str:
