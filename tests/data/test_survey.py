@@ -293,6 +293,13 @@ def test_a_share_begins_with_its_own_and_has_all(count: int, processes: int) -> 
         assert orders == [[0, 1, 2, 3, 7, 6, 5, 4], [4, 5, 6, 7, 3, 2, 1, 0]]
 
 
+def test_a_process_whose_launcher_does_not_say_of_how_many_counts_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert survey_module.local_share() == (0, 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert survey_module.local_share() == (1, 2)
+
+
 def test_m5_a_set_larger_than_memory_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert form_for(1000, (32, 64), 3) == Form(3, (64, 128), (32, 64))
     assert form_for(1000, (224, 224), 1) == Form(1, (512, 512))

@@ -39,6 +39,7 @@ ONLY = {  # where it can happen
     "data gone meanwhile": ("train", HELPED, "predict", "shard", "embed"),
     "a worker killed": (HELPED,),
     "a worker hangs": (HELPED,),
+    "one of two processes killed": ("train",),
 }
 _COUNTED = ("killed inside a write", "disk full", "disk truly full")
 _OFTEN = (*_COUNTED, "killed at any moment", "no memory in a step")

@@ -5,6 +5,8 @@ import random
 import resource
 import shutil
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +21,8 @@ from tests.faults.disk import Disk, Trouble
 from tests.faults.journeys import Journey
 from tests.faults.trials import (
     REFUSED,
+    Command,
+    Ending,
     Verdict,
     content_of,
     end_of,
@@ -27,6 +31,8 @@ from tests.faults.trials import (
     run,
     start,
 )
+
+_LAUNCHER_SECONDS = 30  # from asking a process to end until it is made to; torchrun's
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Case:
         disturb(process)
         ending = end_of(process, self.log, begun)
         journey = self.journey
-        return judge(journey.again, journey.out, self.log, ending, self.quiet.content, always_again)
+        return judge(journey.again, journey.out, self.log, ending, self.quiet.content, always_again=always_again)
 
 
 def clear(journey: Journey) -> None:
@@ -213,6 +219,56 @@ def two_at_once(case: Case) -> Verdict:
     return Verdict(both, judge(case.journey.again, case.journey.out, case.log, first, case.quiet.content).wrong)
 
 
+def one_of_two_is_killed(case: Case) -> Verdict:
+    """Of a training in two processes; as torchrun does, the other is asked to end, and made to after a while.
+
+    One that still waits for the first at the start of both is inside torch, and does not hear that it is asked.
+    """
+    journey = case.journey
+    clear(journey)
+    expected, begun = _in_two_processes(journey.command, case.log), time.monotonic()
+    if expected.code:
+        return Verdict("badly", f"in two processes: exit code {expected.code}: {expected.said[-300:]}")
+    content = content_of(journey.out)
+    clear(journey)
+    logs, (dies, other) = _logs_of(case.log), case.chance.sample((0, 1), 2)
+    processes = _two_processes(journey.command, case.log)
+    time.sleep(case.chance.uniform(0, expected.seconds))
+    os.kill(processes[dies], signal.SIGKILL)
+    time.sleep(case.chance.uniform(0, 0.5))
+    os.kill(processes[other], signal.SIGTERM)
+    end_of(processes[dies], logs[dies], begun)
+    last = threading.Timer(_LAUNCHER_SECONDS, os.kill, (processes[other], signal.SIGKILL))
+    last.start()
+    ending = end_of(processes[other], logs[other], begun)
+    last.cancel()
+    return judge(journey.again, journey.out, case.log, ending, content, always_again=True, runs=_in_two_processes)
+
+
+def _in_two_processes(command: Command, log: Path) -> Ending:
+    """How the first of them ended that failed, or the first."""
+    begun = time.monotonic()
+    processes = _two_processes(command, log)
+    endings = [end_of(process, own, begun) for process, own in zip(processes, _logs_of(log), strict=True)]
+    return next((ending for ending in endings if ending.code), endings[0])
+
+
+def _logs_of(log: Path) -> list[Path]:
+    return [log.with_suffix(f".{number}") for number in range(2)]
+
+
+def _two_processes(command: Command, log: Path) -> list[int]:
+    """Of one training, as a launcher starts them."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+        shared["MASTER_PORT"] = f"{place.getsockname()[1]}"
+    own = [shared | {"RANK": f"{number}", "LOCAL_RANK": f"{number}"} for number in range(2)]
+    return [
+        start(command, path, partial(os.environ.update, names)) for path, names in zip(_logs_of(log), own, strict=True)
+    ]
+
+
 def file_is_damaged(case: Case) -> Verdict:
     """One of the files that the command left is cut short, or a bit of it is turned over, and then it is read.
 
@@ -256,5 +312,6 @@ FAULTS: dict[str, Callable[[Case], Verdict]] = {
     "a worker killed": worker_is_killed,
     "a worker hangs": worker_hangs,
     "two at once": two_at_once,
+    "one of two processes killed": one_of_two_is_killed,
     "a file cut or a bit turned over": file_is_damaged,
 }

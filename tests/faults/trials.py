@@ -99,7 +99,14 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    again: Command, out: Path, log: Path, first: Ending, expected: Mapping[str, str], always_again: bool = False
+    again: Command,
+    out: Path,
+    log: Path,
+    first: Ending,
+    expected: Mapping[str, str],
+    *,
+    always_again: bool = False,
+    runs: Callable[[Command, Path], Ending] = run,
 ) -> Verdict:
     """``again`` goes on without the fault; ``out`` must then hold what it holds where nothing happened."""
     ended = how(first)
@@ -108,7 +115,7 @@ def judge(
     if torn := broken(out):
         return Verdict(ended, f"half-written: {', '.join(torn)}")
     if first.code != 0 or always_again:
-        second = run(again, log)
+        second = runs(again, log)
         is_refused = second.is_one_sentence and any(words in second.said for words in _IS_COMPLETE)
         if second.is_one_sentence and not is_refused:
             return Verdict(ended, f"{REFUSED}: {second.said[-300:]}")

@@ -91,8 +91,12 @@ def form_for(images: int, size: Size, in_chans: int) -> Form:
 
 
 def local_share() -> tuple[int, int]:
-    """This process's number among those that a launcher has started on this machine, and how many they are."""
-    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """This process's number among those that a launcher has started on this machine, and how many they are.
+
+    Where the launcher says the first and not the second, as a cluster's script may, the process counts as alone.
+    """
+    rank, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return (rank, processes) if rank < processes else (0, 1)
 
 
 def memory_bytes() -> int:
