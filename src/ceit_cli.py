@@ -66,7 +66,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u
 # Compiled here, as there may be no memory left to compile it when a failure is told.
 _LINE_BREAKS = re.compile(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
-_NO_MEMORY = "DefaultCPUAllocator", "CUDA out of memory", "MPS backend out of memory"  # torch says so in a RuntimeError
+# In a RuntimeError; the last is Python's own, of memory or of a limit (ulimit -u).
+_NO_MEMORY = "DefaultCPUAllocator", "CUDA out of memory", "MPS backend out of memory", "can't start new thread"
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

@@ -111,7 +111,7 @@ def judge(
     """``again`` goes on without the fault; ``out`` must then hold what it holds where nothing happened."""
     ended = how(first)
     if ended == "badly":
-        return Verdict(ended, f"no sentence, exit code {first.code}: {first.said[-1000:]}")
+        return Verdict(ended, f"no sentence, exit code {first.code}: {first.said[-5000:]}")
     if torn := broken(out):
         return Verdict(ended, f"half-written: {', '.join(torn)}")
     if first.code != 0 or always_again:

@@ -44,7 +44,7 @@ class Workers:
         self._requests: list[Request] = []
         self._begun = 0
         self._processes: set[BaseProcess] = set()
-        self._hang = threading.Event()
+        self._hang, self._started_by = threading.Event(), os.getpid()
         # With its own generator, for the workers' seeds would otherwise be drawn from torch's global one.
         self._loader = DataLoader(
             _InWorker(batches),
@@ -69,7 +69,7 @@ class Workers:
             answers = self._begin()
         if not self._processes:
             self._processes = set(multiprocessing.active_children()).difference(others)
-            atexit.register(_kill, self._processes, os.getpid())  # before Python waits for them, without a limit
+            atexit.register(_kill, self._processes, self._started_by)  # before Python waits for them, without a limit
         return self._answers(answers, self._begun)
 
     def _begin(self) -> Iterator[Varied | Exception]:
@@ -105,15 +105,19 @@ class Workers:
         # sender is then asked for, and a process that was stopped in between never answers.
         limit = threading.Timer(HANGING_SECONDS + _END_SECONDS, _end_all, (self._processes, self._hang))
         limit.daemon = True
-        if self._processes:  # else they are started in here, which is better done without other threads
-            limit.start()
         try:
+            if self._processes:  # else they are started in here, which is better done without other threads
+                limit.start()
             yield
         except (RuntimeError, OSError, EOFError) as error:
+            if str(error) == "can't start new thread":
+                _kill(self._processes, self._started_by)
+                fix = "lower the workers or the batch size, or end other programs"
+                raise ValueError(f"no memory is left to wait for images ({error}): {fix}") from None
             if "Too many open files" in str(error):
                 raise ValueError("too many open files: lower the workers, or raise the limit (ulimit -n)") from None
             if self._hang.is_set() or str(error).startswith("DataLoader timed out"):
-                _kill(self._processes, os.getpid())
+                _kill(self._processes, self._started_by)
                 reason = "a disk or a network drive does not answer, or the processes that read were stopped"
                 fix = "see to that, or lower the batch size, then go on (ceit train: --resume auto)"
                 raise ValueError(f"no images have come for {in_words(HANGING_SECONDS)}: {reason}; {fix}") from None
