@@ -74,13 +74,11 @@ class Workers:
 
     def _begin(self) -> Iterator[Varied | Exception]:
         """Starts the processes, or has those that there are begin anew."""
-        complain, sys.unraisablehook = sys.unraisablehook, _say_nothing
+        _keep_quiet_about_ends()
         try:
             return iter(self._loader)
         except OSError as error:
             reason = error.strerror
-        finally:  # a DataLoader that was not made whole complains when it is dropped, which is by here
-            sys.unraisablehook = complain
         raise ValueError(f"{self.count} processes to read images could not be started ({reason}): lower the workers")
 
     def _answers(self, answers: Iterator[Varied | Exception], number: int) -> Iterator[Varied]:
@@ -185,8 +183,18 @@ def _deaths_untold() -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _say_nothing(_failure: object) -> None:
-    pass
+def _keep_quiet_about_ends() -> None:
+    """A DataLoader that is dropped prints a traceback if it was not made whole, or a process of it has died: of that
+    the caller has been told in a sentence by then."""
+    before = sys.unraisablehook
+    if getattr(before, "__module__", None) == __name__:  # so it is already
+        return
+
+    def tell(failure: "sys.UnraisableHookArgs") -> None:
+        if getattr(failure.object, "__qualname__", None) != "_MultiProcessingDataLoaderIter.__del__":
+            before(failure)
+
+    sys.unraisablehook = tell
 
 
 def _shared(batch: Varied) -> Varied | ValueError:
