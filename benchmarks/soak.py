@@ -1,6 +1,6 @@
 """Does it stay as it is for weeks? Memory, open files and pace over many steps, predictions and requests of the page.
 
-``python -m benchmarks.soak --output studies/trust/soak.json``: 10,000 training steps, 10,000 predictions and 2,000
+``python -m benchmarks.soak --output studies/trust/soak.json``: 10,000 training steps, 10,000 predictions and 10,000
 requests, each in a process of its own that is looked at from outside. The page needs the extra ``web``.
 """
 
@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--predictions", type=int, default=10_000)
-    parser.add_argument("--requests", type=int, default=2_000, help="0 where the extra web is not installed")
+    parser.add_argument("--requests", type=int, default=10_000, help="0 where the extra web is not installed")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(torch.device("cpu"))}
