@@ -306,6 +306,7 @@ def test_a_process_that_stops_before_it_hands_over_a_batch_is_not_waited_for(
         if len(fetched) == 3 * batches_before:  # pixels, labels and noise
             for process in children() - before:
                 os.kill(process, signal.SIGSTOP)
+                os.waitid(os.P_PID, process, os.WSTOPPED)  # all threads of it are
         fetched.append(handle)
         return fetch(handle)
 
