@@ -89,6 +89,16 @@ def test_processes_stay_for_the_next_epoch_and_end_with_the_loader() -> None:
     assert children() == before
 
 
+def test_no_file_stays_open_for_processes_that_have_ended() -> None:
+    labels_of(loader_of(count=2), 0)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        labels_of(loader_of(count=2), 0)
+        gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_an_epoch_that_is_left_does_not_show_up_in_the_next() -> None:
     loader = loader_of()
     left = loader.epoch(0)

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +32,9 @@ HANGING_SECONDS = 600  # without a batch, after which the run ends instead of wa
 _END_SECONDS = 2  # for a killed process to be gone; one that waits for a drive may take longer, and is left
 _PARENT_SECONDS = 5  # between two looks at whether the parent is still there, if nothing says so at once
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
+
+_started: WeakKeyDictionary[BaseProcess, int] = WeakKeyDictionary()
+"""Those that may still run, and the process that started each; kept by others, as each holds open files."""
 
 
 class Workers:
@@ -69,7 +73,7 @@ class Workers:
             answers = self._begin()
         if not self._processes:
             self._processes = set(multiprocessing.active_children()).difference(others)
-            atexit.register(_kill, self._processes, self._started_by)  # before Python waits for them, without a limit
+            _started.update(dict.fromkeys(self._processes, self._started_by))
         return self._answers(answers, self._begun)
 
     def _begin(self) -> Iterator[Varied | Exception]:
@@ -140,6 +144,13 @@ def _kill(processes: set[BaseProcess], started_by: int) -> None:
         for process in processes:
             process.kill()
             process.join(_END_SECONDS)
+
+
+@atexit.register
+def _kill_those_left() -> None:
+    """Before Python waits for them, which it does without a limit."""
+    for process, started_by in list(_started.items()):
+        _kill({process}, started_by)
 
 
 def _end_all(processes: set[BaseProcess], told: threading.Event) -> None:
