@@ -97,7 +97,7 @@ def test_it_tells_what_was_measured(run: Path) -> None:
         assert row[:2] == [entry["label"], str(entry["images"])]
         assert [float(cell) for cell in row[2:5]] == pytest.approx(
             [entry["precision"], entry["recall"], entry["f1"]],
-            abs=0.02,  # bf16 against float32
+            abs=1 / entry["images"],  # in bf16 and in float32 one image may have another answer
         )
     assert found.confusion is not None
     cells = [[int(cell["images"]) for cell in row["cells"]] for row in found.confusion["rows"]]

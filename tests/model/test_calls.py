@@ -37,7 +37,7 @@ def calls(model: nn.Module) -> Counter[str]:
     return counted.found
 
 
-@pytest.mark.parametrize(("size", "most"), [("tiny", 1.72), ("small", 1.7)])
+@pytest.mark.parametrize(("size", "most"), [("tiny", 1.72), ("small", 1.72)])
 def test_a_step_of_ceit_makes_at_most_so_many_calls_for_each_of_deits(size: str, most: float) -> None:
     ours = calls(ceit.create_model(f"ceit_{size}_patch16_224")).total()
     theirs = calls(timm.create_model(f"deit_{size}_patch16_224")).total()
