@@ -36,6 +36,16 @@ def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
         GradientState._reset_state()
 
 
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """Lets the system refuse files beyond a size, as it does when the disk is full."""
+    import resource  # not on every system, as little as the limit is
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The directory of what the released implementation computed; its README tells the origin."""

@@ -4,10 +4,10 @@ import glob
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ceit.lock import take
 
@@ -28,7 +28,8 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
                 try:
                     _remove_left_overs(target)
                     path = temporary[target] = target.with_name(f".{target.name}.{_mark()}.tmp")
-                    file = stack.enter_context(_locked(path))
+                    file = _locked(path)
+                    stack.callback(close_flushed, file)
                     file.writelines([content] if isinstance(content, bytes) else content)
                     file.flush()
                     os.fsync(file.fileno())
@@ -80,6 +81,23 @@ def _remove_left_overs(target: Path) -> None:
 def write_text(file: Path, text: str) -> None:
     """The whole file in UTF-8 or nothing of it. Raises: OSError as ``replace_files``."""
     replace_files({file: text.encode()})
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """For a block that writes to an open file: the system's errors name it no more. Raises: OSError with its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def close_flushed(file: IO[Any]) -> None:
+    """Close a file that was flushed. What a full disk refused then is tried again by closing, and told already."""
+    with suppress(OSError):
+        file.close()
 
 
 def require_place(file: Path) -> None:

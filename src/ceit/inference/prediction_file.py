@@ -18,7 +18,7 @@ from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from ceit.atomic import replace_files, write_text
+from ceit.atomic import close_flushed, naming, replace_files, write_text
 from ceit.data.preprocessing import Preprocessing
 from ceit.inference.exported import ExportedNetwork
 from ceit.inference.predictor import Prediction
@@ -218,12 +218,14 @@ def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin,
         output = file.open("a" if resume else "x", encoding="utf-8", errors=NAME_ERRORS, newline="")
     except FileExistsError:
         raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
-    with output:
+    with ExitStack() as stack:
+        stack.callback(close_flushed, output)
         said = {"format_version": FORMAT_VERSION, **origin._asdict()}
         write_text(_side_file(file), json.dumps(said) + "\n")
         for text in as_text(predictions, file.suffix, origin.judged, with_head=not output.tell()):
-            output.write(text)
-            output.flush()
+            with naming(file):
+                output.write(text)
+                output.flush()
 
 
 def as_text(

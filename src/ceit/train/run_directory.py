@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import save
 from torch import nn
 
-from ceit.atomic import replace_files, write_text
+from ceit.atomic import naming, replace_files, write_text
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
 from ceit.data.splits import ImageDataset
@@ -175,7 +175,8 @@ class RunDirectory:
     def log(self, line: Mapping[str, Any]) -> None:
         """One line of ``metrics.jsonl``."""
         if self.writes:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            path = self.path / "metrics.jsonl"
+            with naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def save_model(self, model: nn.Module, dataset: ImageDataset, training: dict[str, Any]) -> None:

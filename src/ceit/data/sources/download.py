@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from ceit.atomic import naming
 from ceit.data.sources.addresses import web_address
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
@@ -196,7 +197,8 @@ def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) ->
         _require_size(url, total or 0)
         while chunk := _read(response, url, total):
             _require_size(url, file.tell() + len(chunk))
-            file.write(chunk)
+            with naming(part):
+                file.write(chunk)
             advance(file.tell(), total)
     return total
 
