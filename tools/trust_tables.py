@@ -70,15 +70,15 @@ def soak_table() -> str:
 
 
 def pythons_table() -> str:
-    """Which Pythons and which oldest dependencies the tests ran with."""
-    lines = ["| Python | dependencies | tests passed | failed | note |", "|---|---|---:|---:|---|"]
+    """Which Pythons and which oldest dependencies the tests ran with, and below it why a test failed."""
+    table = ["| Python | dependencies | tests passed | failed |", "|---|---|---:|---:|"]
+    remarks: list[str] = []
     rows = [(python, "newest", row) for python, row in _read("pythons").items()]
     rows += [(python, "oldest allowed", row) for python, row in _read("floors").items()]
     for python, which, row in rows:
-        failures = [f"`{name.split('::')[-1]}`: {why}" for name, why in row.get("failures", {}).items()]
-        note = "; ".join(
-            [*filter(None, [row.get("seen"), row.get("stopped") and f"stopped {row['stopped']}"]), *failures]
-        )
         full = row.get("machine", {}).get("python", python)
-        lines.append(f"| {full} | {which} | {row.get('passed', '')} | {row.get('failed', '')} | {note} |")
-    return "\n".join(lines)
+        table.append(f"| {full} | {which} | {row.get('passed', '')} | {row.get('failed', '')} |")
+        said = [row["seen"]] if "seen" in row else []
+        said += [f"`{name.split('::')[-1]}`: {why}" for name, why in row.get("failures", {}).items()]
+        remarks += [f"- {full}, {which}: {words}." for words in said]
+    return "\n".join([*table, "", *remarks])

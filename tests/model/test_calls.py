@@ -37,12 +37,13 @@ def calls(model: nn.Module) -> Counter[str]:
     return counted.found
 
 
-@pytest.mark.parametrize(("size", "most"), [("tiny", 1.72), ("small", 1.72)])
-def test_a_step_of_ceit_makes_at_most_so_many_calls_for_each_of_deits(size: str, most: float) -> None:
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_a_step_of_ceit_makes_at_most_so_many_calls_for_each_of_deits(size: str) -> None:
+    """943 for 558 with torch 2.14, 953 with torch 2.10."""
     ours = calls(ceit.create_model(f"ceit_{size}_patch16_224")).total()
     theirs = calls(timm.create_model(f"deit_{size}_patch16_224")).total()
     assert 500 < theirs < 600
-    assert 1 < ours / theirs < most
+    assert 1 < ours / theirs < 1.71
 
 
 def test_leff_hands_no_gradient_back_through_zeros() -> None:
