@@ -25,6 +25,20 @@ OPTIONS = {
     "workers": "0",
 }
 START = "import sys, ceit_cli; sys.exit(ceit_cli.main(sys.argv[1:]))"
+# The process fails if anything that averages gradients is still there when the processes part.
+START_AND_PART = """
+import gc, sys, ceit_cli
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+end_training = Accelerator.end_training
+def part(self):
+    assert self.num_processes == 2
+    assert not [one for one in gc.get_objects() if type(one) is DistributedDataParallel], "it is still there"
+    end_training(self)
+    print("parted", file=sys.stderr)
+Accelerator.end_training = part
+sys.exit(ceit_cli.main(sys.argv[1:]))
+"""
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
 
@@ -68,7 +82,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_of_64_images_are_one_of_128(alone: Path, tmp_path: Path) -> None:
     together = tmp_path / "run"
-    run(tmp_path, together, 2, **EXACT)
+    messages = run(tmp_path, together, 2, START_AND_PART, **EXACT)
+    assert messages.count("parted\n") == 2
     one, two = ([line["loss"] for line in lines(output, "step")] for output in (alone, together))
     assert len(one) == 50
     assert one[-1] < one[0] - 0.1  # it has learnt something, so that there is something to differ in

@@ -75,6 +75,15 @@ class Learner:
         self.head_only = False
         self.plan(run.steps)
 
+    def stop_sharing(self) -> None:
+        """Let go of what averages the gradients of several processes, as long as these are connected.
+
+        If it went later than the connection, it would wait with Python's lock held for a thread of the connection, and
+        that thread, now and then, for the lock: for ever.
+        """
+        self.network = self.model
+        self.accelerator.free_memory()
+
     @property
     def config(self) -> TrainConfig:
         """The options, as resolved."""

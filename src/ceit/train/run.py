@@ -172,6 +172,7 @@ def begun(
         try:
             yield trainer
         finally:
+            trainer.learner.stop_sharing()
             accelerator.end_training()
 
 
