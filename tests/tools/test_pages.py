@@ -77,7 +77,7 @@ def test_every_study_that_a_command_names_exists(page: Path) -> None:
 def test_every_option_that_the_text_names_exists(page: Path) -> None:
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     of_others = {"multi_gpu", "nproc_per_node", "gpus_per_node", "cpus_per_task", "scale", "seeds", "dry_run"}
-    of_others |= {"help", "help_all", "measures"}
+    of_others |= {"help", "help_all", "measures", "local_addr"}
     known = {*known_keys(), *SWITCHES, *of_others, "recipe", "data", "output", "resume", "time_budget"}
     known |= {f"geometry.{field.name}" for field in fields(CeiTConfig)}
     named = {name.replace("-", "_") for name in re.findall(r"`[^`]*?--([a-z][\w.-]+)", text)}
