@@ -63,7 +63,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "four"
-    train(replace(SMALL, img_size=(8, 8)), str(photos), output)
+    train(replace(SMALL, img_size=(8, 8), precision="auto"), str(photos), output)
     return output
 
 
@@ -97,7 +97,7 @@ def test_it_tells_what_was_measured(run: Path) -> None:
         assert row[:2] == [entry["label"], str(entry["images"])]
         assert [float(cell) for cell in row[2:5]] == pytest.approx(
             [entry["precision"], entry["recall"], entry["f1"]],
-            abs=1 / entry["images"],  # in bf16 and in float32 one image may have another answer
+            abs=0.02,  # computed in the same precision, in another way
         )
     assert found.confusion is not None
     cells = [[int(cell["images"]) for cell in row["cells"]] for row in found.confusion["rows"]]

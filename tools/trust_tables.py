@@ -78,7 +78,10 @@ def pythons_table() -> str:
     for python, which, row in rows:
         full = row.get("machine", {}).get("python", python)
         table.append(f"| {full} | {which} | {row.get('passed', '')} | {row.get('failed', '')} |")
+        reasons: dict[str, list[str]] = {}
+        for name, why in row.get("failures", {}).items():
+            reasons.setdefault(why, []).append(f"`{name.split('::')[-1]}`")
         said = [row["seen"]] if "seen" in row else []
-        said += [f"`{name.split('::')[-1]}`: {why}" for name, why in row.get("failures", {}).items()]
+        said += [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
         remarks += [f"- {full}, {which}: {words}." for words in said]
     return "\n".join([*table, "", *remarks])

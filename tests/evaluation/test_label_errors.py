@@ -104,7 +104,7 @@ def test_planted_errors_come_first_though_the_model_was_taught_them(run: Result,
     first = look.suspects[:20]
     assert all(one.answer_probability > one.label_probability for one in first)
     put_back = [(int(one.answer) + 1) % 10 == int(one.label) for one, was in zip(first, planted, strict=False) if was]
-    assert np.mean(put_back) >= 0.9
+    assert put_back.count(False) <= 1
     record = ImageRecord.read(run.output)
     assert record is not None
     assert look.trained_on == sum(row.part == "train" for row in record.rows)
@@ -121,15 +121,13 @@ def test_images_unlike_all_classes_are_those_that_prediction_finds_least_familia
     look = second_look(model, found)
     assert look.strangers is not None
     files = [split.name(index) for split in found.parts.values() for index in range(len(split))]
-    predictor = Predictor.from_model(model, unknown_below=0.05)
+    predictor = Predictor.from_model(model, unknown_below=0.05, precision="auto")  # as the second look computes
     limit = max(STRANGE, known.least)
-    in_float32 = {one.path: one.familiarity for one in predictor.predict(files) if one.familiarity is not None}
-    expected = {path for path, familiarity in in_float32.items() if familiarity <= limit}
+    told = {one.path: one.familiarity for one in predictor.predict(files) if one.familiarity is not None}
+    expected = {path for path, familiarity in told.items() if familiarity <= limit}
     listed = {one.path for one in look.strangers}
     assert 10 < len(expected) < len(files) / 2
-    # The second look computes in bf16, in which images near the limit may come to lie on its other side.
-    assert all(limit / 2 < in_float32[path] < 2 * limit for path in listed ^ expected)
-    assert len(listed ^ expected) <= 0.2 * len(expected)
+    assert len(listed ^ expected) <= 0.1 * len(expected)  # in other batches, so rounded in another way
     assert [one.familiarity for one in look.strangers] == sorted(one.familiarity for one in look.strangers)
     assert look.trained_on is None
     model.familiarity = None
