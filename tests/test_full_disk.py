@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ceit.atomic import write_text
+from ceit.atomic import write_array, write_text
 from ceit.inference.prediction_file import Origin, write_answers
 from ceit.inference.predictor import Prediction
 from ceit.train.run_directory import RunDirectory
@@ -33,7 +34,14 @@ def _log(folder: Path) -> None:
     RunDirectory(folder).log({"event": "x" * 1000})
 
 
-@pytest.mark.parametrize(("write", "name"), [(_text, "written"), (_answers, "written.csv"), (_log, "metrics.jsonl")])
+def _array(folder: Path) -> None:
+    write_array(folder / "written.npy", np.zeros((10, 100), np.uint8))
+
+
+WRITERS = [(_text, "written"), (_answers, "written.csv"), (_log, "metrics.jsonl"), (_array, "written.npy")]
+
+
+@pytest.mark.parametrize(("write", "name"), WRITERS)
 def test_the_error_names_the_file(
     write: Callable[[Path], None], name: str, tmp_path: Path, file_size_limit: Callable[[int], None]
 ) -> None:

@@ -7,9 +7,12 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ceit.lock import take
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
@@ -81,6 +84,18 @@ def _remove_left_overs(target: Path) -> None:
 def write_text(file: Path, text: str) -> None:
     """The whole file in UTF-8 or nothing of it. Raises: OSError as ``replace_files``."""
     replace_files({file: text.encode()})
+
+
+def write_array(file: Path, array: "np.ndarray") -> None:
+    """A file as of ``np.save``, whose error does not say that the disk is full; flushed. Raises: OSError, named."""
+    from numpy.lib import format as npy
+
+    with naming(file), file.open("wb") as stream:
+        ordered = array if array.flags.c_contiguous else array.copy()
+        npy.write_array_header_1_0(stream, npy.header_data_from_array_1_0(ordered))
+        stream.write(ordered.data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 """Idle connections end and are few; who is slow to send or to take an answer keeps nobody waiting."""
 
 import asyncio
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from ceit import limits
 from ceit.web import connection, guard
@@ -69,6 +72,25 @@ def test_idle_connections_are_few_and_end(port: int) -> None:
     assert _answer(port).endswith(b"ok")
     for one in idle:
         one.close()
+
+
+def test_nothing_holds_a_connection_that_has_ended() -> None:
+    async def one() -> bool:
+        loop, settings = asyncio.get_running_loop(), uvicorn.Config(_app, http=connection.Connection)
+        settings.load()
+        transport, protocol = await loop.create_connection(
+            lambda: connection.Connection(settings, ServerState(), {}), sock=ours
+        )
+        transport.close()
+        await asyncio.sleep(0)
+        ended = weakref.ref(protocol)
+        del transport, protocol
+        gc.collect()
+        return ended() is None
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        assert asyncio.run(one())
 
 
 def test_an_answer_that_nobody_takes_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

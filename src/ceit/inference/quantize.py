@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ceit.atomic import write_array
 from ceit.inference.graphs import INPUT, openvino_core, shorten, silence_telemetry
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def quantized_onnx(model: "onnx.ModelProto", calibration: Tensor) -> "onnx.Model
 
 def _quantize_elsewhere(folder: Path, calibration: Tensor, kind: str) -> None:
     """Run this file as a program over the model in ``folder``."""
-    np.save(folder / _IMAGES, calibration[:CALIBRATION_IMAGES].float().cpu().numpy())
+    write_array(folder / _IMAGES, calibration[:CALIBRATION_IMAGES].float().cpu().numpy())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-P", "-m", "ceit.inference.quantize", str(folder), kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -11,6 +11,8 @@ from ceit.limits import CONNECTIONS, CONNECTIONS_A_CLIENT, IDLE_SECONDS
 class Connection(H11Protocol):
     """A connection of uvicorn that is cut at once if there are too many, and later if nothing is asked on it."""
 
+    _timer: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         host = (self.client or ("",))[0]
@@ -18,7 +20,15 @@ class Connection(H11Protocol):
         if len(self.connections) > CONNECTIONS.value or len(own) > CONNECTIONS_A_CLIENT.value:
             transport.abort()
         else:
-            self.loop.call_later(IDLE_SECONDS.value, self._look, None)
+            self._look_later(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()  # which holds this connection, and all that was asked on it
+
+    def _look_later(self, before: Any) -> None:
+        self._timer = self.loop.call_later(IDLE_SECONDS.value, self._look, before)
 
     def _look(self, before: Any) -> None:
         """``before`` is the last request that was there at the look before this one."""
@@ -28,4 +38,4 @@ class Connection(H11Protocol):
         if self.cycle is before and not is_answering:
             self.transport.abort()
         else:
-            self.loop.call_later(IDLE_SECONDS.value, self._look, self.cycle)
+            self._look_later(self.cycle)

@@ -1,19 +1,22 @@
 """Fetching, from a server of our own: resumed, checked, whole or not at all, and clear about what went wrong."""
 
+import errno
 import gzip
 import hashlib
+import os
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 import pytest
 from huggingface_hub import hf_hub_url
 
 from ceit.cli import data as command
-from ceit.data.sources import addresses
+from ceit.data.sources import addresses, download
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, Members, idx
 from ceit.data.sources.choose import fetch, load_dataset
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
@@ -229,14 +232,20 @@ def test_offline_says_what_was_tried_and_offers_digits(tiny: NamedSet, monkeypat
 def test_a_set_that_cannot_be_stored_leaves_nothing(
     tiny: NamedSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def full(file: IO[bytes], array: np.ndarray) -> None:
-        file.write(b"half")
+    def full(file: Path, array: np.ndarray) -> None:
+        file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(download, "write_array", full)
     with pytest.raises(OSError, match="No space left on device"):
         fetch("tiny")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tiny.downloads"]
+
+
+def test_the_error_of_a_full_disk_names_the_download(tiny: NamedSet, file_size_limit: Callable[[int], None]) -> None:
+    file_size_limit(len(CONTENT) - 1)
+    with pytest.raises(OSError, match=f"{os.strerror(errno.EFBIG)}: '.*tiny.downloads.*set.bin.part'"):
+        fetch("tiny")
 
 
 def test_digits_need_no_fetching(archives: Archives, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ceit.atomic import naming
+from ceit.atomic import naming, write_array
 from ceit.data.sources.addresses import web_address
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
@@ -124,10 +124,7 @@ def _store(arrays: Arrays, folder: Path) -> None:
     partial.mkdir(parents=True)
     try:
         for key in ARRAY_NAMES:
-            with (partial / f"{key}.npy").open("wb") as file:
-                np.save(file, arrays[key])
-                file.flush()
-                os.fsync(file.fileno())
+            write_array(partial / f"{key}.npy", arrays[key])
         os.replace(partial, folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
@@ -191,14 +188,14 @@ def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) ->
                 return 0
         raise SourceError(url, error) from error
     part.parent.mkdir(parents=True, exist_ok=True)
-    with response, open(part, "ab" if response.status == http.client.PARTIAL_CONTENT else "wb") as file:
+    mode = "ab" if response.status == http.client.PARTIAL_CONTENT else "wb"
+    with response, naming(part), open(part, mode) as file:  # to be named where closing writes the last piece, too
         length = response.headers.get("Content-Length")
         total = None if length is None else file.tell() + int(length)
         _require_size(url, total or 0)
         while chunk := _read(response, url, total):
             _require_size(url, file.tell() + len(chunk))
-            with naming(part):
-                file.write(chunk)
+            file.write(chunk)
             advance(file.tell(), total)
     return total
 
