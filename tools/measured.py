@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -195,6 +195,28 @@ def loading_table() -> str:
             f"| **{row['percent_of_bound']:.0f} %** ({min(shares):.0f} to {max(shares):.0f}) "
             f"| {row['data_wait_percent']:.1f} % |"
         )
+    return "\n".join(rows)
+
+
+def stages_table() -> str:
+    """What the stages of reading cost before and after a change of the loader, of ``studies/loading/stages.json``."""
+    found = json.loads((STUDIES / "loading" / "stages.json").read_text(encoding="utf-8"))["core_ms_an_image"]
+    stages = {
+        "decode": "decode",
+        "crop_and_flip": "decode, random crop, flip",
+        "full_recipe": "all of the ImageNet recipe's augmentation",
+        "three_views": "the same, three views of each image",
+        "in_a_process": "all of it, in a process that hands batches on",
+    }
+    rows = [f"| | {' | '.join(f'{size} px | times' for size in found)} |", "|---" * (1 + 2 * len(found)) + "|"]
+    for stage, words in stages.items():
+        cells = []
+        for turns in (of_size[stage] for of_size in found.values()):
+            before, after = turns["before"], turns["after"]
+            digits = 1 if median(before) < 10 else 0
+            ratio = median(new / old for old, new in zip(before, after, strict=True))
+            cells += [f"{median(before):.{digits}f}, {median(after):.{digits}f}", f"{ratio:.2f}"]
+        rows.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -50,6 +50,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "class-token": measured.class_token_table,
     "resume": measured.resume_table,
     "loading": measured.loading_table,
+    "stages": measured.stages_table,
     "screening": screening.screening_table,
     "studies": overview.overview_table,
     "study": overview.study_tables,
