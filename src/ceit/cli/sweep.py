@@ -15,7 +15,7 @@ from ceit.study.sweep import Sweep, run_sweep
 from ceit.study.sweep_report import notes, ranked, table_rows, write_sweep_report
 
 EXAMPLE = """example, a file my_sweep.yaml:
-  recipe: demo
+  recipe: photos_128     # the one that ceit train named for your data
   data: photos/
   output: runs/sweep
   search: random         # or grid
@@ -25,7 +25,7 @@ EXAMPLE = """example, a file my_sweep.yaml:
   total_time: 2h         # of all runs together
   options:
     peak_lr: {log_uniform: [3e-3, 5e-2]}
-    augmentation.translate: [0, 2, 4]
+    label_smoothing: [0.0, 0.1, 0.2]
 
   ceit sweep my_sweep.yaml --dry-run
   ceit sweep my_sweep.yaml
