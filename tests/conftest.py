@@ -59,12 +59,17 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def start_browser() -> Iterator[Callable[[], Any]]:
-    """Chromium of playwright, with a camera that shows a test picture, and with no name but this machine's."""
+def start_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
+    """Chromium of playwright, with a camera that sees black on the left and white on the right, and with no name but
+    this machine's."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     assert path, "install Chromium: apt-get install chromium"
     with import_module("playwright.sync_api").sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+        camera, row = tmp_path_factory.mktemp("camera") / "seen.y4m", bytes([16] * 160 + [235] * 160)
+        frame = b"FRAME\n" + row * 240 + bytes([128]) * (2 * 160 * 120)
+        camera.write_bytes(b"YUV4MPEG2 W320 H240 F5:1 Ip A1:1 C420jpeg\n" + frame * 5)
+        arguments.append(f"--use-file-for-fake-video-capture={camera}")
         arguments.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
         arguments.append("--disable-features=LocalNetworkAccessChecks")  # so that nothing but a page's policy stops it
         yield lambda: playwright.chromium.launch(executable_path=path, args=arguments)

@@ -114,8 +114,9 @@ def peak_table(result: Result) -> Iterable[str]:
     """The fastest product of each library and precision."""
     yield "| product | precision | best size | GFLOP/s |"
     yield "|---|---|---|---|"
-    for name, precision in dict.fromkeys((row["product"], row["precision"]) for row in result["peak"]):
-        own = [row for row in result["peak"] if (row["product"], row["precision"]) == (name, precision)]
+    timed = [row for row in result["peak"] if row["gflops"]]
+    for name, precision in dict.fromkeys((row["product"], row["precision"]) for row in timed):
+        own = [row for row in timed if (row["product"], row["precision"]) == (name, precision)]
         best = max(own, key=lambda row: row["gflops"])
         top = best["gflops"] == result["best_peak_gflops"][precision]
         figure = f"**{best['gflops']:,.0f}**" if top else f"{best['gflops']:,.0f}"

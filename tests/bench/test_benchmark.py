@@ -166,6 +166,7 @@ def measured() -> dict[str, Any]:
         {"product": "slow", "precision": "float32", "size": 1000, "seconds": [[0.04], [0.04]]},
         {"product": "fast", "precision": "float32", "size": 1000, "seconds": [[0.02], [0.02, 0.9, 0.01]]},
         {"product": "fast", "precision": "int8", "size": 1000, "seconds": [[0.01]]},
+        {"product": "fast", "precision": "bf16", "size": 1000, "seconds": [], "errors": ["it has no bf16"]},
     ]
     subject = {"text": "plain.py:m", "kind": "factory", "img_size": None}
     rows = [

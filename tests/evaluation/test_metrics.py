@@ -5,16 +5,18 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import ArraySplit
-from ceit.evaluation.metrics import evaluate
+from ceit.evaluation.metrics import DivergedError, evaluate
 from ceit.evaluation.scores import ClassScores
 
 LETTERS = tuple("abcdefg")
@@ -169,6 +171,19 @@ def test_diverged_weights_are_an_error_that_names_the_images(logits: Tensor, lab
     with pytest.raises(ValueError, match="the loss of images 32 to 36 is nan: the weights have diverged"):
         evaluate(model, loader_of(labels), class_names=LETTERS, device="cpu")
     assert model.training
+
+
+def test_diverged_weights_are_told_on_a_device_without_float64(logits: Tensor, labels: Tensor) -> None:
+    class Refusing(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            options: dict[str, Any] = kwargs or {}
+            if options.get("dtype") == torch.float64 and "device" in options:
+                raise TypeError("this device has no float64")
+            return func(*args, **options)
+
+    logits[34] = float("nan")
+    with Refusing(), pytest.raises(DivergedError, match="the loss of images 32 to 36 is nan"):
+        evaluate(TablesOfLogits(logits), loader_of(labels), class_names=LETTERS, device="cpu")
 
 
 def test_other_number_of_classes_is_an_error(logits: Tensor, labels: Tensor) -> None:

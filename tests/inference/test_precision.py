@@ -24,12 +24,17 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.evaluation.metrics import Evaluation, evaluate
 from ceit.inference import device as module
 from ceit.inference import fuse, optimize
-from ceit.inference.device import autocast_dtype, computes_bf16, cpu_instructions
+from ceit.inference.device import autocast_dtype, computes_bf16, cpu_instructions, machine
 from ceit.train.run import train
 from ceit.train.trainer import EVALUATION_BATCH
 from tests.train.conftest import SMALL
 
 CPU = torch.device("cpu")
+
+
+def test_a_figure_of_an_accelerator_is_not_taken_for_one_of_the_cpu() -> None:
+    assert machine(CPU)["accelerator"] is None
+    assert machine(torch.device("mps"))["accelerator"] == "mps"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import yaml
 
 from ceit.model.config import CeiTConfig
 from ceit.model.variants import config_of
+from ceit.study.cells import source_digest
 from ceit.study.plan import TUNING, Study, joined, load_study, scale_of, scales, slug, study_names
 
 RATES = {"CeiT": 2e-3, "DeiT": 1e-3}
@@ -29,6 +30,15 @@ def test_every_study_can_be_laid_out(name: str, scale: str) -> None:
         assert config.seed == cell.seed
     assert len({cell.name for cell in cells}) == len(cells)
     assert len({yaml.safe_dump([cell.data, cell.options]) for cell in cells}) == len(cells), "two arms are one run"
+
+
+@pytest.mark.parametrize("file", ["data/batches/augment.py", "model/leff.py", "evaluation/metrics.py"])
+def test_a_result_tells_which_code_it_is_of(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = source_digest.__wrapped__(), Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: read(path) + (b" " if path.as_posix().endswith(f"ceit/{file}") else b"")
+    )
+    assert source_digest.__wrapped__() != before
 
 
 def test_seeds_are_run_in_turn() -> None:

@@ -148,6 +148,11 @@ def test_the_examples_of_the_page_and_of_the_help_are_sweeps(repository: Path, t
         ({"peak_lr": [0.1, 0.2]}, {"search": "random", "trials": 3}, "there are 2 combinations, not 3: search: grid"),
         ({"peak_lr": {"uniform": [0.1, 0.2]}}, {}, "list those of peak_lr, or search: random"),
         ({"peak_lr": {"uniform": [0.2, 0.1]}}, {}, "must be two numbers, the lower one first"),
+        (
+            {"peak_lr": {"uniform": [0.01, 0.01001]}},
+            {"search": "random", "trials": 5},
+            "draws gave 2 different trials, not 5: widen the ranges",
+        ),
         ({"peak_lr": {"uniform": [0.2]}}, {}, "must be two numbers"),
         ({"peak_lr": {"log_uniform": [0, 0.1]}}, {}, r"log_uniform \[0, 0.1\] must be above 0"),
         ({"geometry.depth": {"int": [1, 2.5]}}, {}, "must be two whole numbers"),

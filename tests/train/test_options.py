@@ -110,6 +110,37 @@ def test_early_stopping_counts_from_the_last_rise_of_the_accuracy_whatever_the_l
 
 
 @pytest.mark.usefixtures("level")
+def test_early_stopping_counts_on_from_an_older_checkpoint_although_its_best_model_is_gone(tmp_path: Path) -> None:
+    options, said = config(epochs=9, early_stopping_epochs=3, limit_batches=1, keep_checkpoints=9), list[str]()
+    train(options, "digits", tmp_path / "run")
+    older = tmp_path / "run/checkpoints/step_00000002.safetensors"
+    result = train(options, "digits", tmp_path / "run", resume=str(older), say=said.append)
+    assert [line["epoch"] for line in lines(tmp_path / "run", "epoch")] == [1, 2, 3, 4]
+    assert result.best["epoch"] == 4
+    assert any(one.startswith("the model of epoch 2, the best at that step, is gone") for one in said)
+
+
+@pytest.mark.usefixtures("level")
+def test_a_report_goes_with_the_model_that_it_is_of(tmp_path: Path) -> None:
+    def interrupt(state: dict[str, Any]) -> None:
+        if state.get("total_steps") and state["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def of_report() -> set[str]:
+        return {"test.json", "README.md"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+    options = config(epochs=5, limit_batches=1, keep_checkpoints=9)
+    train(options, "digits", tmp_path / "run")
+    assert len(of_report()) == 2
+    older = tmp_path / "run/checkpoints/step_00000002.safetensors"
+    with pytest.raises(Interrupted):
+        train(options, "digits", tmp_path / "run", resume=str(older), show=interrupt)
+    assert not of_report()
+    train(options, "digits", tmp_path / "run", resume="auto")
+    assert len(of_report()) == 2
+
+
+@pytest.mark.usefixtures("level")
 def test_a_checkpoint_of_before_goes_on_and_counts_from_the_epoch_that_is_kept(tmp_path: Path) -> None:
     options = config(epochs=9, early_stopping_epochs=3, limit_batches=1)
     train(options, "digits", tmp_path / "run")
@@ -117,18 +148,24 @@ def test_a_checkpoint_of_before_goes_on_and_counts_from_the_epoch_that_is_kept(t
     with safe_open(path, framework="pt") as file:
         state = json.loads((file.metadata() or {})["state"])
     assert state["progress"].pop("last_rise") == 1
+    del state["progress"]["highest_percent"], state["seal"]
     save_file(load_file(path), path, metadata={"state": json.dumps(state)})
     train(options, "digits", tmp_path / "run", resume="auto")
     assert len(lines(tmp_path / "run", "epoch")) == 4 + 3
 
 
-def test_the_last_weights_are_kept_without_a_validation_split(tmp_path: Path) -> None:
-    result = train(config(select="last", validation_percent=0.0), "digits", tmp_path / "run")
-    assert result.best == {"epoch": 2, "weights": "raw", "validation_top1_percent": None}
+@pytest.mark.parametrize(("decay", "kind"), [(0.0, "raw"), (0.5, "ema")])
+def test_the_last_weights_or_their_average_are_kept_without_a_validation_split(
+    decay: float, kind: str, tmp_path: Path
+) -> None:
+    options = config(select="last", validation_percent=0.0, ema=WeightAverage(decay=decay))
+    result = train(options, "digits", tmp_path / "run")
+    assert result.best == {"epoch": 2, "weights": kind, "validation_top1_percent": None}
     assert [line["validation"] for line in lines(tmp_path / "run", "epoch")] == [{"raw": None, "ema": None}] * 2
     last = load_file(tmp_path / "run" / "checkpoints" / "step_00000008.safetensors")
     kept = load_file(tmp_path / "run" / "model.safetensors")
-    assert all(torch.equal(kept[key], last[f"model.{key}"]) for key in kept)
+    name = "model" if kind == "raw" else kind
+    assert all(torch.equal(kept[key], last[f"{name}.{key}"]) for key in kept)
 
 
 def test_a_share_of_the_training_images_is_of_every_class_and_leaves_validation_alone(

@@ -149,6 +149,13 @@ def test_the_range_test_rises_until_the_loss_does_and_puts_everything_back(make_
     assert found.suggested * 10 in found.rates
 
 
+def test_the_suggested_rate_is_the_option_that_gives_the_rate_found(make_trainer: MakeTrainer) -> None:
+    as_it_is = learning_rate_range_test(make_trainer(), steps=60)
+    scaled = learning_rate_range_test(make_trainer(lr_base_size=128, lr_scaling="sqrt"), steps=60)
+    assert scaled.rates == as_it_is.rates
+    assert scaled.suggested == pytest.approx(2 * as_it_is.suggested)  # batches of 32: half the rate in training
+
+
 def test_the_range_test_leaves_one_file(tmp_path: Path) -> None:
     config = TrainConfig(model="ceit_pico_patch4_32", geometry=TINY, global_batch_size=64, precision="float32")
     found = find_learning_rate(config, "digits", tmp_path / "run")

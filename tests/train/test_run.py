@@ -172,6 +172,17 @@ def test_a_run_of_a_version_that_had_fewer_options_in_a_section_goes_on(finished
         train(brighter, "digits", copy, resume="auto")
 
 
+def test_a_run_of_a_version_that_had_fewer_options_goes_on_as_it_was(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.output, copy)
+    saved = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
+    del saved["loss"], saved["global_batch_size"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
+    assert train(SMALL, "digits", copy, resume="auto").test == finished.test
+    with pytest.raises(ValueError, match="started with loss cross_entropy, not bce"):
+        train(replace(SMALL, loss="bce"), "digits", copy, resume="auto")
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished: Result, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished.output, copy)

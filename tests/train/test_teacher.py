@@ -108,15 +108,19 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
         make_teacher(Distillation("ceit_pico_patch4_32", str(path)), SEVEN, RGB, CPU, torch.float32)
 
 
-def test_a_teachers_classes_are_brought_into_the_order_of_the_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preprocessing", [RGB, None])
+def test_a_teachers_classes_are_brought_into_the_order_of_the_data(
+    preprocessing: Preprocessing | None, tmp_path: Path
+) -> None:
     path = tmp_path / "teacher.safetensors"
     network = ceit.create_model("ceit_pico_patch4_32", num_classes=7, depth=2).eval()
-    ceit.save_checkpoint(path, network, class_names=list("gfedcba"), preprocessing=RGB)
+    ceit.save_checkpoint(path, network, class_names=list("gfedcba"), preprocessing=preprocessing)
     taught = Distillation("ceit_pico_patch4_32", str(path))
     teacher = make_teacher(taught, SEVEN, RGB, CPU, torch.float32)
     assert teacher is not None
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(teacher(images), network(images).flip(1))
+        as_taught = images * teacher.factor + teacher.offset
+        torch.testing.assert_close(teacher(images), network(as_taught).flip(1))
     with pytest.raises(ValueError, match="was not trained on the data's classes: only one knows 'g'"):
         make_teacher(taught, tuple("abcdefx"), RGB, CPU, torch.float32)

@@ -195,6 +195,11 @@ def test_the_camera_is_answered(open_page: Callable[[], Any]) -> None:
     page.wait_for_function("() => document.querySelector('#picture video')?.readyState >= 2")  # it has a frame
     page.locator("#picture").get_by_label("capture photo").click()
     assert len(shown_on(page, DEFAULT)) == 5
+    address = page.locator("#picture img").first.get_attribute("src")
+    with urllib.request.urlopen(address) as answer, Image.open(io.BytesIO(answer.read())) as seen:
+        left, right = (np.asarray(seen.convert("L").crop((x, 0, x + 100, 240))).mean() for x in (0, 220))
+    assert left < 20
+    assert right > 200
 
 
 def test_a_pasted_picture_is_answered(open_page: Callable[[], Any], pictures: Callable[..., Path]) -> None:

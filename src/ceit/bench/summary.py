@@ -18,9 +18,12 @@ def summarise(result: dict[str, Any]) -> None:
     round by round.
     """
     for found in result["peak"]:
-        found["gflops"] = rounded(2e-9 * found["size"] ** 3 / median(_flat(found["seconds"])))
+        calls = _flat(found["seconds"])  # none of a product that failed, or was not reached yet
+        found["gflops"] = rounded(2e-9 * found["size"] ** 3 / median(calls)) if calls else None
     result["best_peak_gflops"] = best = {
-        precision: max((row["gflops"] for row in result["peak"] if row["precision"] == precision), default=None)
+        precision: max(
+            (row["gflops"] for row in result["peak"] if row["precision"] == precision and row["gflops"]), default=None
+        )
         for precision in PRECISIONS
     }
     rows = result["arms"]

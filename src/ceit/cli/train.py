@@ -313,7 +313,7 @@ def print_range_test(found: RangeTest, output: Path) -> None:
     print("learning rate        loss")
     for rate, loss in list(zip(found.rates, found.losses, strict=True))[::10]:
         print(f"{rate:13.2e}  {loss:10.4f}")
-    print(f"suggested peak_lr: {found.suggested:.1e}, a tenth of the rate of the lowest loss")
+    print(f"suggested peak_lr: {found.suggested:.1e}, which trains at a tenth of the rate of the lowest loss")
     print(f"every step: {output / 'lr_range_test.json'}")
 
 

@@ -130,10 +130,11 @@ def evaluate(
     if in_several_processes:
         counts.gather(device)
     if not math.isfinite(counts.loss_sum):
-        first_batch = torch.tensor(diverged_batch, dtype=torch.float64, device=device)
-        if in_several_processes:
+        if in_several_processes:  # else a device may have no float64
+            first_batch = torch.tensor(diverged_batch, dtype=torch.float64, device=device)
             torch.distributed.all_reduce(first_batch, torch.distributed.ReduceOp.MIN)
-        first = int(first_batch) * loader.batch_size
+            diverged_batch = first_batch.item()
+        first = int(diverged_batch) * loader.batch_size
         last = min(first + loader.batch_size, loader.images) - 1
         raise DivergedError(f"the loss of images {first} to {last} is {counts.loss_sum}: the weights have diverged")
     return counts.result(class_names)

@@ -87,12 +87,18 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "accelerator": None if device.type == "cpu" else _accelerator_name(device),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ceit": __version__,
     }
+
+
+def _accelerator_name(device: torch.device) -> str:
+    """As the device's library calls it; Apple's has no names."""
+    name_of = getattr(torch.get_device_module(device), "get_device_name", None)
+    return device.type if name_of is None else name_of(device)
 
 
 def _cpuinfo(key: str) -> list[str]:

@@ -24,7 +24,7 @@ from ceit.train.recipe import nested, read_recipe
 from ceit.version import NewerFormatError, __version__, refuse_newer
 
 FORMAT = 1
-_CODE = ("model", "data", "train")
+_CODE = ("model", "data", "train", "evaluation", "inference")
 
 Record = dict[str, Any]
 Options = dict[str, Any]
@@ -177,10 +177,10 @@ def unpack(record: Record) -> np.ndarray:
 
 @cache
 def source_digest() -> str:
-    """Of the package's files that a result depends on: network, data, training."""
+    """Of the package's files that a result depends on: network, data, training, evaluation and what predicts."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for path in sorted(path for part in _CODE for path in (package / part).glob("*.py")):
+    for path in sorted(path for part in _CODE for path in (package / part).rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -33,6 +33,7 @@ from ceit.yaml_file import read_yaml
 FOLDER = "trials"
 MOST_TRIALS = 10_000
 """Of a sweep: each one is a training, and all are planned at once."""
+_DRAWS = 1000  # for each trial, before a range is taken to have no more values
 _DIGITS = 4  # that a number drawn from a range has: as many as the table shows
 Kind = Literal["choice", "int", "uniform", "log_uniform"]
 _LENGTH = ("epochs", "samples", "max_epochs")
@@ -175,6 +176,9 @@ class Sweep:
         """Combinations drawn at random, each one once; each value is a function of search seed, number and option."""
         seen: list[Options] = []
         for number in itertools.count():
+            if number > _DRAWS * (1 + len(seen)):
+                found = f"{number:,} draws gave {len(seen)} different trials, not {self.trials}"
+                raise ValueError(f"{found}: widen the ranges, whose values have {_DIGITS} digits, or lower trials")
             options: Options = {}
             for option, choices in self.choices.items():
                 digest = hashlib.sha256(f"{self.search_seed} {number} {option}".encode()).digest()

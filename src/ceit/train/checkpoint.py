@@ -37,7 +37,8 @@ class Progress:
 
     ``loss_sum``, ``right`` and ``images`` are this epoch's so far; ``best_score`` is the validation top-1 in percent,
     then minus the validation loss; ``best`` tells the epoch and the kind (raw or ema) of the model that is kept;
-    ``last_rise`` is the epoch in which the validation accuracy last rose.
+    ``highest_percent`` is the highest validation top-1, also of a model that is no longer kept, and ``last_rise`` the
+    epoch that reached it.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class Progress:
     skipped_in_row: int = 0
     best_score: tuple[float, float] = (-1.0, 0.0)
     best: dict[str, Any] = field(default_factory=dict)
+    highest_percent: float = -1.0
     last_rise: int = 0
 
     @property
@@ -155,6 +157,7 @@ def _put_back(header: dict[str, Any], tensors: Mapping[str, Tensor], parts: Part
     saved = header["progress"]
     saved.setdefault("last_rise", saved["best"].get("epoch", 0))  # earlier versions did not save it
     saved["best_score"] = tuple(saved["best_score"])  # JSON has none
+    saved.setdefault("highest_percent", saved["best_score"][0])
     for key, value in asdict(Progress()).items():  # a whole number is one, and anything else is a number
         if not isinstance(value, dict | tuple) and not (isinstance(saved[key], int) or type(saved[key]) is type(value)):
             raise TypeError(f"{key} {saved[key]!r}")

@@ -144,7 +144,7 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class RangeTest(NamedTuple):
-    """Losses at rising learning rates, smoothed, and a peak rate to begin with."""
+    """Losses at rising learning rates, smoothed, and the option ``peak_lr`` to begin with."""
 
     rates: list[float]
     losses: list[float]
@@ -154,8 +154,8 @@ class RangeTest(NamedTuple):
 def learning_rate_range_test(trainer: Trainer, steps: int = RANGE_STEPS) -> RangeTest:
     """Training steps at rates that rise from 1e-7 to 1 in equal ratios, until the loss is four times the lowest.
 
-    The suggestion is a tenth of the rate of the lowest smoothed loss. Source: Smith, Cyclical Learning Rates for
-    Training Neural Networks (WACV 2017).
+    The suggestion is the ``peak_lr`` that gives a tenth of the rate of the lowest smoothed loss. Source: Smith,
+    Cyclical Learning Rates for Training Neural Networks (WACV 2017).
     """
     rates: list[float] = []
     losses: list[float] = []
@@ -172,4 +172,5 @@ def learning_rate_range_test(trainer: Trainer, steps: int = RANGE_STEPS) -> Rang
             losses.append(smoothed)
     if not losses:
         raise ValueError("the very first step of the learning rate range test had no finite loss: check the data")
-    return RangeTest(rates, losses, rates[losses.index(min(losses))] / 10)
+    config, best = trainer.run.config, rates[losses.index(min(losses))]
+    return RangeTest(rates, losses, best / 10 * config.peak_lr / config.scaled_lr)

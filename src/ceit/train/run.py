@@ -194,6 +194,7 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
         trainer = Trainer(resolve(config, data, accelerator, say=say), directory, accelerator, say=say)
         _measure(trainer)
         result = learning_rate_range_test(trainer)
+        trainer.learner.stop_sharing()
         if directory.writes:
             write_text(output / "lr_range_test.json", json.dumps(result._asdict(), indent=1) + "\n")
     return result

@@ -48,6 +48,7 @@ _CONSEQUENCE = {
     "the weights will be others than without the change"
 }
 _LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images")  # of config.yaml, beside the other options
+_CHOSEN = ("img_size", "in_chans", "global_batch_size", "precision")  # by the run itself where they are left open
 _HALF_WRITTEN = ".*.tmp"
 _PUT_BACK = "put back what it wrote, or name another --output for a new run"
 
@@ -180,9 +181,14 @@ class RunDirectory:
                 file.write(json.dumps(line) + "\n")
 
     def save_model(self, model: nn.Module, dataset: ImageDataset, training: dict[str, Any]) -> None:
-        """The best model so far; of a network that is no CeiT the bare tensors, which no ``load_checkpoint`` reads."""
+        """The best model so far; of a network that is no CeiT the bare tensors, which no ``load_checkpoint`` reads.
+
+        What a finished run, which goes on from an earlier checkpoint, has said of the model before goes with that.
+        """
         if not self.writes:
             return
+        for name in ("test.json", "README.md"):
+            (self.path / name).unlink(missing_ok=True)
         path = self.path / "model.safetensors"
         if isinstance(model, CeiT):
             names, preprocessing = dataset.class_names, dataset.preprocessing
@@ -274,9 +280,10 @@ def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 
 def _as_of_now(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's options, in their sections those too that came after it: it did as their defaults do."""
+    """A run's options, with those that came after it: it did as their defaults do."""
     defaults = TrainConfig().as_dict()
-    options = without_retired(saved)
+    options = {key: value for key, value in defaults.items() if key not in (*MAY_CHANGE, *_CHOSEN, *_LENGTH_AND_IMAGES)}
+    options |= without_retired(saved)
     return {key: defaults[key] | value if key in SECTIONS else value for key, value in options.items()}
 
 

@@ -70,9 +70,9 @@ def make_teacher(
     told, wanted = network.num_classes, len(class_names)
     if told != wanted:
         raise ValueError(f"teacher {config.teacher} tells {told} classes apart, the data has {wanted}: name another")
-    names = None
+    names = network.class_names if isinstance(network, CeiT) else None
     if isinstance(network, CeiT) and network.preprocessing is not None:
-        own, size, names = Preprocessing.from_dict(network.preprocessing), network.config.image_hw, network.class_names
+        own, size = Preprocessing.from_dict(network.preprocessing), network.config.image_hw
     else:
         expected = resolve_model_data_config(network)
         own, size = Preprocessing(expected["mean"], expected["std"]), tuple(expected["input_size"][1:])

@@ -180,6 +180,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.directory.cut_back(progress, self.say)
         if not is_kept:
+            if progress.best:
+                gone = f"the model of epoch {progress.best['epoch']}, the best at that step, is gone"
+                self.say(f"{gone}: a later one took its place; the best from here on is kept")
             progress.best_score, progress.best = Progress().best_score, {}
         self.say(f"resumed after step {progress.step} of {progress.steps} from {checkpoint}")
         if processes != now:
@@ -322,17 +325,18 @@ class Trainer:
     def _keep_the_best(self, candidates: dict[str, nn.Module], found: dict[str, Evaluation]) -> None:
         """Save the epoch's best network if none was better, or the last is to be kept.
 
-        Of equal accuracies the lower loss wins; without validation there is nothing to compare.
+        Of equal accuracies the lower loss wins. Without validation there is nothing to compare: the average is kept
+        where there is one, as it was asked for.
         """
         progress = self.progress
         scores = {kind: (result.top1_percent, -result.loss) for kind, result in found.items()}
         if self.validation_loader is None:
-            scores = {"raw": progress.best_score}
+            scores = {"ema" if "ema" in candidates else "raw": progress.best_score}
         if not scores:
             return
         kind = max(scores, key=lambda kind: scores[kind])
-        if scores[kind][0] > progress.best_score[0]:
-            progress.last_rise = progress.epoch
+        if scores[kind][0] > progress.highest_percent:
+            progress.highest_percent, progress.last_rise = scores[kind][0], progress.epoch
         if self.run.config.select == "last" or scores[kind] > progress.best_score:
             progress.best_score = scores[kind]
             progress.best = {

@@ -46,6 +46,7 @@ def mount_page(gradio: Any, app: Any, models: Sequence[Shown]) -> None:
             label="picture",
             placeholder="Drop an image file here to upload",  # the words that gradio tells a screen reader,
             sources=["upload", "webcam", "clipboard"],
+            webcam_options=gradio.WebcamOptions(mirror=False),  # else the model gets the mirror image, too
             type="filepath",
             buttons=[],
             height=300,
