@@ -232,7 +232,7 @@ def _refuse_empty(folder: Folder) -> None:
 
 def _tables_in(folder: Path) -> str:
     """The advice to name a table that lies there, if there is one."""
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".parquet"))
+    tables = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in (".csv", ".parquet"))
     return f"; if {tables[0].name} tells the classes, say {tables[0]}" if tables else ""
 
 
