@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import ceit_cli
+from ceit.data.audit.check import check
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.image import BrokenImageError
@@ -401,6 +402,7 @@ def test_unsplit_shards_leave_out_numbers_without_images(tmp_path: Path) -> None
     dataset = load_dataset(root)
     assert (dataset.class_names, dataset.remarks) == (("1", "2"), ("no images in '0': left out of the classes",))
     assert dataset.train.labels.unique().tolist() == [0, 1]
+    assert check(root).remarks == dataset.remarks
     with pytest.raises(ValueError, match="unknown class '0'"):
         load_dataset(root, classes=["0", "1"])
 

@@ -1,5 +1,6 @@
 """Tables of labels: columns by their usual names, official splits or a cut, and one sentence for what is wrong."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -278,6 +279,15 @@ def test_p2_a_column_of_parts_under_another_name_is_no_chance_cut(table: Callabl
     dataset = load_dataset(table(rows, "path,label,subset", suffix))
     assert keys(dataset)[2] == ["cat/3", "dog/3"]
     assert dataset.remarks == (f"column 'subset' of labels{suffix} tells the parts",)
+
+
+def test_a_pipe_is_named_like_what_cannot_be_read(table: Callable[..., Path]) -> None:
+    path = table([*TABLE, ("cat/pipe.jpg", "cat")], "path,label")
+    (path.parent / "cat/pipe.jpg").unlink()
+    os.mkfifo(path.parent / "cat/pipe.jpg")
+    with pytest.raises(ValueError, match=r"1 of 9 files cannot be read: cat/pipe.jpg \(no regular file"):
+        load_dataset(path)
+    assert load_dataset(path, skip_broken=True).skipped == ("cat/pipe.jpg (no regular file: save it to one first)",)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
