@@ -50,8 +50,9 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
 def scan_shards(root: Path) -> ShardSet:
     """The set in the tar files of ``root``; they are read once, and what is known of the samples is kept in the cache.
 
-    Raises: ValueError, naming the shard, for one that is no tar file or was cut, for a sample without an image or a
-    class, and for shards of which only some belong to a split.
+    Raises: ValueError, naming the shard, for one that is no tar file, was cut or goes on behind its end, for a part
+    without samples, for a sample without an image or a class or with a dot in its name, and for shards of which only
+    some belong to a split.
     """
     with suppress(OSError, ValueError):  # what is not there, or damaged, is written anew
         return shard_set(root, *read_index(scanned_folder(root)))
