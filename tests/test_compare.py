@@ -64,6 +64,9 @@ def test_a_run_that_is_not_finished_and_one_that_is_none(
     assert ceit_cli.main(["compare", str(tmp_path)]) == 1
     assert "is no run directory: it holds no config.yaml" in capsys.readouterr().err
     assert ceit_cli.main(["compare", runs[0], "--plot", "curves.gif"]) == 2
+    capsys.readouterr()
+    assert ceit_cli.main(["compare", str(tmp_path / "none"), "--plot", str(tmp_path / "nodir" / "a.png")]) == 1
+    assert "a.png cannot be written: there is no folder" in capsys.readouterr().err
 
 
 def test_a_log_that_a_crash_has_cut_and_one_that_is_damaged(

@@ -35,7 +35,7 @@ def save(path: Path, **changes: Any) -> str:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for name in ("a/holi day.jpg", "b/holi day.png", "$weird$ näme.png"):
+    for name in ("a/holi day.jpg", "b/Holi day.png", "$weird$ näme.png"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(len(name)).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ def test_every_image_gets_a_sheet_of_its_own(
     assert explained("--checkpoint", checkpoint, "--output", tmp_path / "why", "--json", photos) == 0
     documents = json.loads(capsys.readouterr().out)
     names = {path.name for path in (tmp_path / "why").iterdir()}
-    stems = ("holi day", "holi day-2", "$weird$ näme")
+    stems = ("holi day", "Holi day-2", "$weird$ näme")
     assert names == {f"{stem}.explained.{form}" for stem in stems for form in ("png", "svg")}
     predictor = ceit.Predictor.from_checkpoint(checkpoint)
     for document in documents:
@@ -107,7 +107,7 @@ def test_what_cannot_be_explained_is_one_sentence(
     assert explained("--checkpoint", checkpoint, "--output", tmp_path / "2", photos / "b") == 1
     captured = capsys.readouterr()
     assert f"1 of 2 images cannot be read: {photos / 'b' / 'broken.png'}" in captured.err
-    assert "holi day.explained.png" in captured.out
+    assert "Holi day.explained.png" in captured.out
     assert len(list((tmp_path / "2").iterdir())) == 2
     model = ceit.load_checkpoint(checkpoint)
     images = synthetic(8, image_hw=(16, 24), preprocessing=Preprocessing((0.3,) * 3, (0.4,) * 3))
@@ -126,7 +126,7 @@ def test_every_map_is_drawn(tmp_path: Path, photos: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sheet, "_draw_map", noted)
     predictor = ceit.Predictor.from_checkpoint(save(tmp_path / "model.safetensors", global_pool="sum"), device="cpu")
-    found = explain(predictor, photos / "b/holi day.png")
+    found = explain(predictor, photos / "b/Holi day.png")
     sheet.draw_sheet(found, "a title", [tmp_path / "sheet.png"])
     assert drawn == [entry.title for entry in found.maps]
     assert len(drawn) == 4

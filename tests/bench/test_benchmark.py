@@ -357,6 +357,30 @@ def test_combinations_that_make_no_sense_are_wrong_usage(
     assert sentence in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("output", "chart", "code", "sentence"),
+    [
+        ("nodir/x.json", "a.png", 1, "x.json cannot be written: there is no folder"),
+        ("x.json", "nodir/a.png", 1, "a.png cannot be written: there is no folder"),
+        ("x.txt", "a.png", 2, "x.txt must end in .json"),
+        ("x.json", "a.gif", 2, "a.gif must end in .png or .svg"),
+    ],
+)
+def test_a_place_that_takes_no_result_is_told_before_anything_is_measured(
+    output: str,
+    chart: str,
+    code: int,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("ceit.cli.benchmark.measure", lambda *_: pytest.fail("it was measured"))
+    words = ["benchmark", "--models", PICO, "--backends", "eager", "--output", str(tmp_path / output)]
+    assert ceit_cli.main([*words, "--chart", str(tmp_path / chart)]) == code
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
 def test_every_stage_of_reading_is_measured_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, output = tmp_path / "photos", tmp_path / "out.json"
     folder.mkdir()

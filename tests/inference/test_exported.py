@@ -18,6 +18,7 @@ from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import load_exported
 from ceit.inference.exporter import export
 from ceit.inference.graphs import exported_program
+from ceit.inference.predictor import exported_precision
 from ceit.inference.program_file import from_bytes, to_bytes
 from ceit.model import CeiT
 
@@ -146,6 +147,16 @@ def test_weights_of_another_model_are_refused(intermediate: Path, tmp_path: Path
     (tmp_path / "network.bin").write_bytes(weights)
     with pytest.raises(ValueError, match=r"network\.xml: network\.bin is damaged or belongs to another model$"):
         load_exported(tmp_path / "network.xml")
+
+
+def test_a_file_renamed_in_capitals_is_read(intermediate: Path, tmp_path: Path) -> None:
+    images = torch.zeros(1, 1, 24, 16)
+    for weights in ("N.BIN", "N.bin"):
+        (tmp_path / "N.XML").write_bytes(intermediate.read_bytes())
+        (tmp_path / weights).write_bytes(intermediate.with_suffix(".bin").read_bytes())
+        assert exported_precision(tmp_path / "N.XML", "auto") == exported_precision(intermediate, "auto")
+        assert torch.equal(load_exported(tmp_path / "N.XML")(images), load_exported(intermediate)(images))
+        (tmp_path / weights).unlink()
 
 
 def test_names_and_precisions_that_cannot_be(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 import ceit
 from ceit import limits
 from ceit.data import pillow
-from ceit.data.image import read_image
+from ceit.data.image import read_header, read_image
 from ceit.data.sources.archives import open_archives, open_unpacked
 from ceit.data.sources.columns import read_columns
 from ceit.data.sources.download import SourceError, get_files
@@ -56,6 +56,7 @@ def test_a_device_and_a_pipe_are_no_images(tmp_path: Path, refused: Refused) -> 
     for place in (tmp_path / "pipe.png", Path("/dev/zero")):
         said = refused(lambda place=place: read_image(place, 3))
         assert said == f"{place} cannot be read (no regular file: save it to one first)"
+        assert refused(lambda place=place: read_header(place)) == said
 
 
 def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:

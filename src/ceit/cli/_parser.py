@@ -1,9 +1,13 @@
 """The parser of every verb: help that a newcomer can read, and the options that several verbs have."""
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+from ceit.atomic import require_place
 
 WEIGHTS = (
     "a run directory of ceit train, a file of weights, or the name of weights that come with ceit (ceit list weights)"
@@ -41,6 +45,20 @@ def adding_to(group: Any) -> Callable[..., None]:
         group.add_argument(name, help=text, **settings)
 
     return add
+
+
+def require_output(
+    parser: argparse.ArgumentParser, option: str, file: Path, endings: Sequence[str], *, new: bool = True
+) -> None:
+    """Asked before any work that ends in ``file``; another ending is wrong usage.
+
+    Raises: ValueError for a place that takes no file and, where it must be ``new``, for a file that is there.
+    """
+    if file.suffix not in endings:
+        parser.error(f"{option} {file} must end in {' or '.join(endings)}")
+    if new and os.path.lexists(file):
+        raise ValueError(f"{file} exists: name another file for {option}, or remove it")
+    require_place(file)
 
 
 def positive(text: str) -> int:

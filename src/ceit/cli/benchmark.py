@@ -30,7 +30,7 @@ from ceit.bench.chart import draw_bars
 from ceit.bench.loading import measure_loader
 from ceit.bench.measure import MEASURES, Settings, measure
 from ceit.bench.processes import Memory
-from ceit.cli._parser import Parser, adding_to, positive
+from ceit.cli._parser import Parser, adding_to, positive, require_output
 from ceit.cli._terminal import figures, print_whole
 from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.threads import usable_cores
@@ -81,7 +81,9 @@ def main(arguments: list[str]) -> None:
         turn_seconds=options.seconds,
         freed_memory=options.freed_memory,
     )
+    require_output(parser, "--output", options.output, (".json",), new=False)
     if options.chart is not None:
+        require_output(parser, "--chart", options.chart, (".png", ".svg"), new=False)
         importlib.import_module("matplotlib")  # or it would be missed when all is measured
 
     def save(result: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ceit.cli._parser import JSON, Parser, adding_to
+from ceit.cli._parser import JSON, Parser, adding_to, require_output
 from ceit.cli._terminal import figures
 from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.paths import expanded
@@ -48,8 +48,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--plot", "draw validation accuracy over epochs, as .png or .svg", type=expanded, metavar="FILE.png")
     add("--json", JSON, action="store_true")
     options = parser.parse_args(arguments)
-    if options.plot and options.plot.suffix not in (".png", ".svg"):
-        parser.error(f"--plot {options.plot} must end in .png or .svg")
+    if options.plot:
+        require_output(parser, "--plot", options.plot, (".png", ".svg"), new=False)
     return options
 
 

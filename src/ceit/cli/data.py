@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from ceit.atomic import replace_files, require_place
-from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to
+from ceit.atomic import replace_files
+from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to, require_output
 from ceit.cli._second_look import look, print_look
 from ceit.cli._terminal import bar, print_whole, tell
 from ceit.data.audit.check import check
@@ -94,10 +94,10 @@ def _check(arguments: list[str]) -> None:
     add("data", _DATA, metavar="DATA")
     add("--checkpoint", f"ask a model about the labels: {WEIGHTS}", metavar="RUN|FILE", type=expanded)
     add("--json", JSON, action="store_true")
-    add("--output", "write the JSON document to a file, too", metavar="FILE.json", type=expanded)
+    add("--output", "write the JSON document to a new file, too", metavar="FILE.json", type=expanded)
     options = parser.parse_args(arguments)
     if options.output is not None:
-        require_place(options.output)
+        require_output(parser, "--output", options.output, (".json",))
     found, failure = None, ""
     if options.checkpoint is not None:
         try:

@@ -16,7 +16,6 @@ import argparse
 import importlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ceit.atomic import replace_files, require_place
-from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to, positive
+from ceit.atomic import replace_files
+from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to, positive, require_output
 from ceit.cli._terminal import facts, tell
 from ceit.cli.predict import images_of
 from ceit.data.sources.choose import load_dataset
@@ -199,11 +198,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     if options.duplicates is not None and not -1 <= options.duplicates <= 1:
         parser.error(f"--duplicates {options.duplicates:g} must lie between -1 and 1")
     if (file := options.output) is not None:
-        if file.suffix not in FORMS:
-            parser.error(f"--output {file} must end in {' or '.join(FORMS)}")
-        if os.path.lexists(file):
-            raise ValueError(f"{file} exists: name another file, or remove it")
+        require_output(parser, "--output", file, FORMS)
         if file.suffix == ".parquet":
             importlib.import_module("pyarrow")  # or it would be missed when all is computed
-        require_place(file)
     return options

@@ -15,7 +15,6 @@ examples:
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ceit.atomic import require_place
 from ceit.cli._computing import add_computing
-from ceit.cli._parser import JSON, MODEL, RAW, Parser, adding_to, natural
+from ceit.cli._parser import JSON, MODEL, RAW, Parser, adding_to, natural, require_output
 from ceit.cli._terminal import print_evaluation, tell
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.held_out import ASKABLE, to_measure, with_labels_of
@@ -189,11 +187,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     for name, endings in (("predictions", (".csv",)), ("metrics", FORMS)):
         if (file := getattr(options, name)) is not None:
-            if file.suffix not in endings:
-                parser.error(f"--{name} {file} must end in {' or '.join(endings)}")
-            if os.path.lexists(file):
-                raise ValueError(f"{file} exists: name another file for --{name}, or remove it")
-            require_place(file)
+            require_output(parser, f"--{name}", file, endings)
     files = [file.resolve() for file in (options.predictions, options.metrics) if file is not None]
     if len(set(files)) < len(files):
         parser.error(f"--predictions and --metrics name the same file, {options.predictions}")

@@ -75,14 +75,16 @@ def main(arguments: list[str]) -> None:
 
 
 def _names(paths: Sequence[str]) -> Iterator[str]:
-    """A name for each image's sheet: that of its file, with a number where several files have it."""
+    """A name for each image's sheet: that of its file, with a number where several files have it, in any case."""
     taken = set[str]()
     for path in paths:
         stem = Path(path).stem
         if len(os.fsencode(stem)) > _NAME_BYTES:
             stem = os.fsencode(stem)[:_NAME_BYTES].decode(errors="ignore")
-        name = next(name for name in chain([stem], (f"{stem}-{number}" for number in count(2))) if name not in taken)
-        taken.add(name)
+        name = next(
+            name for name in chain([stem], (f"{stem}-{number}" for number in count(2))) if name.casefold() not in taken
+        )
+        taken.add(name.casefold())
         yield name
 
 

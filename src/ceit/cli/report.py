@@ -10,10 +10,8 @@ examples:
   ceit report runs/photos --output photos.html --data /media/usb/photos
 """
 
-import os
-
-from ceit.atomic import replace_files, require_place
-from ceit.cli._parser import Parser, adding_to
+from ceit.atomic import replace_files
+from ceit.cli._parser import Parser, adding_to, require_output
 from ceit.cli._terminal import tell
 from ceit.paths import expanded
 from ceit.report.contents import contents_of
@@ -31,11 +29,7 @@ def main(arguments: list[str]) -> None:
     add("--output", "the page to write; none is written over", metavar="FILE.html", type=expanded, required=True)
     add("--data", "where the images are now, if not where the run found them", metavar="NAME|DIR")
     options = parser.parse_args(arguments)
-    if options.output.suffix not in (".html", ".htm"):
-        parser.error(f"--output {options.output} must end in .html")
-    if os.path.lexists(options.output):
-        raise ValueError(f"{options.output} exists: name another file, or remove it")
-    require_place(options.output)
+    require_output(parser, "--output", options.output, (".html", ".htm"))
     contents = contents_of(options.run, options.data, tell)
     tell(*contents.remarks)
     content = page(contents).encode()

@@ -88,12 +88,17 @@ def read_image(
 
 def image_bytes(path: str | Path) -> bytes:
     """The content of an image file. Raises: RefusedImageError for a pipe, a device, or too many bytes; OSError."""
+    require_bytes(_size_of_regular(path), str(path))
+    return Path(path).read_bytes()
+
+
+def _size_of_regular(path: str | Path) -> int:
+    """Its bytes. Raises: RefusedImageError for a pipe or a device, at which a reader would wait for ever."""
     state = os.stat(path)
     if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # a folder is the machine's own OSError
         reason = "no regular file: save it to one first"
         raise RefusedImageError(f"{path} cannot be read ({reason})", reason)
-    require_bytes(state.st_size, str(path))
-    return Path(path).read_bytes()
+    return state.st_size
 
 
 def require_bytes(size: int, name: str) -> None:
@@ -123,11 +128,12 @@ def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tu
 
     if isinstance(source, bytes):
         return header(source)
+    size = _size_of_regular(source)
     with open(source, "rb") as file:
         start = file.read(_HEADER_BYTES)
         with suppress(BrokenImageError):  # what follows may be needed
             return header(start)
-        require_bytes(os.fstat(file.fileno()).st_size, str(source))
+        require_bytes(size, str(source))
         return header(start + file.read())
 
 

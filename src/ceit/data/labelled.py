@@ -65,6 +65,20 @@ def with_classes(found: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     return replace(found, class_names=tuple(classes), parts=parts)
 
 
+def without_empty_classes(found: LabelledSet) -> LabelledSet:
+    """A set that comes unsplit without classes that have no image, as a folder has none; a remark says which."""
+    if found.unsplit is None:
+        return found
+    used = set(found.unsplit.labels.unique().tolist())
+    empty = [name for number, name in enumerate(found.class_names) if number not in used]
+    if not used or not empty:
+        return found
+    shown = ", ".join(map(repr, empty[:4])) + (f" and {len(empty) - 4:,} more" if len(empty) > 4 else "")
+    remark = f"no images in {shown}: left out of the classes"
+    kept = with_classes(found, [name for number, name in enumerate(found.class_names) if number in used])
+    return replace(kept, remarks=(*found.remarks, remark))
+
+
 def require_classes(classes: Sequence[str], there: Collection[str], name: str) -> None:
     """Raises: ValueError unless ``classes`` are at least two of those that are ``there`` in the set ``name``."""
     if strange := [asked for asked in classes if asked not in there]:

@@ -165,7 +165,7 @@ class _Reading:
         index, state = asked
         try:
             data = self.images.encoded(index)
-        except (OSError, BrokenImageError) as error:  # it is not all there
+        except (OSError, UnreadableImageError) as error:  # it is not all there, or no file to read
             reason = error.strerror or str(error) if isinstance(error, OSError) else error.reason
             return _Finding(index, state, reason=reason, lasts=False)
         digest = digest_of(data)

@@ -95,8 +95,8 @@ class ExportedNetwork:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether the name is that of an exported file: ``.onnx``, ``.pt2`` or ``.xml``."""
-    return Path(path).suffix in SUFFIXES
+    """Whether the name is that of an exported file: ``.onnx``, ``.pt2`` or ``.xml``, in any case."""
+    return Path(path).suffix.lower() in SUFFIXES
 
 
 def load_exported(
@@ -114,13 +114,14 @@ def load_exported(
     path = expanded(path)
     if not is_exported(path):
         raise ValueError(f"{path} is no exported file: their names end in {', '.join(SUFFIXES)}")
-    if precision == "bf16" and path.suffix != ".xml":
+    format = SUFFIXES[path.suffix.lower()]
+    if precision == "bf16" and format != "openvino":
         raise ValueError(f"{path} cannot be run in bf16: only OpenVINO's .xml can, others run in float32")
     try:
-        if path.suffix == ".onnx":
+        if format == "onnx":
             run = OnnxRuntime(_onnx_content(path), threads=threads)
             text = run.metadata.get(METADATA_KEY, "")
-        elif path.suffix == ".pt2":
+        elif format == "torch":
             program, text = program_file.from_bytes(path.read_bytes())
             run = program.module()
         else:
@@ -167,14 +168,17 @@ def precision_run(written_in: str, computed_in: str) -> str:
 
 
 def _openvino_model(path: Path) -> Any:
-    weights = path.with_suffix(".bin").read_bytes()
+    beside = path.with_suffix(".bin")
+    if not beside.is_file() and path.with_suffix(".BIN").is_file():  # of a model renamed in capitals
+        beside = path.with_suffix(".BIN")
+    weights = beside.read_bytes()
     try:
         model = openvino_core().read_model(path.read_bytes(), weights)
     except RuntimeError as error:
         raise ValueError("it is damaged or no OpenVINO model") from error
     digest = rt_info(model, WEIGHTS_KEY)
     if digest and digest != hashlib.sha256(weights).hexdigest():
-        raise ValueError(f"{path.with_suffix('.bin').name} is damaged or belongs to another model")
+        raise ValueError(f"{beside.name} is damaged or belongs to another model")
     return model
 
 

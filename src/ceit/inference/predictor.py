@@ -403,7 +403,7 @@ def batch_of(devices: Sequence[torch.device]) -> int:
 
 def exported_precision(path: Path, precision: str) -> Literal["float32", "bf16"]:
     """What an exported file is computed in: of ``auto``, bf16 only by OpenVINO. Raises: ValueError for another."""
-    if precision == "auto" and SUFFIXES[path.suffix] != "openvino":
+    if precision == "auto" and SUFFIXES[path.suffix.lower()] != "openvino":
         return "float32"
     if (found := chosen(precision, torch.device("cpu"))) in ("float32", "bf16"):
         return "bf16" if found == "bf16" else "float32"

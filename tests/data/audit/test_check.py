@@ -327,9 +327,15 @@ def test_a_place_that_takes_no_report_is_told_before_any_image_is_read(
         pytest.fail(f"{data} was read")
 
     monkeypatch.setattr(verb, "check", read)
-    for output, reason in ((tmp_path / "nowhere/x.json", "there is no folder"), (tmp_path, "it is a folder")):
-        assert ceit_cli.main(["data", "check", str(clean), "--output", str(output)]) == 1
-        assert f"{output} cannot be written: {reason}" in capsys.readouterr().err
+    (tmp_path / "there.json").write_text("mine")
+    for name, code, reason in (
+        ("nowhere/x.json", 1, "cannot be written: there is no folder"),
+        ("there.json", 1, "exists: name another file for --output, or remove it"),
+        ("labels.csv", 2, "must end in .json"),
+    ):
+        assert ceit_cli.main(["data", "check", str(clean), "--output", str(tmp_path / name)]) == code
+        assert f"{tmp_path / name} {reason}" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "there.json").read_text() == "mine"
 
 
 def test_a_report_that_cannot_be_saved_is_printed(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ceit.data.sources.archives import cifar_binary, cifar_png, deb_data, idx, open_archives
+from ceit.data.sources.archives import cifar_binary, cifar_png, deb_data, idx, open_archives, open_unpacked
 
 RANDOM = np.random.default_rng(0)
 TRAIN = RANDOM.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -123,3 +123,19 @@ def test_a_link_in_an_archive_leads_nowhere(tmp_path: Path) -> None:
     path.write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match=r"it holds no train\.bin"):
         open_archives([path])("train.bin")
+
+
+def test_a_name_in_two_folders_is_read_where_both_hold_the_same(tmp_path: Path) -> None:
+    places = {"MNIST/raw/a": b"1", "FashionMNIST/raw/a": b"2", "MNIST/raw/b.gz": gzip.compress(b"3"), "b": b"3"}
+    for name, content in places.items() | {(".Trash/b", b"4"), ("__MACOSX/b", b"5"), ("MNIST/raw/empty", b"")}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    members = open_unpacked(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"a lies in .*FashionMNIST.raw and, with other contents, in .*: name the inner"
+    ):
+        members("a")
+    assert (members("b"), members("empty")) == (b"3", b"")
+    assert open_unpacked(tmp_path / "MNIST")("a") == b"1"
+    with pytest.raises(ValueError, match="it holds no c"):
+        members("c")

@@ -106,7 +106,11 @@ def test_small_images_are_held_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "names", "numbers"),
-    [(["owl", "cat", "owl"], ("cat", "owl"), [1, 0, 1]), ([10, 9, 10], ("9", "10"), [1, 0, 1])],
+    [
+        (["owl", "cat", "owl"], ("cat", "owl"), [1, 0, 1]),
+        ([10, 9, 10], ("9", "10"), [1, 0, 1]),
+        (["e\u0301 ", "a", " \u00e9"], ("a", "\u00e9"), [1, 0, 1]),
+    ],
 )
 def test_labels_of_text_and_of_numbers(
     tmp_path: Path, labels: list[Any], names: tuple[str, ...], numbers: list[int]
@@ -230,6 +234,7 @@ def test_what_cannot_serve(tmp_path: Path) -> None:
     refused("c", rf"{columns} image \(Image\)", train=table(2).remove_columns("label"))
     refused("d", rf"{columns} image \(Image\), label \(Value\)", train=table(2, labels=[0.5, 1.5]))
     refused("e", r"1 of 2 images of hf:.*photos train have no label", train=table(2, labels=["a", None]))
+    refused("i", r"1 of 2 images of hf:.*photos train have no label", train=table(2, labels=["a", " "]))
     both, other = table(2, labels=["a", "b"]), table(1, labels=["c"])
     refused("f", r"class 'c' of hf:.*photos is in test but not in train", train=both, test=other)
     refused("g", "has only the class 'a': a classifier needs at least two", train=table(2, labels=["a", "a"]))
@@ -255,6 +260,18 @@ def test_it_is_said_which_column_is_the_class(tmp_path: Path) -> None:
     assert dataset.class_names == ("pet", "bird")
     assert dataset.remarks == (f"column 'kind' of {name} is the class, not 'label'",)
     assert load_dataset(saved(tmp_path / "plain", train=table(6), test=table(2))).remarks == ()
+
+
+def test_labels_that_look_alike_are_said(tmp_path: Path) -> None:
+    rows = table(6, labels=["cat", "cat\u200b", "owl"] * 2)
+    line = r"classes that differ in case, spaces or invisible signs alone: 'cat', 'cat\u200b'"
+    assert load_dataset(saved(tmp_path, train=rows, test=rows)).remarks == (line,)
+
+
+def test_a_class_without_images_is_left_out_of_an_unsplit_set(tmp_path: Path) -> None:
+    table(20).cast_column("label", datasets.ClassLabel(names=[*NAMES, "yak"])).save_to_disk(tmp_path / "photos")
+    dataset = load_dataset(f"hf:{tmp_path / 'photos'}")
+    assert (dataset.class_names, dataset.remarks) == (("cat", "owl"), ("no images in 'yak': left out of the classes",))
 
 
 def test_splits_that_are_left_out_are_said(tmp_path: Path) -> None:

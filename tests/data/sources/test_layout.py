@@ -188,7 +188,11 @@ def test_p2_what_looks_like_a_mistake_is_refused_with_the_fix(tree: Tree, names:
             ["train/cat/1.png", "train/dog/1.png", "Val/1.png", "Val/2.png"],
             "left out: Val, 2 images without class folders",
         ),
-        (["Cat/1.png", "cat/1.png"], "classes that differ in case or spaces alone: 'Cat' and 'cat'"),
+        (["Cat/1.png", "cat/1.png"], "classes that differ in case, spaces or invisible signs alone: 'Cat' and 'cat'"),
+        (
+            ["a/1.png", "a\u200b/1.png"],
+            "classes that differ in case, spaces or invisible signs alone: 'a' and 'a\\u200b'",
+        ),
         (["train/1.png", "train/empty/", "tram/1.png"], "train is taken as a class, like the folders beside it"),
         (
             ["cat/kittens/1.png", "cat/adults/1.png", "dog/1.png"],

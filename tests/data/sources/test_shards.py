@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import ceit_cli
+from ceit.data.audit.check import check
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.image import BrokenImageError
@@ -343,6 +344,15 @@ def test_headers_are_scanned_once_until_a_shard_changes(tmp_path: Path, monkeypa
         ({"a.cls": b"0"}, "sample a of shard .* has 0 images"),
         ({"x/a.png": b""}, "sample x/a of shard .* tells no class: add it as x/a.cls"),
         ({"a.png": b"", "a.json": b"[]"}, "tells no class"),
+        ({"a.png": b"", "a.json": b'{"label": [0, 1]}'}, "tells no class"),
+        ({"a.png": b"", "a.json": b'{"label": {"id": 1}}'}, "tells no class"),
+        ({"README.md": b""}, r"shard .*train-0\.tar has no samples"),
+        ({"IMG_1.b.jpg": b"", "IMG_1.b.cls": b"0"}, r"IMG_1\.b\.jpg of shard .* has a dot in its name, .*: rename it"),
+        ({"a.b.cls": b"0"}, r"a\.b\.cls of shard .* has a dot in its name"),
+        (
+            {"a.jpg": b"", "a.cls": b"0", "a.b.jpg": b"", "a.b.json": b"{}"},
+            r"a\.b\.jpg of shard .* has a dot in its name",
+        ),
         ({"a.png": b"", "a.cls": b"0", "b.png": b"", "b.cls": b"bee"}, "by number and, 'bee', by name: use one"),
     ],
 )
@@ -362,9 +372,39 @@ def test_foreign_shards_that_were_cut(tmp_path: Path) -> None:
         shard.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"shard .*train-0.tar (has no end|is no whole tar file)"):
             load_dataset(root)
+    shard.write_bytes(whole + whole)
+    with pytest.raises(ValueError, match=r"shard .*train-0.tar goes on behind its end at byte [0-9,]+: copy it anew"):
+        load_dataset(root)
     (root / "more.tar").write_bytes(whole)
     with pytest.raises(ValueError, match=r"shard more.tar of .* belongs to no split, others do"):
         load_dataset(root)
+
+
+def test_other_files_of_a_sample_are_passed_over(tmp_path: Path) -> None:
+    def label(number: int) -> dict[str, bytes]:
+        return {".cls": b"%d" % (number % 2), ".mask.png": png(0), ".coarse.cls": b"0"}
+
+    root = foreign(tmp_path / "wds", {"train-0.tar": 6, "test-0.tar": 2}, label)
+    assert keys(load_dataset(root).train) == [f"sample{number:03}" for number in range(6)]
+
+
+def test_hidden_files_are_no_shards(shards: Path, tmp_path: Path) -> None:
+    root = foreign(tmp_path / "wds", {"train/0.tar": 6, "test-0.tar": 2}, lambda n: {".cls": b"%d" % (n % 2)})
+    for place in (root / "._test-0.tar", root / "train" / "._0.tar", shards / "._train-000000.tar"):
+        place.write_bytes(b"of a Mac")
+    (root / ".test").mkdir()
+    (root / ".test" / "0.tar").write_bytes(b"")
+    assert (len(load_dataset(root).train), len(load_dataset(shards).train)) == (6, 18)
+
+
+def test_unsplit_shards_leave_out_numbers_without_images(tmp_path: Path) -> None:
+    root = foreign(tmp_path / "wds", {"00.tar": 20}, lambda number: {".cls": b"%d" % (1 + number % 2)})
+    dataset = load_dataset(root)
+    assert (dataset.class_names, dataset.remarks) == (("1", "2"), ("no images in '0': left out of the classes",))
+    assert dataset.train.labels.unique().tolist() == [0, 1]
+    assert check(root).remarks == dataset.remarks
+    with pytest.raises(ValueError, match="unknown class '0'"):
+        load_dataset(root, classes=["0", "1"])
 
 
 def test_broken_samples_of_others(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tables of labels: columns by their usual names, official splits or a cut, and one sentence for what is wrong."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -132,7 +133,9 @@ def test_missing_and_broken_images_are_named(table: Callable[..., Path], img_siz
         ("path,label\na.jpg,x\n,y\n", r"column 'path' of .* is empty in row 2"),
         ("path,label\na.jpg, \n", r"column 'label' of .* is empty in row 1"),
         ("path,label,split\na.jpg,x,tset\n", r"row 1 of .*: unknown split 'tset'; did you mean 'test'"),
-        ('path,label\n"a.jpg,x\n', r"is no CSV file in UTF-8"),
+        ('path,label\n"a.jpg,x\n', r"is no CSV file in UTF-8 \(.*\): look for a quote that is not closed"),
+        ('path,"label\n' + "a.jpg,x\n" * 20_000, r"is no CSV file in UTF-8 \(.*\): look for a quote"),
+        ("path,label,is_valid\na.jpg,x,maybe\n", r"column 'is_valid' of .* has 'maybe' in row 1: write True for valid"),
     ],
 )
 def test_what_is_no_table(tmp_path: Path, text: str, message: str) -> None:
@@ -278,6 +281,24 @@ def test_p2_a_column_of_parts_under_another_name_is_no_chance_cut(table: Callabl
     assert dataset.remarks == (f"column 'subset' of labels{suffix} tells the parts",)
 
 
+def test_a_pipe_is_named_like_what_cannot_be_read(table: Callable[..., Path]) -> None:
+    path = table([*TABLE, ("cat/pipe.jpg", "cat")], "path,label")
+    (path.parent / "cat/pipe.jpg").unlink()
+    os.mkfifo(path.parent / "cat/pipe.jpg")
+    with pytest.raises(ValueError, match=r"1 of 9 files cannot be read: cat/pipe.jpg \(no regular file"):
+        load_dataset(path)
+    assert load_dataset(path, skip_broken=True).skipped == ("cat/pipe.jpg (no regular file: save it to one first)",)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_of_fastai_sets_validation_images_apart(table: Callable[..., Path], suffix: str) -> None:
+    rows = [(*row, number % 4 == 3) for number, row in enumerate(TABLE)]
+    dataset = load_dataset(table(rows, "path,label,is_valid", suffix))
+    assert keys(dataset)[2] == ["cat/3", "dog/3"]
+    tells = f"column 'is_valid' of labels{suffix} tells the parts: True is validation, False is train"
+    assert dataset.remarks == (tells,)
+
+
 def test_a_part_that_is_missing_names_its_row(table: Callable[..., Path]) -> None:
     rows = [(*row, "" if number == 2 else "train") for number, row in enumerate(TABLE)]
     with pytest.raises(ValueError, match=r"column 'split' of .*labels\.csv is empty in row 3"):
@@ -377,7 +398,7 @@ def test_rows_are_counted_as_they_stand_in_the_file(tmp_path: Path) -> None:
 def test_labels_that_look_alike_are_said(table: Callable[..., Path]) -> None:
     rows = [(f"{number}.jpg", ("Cat", "cat", "dog")[number % 3]) for number in range(12)]
     assert load_dataset(table(rows, "path,label")).remarks == (
-        "classes that differ in case or spaces alone: 'Cat', 'cat'",
+        "classes that differ in case, spaces or invisible signs alone: 'Cat', 'cat'",
     )
 
 

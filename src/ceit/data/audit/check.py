@@ -14,7 +14,7 @@ from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import read_header
-from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset, with_classes
+from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset, with_classes, without_empty_classes
 from ceit.data.pixels import looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.layout import understand
@@ -68,7 +68,8 @@ def _shards(root: Path) -> tuple[LabelledSet, list[str]]:
     hashes = read_all(lambda name: sha256_of(root / name), list(written), "hashing shards")
     changed = [name for name, sha256 in hashes if sha256 != written[name]]
     place = f"the folder of shards {root}"
-    return _as_it_lies(name=found.index.name, place=place, class_names=found.index.class_names, parts=parts), changed
+    as_it_lies = _as_it_lies(name=found.index.name, place=place, class_names=found.index.class_names, parts=parts)
+    return without_empty_classes(as_it_lies), changed
 
 
 class _Inspection(NamedTuple):

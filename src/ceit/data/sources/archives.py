@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ceit.data.sources.walk import SYSTEM_FOLDERS
 from ceit.limits import ARCHIVE, ARCHIVE_MEMBERS, MB
 
 Arrays = dict[str, np.ndarray]
@@ -82,8 +83,25 @@ def open_archives(paths: list[Path]) -> Members:
 
 
 def open_unpacked(folder: Path) -> Members:
-    """The files anywhere below a folder; gzipped ones are unpacked."""
-    return _members({path.name: path for path in sorted(folder.rglob("*")) if path.is_file()})
+    """The files anywhere below a folder, but for those in hidden folders and a system's; gzipped ones are unpacked.
+
+    Of a name that lies in several folders, with other contents, it raises ValueError.
+    """
+    folders: dict[Path, dict[str, bytes | Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        above = path.relative_to(folder).parent.parts
+        if path.is_file() and not any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in above):
+            folders.setdefault(path.parent, {})[path.name] = path
+
+    def member(name: str) -> bytes:
+        there = {place: files for place, files in folders.items() if files.keys() & {name, f"{name}.gz"}}
+        found = {_members(files)(name): place for place, files in there.items()}
+        if len(found) > 1:
+            first, second, *_ = found.values()
+            raise ValueError(f"{name} lies in {first} and, with other contents, in {second}: name the inner folder")
+        return found.popitem()[0] if found else _members({})(name)
+
+    return member
 
 
 def _members(contents: Mapping[str, bytes | Path]) -> Members:

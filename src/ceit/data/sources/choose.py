@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ceit.data.cache import cache_dir
 from ceit.data.cut import TRAINING_SHARE
 from ceit.data.encoded import EncodedSplit
-from ceit.data.labelled import LabelledSet, as_dataset, of_classes
+from ceit.data.labelled import LabelledSet, as_dataset, of_classes, without_empty_classes
 from ceit.data.sources.download import fetch_named
 from ceit.data.sources.hub import PREFIX, load_hub
 from ceit.data.sources.known_sets import SETS
@@ -178,12 +178,12 @@ def _load(text: str, options: LoadOptions) -> LabelledSet:
     if (named := place_of(text)) is not None:
         return _load_known(text, *named, options)
     if text.startswith(PREFIX):
-        return load_hub(text.removeprefix(PREFIX), options)
+        return without_empty_classes(load_hub(text.removeprefix(PREFIX), options))
     path = expanded(text)
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         return load_labels(path, options)
     if path.is_dir() and has_shards(path):
-        return load_shards(path, options)
+        return without_empty_classes(load_shards(path, options))
     if path.exists():
         return load_folder(path, options)
     if path.name == text:

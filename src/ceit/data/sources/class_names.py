@@ -4,6 +4,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
+ALIKE = "classes that differ in case, spaces or invisible signs alone"
+
 
 def class_name(text: str) -> str:
     """The name as it is kept: an accent is one letter with its sign (NFC), however the file system writes it."""
@@ -11,11 +13,12 @@ def class_name(text: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Without case and spaces: the same for names that are easily taken for each other."""
-    return " ".join(class_name(name).casefold().split())
+    """Without case, spaces and signs of no width: the same for names that are easily taken for each other."""
+    shown = (letter for letter in class_name(name).casefold() if unicodedata.category(letter) != "Cf")
+    return " ".join("".join(shown).split())
 
 
 def alike(names: Iterable[str]) -> list[str]:
-    """Those that differ from another of them in case or spaces alone, sorted."""
+    """Those that differ from another of them in case, spaces or signs of no width alone, sorted."""
     counts = Counter(map(folded, names := list(names)))
     return sorted(name for name in names if counts[folded(name)] > 1)

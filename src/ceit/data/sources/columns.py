@@ -57,13 +57,13 @@ def read_columns(path: Path, required: Sequence[Sequence[str]], known: Sequence[
 def _read_csv(path: Path, required: Sequence[Sequence[str]], known: Sequence[str]) -> Columns:
     text = re.sub(r"\Asep=.\r?\n", "", _text(path))  # Excel's own first line
     readers = {separator: csv.reader(io.StringIO(text, newline=""), delimiter=separator) for separator in SEPARATORS}
-    headers = {sep: set(map(_plain, next(filter(_is_filled, reader), []))) for sep, reader in readers.items()}
-    fitting = (sep for sep in SEPARATORS if all(headers[sep] & set(group) for group in required))
-    separator = next(fitting, SEPARATORS[0])
     try:
+        headers = {sep: set(map(_plain, next(filter(_is_filled, reader), []))) for sep, reader in readers.items()}
+        fitting = (sep for sep in SEPARATORS if all(headers[sep] & set(group) for group in required))
+        separator = next(fitting, SEPARATORS[0])
         rows = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)))
     except csv.Error as error:
-        raise ValueError(f"{path} is no CSV file in UTF-8 ({error})") from error
+        raise ValueError(f"{path} is no CSV file in UTF-8 ({error}): look for a quote that is not closed") from error
     filled = [(number, [cell.strip() for cell in row]) for number, row in rows if _is_filled(row)]
     start, header = filled.pop(0) if filled else (0, [])
     _refuse_twins(path, header, known)
@@ -71,7 +71,7 @@ def _read_csv(path: Path, required: Sequence[Sequence[str]], known: Sequence[str
         if len(row) != len(header):
             cells = f"row {number - start} of {path} has {len(row)} cells, its header {len(header)}"
             raise ValueError(f"{cells}: put cells that hold {separator!r} in quotes")
-    cells = [[_cell(row[index]) for _, row in filled] for index in range(len(header))]
+    cells = [[as_text(row[index]) for _, row in filled] for index in range(len(header))]
     return Columns(path, header, cells, [number - start for number, _ in filled])
 
 
@@ -94,7 +94,7 @@ def _read_parquet(path: Path, known: Sequence[str]) -> Columns:
         TABLE.require(sum(group.total_byte_size for group in groups), path)
         table = pyarrow.parquet.read_table(path, columns=read)
         rows = table.num_rows
-        cells = [[_cell(c) for c in table[n].to_pylist()] if n in read else [""] * rows for n in schema.names]
+        cells = [[as_text(c) for c in table[n].to_pylist()] if n in read else [""] * rows for n in schema.names]
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:  # of pyarrow, or of text that is none
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -128,8 +128,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).lower()
 
 
-def _cell(value: Any) -> str:
-    """A value as text, empty where there is nothing."""
+def as_text(value: Any) -> str:
+    """A cell as text without spaces around it, empty where there is nothing."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return "" if value is None or text.strip().lower() in _NO_VALUES else text.strip()
 

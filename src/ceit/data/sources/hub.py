@@ -13,6 +13,8 @@ from ceit.data.cache import file_state
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_bytes
 from ceit.data.labelled import UNSPLIT, LabelledSet
+from ceit.data.sources.class_names import ALIKE, alike, class_name
+from ceit.data.sources.columns import as_text
 from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
@@ -72,7 +74,7 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
     tables = _open(name, place, remarks)
     first = next(iter(tables.values()))
     column, label_column = _columns(name, first, remarks)
-    cells = {split: table.with_format(None)[label_column][:] for split, table in tables.items()}
+    cells = {split: [*map(_label, table.with_format(None)[label_column][:])] for split, table in tables.items()}
     class_names, labels = _labels(name, first.features[label_column], cells, remarks)
     parts = {split: _split(f"{name} {split}", tables[split], column, of) for split, of in labels.items()}
     everything = [(part, row) for part in parts.values() for row in range(len(part))]
@@ -169,14 +171,21 @@ def _labels(
         values, class_names = range(len(feature.names)), feature.names
     else:
         values = class_names = sorted(set(chain(*cells.values())))
+    if similar := alike(map(str, class_names)):
+        remarks.append(f"{ALIKE}: {', '.join(map(repr, similar))}")
     numbers = {value: number for number, value in enumerate(values)}
     labels = {split: torch.tensor([numbers[cell] for cell in of], dtype=torch.int64) for split, of in cells.items()}
     return tuple(map(str, class_names)), labels
 
 
+def _label(cell: Any) -> Any:
+    """A cell as tables have it: a name without spaces around it and in one form of accents."""
+    return class_name(as_text(cell)) if isinstance(cell, str) else cell
+
+
 def _is_label(cell: Any) -> bool:
     """Whether it is one: unlabelled test images have -1 or nothing in its place."""
-    return cell is not None and (isinstance(cell, str) or cell >= 0)
+    return cell is not None and (bool(cell) if isinstance(cell, str) else cell >= 0)
 
 
 def _split(place: str, table: "datasets.Dataset", column: str, labels: Tensor) -> HubSplit:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ceit.data.labelled import UNSPLIT, LabelledSet
-from ceit.data.sources.class_names import alike, class_name, folded
+from ceit.data.sources.class_names import ALIKE, alike, class_name, folded
 from ceit.data.sources.listing import Listing, load_files
 from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
@@ -172,7 +172,7 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
     if empty := [name for name, images in classes.items() if not images]:
         remarks.append(f"no images in {_listed(map(repr, empty))}{where}")
     if similar := alike(classes):
-        remarks.append(f"classes that differ in case or spaces alone{where}: {_listed(map(repr, similar))}")
+        remarks.append(f"{ALIKE}{where}: {_listed(map(repr, similar))}")
     if nested := [child for child in folder.folders if child.filled and not child.images]:
         inner = ", ".join(f"{child.name} in {_names(child.filled)}" for child in nested[:2])
         have = "class has its" if len(nested) == 1 else "classes have their"
@@ -232,7 +232,7 @@ def _refuse_empty(folder: Folder) -> None:
 
 def _tables_in(folder: Path) -> str:
     """The advice to name a table that lies there, if there is one."""
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".parquet"))
+    tables = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in (".csv", ".parquet"))
     return f"; if {tables[0].name} tells the classes, say {tables[0]}" if tables else ""
 
 

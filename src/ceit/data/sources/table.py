@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from ceit.data.labelled import UNSPLIT, LabelledSet
-from ceit.data.sources.class_names import alike, class_name
+from ceit.data.sources.class_names import ALIKE, alike, class_name
 from ceit.data.sources.columns import Columns, read_columns
 from ceit.data.sources.listing import Listing, load_files, shown_path
 from ceit.data.sources.load_options import LoadOptions
@@ -19,6 +19,7 @@ SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "image")
 LABEL_COLUMNS = ("label", "class", "target")
 SPLIT_COLUMN = "split"
+VALID_COLUMN = "isvalid"  # of fastai: True or False
 
 _FIRST_FILES = 100  # of which one must be there
 
@@ -27,8 +28,9 @@ def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
     """The set whose images a table names, one a row, by paths relative to the table.
 
     Column ``path`` (or ``file``, ``filename``, ``filepath``, ``image``) is the image, ``label`` (``class``, ``target``)
-    its class, and ``split``, or another one of names of parts, its part, called as folders of splits are. Classes that
-    are all whole numbers are in the order of their values. Everything else is as in ``listing.load_files``.
+    its class, and ``split``, or another one of names of parts, its part, called as folders of splits are; else
+    ``is_valid`` sets True apart for validation. Classes that are all whole numbers are in the order of their values.
+    Everything else is as in ``listing.load_files``.
 
     Raises: as there, and ValueError for a file that is no table, a column that is missing, an empty cell, a part of no
     usual name, paths that are none of this machine, and an image of two classes or parts. A missing image counts as one
@@ -37,7 +39,7 @@ def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
     if not path.is_file():
         raise ValueError(f"labels file {path} does not exist")
     remarks: list[str] = []
-    table = read_columns(path, (PATH_COLUMNS, LABEL_COLUMNS), (SPLIT_COLUMN,))
+    table = read_columns(path, (PATH_COLUMNS, LABEL_COLUMNS), (SPLIT_COLUMN, VALID_COLUMN))
     used = [_column(table, names, remarks) for names in (PATH_COLUMNS, LABEL_COLUMNS)]
     files, labels = (table.filled(number) for number in used)
     labels = _numbers(list(map(class_name, labels)))
@@ -50,7 +52,7 @@ def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
         fix = "paths are relative to the folder of the table and end with the suffix of the file"
         raise ValueError(f"{none}: {fix}")
     if similar := alike(set(labels)):
-        remarks.append(f"classes that differ in case or spaces alone: {', '.join(map(repr, similar))}")
+        remarks.append(f"{ALIKE}: {', '.join(map(repr, similar))}")
     listing = Listing(path.parent, places, labels)
     parts = {split: listing.take(i for i in kept if splits[i] == split) for split in dict.fromkeys(splits)}
     are_numbers = all(re.fullmatch("-?[0-9]+", label) for label in labels)
@@ -74,9 +76,22 @@ def _splits(table: Columns, used: Sequence[int], remarks: list[str]) -> list[str
     """The part of each row, out of the column of that name, or out of another one that holds parts."""
     found = table.find([SPLIT_COLUMN]) or _split_column(table, used, remarks)
     if not found:
-        return [UNSPLIT] * len(table.rows)
+        return _valid_splits(table, remarks) or [UNSPLIT] * len(table.rows)
     cells = table.filled(found[0])
     return [split_name(cell, f"row {row} of {table.place}") for row, cell in zip(table.rows, cells, strict=True)]
+
+
+def _valid_splits(table: Columns, remarks: list[str]) -> list[str]:
+    """The part of each row as fastai's tables tell it; none where no column does."""
+    if not (found := table.find([VALID_COLUMN])):
+        return []
+    name, part_of = table.names[found[0]], {"true": "validation", "1": "validation", "false": "train", "0": "train"}
+    for row, cell in zip(table.rows, cells := table.filled(found[0]), strict=True):
+        if cell.lower() not in part_of:
+            fix = "write True for validation, False for train, or remove the column"
+            raise ValueError(f"column {name!r} of {table.place} has {cell!r} in row {row}: {fix}")
+    remarks.append(f"column {name!r} of {table.place.name} tells the parts: True is validation, False is train")
+    return [part_of[cell.lower()] for cell in cells]
 
 
 def _split_column(table: Columns, used: Sequence[int], remarks: list[str]) -> list[int]:

@@ -30,6 +30,7 @@ from ceit.json_file import parse_json
 from ceit.limits import CLASSES, IMAGE, LABEL, MEMBERS
 
 _CLASS_NAMES = "classnames.txt"
+_LABELS = (".cls", ".json", ".txt")
 
 
 def find_shards(root: Path) -> dict[str, list[Path]]:
@@ -38,19 +39,20 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     ``train-00.tar`` and ``set_train_00.tar`` are of a split by their names, ``train/00.tar`` by its folder's.
     """
     found: dict[str, list[Path]] = {split: [] for split in (*SPLITS, UNSPLIT)}
-    for path in sorted(root.glob("*.tar")):
+    for path in sorted(root.glob("[!.]*.tar")):
         found[next(filter(None, map(split_of, re.split(r"[-_.]", path.stem))), UNSPLIT)].append(path)
-    for folder in sorted(root.glob("*")):
+    for folder in sorted(root.glob("[!.]*")):
         if split := split_of(folder.name):
-            found[split] += sorted(folder.glob("*.tar"))
+            found[split] += sorted(folder.glob("[!.]*.tar"))
     return {split: paths for split, paths in found.items() if paths}
 
 
 def scan_shards(root: Path) -> ShardSet:
     """The set in the tar files of ``root``; they are read once, and what is known of the samples is kept in the cache.
 
-    Raises: ValueError, naming the shard, for one that is no tar file or was cut, for a sample without an image or a
-    class, and for shards of which only some belong to a split.
+    Raises: ValueError, naming the shard, for one that is no tar file, was cut or goes on behind its end, for a part
+    without samples, for a sample without an image or a class or with a dot in its name, and for shards of which only
+    some belong to a split.
     """
     with suppress(OSError, ValueError):  # what is not there, or damaged, is written anew
         return shard_set(root, *read_index(scanned_folder(root)))
@@ -64,7 +66,7 @@ def scan_shards(root: Path) -> ShardSet:
 
 def scanned_folder(root: Path) -> Path:
     """Where the cache keeps what is known of the shards in ``root`` as they are now."""
-    state = hashlib.sha256()
+    state = hashlib.sha256(b"2")  # of the rules by which they are scanned
     for path in [*chain(*find_shards(root).values()), root / _CLASS_NAMES]:
         state.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
     return cache_dir() / "shards" / state.hexdigest()[:32]
@@ -95,9 +97,11 @@ def _scan(root: Path) -> tuple[ShardIndex, SampleTable]:
         places += [(len(shards), sample.offset, sample.size, sample.digest) for sample in in_shard]
         samples += in_shard
         shards.append(Shard(path.relative_to(root).as_posix(), split, path.stat().st_size, len(in_shard)))
+    counts = {split: sum(shard.samples for shard in shards if shard.split == split) for split in found}
+    if bare := [paths[0] for split, paths in found.items() if not counts[split]]:
+        raise ValueError(f"shard {bare[0]} has no samples: each is an image and its class, 7.jpg and 7.cls")
     labels, class_names = _classes(root, samples)
     table = SampleTable.of(places, labels, [sample.key for sample in samples])
-    counts = {split: sum(shard.samples for shard in shards if shard.split == split) for split in found}
     index = ShardIndex(root.resolve().name, class_names, counts, (0, 0), (), (), tuple(shards))
     split = shard_set(root, index, table).samples
     size, chans = usual_geometry(range(len(split)), split.header)
@@ -111,11 +115,20 @@ def _samples_of(path: Path) -> Iterator[_Sample]:
             files = list(_files(archive))
             if path.stat().st_size < archive.offset + tarfile.BLOCKSIZE:  # two zero blocks end a tar file
                 raise ValueError(f"shard {path} has no end: it was cut, or is still being written; copy it anew")
+            if not _is_zero(path, archive.offset):
+                fix = "copy it anew, or if tar files were joined to one, keep them apart"
+                raise ValueError(f"shard {path} goes on behind its end at byte {archive.offset:,}: {fix}")
             for key, members in groupby(files, lambda file: file[0]):
                 if (sample := _sample(path, key, dict(pair[1:] for pair in members), archive)) is not None:
                     yield sample
     except tarfile.TarError as error:
         raise ValueError(f"shard {path} is no whole tar file ({error}): copy it anew") from error
+
+
+def _is_zero(path: Path, start: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(start)
+        return not any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b""))
 
 
 def _files(archive: TarFile) -> Iterator[tuple[str, str, TarInfo]]:
@@ -131,11 +144,18 @@ def _files(archive: TarFile) -> Iterator[tuple[str, str, TarInfo]]:
 def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile) -> _Sample | None:
     """The sample of these members, by suffix; None for a licence or a list among the samples."""
     images = [member for suffix, member in members.items() if suffix in image_suffixes()]
+    for suffix, member in members.items():
+        inner, _, ending = suffix.rpartition(".")
+        is_image, is_class = bool(inner) and f".{ending}" in image_suffixes(), bool(inner) and ending == "cls"
+        has_class = any(f"{inner}{label}" in members for label in _LABELS)  # without one it may be a mask of the image
+        if (is_image and has_class) or (not images and (is_image or is_class)):
+            fix = "rename it without the dot"
+            raise ValueError(f"{member.name} of shard {path} has a dot in its name, at which its key ends: {fix}")
     if not images and ".cls" not in members:
         return None
     if len(images) != 1:
         raise ValueError(f"sample {key} of shard {path} has {len(images)} images: it must have one")
-    told = {suffix: members[suffix] for suffix in (".cls", ".json", ".txt") if suffix in members}
+    told = {suffix: members[suffix] for suffix in _LABELS if suffix in members}
     for member in told.values():
         LABEL.require(member.size, f"{member.name} of {path}")
     texts = {of: _utf8(_content(archive, file), f"{file.name} of {path}") for of, file in told.items()}
@@ -154,10 +174,11 @@ def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
     """The class, a number or a name, and the name of a numbered one where it is told."""
     record = parse_json("its JSON", texts[".json"]) if ".json" in texts else {}
     values = [texts.get(".cls"), *map(record.get, ("label", "cls", "class")), texts.get(".txt")]
-    label = next(filter(None, (str(value).strip() for value in values if value is not None)), None)
-    if label is None:
+    told = next((value for value in values if value is not None and str(value).strip()), None)
+    if not isinstance(told, (int, str)) or isinstance(told, bool):
         raise ValueError("neither a number nor a name")
-    return (int(label) if label.isascii() and label.isdigit() else label), record.get("class_name")
+    label, name = str(told).strip(), record.get("class_name")
+    return (int(label) if label.isascii() and label.isdigit() else label), name if isinstance(name, str) else None
 
 
 def _utf8(data: bytes, name: object) -> str:

@@ -41,7 +41,7 @@ def open_shards(root: Path) -> ShardSet:
             raise ValueError(f"shard {path} is missing: copy it anew")
         if (found := path.stat().st_size) != size:
             raise ValueError(f"shard {path} has {found:,} bytes, {INDEX} says {size:,}: copy it anew")
-    if strange := set(root.glob("*.tar")) - known.keys():
+    if strange := set(root.glob("[!.]*.tar")) - known.keys():
         raise ValueError(f"shard {min(strange)} is not in {INDEX}: remove it, or write the shards anew")
     return shard_set(root, index, table)
 
