@@ -79,3 +79,40 @@ def test_unknown_names_and_fields_are_answered_with_the_nearest() -> None:
         ValueError, match="no weights of ceit_tiny_patch16_224 come with the package; convert the released file"
     ):
         ceit.create_model("ceit_tiny_patch16_224", pretrained=True)
+
+
+@pytest.mark.parametrize("create", [ceit.create_model, timm.create_model])
+def test_weights_that_ship_answer_as_from_their_file(create: Callable[..., CeiT]) -> None:
+    name = "ceit_pico_patch4_32.cifar10"
+    of_file, made = ceit.load_checkpoint(name), create(name, pretrained=True)
+    assert (made.temperature, made.familiarity) == (of_file.temperature, of_file.familiarity)
+    assert made.temperature is not None
+    assert made.familiarity is not None
+    larger, other = create(name, pretrained=True, img_size=64), create(name, pretrained=True, num_classes=3)
+    assert (larger.temperature, larger.familiarity) == (of_file.temperature, None)
+    assert (other.temperature, other.familiarity) == (None, None)
+
+
+def test_what_was_known_of_a_head_and_a_size_goes_with_them(tmp_path: Path) -> None:
+    network = ceit.load_checkpoint("ceit_pico_patch4_32.cifar10")
+    network.set_input_size(32)
+    assert network.familiarity is not None
+    network.set_input_size(64)
+    assert (network.familiarity, network.temperature is None) == (None, False)
+    network.reset_classifier(10)
+    assert (network.class_names, network.temperature) == (None, None)
+    network.reset_classifier(0)
+    ceit.save_checkpoint(tmp_path / "features.safetensors", network)
+    assert ceit.load_checkpoint(tmp_path / "features.safetensors").num_classes == 0
+
+
+def test_timm_takes_a_file_of_ones_own(
+    tmp_path: Path, make: Callable[..., CeiT], logits: Callable[[CeiT], Tensor]
+) -> None:
+    for name in ("ceit_pico_patch4_32", "ceit_micro_patch4_32"):  # with weights that ship, and without
+        network = make(config_of(name))
+        ceit.save_checkpoint(tmp_path / f"{name}.safetensors", network)
+        overlay = {"file": str(tmp_path / f"{name}.safetensors")}
+        loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert isinstance(loaded, CeiT)
+        assert torch.equal(logits(loaded.eval()), logits(network))

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ceit
+import ceit_cli
 from ceit.model import MODELS, CeiT, CeiTConfig, config_of
 from ceit.weights.geometry import config_from_shapes, name_of
 
@@ -196,3 +197,30 @@ def test_incomplete_weights_are_refused_by_name(
     with pytest.raises(ValueError, match=message) as refusal:
         ceit.load_checkpoint(tmp_path / "model.pth")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_plain_file_without_lca_is_not_guessed_at(
+    tmp_path: Path, make: Callable[..., CeiT], logits: Callable[[CeiT], Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean of the patches or the class token: the recipes from scratch have the one, the release has the other."""
+    network = make(config_of("ceit_pico_patch4_32", lca=False, global_pool="avg"))
+    path, output = tmp_path / "plain.pth", tmp_path / "whole.safetensors"
+    torch.save(network.state_dict(), path)
+    for asked in ({}, {"model_name": "ceit_pico_patch4_32", "lca": False}):
+        with pytest.raises(ValueError, match="weights without LCA do not tell what is classified: pass global_pool"):
+            ceit.load_checkpoint(path, **asked)
+    assert torch.equal(logits(ceit.load_checkpoint(path, global_pool="avg")), logits(network))
+    assert ceit_cli.main(["convert", str(path), str(output)]) == 1
+    assert "--geometry global_pool=avg" in capsys.readouterr().err
+    assert ceit_cli.main(["convert", str(path), str(output), "--geometry", "global_pool=avg"]) == 0
+    assert torch.equal(logits(ceit.load_checkpoint(output)), logits(network))
+
+
+def test_what_a_plain_file_is_taken_for_is_said(
+    tmp_path: Path, make: Callable[..., CeiT], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(make(config_of("ceit_pico_patch4_32")).state_dict(), tmp_path / "plain.pth")
+    ceit.load_checkpoint(tmp_path / "plain.pth", leff_class_token="identity")
+    assert "plain.pth: tensors do not tell all, taken are num_heads 2, stem_stride 1, " in caplog.text
+    assert "global_pool token" in caplog.text
+    assert "leff_class_token" not in caplog.text

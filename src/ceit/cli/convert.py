@@ -7,12 +7,14 @@ usage: ceit convert RELEASED.pth OUT.safetensors [options]
 examples:
   ceit convert ceit_tiny.pth ceit_tiny.safetensors
   ceit convert checkpoint.pth averaged.safetensors --entry model_ema
+  ceit convert weights.pth weights.safetensors --geometry global_pool=avg
 """
 
 import argparse
 from pathlib import Path
 
 from ceit.cli._parser import Parser, adding_to
+from ceit.cli.info import geometry_of
 from ceit.paths import expanded
 from ceit.weights.checkpoint import network_of, save_checkpoint
 from ceit.weights.geometry import name_of
@@ -28,7 +30,8 @@ def main(arguments: list[str]) -> None:
     existing = [path for path in (output, side_file(output)) if path.exists()]
     if existing and not options.force:
         raise ValueError(f"{existing[0]} exists; choose another name or overwrite it with --force")
-    geometry = {} if options.num_heads is None else {"num_heads": options.num_heads}
+    geometry = geometry_of(options.geometry)
+    geometry |= {} if options.num_heads is None else {"num_heads": options.num_heads}
     stored = read_stored(options.released, options.entry)
     network = network_of(stored, model_name=options.model, **geometry)
     save_checkpoint(output, network, training=stored.description and stored.description.training)
@@ -51,4 +54,5 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--entry", "which state dict of several, such as model_ema (default: model or state_dict)", metavar="NAME")
     add("--model", "which model it is, if the tensors' shapes do not tell", metavar="NAME")
     add("--num-heads", "attention heads, if the tensors' shapes do not tell", type=int, metavar="K")
+    add("--geometry", "other fields of CeiTConfig that they do not tell", nargs="+", default=[], metavar="FIELD=VALUE")
     return parser.parse_args(arguments)

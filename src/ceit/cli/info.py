@@ -87,7 +87,7 @@ def _config(options: argparse.Namespace) -> CeiTConfig:
         raise ValueError(f"--num-classes {classes} must be at least 1: a classifier needs a class")
     img_size = size and (tuple(size) if len(size) == 2 else size[0])
     asked = {"img_size": img_size, "num_classes": classes, "in_chans": options.in_chans}
-    geometry = dict(_field(word) for word in options.geometry)
+    geometry = geometry_of(options.geometry)
     geometry |= {name: value for name, value in asked.items() if value is not None}
     path = expanded(options.model)
     if options.model in MODELS or not (path.exists() or path.suffix or len(path.parts) > 1):
@@ -97,14 +97,17 @@ def _config(options: argparse.Namespace) -> CeiTConfig:
     return replace(load_checkpoint(path).config, **geometry)
 
 
-def _field(word: str) -> tuple[str, Any]:
-    name, equals, value = word.partition("=")
-    if not equals:
-        raise ValueError(f"--geometry {word} must be FIELD=VALUE, such as embed_dim=96")
-    known = [field.name for field in fields(CeiTConfig)]
-    if name not in known:
-        raise ValueError(unknown("model field", name, known))
-    return name, parse_yaml(word, value)
+def geometry_of(words: Iterable[str]) -> dict[str, Any]:
+    """Fields of ``CeiTConfig`` from ``FIELD=VALUE``. Raises: ValueError for another form or field."""
+    geometry, known = dict[str, Any](), [field.name for field in fields(CeiTConfig)]
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"--geometry {word} must be FIELD=VALUE, such as embed_dim=96")
+        if name not in known:
+            raise ValueError(unknown("model field", name, known))
+        geometry[name] = parse_yaml(word, value)
+    return geometry
 
 
 def _totals(cost: Complexity) -> dict[str, int]:

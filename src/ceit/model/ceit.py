@@ -240,11 +240,14 @@ class CeiT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head of ``num_classes`` outputs, none at 0, and another ``global_pool`` of CeiTConfig if it is given.
 
+        What is known of the old one's answers, their names, temperature and familiarity, goes with it.
+
         Raises: ValueError for a pooling that CeiTConfig does not have.
         """
         changed: dict[str, Any] = {} if global_pool is None else {"global_pool": global_pool}
         self.config = replace(self.config, num_classes=num_classes, **changed)
         self.num_classes = num_classes
+        self.class_names = self.temperature = self.familiarity = None
         like = self.cls_token
         self.head = _head(self.embed_dim, num_classes).to(like.device, like.dtype)
 
@@ -252,6 +255,8 @@ class CeiT(nn.Module):
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Take images of another size: the position embedding is interpolated (bicubic, no antialias).
+
+        The familiarity of images goes, as its distances are of the old size.
 
         Raises: ValueError for a new patch size, or a size that is no multiple of it.
         """
@@ -264,6 +269,8 @@ class CeiT(nn.Module):
         self.config = replace(self.config, img_size=img_size if isinstance(img_size, int) else tuple(img_size))
         self.patch_embed.image_hw = self.config.image_hw
         resized = resize_pos_embed(self.pos_embed.data, self.pos_grid, self.config.grid)
+        if self.pos_grid != self.config.grid:
+            self.familiarity = None
         self.pos_grid = self.config.grid
         self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
 

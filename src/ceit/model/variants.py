@@ -131,11 +131,14 @@ def _build(name: str, **geometry: Any) -> CeiT:
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-        if pretrained and not pretrained_cfg:
+        described: Mapping[str, Any] = {}
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        if pretrained and not pretrained_cfg and not any(overlay.get(source) for source in _SOURCES):
             pretrained_cfg = _first_tag(name)
         if isinstance(pretrained_cfg, str):
             shipped = f"{name}.{pretrained_cfg}"
-            kwargs = shipped_description(shipped)["config"] | kwargs
+            described = shipped_description(shipped)
+            kwargs = described["config"] | kwargs
             pretrained_cfg = _shipped_cfg(shipped) | {"tag": pretrained_cfg}
             if pretrained:
                 shipped_weights(shipped)
@@ -150,13 +153,16 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
             **kwargs,
         )
         if pretrained and isinstance(network, CeiT):
-            _say_what_it_knows(network, network.pretrained_cfg)
+            _say_what_it_knows(network, network.pretrained_cfg, described)
         return network
 
     create.__name__ = name
     create.__module__ = __name__
     create.__doc__ = f"{name}: see MODELS for its geometry."
     return create
+
+
+_SOURCES = ("file", "url", "hf_hub_id", "state_dict")  # of weights, in what timm lays over the configuration of a model
 
 
 def _first_tag(name: str) -> str:
@@ -177,13 +183,18 @@ def _on_grid(state: dict[str, Tensor], network: CeiT) -> dict[str, Tensor]:
     return state | {"pos_embed": resize_pos_embed(positions, old_grid, network.config.grid)}
 
 
-def _say_what_it_knows(network: CeiT, cfg: dict[str, Any]) -> None:
-    """Class names and preprocessing, as far as they are still those of the network."""
+def _say_what_it_knows(network: CeiT, cfg: dict[str, Any], described: Mapping[str, Any]) -> None:
+    """Class names and preprocessing, as far as they are still those of the network; of weights that ship, which are
+    ``described``, temperature and familiarity, too."""
     if len(cfg.get("label_names") or ()) == network.num_classes:
         network.class_names = list(cfg["label_names"])
     if len(cfg["mean"]) == network.config.in_chans:
         mean_and_std = {key: list(cfg[key]) for key in ("mean", "std")}
         network.preprocessing = mean_and_std | {"crop": cfg["crop_pct"], "interpolation": cfg["interpolation"]}
+    if described and network.class_names and network.preprocessing:
+        network.temperature = described["temperature"]
+        if network.config.grid == CeiTConfig(**described["config"]).grid:
+            network.familiarity = described["familiarity"]
 
 
 # timm takes the first with weights, if no tag is given, unless a star names another: here the one without weights,

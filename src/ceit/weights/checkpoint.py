@@ -20,7 +20,14 @@ from ceit.model import CeiT, CeiTConfig, config_of
 from ceit.model.variants import nearest_model, timm_cfg
 from ceit.paths import expanded
 from ceit.weights.description import Description
-from ceit.weights.geometry import config_from_shapes, name_of, require_fields, require_fit, require_same
+from ceit.weights.geometry import (
+    NOT_IN_SHAPES,
+    config_from_shapes,
+    name_of,
+    require_fields,
+    require_fit,
+    require_same,
+)
 from ceit.weights.stored import METADATA_KEY, StoredNetwork, read_stored, side_file
 
 logger = logging.getLogger("ceit")
@@ -176,6 +183,9 @@ def network_of(
         expected = None if model_name is None else config_of(model_name, **geometry)
         if stored.description is None:
             config = config_from_shapes(stored.state, name=model_name, expected=expected, img_size=img_size, **geometry)
+            if stored.layout == "plain" and expected is None and config.stem == "i2t":
+                taken = [f"{key} {getattr(config, key)}" for key in NOT_IN_SHAPES if key not in geometry]
+                logger.warning("%s: tensors do not tell all, taken are %s", stored.path, ", ".join(taken))
         else:
             if model_name is not None and expected is not None:
                 require_same(stored.description.config, model_name, expected)
@@ -236,11 +246,9 @@ def _adapt(network: CeiT, config: CeiTConfig, num_classes: int | None, img_size:
     if img_size is not None:
         network.set_input_size(img_size)
         if network.config.grid != config.grid:
-            network.familiarity = None  # its distances are of another size
             grids = "from {} x {} to {} x {} patches".format(*config.grid, *network.config.grid)
             logger.warning("%s: position embedding interpolated %s", path, grids)
     if num_classes is not None and num_classes != config.num_classes:
         network.reset_classifier(num_classes)
-        network.class_names = network.temperature = network.familiarity = None
         heads = f"{num_classes} classes replaces the one of {config.num_classes}"
         logger.warning("%s: a fresh head of %s; train it before use", path, heads)

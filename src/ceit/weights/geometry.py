@@ -19,7 +19,7 @@ from ceit.weights.layouts import first_of
 # What loading may change or training may choose, the architecture being the same.
 _OUTSIDE_ARCHITECTURE = {"img_size", "num_classes", "in_chans", "drop_path_rate", "skip_dead"}
 # What no shape tells.
-_NOT_IN_SHAPES = (
+NOT_IN_SHAPES = (
     "num_heads",
     "stem_stride",
     "stem_pool",
@@ -42,8 +42,8 @@ def config_from_shapes(
 
     Shapes do not tell the number of heads nor the stem's stride and pooling. These are taken from ``geometry``, from
     the ``expected`` network called ``name``, from the registered model of the same stem and width, or from DeiT,
-    which has 64 channels a head. The grid is taken to be square; where the token count forbids that, ``img_size``
-    must say it.
+    which has 64 channels a head. Without LCA they do not tell what is classified, and ``geometry`` must. The grid is
+    taken to be square; where the token count forbids that, ``img_size`` must say it.
 
     Raises: ValueError if something cannot be told, with what to pass, or if the shapes contradict ``geometry`` or
     ``expected``.
@@ -56,8 +56,13 @@ def config_from_shapes(
     for key, value in geometry.items():
         if in_shapes.get(key, value) != value:
             raise ValueError(f"the weights have {key} {in_shapes[key]}, not {value}")
+    if in_shapes["stem"] == "i2t" and not in_shapes["lca"] and "global_pool" not in geometry:
+        raise ValueError(
+            "weights without LCA do not tell what is classified: pass global_pool (--geometry global_pool=avg), avg as "
+            "in ceit's recipes from scratch, or token; or take the .safetensors file that the training wrote"
+        )
     similar = expected or _registered(in_shapes, side)
-    values = {**({key: getattr(similar, key) for key in _NOT_IN_SHAPES} if similar else {}), **in_shapes, **geometry}
+    values = {**({key: getattr(similar, key) for key in NOT_IN_SHAPES} if similar else {}), **in_shapes, **geometry}
     if "num_heads" not in values:
         raise ValueError(
             f"the number of heads cannot be told from weights of width {in_shapes['embed_dim']}; "
