@@ -192,9 +192,9 @@ def _say_what_it_knows(network: CeiT, cfg: dict[str, Any], described: Mapping[st
         mean_and_std = {key: list(cfg[key]) for key in ("mean", "std")}
         network.preprocessing = mean_and_std | {"crop": cfg["crop_pct"], "interpolation": cfg["interpolation"]}
     if described and network.class_names and network.preprocessing:
-        network.temperature = described["temperature"]
+        network.temperature = described.get("temperature")
         if network.config.grid == CeiTConfig(**described["config"]).grid:
-            network.familiarity = described["familiarity"]
+            network.familiarity = described.get("familiarity")
 
 
 # timm takes the first with weights, if no tag is given, unless a star names another: here the one without weights,
