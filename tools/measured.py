@@ -198,6 +198,12 @@ def loading_table() -> str:
     return "\n".join(rows)
 
 
+def compute_table() -> str:
+    """Accuracy at equal compute, and the sentences that follow: of ``python -m benchmarks.compute --report``."""
+    _, _, table, sentences, *_ = (STUDIES / "compute" / "table.md").read_text(encoding="utf-8").split("\n\n")
+    return f"{table}\n\n{sentences}"
+
+
 def stages_table() -> str:
     """What the stages of reading cost before and after a change of the loader, of ``studies/loading/stages.json``."""
     found = json.loads((STUDIES / "loading" / "stages.json").read_text(encoding="utf-8"))["core_ms_an_image"]

@@ -51,6 +51,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "resume": measured.resume_table,
     "loading": measured.loading_table,
     "stages": measured.stages_table,
+    "compute": measured.compute_table,
     "screening": screening.screening_table,
     "studies": overview.overview_table,
     "study": overview.study_tables,
