@@ -188,3 +188,12 @@ def test_a_class_that_is_not_among_the_most_probable_is_told_and_changes_no_map(
     assert document["about"] == last
     assert explained("--checkpoint", checkpoint, "--output", tmp_path / "0", "--top-k", 0, photos) == 2
     assert "0 must be at least 1" in capsys.readouterr().err
+
+
+def test_predicting_and_explaining_leave_the_network_as_it_is(tmp_path: Path, photos: Path) -> None:
+    model = ceit.load_checkpoint(save(tmp_path / "model.safetensors")).bfloat16().train()
+    predictor = ceit.Predictor.from_model(model, device="cpu")
+    list(predictor.predict(photos / "b/Holi day.png"))
+    explain(predictor, photos / "b/Holi day.png")
+    assert all(module.training for module in model.modules())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -3,6 +3,7 @@
 Letters: ``H W`` pixels or patches, ``K`` heads, ``L`` encoder blocks.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +57,13 @@ class Explanation:
 def explain(predictor: Predictor, image: ImageInput, about: str | None = None, top_k: int = 5) -> Explanation:
     """Why the network answers so, or why it does not answer ``about``, another of its classes.
 
-    The network computes as eager torch in float32, on the predictor's device. Raises: ValueError for an exported file,
-    whose layers cannot be watched, or an unknown class; UnreadableImageError or OSError for an image.
+    A copy of the network computes, as eager torch in float32, on the predictor's device. Raises: ValueError for an
+    exported file, whose layers cannot be watched, or an unknown class; UnreadableImageError or OSError for an image.
     """
     require_explainable(predictor, about)
     model, names = predictor.model, predictor.class_names
     assert isinstance(model, CeiT)
-    model = model.to(predictor.device, torch.float32).eval()
+    model = copy.deepcopy(model).to(predictor.device, torch.float32).eval()
     pixels_hwc = predictor.pixels(image)
     images = predictor.preprocessing.normalise(pixels_hwc[None]).permute(0, 3, 1, 2).to(predictor.device)
     with torch.inference_mode(False), torch.no_grad(), capture(model) as seen:
