@@ -14,6 +14,7 @@ import ceit_cli
 from ceit.data.preprocessing import Preprocessing
 from ceit.explain import sheet
 from ceit.explain.explanation import PatchMap, explain
+from ceit.explain.maps import contributions
 from ceit.inference.example_images import synthetic
 from ceit.inference.exporter import export
 
@@ -197,3 +198,18 @@ def test_predicting_and_explaining_leave_the_network_as_it_is(tmp_path: Path, ph
     explain(predictor, photos / "b/Holi day.png")
     assert all(module.training for module in model.modules())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("about", [None, "cat"])
+def test_of_equal_names_the_more_probable_is_explained(about: str | None, tmp_path: Path, photos: Path) -> None:
+    model = ceit.load_checkpoint(save(tmp_path / "model.safetensors", global_pool="avg", lca=False))
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n == "head.bias").copy_(torch.tensor([9.0, 0.0, 99.0]))
+    predictor = ceit.Predictor(model, class_names=["cat", "dog", "cat"], device="cpu")
+    found = explain(predictor, photos / "b/Holi day.png", about)
+    images = predictor.preprocessing.normalise(found.pixels_hwc[None]).permute(0, 3, 1, 2)
+    assert found.about == found.answers[0] == ("cat", pytest.approx(1))
+    for entry, number in zip(found.maps, (2, 0), strict=False):
+        assert entry.title == f"for and against cat (class {number})"
+        expected = contributions(model, images, torch.tensor([number]))[0].numpy()
+        np.testing.assert_allclose(entry.values_hw, expected, atol=1e-5)
