@@ -213,3 +213,10 @@ def test_of_equal_names_the_more_probable_is_explained(about: str | None, tmp_pa
         assert entry.title == f"for and against cat (class {number})"
         expected = contributions(model, images, torch.tensor([number]))[0].numpy()
         np.testing.assert_allclose(entry.values_hw, expected, atol=1e-5)
+
+
+def test_an_explanation_is_the_same_inside_inference_mode(tmp_path: Path, photos: Path) -> None:
+    predictor = ceit.Predictor.from_checkpoint(save(tmp_path / "model.safetensors", global_pool="sum"), device="cpu")
+    outside = explain(predictor, photos / "b/Holi day.png").as_dict()
+    with torch.inference_mode():
+        assert explain(predictor, photos / "b/Holi day.png").as_dict() == outside

@@ -241,6 +241,14 @@ def test_grad_cam_weighs_channels_by_the_logit_s_slope(
     )
 
 
+def test_grad_cam_is_the_same_inside_inference_mode(make: Make) -> None:
+    model, classes = make(), torch.tensor([1])
+    with torch.inference_mode():
+        images = torch.randn(1, 3, *IMAGE_HW)
+        inside = grad_cam(model, images, classes)
+    assert inside.equal(grad_cam(model, images.clone(), classes))
+
+
 def test_patches_that_cannot_reach_the_logits_are_refused(make: Make, images: Tensor) -> None:
     classes = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"patches of block 2 cannot reach .*, those of blocks 0 to 1 can"):

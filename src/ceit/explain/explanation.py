@@ -54,6 +54,7 @@ class Explanation:
         }
 
 
+@torch.inference_mode(False)  # in which Grad-CAM could have no gradient
 def explain(predictor: Predictor, image: ImageInput, about: str | None = None, top_k: int = 5) -> Explanation:
     """Why the network answers so, or why it does not answer ``about``, another of its classes.
 
@@ -67,7 +68,7 @@ def explain(predictor: Predictor, image: ImageInput, about: str | None = None, t
     model = copy.deepcopy(model).to(predictor.device, torch.float32).eval()
     pixels_hwc = predictor.pixels(image)
     images = predictor.preprocessing.normalise(pixels_hwc[None]).permute(0, 3, 1, 2).to(predictor.device)
-    with torch.inference_mode(False), torch.no_grad(), capture(model) as seen:
+    with torch.no_grad(), capture(model) as seen:
         logits_1k = model(images)
     probabilities_k = (logits_1k[0].float() / predictor.temperature).softmax(0)
     require_numbers(probabilities_k)

@@ -101,8 +101,8 @@ def grad_cam(model: CeiT, images: Tensor, classes_b: Tensor, block: int | None =
 
     handle = cast("Any", model.blocks[number]).mlp.register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            logits = model(images)
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = model(images.clone() if images.is_inference() else images)
             (gradient,) = torch.autograd.grad(logits.gather(1, classes_b[:, None]).sum(), kept[-1])
     finally:
         handle.remove()
