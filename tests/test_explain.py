@@ -14,6 +14,7 @@ import ceit_cli
 from ceit.data.preprocessing import Preprocessing
 from ceit.explain import sheet
 from ceit.explain.explanation import PatchMap, explain
+from ceit.explain.maps import contributions
 from ceit.inference.example_images import synthetic
 from ceit.inference.exporter import export
 
@@ -188,3 +189,34 @@ def test_a_class_that_is_not_among_the_most_probable_is_told_and_changes_no_map(
     assert document["about"] == last
     assert explained("--checkpoint", checkpoint, "--output", tmp_path / "0", "--top-k", 0, photos) == 2
     assert "0 must be at least 1" in capsys.readouterr().err
+
+
+def test_predicting_and_explaining_leave_the_network_as_it_is(tmp_path: Path, photos: Path) -> None:
+    model = ceit.load_checkpoint(save(tmp_path / "model.safetensors")).bfloat16().train()
+    predictor = ceit.Predictor.from_model(model, device="cpu")
+    list(predictor.predict(photos / "b/Holi day.png"))
+    explain(predictor, photos / "b/Holi day.png")
+    assert all(module.training for module in model.modules())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("about", [None, "cat"])
+def test_of_equal_names_the_more_probable_is_explained(about: str | None, tmp_path: Path, photos: Path) -> None:
+    model = ceit.load_checkpoint(save(tmp_path / "model.safetensors", global_pool="avg", lca=False))
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n == "head.bias").copy_(torch.tensor([9.0, 0.0, 99.0]))
+    predictor = ceit.Predictor(model, class_names=["cat", "dog", "cat"], device="cpu")
+    found = explain(predictor, photos / "b/Holi day.png", about)
+    images = predictor.preprocessing.normalise(found.pixels_hwc[None]).permute(0, 3, 1, 2)
+    assert found.about == found.answers[0] == ("cat", pytest.approx(1))
+    for entry, number in zip(found.maps, (2, 0), strict=False):
+        assert entry.title == f"for and against cat (class {number})"
+        expected = contributions(model, images, torch.tensor([number]))[0].numpy()
+        np.testing.assert_allclose(entry.values_hw, expected, atol=1e-5)
+
+
+def test_an_explanation_is_the_same_inside_inference_mode(tmp_path: Path, photos: Path) -> None:
+    predictor = ceit.Predictor.from_checkpoint(save(tmp_path / "model.safetensors", global_pool="sum"), device="cpu")
+    outside = explain(predictor, photos / "b/Holi day.png").as_dict()
+    with torch.inference_mode():
+        assert explain(predictor, photos / "b/Holi day.png").as_dict() == outside

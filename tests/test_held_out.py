@@ -17,11 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import ceit_cli
-from ceit.data.held_out import to_calibrate_and_check
+from ceit.data.held_out import to_calibrate_and_check, with_labels_of
+from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import FILE, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
-from ceit.inference.example_images import ExampleImages
+from ceit.inference.example_images import ExampleImages, of_dataset
 from ceit.train.images import load_run_images
 from ceit.train.interruption import Interrupted
 from ceit.train.run import train
@@ -445,3 +446,16 @@ def test_p7_export_takes_a_model_of_another_run_for_none_of_the_directory(
     for suffix in ("safetensors", "json"):
         shutil.copy(tmp_path / f"other/model.{suffix}", run / f"second.{suffix}")
     assert not exported(run / "second.safetensors").real
+
+
+def test_a_name_that_two_classes_have_says_nothing_of_a_label(photos: Path) -> None:
+    found = load_images(str(photos), in_chans=1)
+    split = found.parts["all"]
+    with pytest.raises(ValueError, match=r"^classes 0 and 2 of the checkpoint are both called 'b': which one .* means"):
+        with_labels_of(["b", "a", "b"], found, split)
+    assert with_labels_of(["b", "a"], found, split).labels.equal(1 - split.labels)
+    repeated = replace(found, class_names=("b", "b"))
+    assert with_labels_of(["b", "b"], repeated, split).labels.equal(split.labels)
+    options: dict[str, Any] = {"image_hw": (16, 16), "preprocessing": Preprocessing((0.5,), (0.5,))}
+    assert of_dataset(found, split, "all", 4, class_names=["b", "a", "b"], **options).labels is None
+    assert of_dataset(found, split, "all", 4, class_names=["b", "a"], **options).labels is not None

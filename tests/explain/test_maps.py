@@ -1,6 +1,7 @@
 """What is said of a network's attention and patches is what it computes, and looking on changes nothing."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import ceit
 from ceit.explain.capture import Attention, attention_weights, capture
 from ceit.explain.maps import (
     contributions,
@@ -101,7 +103,8 @@ def test_rows_sum_to_one_and_have_the_shapes_that_are_promised(
     if found.layer_weights_bkl is not None:
         assert found.layer_weights_bkl.shape == (3, 4, 3)
         assert torch.allclose(found.layer_weights_bkl.sum(-1), torch.ones(3, 4), atol=1e-6)
-    assert torch.allclose(layer_weights(found).sum(-1), torch.ones(3), atol=1e-6)
+    if model.config.global_pool != "avg":
+        assert torch.allclose(layer_weights(found).sum(-1), torch.ones(3), atol=1e-6)
 
 
 def test_the_weights_are_those_that_the_network_mixes_values_with(make: Make, images: Tensor) -> None:
@@ -185,6 +188,25 @@ def test_a_class_token_alone_has_no_contributions_of_patches(make: Make, images:
         contributions(make(), images, torch.zeros(3, dtype=torch.int64))
 
 
+def test_where_no_class_token_is_classified_no_map_of_it_is_given(make: Make, images: Tensor) -> None:
+    found = seen(make(global_pool="avg", lca=False), images)
+    for of in (layer_weights, rollout, last_attention):
+        with pytest.raises(ValueError, match="classifies its patches' mean, so no class token is classified"):
+            of(found)
+
+
+def test_the_snippet_of_the_page_runs_on_either_kind(
+    make: Make, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/photos").mkdir(parents=True)
+    page = (repository / "docs/explain.md").read_text(encoding="utf-8")
+    snippet = page.split("```python\n")[1].split("```")[0]
+    for changes in VARIANTS:
+        ceit.save_checkpoint("runs/photos/model.safetensors", make(**changes))
+        exec(snippet, {})
+
+
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_grad_cam_weighs_channels_by_the_logit_s_slope(
@@ -219,6 +241,14 @@ def test_grad_cam_weighs_channels_by_the_logit_s_slope(
     )
 
 
+def test_grad_cam_is_the_same_inside_inference_mode(make: Make) -> None:
+    model, classes = make(), torch.tensor([1])
+    with torch.inference_mode():
+        images = torch.randn(1, 3, *IMAGE_HW)
+        inside = grad_cam(model, images, classes)
+    assert inside.equal(grad_cam(model, images.clone(), classes))
+
+
 def test_patches_that_cannot_reach_the_logits_are_refused(make: Make, images: Tensor) -> None:
     classes = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"patches of block 2 cannot reach .*, those of blocks 0 to 1 can"):
@@ -233,8 +263,9 @@ def test_other_weights_give_other_maps(changes: dict[str, Any], make: Make, imag
     model, classes = make(**changes), torch.tensor([1, 2, 3])
 
     def maps() -> list[Tensor]:
-        found = [rollout(seen(model, images)), grad_cam(model, images, classes)]
-        return found if model.config.global_pool == "token" else [*found, contributions(model, images, classes)]
+        found, pool = [grad_cam(model, images, classes)], model.config.global_pool
+        found += [] if pool == "avg" else [rollout(seen(model, images))]
+        return found if pool == "token" else [*found, contributions(model, images, classes)]
 
     before = maps()
     torch.manual_seed(99)

@@ -46,6 +46,10 @@ def test_a_file_computes_what_the_network_computes_and_says_what_it_is(
         wanted = model(examples.images)
     for batch in (1, 3, 24):
         torch.testing.assert_close(network(examples.images[:batch]), wanted[:batch], rtol=1e-4, atol=1e-4)
+    assert network(examples.images[:0]).shape == (0, 4)
+    for dtype in (torch.float64, torch.bfloat16, torch.uint8):
+        images = (100 * examples.images[:2].abs()).to(dtype)
+        assert network(images).equal(network(images.float()))
     assert is_exported(path)
     assert (network.image_hw, network.in_chans, network.num_classes) == ((24, 16), 1, 4)
     assert network.class_names == model.class_names

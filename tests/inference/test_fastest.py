@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ceit.inference import device
 from ceit.inference import fastest as module
 from ceit.inference.backend import Network
 from ceit.inference.fastest import optimize
@@ -46,6 +47,17 @@ def test_the_choice_is_remembered_for_these_weights(model: CeiT, tmp_path: Path)
     assert len(optimize(model).measured) == 2
     assert len(optimize(model, remember=False).measured) == 2
     assert len(list((tmp_path / "optimize").iterdir())) == 2
+
+
+def test_another_version_of_ceit_takes_no_graph_and_no_choice_of_this_one(
+    model: CeiT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module.graph_name(model, "onnxruntime")
+    optimize(model)
+    for place in (module, device):
+        monkeypatch.setattr(place, "__version__", "9.9.9")
+    assert module.graph_name(model, "onnxruntime") != name
+    assert len(optimize(model).measured) == 2
 
 
 def test_a_precision_that_answers_otherwise_is_not_taken(model: CeiT, monkeypatch: pytest.MonkeyPatch) -> None:

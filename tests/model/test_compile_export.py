@@ -75,6 +75,26 @@ def test_export_with_any_batch(tiny: Callable[..., CeiT], changes: dict[str, Any
         torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+def test_a_trace_is_one_graph_with_gradients_and_without(tiny: Callable[..., CeiT]) -> None:
+    model, images = tiny(), torch.randn(IMAGES)
+    traced: Any = torch.jit.trace(model, images)
+    torch.testing.assert_close(traced(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_each_image_by_vmap(tiny: Callable[..., CeiT]) -> None:
+    model, images = tiny(), torch.randn(IMAGES)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def logit(weights: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, weights, (image[None],))[0, 0]
+
+    found = torch.func.vmap(torch.func.grad(logit), (None, 0))(weights, images)
+    for image in range(2):
+        wanted = torch.autograd.grad(model(images[image : image + 1])[0, 0], model.pos_embed)[0]
+        torch.testing.assert_close(found["pos_embed"][image], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_no_grid_is_derived_by_a_root() -> None:
     findings: list[str] = []
     for path in sorted(Path(ceit.model.__path__[0]).glob("*.py")):

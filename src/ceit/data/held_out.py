@@ -167,7 +167,8 @@ def without_other_classes(found: LabelledSet, kept: Collection[str]) -> Labelled
 def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split) -> Split:
     """The split with every label as its class is numbered in ``class_names``; classes without images are no matter.
 
-    Raises: ValueError naming the classes that the checkpoint does not know.
+    Raises: ValueError naming the classes that the checkpoint does not know, or a name that two of its classes have,
+    unless the set has the same names in the same order.
     """
     number = {name: i for i, name in enumerate(class_names)}
     given = [found.class_names[label] for label in split.labels.unique().tolist()]
@@ -176,6 +177,14 @@ def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split)
         what = f"class {strange[0]!r}{more} of {found.name}"
         known = ", ".join(class_names[:_NAMED]) + (", ..." if len(class_names) > _NAMED else "")
         raise ValueError(f"{what} is not among the {len(class_names)} of the checkpoint: {known}")
+    names = list(class_names)
+    if names == list(found.class_names):
+        return split
+    if twice := [name for name in given if names.count(name) > 1]:
+        raise ValueError(
+            f"classes {names.index(twice[0])} and {number[twice[0]]} of the checkpoint are both called {twice[0]!r}: "
+            f"which one {found.name} means cannot be known; give each class a name of its own"
+        )
     return replace(split, labels=torch.tensor([number.get(name, -1) for name in found.class_names])[split.labels])
 
 

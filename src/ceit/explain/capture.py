@@ -22,12 +22,13 @@ class Attention:
 
     ``class_rows_blkt``: in each encoder block, each head's weights of the class token over all tokens, itself first.
     ``layer_weights_bkl``: in LCA, each head's weights of the last class token over those of all blocks; None without
-    LCA. ``grid``: rows and columns of the patches.
+    LCA. ``grid``: rows and columns of the patches. ``global_pool``: what the network classifies, as in ``CeiTConfig``.
     """
 
     class_rows_blkt: Tensor
     layer_weights_bkl: Tensor | None
     grid: tuple[int, int]
+    global_pool: str
 
 
 class Capture:
@@ -43,7 +44,8 @@ class Capture:
         """Raises: ValueError if the network has not computed anything yet."""
         if len(self._rows_bkt) < len(self._model.blocks):
             raise ValueError("the network has computed nothing while it was watched: call it inside the context")
-        return Attention(torch.stack(self._rows_bkt, dim=1), self._layer_weights_bkl, self._grid)
+        pool = self._model.config.global_pool
+        return Attention(torch.stack(self._rows_bkt, dim=1), self._layer_weights_bkl, self._grid, pool)
 
     def _see_block(self, number: int, attention: MultiHeadSelfAttention, tokens_btd: Tensor) -> None:
         if number == 0:

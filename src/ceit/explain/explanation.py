@@ -3,6 +3,7 @@
 Letters: ``H W`` pixels or patches, ``K`` heads, ``L`` encoder blocks.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,31 +54,37 @@ class Explanation:
         }
 
 
+@torch.inference_mode(False)  # in which Grad-CAM could have no gradient
 def explain(predictor: Predictor, image: ImageInput, about: str | None = None, top_k: int = 5) -> Explanation:
     """Why the network answers so, or why it does not answer ``about``, another of its classes.
 
-    The network computes as eager torch in float32, on the predictor's device. Raises: ValueError for an exported file,
-    whose layers cannot be watched, or an unknown class; UnreadableImageError or OSError for an image.
+    Of several classes of that name it is the most probable. A copy of the network computes, as eager torch in float32,
+    on the predictor's device. Raises: ValueError for an exported file, whose layers cannot be watched, or an unknown
+    class; UnreadableImageError or OSError for an image.
     """
     require_explainable(predictor, about)
     model, names = predictor.model, predictor.class_names
     assert isinstance(model, CeiT)
-    model = model.to(predictor.device, torch.float32).eval()
+    model = copy.deepcopy(model).to(predictor.device, torch.float32).eval()
     pixels_hwc = predictor.pixels(image)
     images = predictor.preprocessing.normalise(pixels_hwc[None]).permute(0, 3, 1, 2).to(predictor.device)
-    with torch.inference_mode(False), torch.no_grad(), capture(model) as seen:
+    with torch.no_grad(), capture(model) as seen:
         logits_1k = model(images)
     probabilities_k = (logits_1k[0].float() / predictor.temperature).softmax(0)
     require_numbers(probabilities_k)
-    scores = [Score(names[i], probabilities_k[i].item()) for i in probabilities_k.argsort(descending=True).tolist()]
-    about = about or scores[0].label
-    rival = next((score.label for score in scores if score.label != about), None)
-    answers = tuple(scores[:top_k])
-    asked_about = next(score for score in scores if score.label == about)
+    order = probabilities_k.argsort(descending=True).tolist()
+    number = next(i for i in order if about in (None, names[i]))
+    rival = next((i for i in order if i != number), None)
+    scores = {i: Score(names[i], probabilities_k[i].item()) for i in order}
+    answers = tuple(scores[i] for i in order[:top_k])
     attention = seen.attention()
 
-    def number_of(name: str) -> torch.Tensor:
-        return torch.tensor([names.index(name)], device=images.device)
+    def called(number: int) -> str:
+        """The class's name, and its number where another class has the same name."""
+        return f"{names[number]} (class {number})" if names.count(names[number]) > 1 else names[number]
+
+    def numbers(number: int) -> torch.Tensor:
+        return torch.tensor([number], device=images.device)
 
     maps: list[PatchMap] = []
 
@@ -86,13 +93,13 @@ def explain(predictor: Predictor, image: ImageInput, about: str | None = None, t
 
     classifies_patches = model.config.global_pool != "token"
     if classifies_patches:
-        add(f"for and against {about}", contributions(model, images, number_of(about)), signed=True)
-        if rival is not None:
-            add(f"for and against {rival}", contributions(model, images, number_of(rival)), signed=True)
+        for one in (number, rival):
+            if one is not None:
+                add(f"for and against {called(one)}", contributions(model, images, numbers(one)), signed=True)
     if len(model.blocks) > model.config.has_dead_rows:
-        add(f"Grad-CAM of {about}", grad_cam(model, images, number_of(about)))
+        add(f"Grad-CAM of {called(number)}", grad_cam(model, images, numbers(number)))
     if classifies_patches and model.lca is None:
-        return Explanation(pixels_hwc, answers, asked_about, tuple(maps), None, None)
+        return Explanation(pixels_hwc, answers, scores[number], tuple(maps), None, None)
     if model.lca is not None:
         add("attention, all layers", rollout(attention))
     if not classifies_patches:
@@ -102,7 +109,7 @@ def explain(predictor: Predictor, image: ImageInput, about: str | None = None, t
     return Explanation(
         pixels_hwc,
         answers,
-        asked_about,
+        scores[number],
         tuple(maps),
         None if weights is None else weights[0].cpu().numpy(),
         rows_lt[:, 1:].unflatten(1, attention.grid).cpu().numpy(),

@@ -18,7 +18,9 @@ def layer_weights(attention: Attention) -> Tensor:
     """How much LCA takes from each encoder block, ``(B, L)``: its heads' mean, which sums to 1.
 
     Without LCA the last block's class token is all that is classified: it has 1, the others 0.
+    Raises: ValueError for a network that classifies the patches' mean: then no class token is classified.
     """
+    _require_class_token(attention)
     if attention.layer_weights_bkl is not None:
         return attention.layer_weights_bkl.mean(dim=1)
     batch, layers = attention.class_rows_blkt.shape[:2]
@@ -33,14 +35,26 @@ def rollout(attention: Attention) -> Tensor:
 
     It ignores what LeFF and the patches' own attention mixed before, the values and all residuals, and so tells where
     the class token looked, not what decided. What it gave to itself is left out: a map sums to at most 1.
+    Raises: as ``layer_weights``.
     """
     rows_blt = attention.class_rows_blkt.mean(dim=2)[..., 1:]
     return (layer_weights(attention)[..., None] * rows_blt).sum(dim=1).unflatten(1, attention.grid)
 
 
 def last_attention(attention: Attention) -> Tensor:
-    """Attention of the class token in the last block alone, mean over heads, over the patches, ``(B, H, W)``."""
+    """Attention of the class token in the last block alone, mean over heads, over the patches, ``(B, H, W)``.
+
+    Raises: as ``layer_weights``.
+    """
+    _require_class_token(attention)
     return attention.class_rows_blkt[:, -1].mean(dim=1)[:, 1:].unflatten(1, attention.grid)
+
+
+def _require_class_token(attention: Attention) -> None:
+    if attention.global_pool == "avg":
+        raise ValueError(
+            "the network classifies its patches' mean, so no class token is classified: take contributions or Grad-CAM"
+        )
 
 
 @torch.no_grad()
@@ -87,8 +101,8 @@ def grad_cam(model: CeiT, images: Tensor, classes_b: Tensor, block: int | None =
 
     handle = cast("Any", model.blocks[number]).mlp.register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            logits = model(images)
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = model(images.clone() if images.is_inference() else images)
             (gradient,) = torch.autograd.grad(logits.gather(1, classes_b[:, None]).sum(), kept[-1])
     finally:
         handle.remove()

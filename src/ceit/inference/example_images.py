@@ -55,14 +55,16 @@ def of_dataset(
 ) -> ExampleImages:
     """``count`` images of a split of the set, drawn by a fixed seed, or all if there are fewer.
 
-    Labels are numbered as ``class_names``; where the classes of the set are others, there are no labels.
+    Labels are numbered as ``class_names``; where the classes of the set are others, or two have
+    one name, there are no labels.
     """
     chosen = _drawn(count, len(split)).sort().values
     loader = make_loader(
         split.subset(chosen), batch_size=len(chosen), img_size=image_hw, preprocessing=preprocessing, workers=0
     )
     images, labels = next(loader.epoch(0))
-    if class_names is None or set(class_names) != set(found.class_names):
+    named = set(class_names or ())
+    if class_names is None or named != set(found.class_names) or len(named) < len(class_names):
         known = None
     else:
         known = torch.tensor([list(class_names).index(name) for name in found.class_names])[labels]

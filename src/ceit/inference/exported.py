@@ -61,7 +61,7 @@ class ExportedDescription:
 
 
 class ExportedNetwork:
-    """An exported file, ready to run: images float32 ``(B, C, H, W)`` to logits float32 ``(B, classes)``, on the CPU.
+    """An exported file, ready to run: images ``(B, C, H, W)`` to logits ``(B, classes)``, on the CPU in float32.
 
     ``image_hw`` is the size in pixels that it was exported for. ``class_names``, in the order of the logits, and
     ``preprocessing``, as ``Preprocessing.from_dict`` takes it, are None where the checkpoint did not know them. The
@@ -91,7 +91,7 @@ class ExportedNetwork:
                 f"{config.in_chans} channels and {sides} pixels"
             )
         with torch.no_grad():
-            return self._run(images)
+            return self._run(images.to("cpu", torch.float32))
 
 
 def is_exported(path: str | Path) -> bool:

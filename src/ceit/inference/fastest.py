@@ -23,6 +23,7 @@ from ceit.inference.example_images import ExampleImages
 from ceit.json_file import as_written, parse_json
 from ceit.messages import unknown
 from ceit.model.ceit import CeiT
+from ceit.version import __version__
 from ceit.weights import Description
 from ceit.weights.checkpoint import fingerprint
 
@@ -167,7 +168,7 @@ def graph_name(model: CeiT, backend: str) -> str | None:
     """
     if backend not in RUNTIMES:
         return None
-    packages = {name: _version(name) for name in _NEEDS[backend]}
+    packages = {name: _version(name) for name in _NEEDS[backend]} | {"ceit": __version__}
     said = fingerprint(dict(model.state_dict()), Description(model.config)), packages, torch.__version__, backend
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 

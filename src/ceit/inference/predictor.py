@@ -113,7 +113,7 @@ class Predictor:
         unknown_below: float | None = None,
         features: bool = False,
     ) -> None:
-        """Takes the model as it is, and computes a copy of it, folded, in eval mode.
+        """Leaves the model as it is, and computes a copy of it, folded, in eval mode.
 
         ``class_names`` default to "class 0" and so on, ``preprocessing`` to ImageNet's; the logger ``ceit`` says so.
         ``backend`` is one of ``ceit.inference.backend.BACKENDS``, by default ``eager``, or ``auto``: the measured
@@ -155,7 +155,6 @@ class Predictor:
                 computed = with_features(model) if self.gives_features else model
                 network = in_turns(computing(computed, backend or "eager", precision, devices, work).networks)
             self.device, self.network = devices[0], network
-            model.eval()
         else:
             refuse_for_exported(backend, device)
             self.device, self.network = torch.device("cpu"), network or model

@@ -88,6 +88,8 @@ class OpenVino:
             raise ValueError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
 
     def __call__(self, images: Tensor) -> Tensor:
+        if not len(images):  # for which there is no graph
+            return self(images.new_zeros(1, *images.shape[1:]))[:0]
         array = images.detach().to("cpu", torch.float32).contiguous().numpy()
         part = max(1, min(_MOST_IMAGES, round(_PIXELS / array[0, 0].size)))
         if len(array) < part * self._threads:

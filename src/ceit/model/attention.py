@@ -35,7 +35,10 @@ class MultiHeadSelfAttention(nn.Module):
             q_bqd, k_btd, v_btd = map(F.linear, inputs, weights, biases)
         q_bkqd, k_bktd, v_bktd = self._split_heads(q_bqd), self._split_heads(k_btd), self._split_heads(v_btd)
         if q_bkqd.device.type == "cpu" and (
-            torch.is_grad_enabled() or q_bkqd.dtype == torch.bfloat16 or torch.compiler.is_compiling()
+            torch.is_grad_enabled()
+            or q_bkqd.dtype == torch.bfloat16
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()  # whose graph must be the same with and without gradients
         ):  # where the fused kernel is the slower one: its backward, in bf16, and where a compiler could do better
             weights_bkqt = (q_bkqd * self.scale @ k_bktd.transpose(-2, -1)).softmax(dim=-1)
             mixed_bkqd = weights_bkqt @ v_bktd

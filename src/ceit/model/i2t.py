@@ -35,7 +35,10 @@ class ImageToTokens(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         require_size(images, self.image_hw)
         # channels last, as LeFF's maps are: max-pooling is ten times slower on the other layout on CPU
-        images = images.contiguous(memory_format=torch.channels_last)
+        if torch.compiler.is_compiling():  # where a change of axes would stay in the graph
+            images = images.contiguous(memory_format=torch.channels_last)
+        else:  # the same memory, by what torch.func.vmap can do
+            images = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         map_bchw = self.pool(self.norm(self.conv(images)))
         return self.proj(map_bchw).flatten(2).transpose(1, 2)
 
