@@ -104,7 +104,7 @@ class TimedSteps:
 def core_minutes(seconds: Mapping[str, float], steps: int, small_steps: int) -> float:
     """Of a training whose first steps are ``small``, and the others ``full``."""
     of_small = small_steps * seconds["small"] if small_steps else 0.0
-    return round((of_small + (steps - small_steps) * seconds["full"]) / 60, 2)
+    return float(f"{(of_small + (steps - small_steps) * seconds['full']) / 60:.4g}")
 
 
 def _batches(trainer: Trainer) -> Iterator[Batch]:

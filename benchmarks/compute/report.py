@@ -144,7 +144,7 @@ def sentences(rows: list[Row]) -> Iterator[str]:
             cost = f", in {minutes[0]} core-minutes to {minutes[1]}" if all(minutes) else ""
             yield (
                 f"{where}, against the best {kind}: {ahead.arm.label} is ahead of {behind.arm.label} by {lead:.2f} "
-                f"points, {mean(ahead.plain):.2f} to {mean(behind.plain):.2f} "
+                f"points, {mean(ahead.plain):.2f} % to {mean(behind.plain):.2f} % "
                 f"({len(ahead.plain)} and {len(behind.plain)} seeds){cost}.{note}"
             )
 
