@@ -185,7 +185,7 @@ def network_of(
             config = config_from_shapes(stored.state, name=model_name, expected=expected, img_size=img_size, **geometry)
             if stored.layout == "plain" and expected is None and config.stem == "i2t":
                 taken = [f"{key} {getattr(config, key)}" for key in NOT_IN_SHAPES if key not in geometry]
-                logger.warning("%s: tensors do not tell all, taken are %s", stored.path, ", ".join(taken))
+                logger.warning("%s: the tensors do not tell everything; assumed: %s", stored.path, ", ".join(taken))
         else:
             if model_name is not None and expected is not None:
                 require_same(stored.description.config, model_name, expected)

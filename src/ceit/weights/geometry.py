@@ -58,8 +58,8 @@ def config_from_shapes(
             raise ValueError(f"the weights have {key} {in_shapes[key]}, not {value}")
     if in_shapes["stem"] == "i2t" and not in_shapes["lca"] and "global_pool" not in geometry:
         raise ValueError(
-            "weights without LCA do not tell what is classified: pass global_pool (--geometry global_pool=avg), avg as "
-            "in ceit's recipes from scratch, or token; or take the .safetensors file that the training wrote"
+            "weights without LCA do not tell what is classified: take the .safetensors file that the training wrote, "
+            "or pass global_pool (ceit convert --geometry global_pool=avg), avg as in ceit's recipes, or token"
         )
     similar = expected or _registered(in_shapes, side)
     values = {**({key: getattr(similar, key) for key in NOT_IN_SHAPES} if similar else {}), **in_shapes, **geometry}
