@@ -36,6 +36,7 @@ MENDED: dict[str, list[str]] = {
         "values of other types in index.json failed at the first image",
         "a table of a type that numpy has not was a KeyError",
         "samples outside their shard, and tables of other shapes, were read as told, of any size",
+        "a shard of more bytes than 64 bits can count was an OverflowError",
     ],
     "foreign shards": ["a class of number 10**9 took all memory, or hung: the number of classes has a limit"],
     "unpacked sets": [

@@ -253,6 +253,7 @@ def test_damage_in_a_parquet_file_is_one_line_with_its_name(tmp_path: Path) -> N
         lambda index: index.update(img_size=[0, 8]),
         lambda index: index.update(class_names=["ant"]),
         lambda index: index["shards"][0].update(samples="x"),
+        lambda index: index["shards"][0].update(bytes=2**70),
         lambda index: index["splits"].update(train=10**12),
     ],
 )

@@ -124,6 +124,6 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
         table.require_within([shard.bytes for shard in index.shards], len(index.class_names))
         if sum(index.splits.values()) != len(table.label):
             raise ValueError(f"it has {len(table.label)} samples, {INDEX} says {sum(index.splits.values())}")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is damaged ({error}): {fix}") from error
     return index, table
