@@ -73,7 +73,7 @@ def test_a_side_file_with_a_strange_value(change: dict[str, Any], message: str, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"freeze_epochs": {"int": [0, 10**9]}}, r"1000000001 trials are more than 10,000, the most of a sweep"),
+        ({"freeze_epochs": {"int": [0, 10**9]}}, r"1,000,000,001 trials are more than 10,000, the most of a sweep"),
         ({"freeze_epochs": {"int": [0, 2**70]}}, r"must be less than 2\*\*31 apart"),
     ],
 )

@@ -15,10 +15,10 @@ import yaml
 
 import ceit_cli
 from ceit.study import reproduce as runner
-from ceit.study.cells import Places, path_of, read_record, same_elsewhere, unpack, write_cell
+from ceit.study.cells import Cell, Places, path_of, read_record, same_elsewhere, unpack, write_cell
 from ceit.study.plan import TUNING, load_study, scales, study_names
-from ceit.study.report import comparison_of, records_of, tables
-from ceit.study.reproduce import chosen_rates, reproduce
+from ceit.study.report import comparison_of, records_of, tables, write_report
+from ceit.study.reproduce import OF_THE_CELL, chosen_rates, reproduce
 from ceit.train.run_directory import lines_of
 from tools.overview import write_reports
 
@@ -270,6 +270,43 @@ def test_what_another_process_runs_is_not_waited_for_unless_asked(finished: Fini
             reproduce(either, scale, places, lambda message: None, lambda state: None, wait=False)
     assert list(contents(places.results / "busy" / "digits")) == ["the-same.seed1.json"]  # copied from without.seed1
     assert list(places.runs.iterdir()) == [places.lock_of(cell)]
+
+
+def test_a_cell_that_fails_is_recorded_and_those_that_need_its_model_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = SMALL | {"optimizer": "sgd", "epochs": 1, "max_skipped_steps": 2}
+    arms = {
+        "good": {"tuned_as": None, "options": options},
+        "bad": {"tuned_as": None, "options": options | {"peak_lr": 1e30, "clip_norm": 0.0}},
+        "tuned": {"tuned_as": None, "options": options | {"initial_checkpoint": {"arm": "bad"}}},
+    }
+    file, results = tmp_path / "failing.yaml", tmp_path / "results"
+    study = OWN | {"arms": arms, "compare": [["good", "bad"]], "seeds": {"digits": 1}}
+    file.write_text(yaml.safe_dump(study, sort_keys=False))
+    command = ["reproduce", str(file), "--results", str(results), "--runs", str(tmp_path / "runs")]
+    said = ""
+    for _ in range(2):  # it is not tried again
+        assert ceit_cli.main(command) == 1
+        said = capsys.readouterr().err
+        assert "error: 2 of the cells were not trained to their end; the first: bad, seed 0, failed: " in said
+    assert "bad.seed0 failed" not in said
+    table = (results / "failing" / "digits" / "table.md").read_text(encoding="utf-8")
+    assert table.count("*not measured yet*") == 3  # two arms and their comparison
+    assert "tuned, seed 0, failed: it needs the model of bad, which failed." in table
+    assert ceit_cli.main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count(" failed") == 2
+
+
+def test_cells_are_not_compared_that_saw_other_images(finished: Finished, tmp_path: Path) -> None:
+    for path in finished.folder.glob("*.json"):
+        record = read_record(path)
+        cell = Cell("own", "digits", record["arm"], record["seed"], record["data"], record["options"])
+        seen = "one" if record["seed"] == 0 else "another"
+        found = {key: value for key, value in record.items() if key not in OF_THE_CELL}
+        write_cell(tmp_path, cell, found | {"images": seen})
+    with pytest.raises(ValueError, match=r"images of digits have changed between cells.*: 2 \(.*\) and 2 \(.*\) saw"):
+        write_report(tmp_path, load_study(str(finished.file)), "digits")
 
 
 def test_results_that_cannot_be_written_are_told_before_anything_is_trained(

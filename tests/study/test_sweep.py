@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import ceit_cli
 from ceit.cli.sweep import EXAMPLE
 from ceit.cli.train import parse
 from ceit.study import sweep as sweeps
-from ceit.study.cells import read_cell, read_record
+from ceit.study.cells import read_cell, read_record, write_cell
 from ceit.study.report import markdown
 from ceit.study.sweep import Sweep, run_sweep
 from ceit.study.sweep_report import ranked, table_rows, write_sweep_report
@@ -290,6 +292,38 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
     assert said == []  # it is not tried again
 
 
+def test_trials_are_not_ranked_that_saw_other_images(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, {"img_size": 32, "peak_lr": [0.01, 0.011]}, data=str(photos), seeds=[0, 1])
+    assert ceit_cli.main(["sweep", file]) == 0  # two seeds cut one set in two ways
+    next(photos.glob("a/*.png")).rename(photos / "a" / "renamed.png")
+    more = write(tmp_path, {"img_size": 32, "peak_lr": [0.01, 0.011, 0.02]}, data=str(photos), seeds=[0, 1])
+    assert ceit_cli.main(["sweep", more]) == 0  # the images are the same
+    (photos / "a" / "renamed.png").rename(photos / "b" / "renamed.png")
+    capsys.readouterr()
+    most = write(tmp_path, {"img_size": 32, "peak_lr": [0.01, 0.011, 0.02, 0.03]}, data=str(photos), seeds=[0, 1])
+    said = ""
+    for _ in range(2):
+        assert ceit_cli.main(["sweep", most]) == 1
+        said = capsys.readouterr().err
+        assert f"the images of {photos} have changed between cells, which cannot be compared: 6 (" in said
+        assert ", ...) and 1 (" in said  # the next one was not begun
+    assert "put the images back, or remove the files and run directories of the cells that saw the old ones" in said
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty pictures of each of two classes."""
+    random = np.random.default_rng(0)
+    for name in "ab":
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
 def test_where_all_fail_the_reason_is_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"optimizer": "sgd", "peak_lr": [1e30, 1e31], "max_skipped_steps": 2}
     assert ceit_cli.main(["sweep", write(tmp_path, options)]) == 1
@@ -314,7 +348,7 @@ def test_the_total_time_ends_a_sweep_between_two_runs_and_a_longer_one_goes_on(
     def pretend(cell: sweeps.Cell, places: sweeps.Places, *rest: object) -> None:
         ran.append(cell.name)
         best = {"validation_top1_percent": 50.0}
-        sweeps.write_cell(places.results, cell, {"best": best, "train_seconds": 60.0})
+        write_cell(places.results, cell, {"best": best, "train_seconds": 60.0})
 
     monkeypatch.setattr(sweeps, "run_trial", pretend)
     said: list[str] = []
@@ -361,8 +395,10 @@ def test_processes_share_the_runs(tmp_path: Path) -> None:
 
 
 def test_a_time_budget_is_of_each_run(tmp_path: Path) -> None:
-    sweep = run(write(tmp_path, {"peak_lr": [0.01, 0.02]}, budget={"time_budget": "4s"}))
+    output = str(tmp_path / "my sweep")
+    sweep = run(write(tmp_path, {"peak_lr": [0.01, 0.02]}, budget={"time_budget": "4s"}, output=output))
     best = ranked(sweep)[0]
     assert 0 < best.records[0]["train_seconds"] < 8
     write_sweep_report(sweep, ranked(sweep))
-    assert "--time-budget 4s" in (sweep.places.results / "best.yaml").read_text(encoding="utf-8")
+    lines = (sweep.places.results / "best.yaml").read_text(encoding="utf-8").splitlines()
+    assert f"# Run:  ceit train --recipe '{output}/best.yaml' --data digits --output DIR --time-budget 4s" in lines

@@ -29,7 +29,7 @@ from ceit.paths import expanded
 from ceit.study.cells import Places, path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study, scale_of, scales, study_names
-from ceit.study.report import write_report
+from ceit.study.report import failures_of, write_report
 from ceit.study.reproduce import chosen_rates, reproduce
 
 ALL = "all"
@@ -38,7 +38,8 @@ ALL = "all"
 def main(arguments: list[str]) -> None:
     """Run what is not finished of the studies, then write their tables and figures.
 
-    Raises: ValueError for an unknown study or scale, a cell's file that was changed, or as training does.
+    Raises: ValueError for an unknown study or scale, a cell's file that was changed, at the end for cells that failed,
+    or as training does.
     """
     options, asked = parse(arguments)
     if options.list:
@@ -58,6 +59,7 @@ def main(arguments: list[str]) -> None:
         return
     command, several = ["ceit", "reproduce", *arguments], "--dry-run prints the commands for several"
     with training(command, several=several, needs=["matplotlib", "scipy"]):
+        failures: list[str] = []
         for wait in (False, True):  # what other processes are running of one study need not delay the next
             for _, study, scale in asked:
                 with LiveProgress(Console(stderr=True)) as live:
@@ -65,6 +67,9 @@ def main(arguments: list[str]) -> None:
                 if wait:
                     for path in write_report(places.results, study, scale.name):
                         print(path)
+                    failures += failures_of(places.results, study, scale.name)
+    if failures:
+        raise ValueError(f"{len(failures)} of the cells were not trained to their end; the first: {failures[0]}")
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, Study, Scale]]]:

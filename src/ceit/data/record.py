@@ -88,6 +88,15 @@ class ImageRecord:
         """What tells this record from that of another run."""
         return f"{digest_of(self._encoded()):016x}"
 
+    @property
+    def of_the_set(self) -> str:
+        """What tells the images of the set, with their classes and parts, from others, whatever the run used them for.
+
+        Neither the seed nor another name of an image makes a difference.
+        """
+        rows = sorted(f"{row.source}\n{row.class_name}\n{row.content:016x}\n" for row in self.rows)
+        return f"{digest_of(''.join(rows).encode(errors='surrogateescape')):016x}"
+
     def _encoded(self) -> bytes:
         text = io.StringIO()
         writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")  # a name may hold anything

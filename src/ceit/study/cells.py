@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ceit.atomic import write_text
-from ceit.json_file import as_written, parse_json
+from ceit.json_file import as_written, json_text, parse_json
 from ceit.limits import JSON, read_file
 from ceit.options import fits
 from ceit.train.config import TrainConfig, config_from
@@ -25,6 +25,9 @@ from ceit.version import NewerFormatError, __version__, refuse_newer
 
 FORMAT = 1
 _CODE = ("model", "data", "train", "evaluation", "inference")
+
+CHOOSE_IMAGES = ("classes", "validation_percent", "overfit_batches", "limit_batches")
+"""Options that choose the images which a run trains, validates and tests by."""
 
 Record = dict[str, Any]
 Options = dict[str, Any]
@@ -104,7 +107,7 @@ def write_cell(root: Path, cell: Cell, found: Record) -> None:
     record: Record = {"format": FORMAT, **cell.asked, "code": code, **found}
     path = path_of(root, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(record | {"sha256": _digest(record)}, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(record | {"sha256": _digest(record)}, indent=1) + "\n")
 
 
 def read_cell(root: Path, cell: Cell) -> Record | None:
@@ -143,6 +146,29 @@ def read_record(path: Path) -> Record:
             "directory to measure it again"
         ) from error
     return record
+
+
+def require_same_images(records: Iterable[Record]) -> None:
+    """Cells are compared that saw one set of images: pictures may have come or gone between two trainings.
+
+    Cells of a set known by name say of no images, nor do older cells.
+    Raises: ValueError, naming cells and what to do.
+    """
+    seen: dict[str, dict[str, list[str]]] = {}  # cells by what they ask for, then by the images that they found
+    for record in records:
+        if images := record.get("images"):
+            asked = json.dumps([record["data"], *(record["options"].get(key) for key in CHOOSE_IMAGES)])
+            seen.setdefault(asked, {}).setdefault(images, []).append(f"{slug(record['arm'])}.seed{record['seed']}")
+    for asked, cells in seen.items():
+        if len(cells) > 1:
+            groups = " and ".join(
+                f"{len(names)} ({names[0]}{', ...' if len(names) > 1 else ''})" for names in cells.values()
+            )
+            raise ValueError(
+                f"the images of {json.loads(asked)[0]} have changed between cells, which cannot be compared: {groups} "
+                "saw different ones; put the images back, or remove the files and run directories of the cells that "
+                "saw the old ones"
+            )
 
 
 def same_elsewhere(root: Path, cell: Cell) -> Path | None:
@@ -186,7 +212,7 @@ def source_digest() -> str:
 
 
 def _digest(record: Record) -> str:
-    text = json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json_text(record, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

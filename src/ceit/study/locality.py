@@ -38,7 +38,7 @@ def shift_consistency(model: CeiT, images: Tensor, shifts: tuple[int, ...] = SHI
 def attention_distances(model: CeiT, images: Tensor) -> list[float]:
     """How many tokens away, on average, the patches are that a patch attends to; of every block, over its heads.
 
-    The last block is left out: only its class token's attention reaches the logits.
+    The last block is left out: where the class token is classified, its patches' attention reaches no logits.
 
     ``mean over images, heads and q of sum_k A[q, k] |q - k|`` with ``|q - k|`` the distance on the grid and ``A`` the
     attention among patches alone, its rows summing to one. Source: as in Dosovitskiy et al., ICLR 2021, appendix D.7.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ceit.atomic import write_text
 from ceit.json_file import as_written
 from ceit.plots import BLUE, COLOURS, MARKERS, ORANGE, label_epochs, new_figure
-from ceit.study.cells import Record, read_record, slug, unpack
+from ceit.study.cells import Record, read_record, require_same_images, slug, unpack
 from ceit.study.plan import Study, scales
 from ceit.study.significance import LEVEL, Comparison, compare
 
@@ -27,13 +27,19 @@ _MINUTES_IN_WORDS = "Minutes: of training beside other cells on the same machine
 def write_report(root: Path, study: Study, scale: str) -> list[Path]:
     """Write ``table.md``, ``figure.png`` and ``figure.svg`` beside the cells, and return their paths.
 
-    The same cells give the same bytes. Raises: ValueError if no cell is finished, or a cell's file was changed.
+    The same cells give the same bytes. Raises: ValueError if no cell is finished, a cell's file was changed, or cells
+    saw other images than others.
     """
-    records = records_of(root, study, scale)
+    records, failures = records_of(root, study, scale), failures_of(root, study, scale)
+    require_same_images(record for cells in records.values() for record in cells)
+    if not records and failures:
+        raise ValueError(f"study {study.name} at {scale} has no cell that was trained to its end; {failures[0]}")
     if not records:
         raise ValueError(f"study {study.name} at {scale} has no finished cell: ceit reproduce {study.name} runs them")
     table, *figures = (root / study.name / scale / name for name in (TABLE, *FIGURES))
-    write_text(table, f"# {study.title}\n\n{study.question}\n\n{tables(study, scale, records)}\n")
+    parts = [f"# {study.title}", study.question, tables(study, scale, records)]
+    parts += [f"Without a model: {'; '.join(failures)}."] if failures else []
+    write_text(table, "\n\n".join(parts) + "\n")
     arms, curves = [arm.name for arm in study.arms_at(scales()[scale]) if arm.name in records], study.figure == "curves"
     with new_figure(figures, 3.6 if curves else 0.9 + 0.42 * len(arms)) as figure:
         (_draw_curves if curves else _draw_points)(figure.add_subplot(), arms, records)
@@ -41,18 +47,33 @@ def write_report(root: Path, study: Study, scale: str) -> list[Path]:
 
 
 def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
-    """The finished cells by arm, seeds in order; arms without any, and those no longer in the study, are left out.
+    """The cells that were trained to their end, by arm, seeds in order; arms without any are left out.
 
     Raises: ValueError as ``read_record``.
     """
     found: dict[str, list[Record]] = {}
+    for record in _finished(root, study, scale):
+        if "failed" not in record:
+            found.setdefault(record["arm"], []).append(record)
+    return found
+
+
+def failures_of(root: Path, study: Study, scale: str) -> list[str]:
+    """The cells that failed, each with its reason. Raises: ValueError as ``read_record``."""
+    records = [record for record in _finished(root, study, scale) if "failed" in record]
+    return [f"{record['arm']}, seed {record['seed']}, failed: {record['failed']}" for record in records]
+
+
+def _finished(root: Path, study: Study, scale: str) -> list[Record]:
+    """Every finished cell of the arms that the study has, by its seed."""
+    found = []
     names = {arm.name for arm in study.arms_at(scales()[scale])}
-    for path in (root / study.name / scale).glob("*.seed*.json"):
+    for path in sorted((root / study.name / scale).glob("*.seed*.json")):
         record = read_record(path)
         named = f"{slug(record['arm'])}.seed{record['seed']}.json"  # a copy under another name is no further seed
         if record["arm"] in names and path.name == named:
-            found.setdefault(record["arm"], []).append(record)
-    return {arm: sorted(records, key=lambda record: record["seed"]) for arm, records in found.items()}
+            found.append(record)
+    return sorted(found, key=lambda record: record["seed"])
 
 
 def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:

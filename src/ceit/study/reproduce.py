@@ -11,10 +11,10 @@ from ceit.data.batches.loader import make_loader
 from ceit.data.splits import ImageDataset
 from ceit.messages import Say
 from ceit.model import CeiT
-from ceit.study.cells import Cell, Places, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
+from ceit.study.cells import Cell, Places, Record, pack, path_of, read_cell, read_record, same_elsewhere, write_cell
 from ceit.study.locality import SHIFTS, attention_distances, shift_consistency
 from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study
-from ceit.study.run import finish, found_by, run_cells, train_cell
+from ceit.study.run import finish, found_by, recorded, run_cells, train_cell, write_failure
 from ceit.train.log import Show
 
 _LOOKED_AT = 2000  # test images for shift consistency and attention distance, the first ones
@@ -56,26 +56,45 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
 def chosen_rates(scale: Scale, places: Places) -> dict[str, float] | None:
     """The learning rate of each family, of the scale's, that gave the best validation accuracy.
 
-    None until all were tried. Raises: ValueError as ``read_cell``.
+    None until all were tried. Raises: ValueError as ``read_cell``, or if all of a family failed.
     """
     scores: dict[str, dict[float, float]] = {family: {} for family in FAMILIES}
     for cell in load_study(TUNING).cells(scale, {}):
         record = read_cell(places.results, cell)
         if record is None:
             return None
+        if "failed" in record:
+            continue
         scores[cell.arm.split(",")[0]][cell.options["peak_lr"]] = record["best"]["validation_top1_percent"]
+    if lacking := [family for family, found in scores.items() if not found]:
+        raise ValueError(f"no learning rate of {scale.name} was trained to its end for {lacking[0]}: see {TUNING}")
     return {family: max(found, key=lambda rate: found[rate]) for family, found in scores.items()}
 
 
 def run_cell(cell: Cell, places: Places, say: Say, show: Show) -> None:
-    """Train one cell, or go on with it, and write its file.
+    """Train one cell, or go on with it, and write its file: what it found, or why it failed.
 
-    Raises: ValueError if a model that it needs is not there; as ``train_cell``.
+    Raises: ValueError if a model that it needs is not there, or if the run cannot begin.
     """
+    if failed := [arm for arm in cell.needs if "failed" in _found(cell, arm, places)]:
+        write_failure(cell, places, say, f"it needs the model of {failed[0]}, which failed")
+        return
     for arm, model in places.models_for(cell).items():
         if not model.is_file():
             finished = path_of(places.results, replace(cell, arm=arm))
             raise ValueError(f"{cell.name} needs the model of {arm}, and {model} is not there: remove {finished} too")
+    found = recorded(cell, places, say, show, lambda show: _train(cell, places, say, show))
+    if found is not None:
+        finish(cell, places, found)
+
+
+def _found(cell: Cell, arm: str, places: Places) -> Record:
+    """What another arm of the cell's study and seed has found."""
+    path = path_of(places.results, replace(cell, arm=arm))
+    return read_record(path) if path.is_file() else {}
+
+
+def _train(cell: Cell, places: Places, say: Say, show: Show) -> Record:
     right: list[bool] = []
 
     def observe(logits: Tensor, labels: Tensor) -> None:
@@ -89,7 +108,7 @@ def run_cell(cell: Cell, places: Places, say: Say, show: Show) -> None:
         "top1_percent": result.test.top1_percent,
         "right": pack(right),
     }
-    finish(cell, places, found_by(result) | {"test": test, "locality": _locality(result.model, result.dataset)})
+    return found_by(result) | {"test": test, "locality": _locality(result.model, result.dataset)}
 
 
 def _locality(model: CeiT, dataset: ImageDataset) -> dict[str, Any]:

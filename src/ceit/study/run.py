@@ -1,5 +1,6 @@
 """Running cells, of studies and of sweeps: each once, whatever stops it in between."""
 
+import itertools
 import json
 import shutil
 import time
@@ -11,11 +12,12 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 from torch import Tensor
 
+from ceit.data.record import ImageRecord
 from ceit.inference.device import machine
 from ceit.lock import InUseError, locked
 from ceit.messages import Say
 from ceit.model.complexity import complexity
-from ceit.study.cells import Cell, Places, Record, path_of, read_cell, write_cell
+from ceit.study.cells import Cell, Places, Record, path_of, read_cell, require_same_images, write_cell
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.config import Distillation
 from ceit.train.distributed import make_accelerator
@@ -46,14 +48,15 @@ def run_cells(
     Several processes with the same places share the cells out among them: each takes one that no other is running. At
     the end it waits until all are finished, to take over what another has left; unless ``wait``, it does not.
 
-    Raises: ValueError for a cell's file that was changed; OSError if results cannot be written; as ``run``.
+    Raises: ValueError for a cell's file that was changed, or cells that saw other images than others; OSError if
+    results cannot be written; as ``run``.
     """
     for folder in {path_of(places.results, cell).parent for cell in cells}:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):  # or it would be found out when the first cell is trained
             pass
     say = cache(say)  # the same thing once only
-    while waiting := [cell for cell in cells if read_cell(places.results, cell) is None]:
+    while waiting := _waiting(cells, places):
         others = 0
         for cell in waiting:
             if is_enough():
@@ -66,6 +69,7 @@ def run_cells(
                 with locked(places.lock_of(cell), say):
                     if not path_of(places.results, cell).is_file():  # or another process was quicker
                         run(cell, f"{word} {cells.index(cell) + 1} of {len(cells)}: {cell.name}")
+                        _waiting(cells, places)
             except InUseError:
                 others += 1
         if others == len(waiting):
@@ -73,6 +77,13 @@ def run_cells(
                 return
             say(f"waiting: other processes are running the {word}s that are left, {others}, or what these need")
             time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _waiting(cells: Sequence[Cell], places: Places) -> list[Cell]:
+    """Those that are not finished; what the others saw is held against each other."""
+    found = [read_cell(places.results, cell) for cell in cells]
+    require_same_images(record for record in found if record is not None)
+    return [cell for cell, record in zip(cells, found, strict=True) if record is None]
 
 
 def train_cell(
@@ -108,6 +119,36 @@ def train_cell(
     )
 
 
+def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Show], Record]) -> Record | None:
+    """What ``run`` has found of a cell that it trains; None if the training failed, which is written as its result.
+
+    Raises: ValueError if the run cannot begin; it is none that has failed.
+    """
+    began, steps, config_file = time.monotonic(), itertools.count(), places.run_of(cell) / "config.yaml"
+    was_there = config_file.is_file()
+
+    def show_and_count(state: Record) -> None:
+        next(steps)
+        show(state)
+
+    try:
+        return run(show_and_count)
+    except InUseError:
+        raise
+    except ValueError as error:
+        is_new = config_file.is_file() and not was_there
+        if not is_new and next(steps) == 0:
+            raise
+        write_failure(cell, places, say, str(error), time.monotonic() - began)
+        return None
+
+
+def write_failure(cell: Cell, places: Places, say: Say, why: str, seconds: float = 0.0) -> None:
+    """The cell is finished without a model: it is not tried again, and tables say why."""
+    say(f"{cell.name} failed: {why}")
+    write_cell(places.results, cell, {"failed": why, "train_seconds": round(seconds, 1)})
+
+
 def finish(cell: Cell, places: Places, found: Record) -> None:
     """Write what a cell has found; its model stays, its checkpoints go."""
     write_cell(places.results, cell, found)
@@ -129,8 +170,9 @@ def found_by(result: Result) -> Record:
         if line["event"] == "epoch"
     ]
     resolved = saved_config(result.output)
-    cost = complexity(result.model.config)
+    cost, images = complexity(result.model.config), ImageRecord.read(result.output)
     return {
+        **({} if images is None else {"images": images.of_the_set}),
         "machine": machine(next(result.model.parameters()).device),
         "found": resolved["found"],
         "precision": resolved["precision"],

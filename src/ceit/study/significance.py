@@ -23,8 +23,12 @@ class Comparison:
 
     @property
     def p_of_seeds(self) -> float | None:
-        """Of the gains as a whole: ``paired_t``, None for fewer than three seeds."""
-        return paired_t(self.gains) if len(self.gains) > 2 else None
+        """Of the gains as a whole: ``paired_t``.
+
+        None for fewer than three seeds, and where all gain the same, which a test set of so many images may hide.
+        """
+        has_spread = len(set(self.gains)) > 1 or not any(self.gains)
+        return paired_t(self.gains) if len(self.gains) > 2 and has_spread else None
 
     @property
     def verdict(self) -> str:

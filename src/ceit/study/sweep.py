@@ -10,21 +10,19 @@ import hashlib
 import itertools
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 from ceit.data.sources.choose import absolute
-from ceit.lock import InUseError
 from ceit.messages import Say, unknown
 from ceit.model.config import CeiTConfig
 from ceit.model.variants import config_of
 from ceit.options import as_fields, fits
 from ceit.paths import expanded
-from ceit.study.cells import Cell, Options, Places, joined, read_cell, recipe_options, write_cell
-from ceit.study.run import finish, found_by, run_cells, train_cell
+from ceit.study.cells import CHOOSE_IMAGES, Cell, Options, Places, joined, read_cell, recipe_options
+from ceit.study.run import finish, found_by, recorded, run_cells, train_cell
 from ceit.train.config import FROM_THE_DATA, SECTIONS, known_keys
 from ceit.train.log import Show
 from ceit.train.recipe import nested, seconds_of
@@ -38,8 +36,6 @@ _DIGITS = 4  # that a number drawn from a range has: as many as the table shows
 Kind = Literal["choice", "int", "uniform", "log_uniform"]
 _LENGTH = ("epochs", "samples", "max_epochs")
 _BUDGETS = ("epochs", "samples", "time_budget")
-_VALIDATION = ("classes", "validation_percent", "overfit_batches", "limit_batches")
-"""Options that choose the images of the validation: they must be the same in all trials."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ class Sweep:
 
     def _drawn(self) -> Iterator[Options]:
         """Combinations drawn at random, each one once; each value is a function of search seed, number and option."""
-        seen: list[Options] = []
+        seen: set[str] = set()
         for number in itertools.count():
             if number > _DRAWS * (1 + len(seen)):
                 found = f"{number:,} draws gave {len(seen)} different trials, not {self.trials}"
@@ -183,8 +179,8 @@ class Sweep:
             for option, choices in self.choices.items():
                 digest = hashlib.sha256(f"{self.search_seed} {number} {option}".encode()).digest()
                 options[option] = choices.at(int.from_bytes(digest[:6]) / 2**48)
-            if options not in seen:
-                seen.append(options)
+            if (text := json.dumps(options)) not in seen:
+                seen.add(text)
                 yield options
 
     def _trial(self, chosen: Options) -> Trial:
@@ -221,7 +217,7 @@ class Sweep:
             if self.budget and option in _LENGTH:
                 raise ValueError(f"the budget says how long each run is: leave out the option {option}, or the budget")
         for option in self.choices:
-            if option in _VALIDATION:
+            if option in CHOOSE_IMAGES:
                 raise ValueError(f"{option} chooses the images of the validation: give it one value for all trials")
         self._check_number()
         for trial in self.all_trials:
@@ -240,8 +236,10 @@ class Sweep:
             raise ValueError("options hold nothing to choose from: list values, such as peak_lr: [1e-3, 3e-3]")
         endless = [option for option, choices in self.choices.items() if choices.number == math.inf]
         combinations = math.prod(choices.number for choices in self.choices.values())
-        if (asked := combinations if self.search == "grid" else self.trials or 0) > MOST_TRIALS and not endless:
-            raise ValueError(f"{asked} trials are more than {MOST_TRIALS:,}, the most of a sweep: list fewer values")
+        asked = (0 if endless else combinations) if self.search == "grid" else self.trials or 0
+        if asked > MOST_TRIALS:
+            fix = "list fewer values" if self.search == "grid" else "lower trials"
+            raise ValueError(f"{asked:,} trials are more than {MOST_TRIALS:,}, the most of a sweep: {fix}")
         if self.search == "random":
             if self.trials is None or self.trials < 1:
                 raise ValueError("a random search needs the number of trials, at least 1, such as trials: 12")
@@ -285,23 +283,8 @@ def run_trial(cell: Cell, places: Places, say: Say, show: Show) -> None:
 
     Raises: ValueError if the run cannot begin; it is none that has failed.
     """
-    began, steps, config_file = time.monotonic(), itertools.count(), places.run_of(cell) / "config.yaml"
-    was_there = config_file.is_file()
-
-    def show_and_count(state: dict[str, Any]) -> None:
-        next(steps)
-        show(state)
-
-    try:
-        found = found_by(train_cell(cell, places, say, show_and_count))
-    except InUseError:
-        raise
-    except ValueError as error:
-        is_new = config_file.is_file() and not was_there
-        if not is_new and next(steps) == 0:
-            raise
-        say(f"{cell.name} failed: {error}")
-        write_cell(places.results, cell, {"failed": str(error), "train_seconds": round(time.monotonic() - began, 1)})
+    found = recorded(cell, places, say, show, lambda show: found_by(train_cell(cell, places, say, show)))
+    if found is None:
         return
     finish(cell, places, found)
     say(f"{cell.name}: validation top-1 {found['best']['validation_top1_percent']:.2f} %")

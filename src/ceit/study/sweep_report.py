@@ -1,6 +1,7 @@
 """What a sweep has found: its trials ranked by validation accuracy, as a table, a figure and a recipe of the best."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from ceit.atomic import write_text
 from ceit.plots import BLUE, ORANGE, new_figure
-from ceit.study.cells import Record, read_cell
+from ceit.study.cells import Record, read_cell, require_same_images
 from ceit.study.report import FIGURES, TABLE, markdown, with_spread
 from ceit.study.sweep import Sweep, Trial
 
@@ -53,12 +54,13 @@ class Ranked:
 def ranked(sweep: Sweep) -> list[Ranked]:
     """The trials of which a cell is finished, the best first, by the validation split alone.
 
-    Raises: ValueError for a cell's file that was changed.
+    Raises: ValueError for a cell's file that was changed, or cells that saw other images than others.
     """
     found = []
     for trial in sweep.all_trials:
         records = [read_cell(sweep.places.results, cell) for cell in trial.cells]
         found.append(Ranked(trial, [record for record in records if record is not None]))
+    require_same_images(record for entry in found for record in entry.records)
     return sorted((entry for entry in found if entry.records), key=lambda entry: entry.order, reverse=True)
 
 
@@ -111,11 +113,12 @@ def best_recipe(sweep: Sweep, best: Ranked) -> str:
     """The options of a trial as a recipe, with words on where they come from."""
     cell = best.trial.cells[0]
     options = {key: value for key, value in cell.options.items() if key != "seed" and value != {}}
-    length = f" --time-budget {cell.time_budget}" if cell.time_budget else ""
+    command = shlex.join(["ceit", "train", "--recipe", str(sweep.places.results / BEST), "--data", str(sweep.data)])
+    length = f" --time-budget {shlex.quote(cell.time_budget)}" if cell.time_budget else ""
     return (
         f"# The best of a sweep by validation accuracy: trial {best.trial.name}, {with_spread(best.accuracies)} over "
         f"seeds {', '.join(str(cell.seed) for cell in best.trial.cells)}\n"
-        f"# Run:  ceit train --recipe {sweep.places.results / BEST} --data {sweep.data} --output DIR{length}\n"
+        f"# Run:  {command} --output DIR{length}\n"
         f"# A run is as long as a trial was; --epochs N trains longer.\n"
         f"# {best.trial.words}\n" + yaml.safe_dump(options, sort_keys=False)
     )
