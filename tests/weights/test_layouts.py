@@ -116,6 +116,7 @@ def test_what_shapes_do_not_tell_is_asked_for(
     make: Callable[..., CeiT],
     logits: Callable[[CeiT], Tensor],
     released: Callable[[CeiT], dict[str, Tensor]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "model.pth"
     network = make()
@@ -128,11 +129,45 @@ def test_what_shapes_do_not_tell_is_asked_for(
 
     wide = make(img_size=(32, 48))
     torch.save(released(wide), path)
-    with pytest.raises(ValueError, match=r"6 patches make no square grid; pass their image size as img_size"):
+    with pytest.raises(ValueError, match=r"6 patches make no square grid: pass the height and width that they were"):
         ceit.load_checkpoint(path, num_heads=2)
     assert torch.equal(logits(ceit.load_checkpoint(path, num_heads=2, img_size=(32, 48))), logits(wide))
     with pytest.raises(ValueError, match="the weights have depth 2, not 3"):
         ceit.load_checkpoint(path, num_heads=2, depth=3, img_size=(32, 48))
+    with pytest.raises(ValueError, match="img_size 64 does not give 6 patches, which make no square grid: pass the"):
+        ceit.load_checkpoint(path, num_heads=2, img_size=64)
+    geometry = ["--num-heads", "2", "--geometry", "img_size=(32, 48)"]
+    assert ceit_cli.main(["convert", str(path), str(tmp_path / "out.safetensors"), *geometry]) == 1
+    assert capsys.readouterr().err.endswith("img_size '(32, 48)' must be a side in pixels or two, [height, width]\n")
+    geometry[-1] = "img_size=[32, 48]"
+    assert ceit_cli.main(["convert", str(path), str(tmp_path / "out.safetensors"), *geometry]) == 0
+
+
+def test_an_oblong_size_of_as_many_patches_is_that_of_plain_weights_and_a_change_of_released_ones(
+    tmp_path: Path,
+    make: Callable[..., CeiT],
+    logits: Callable[[CeiT], Tensor],
+    released: Callable[[CeiT], dict[str, Tensor]],
+) -> None:
+    path, oblong = tmp_path / "model.pth", make(img_size=(16, 64))
+    torch.save(oblong.state_dict(), path)
+    loaded = ceit.load_checkpoint(path, num_heads=2, img_size=(16, 64))
+    assert torch.equal(loaded.pos_embed, oblong.pos_embed)
+    assert torch.equal(logits(loaded), logits(oblong))
+
+    square = make(img_size=32)
+    torch.save(released(square), path)
+    changed = ceit.load_checkpoint(path, num_heads=2, img_size=(16, 64))
+    square.set_input_size((16, 64))
+    assert torch.equal(changed.pos_embed, square.pos_embed)
+
+
+def test_what_a_file_says_of_itself_is_not_contradicted(tmp_path: Path, make: Callable[..., CeiT]) -> None:
+    path = tmp_path / "model.safetensors"
+    ceit.save_checkpoint(path, make())
+    with pytest.raises(ValueError, match=r"the file says num_heads 2, not 3: leave num_heads out"):
+        ceit.load_checkpoint(path, num_heads=3)
+    assert ceit.load_checkpoint(path, num_heads=2, drop_path_rate=0.1).config.drop_path_rate == 0.1
 
 
 def test_weights_of_another_model_are_refused_by_their_first_keys(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ logger = logging.getLogger("ceit")
 
 ImageSize = int | tuple[int, int]
 
+_OF_TRAINING = ("drop_path_rate", "skip_dead")
+
 RELEASED_PREPROCESSING = {
     "mean": list(IMAGENET_DEFAULT_MEAN),
     "std": list(IMAGENET_DEFAULT_STD),
@@ -182,14 +184,21 @@ def network_of(
     try:
         expected = None if model_name is None else config_of(model_name, **geometry)
         if stored.description is None:
-            config = config_from_shapes(stored.state, name=model_name, expected=expected, img_size=img_size, **geometry)
+            config = config_from_shapes(
+                stored.state,
+                name=model_name,
+                expected=expected,
+                img_size=img_size,
+                square=stored.layout == "released",
+                **geometry,
+            )
             if stored.layout == "plain" and expected is None and config.stem == "i2t":
                 taken = [f"{key} {getattr(config, key)}" for key in NOT_IN_SHAPES if key not in geometry]
                 logger.warning("%s: the tensors do not tell everything; assumed: %s", stored.path, ", ".join(taken))
         else:
             if model_name is not None and expected is not None:
                 require_same(stored.description.config, model_name, expected)
-            config = replace(stored.description.config, **geometry)
+            config = _described(stored.description.config, geometry)
         network = require_fit(stored.state, config)
         state = {key: stored.state[key].to(like.dtype).contiguous() for key, like in network.state_dict().items()}
         if in_chans is not None and in_chans != config.in_chans:
@@ -211,6 +220,14 @@ def network_of(
     except ValueError as error:
         raise ValueError(f"{stored.path}: {error}") from error
     return network.eval()
+
+
+def _described(config: CeiTConfig, geometry: Mapping[str, Any]) -> CeiTConfig:
+    """The network that a file describes, with what makes a difference to its training alone."""
+    for key, value in geometry.items():
+        if key not in _OF_TRAINING and getattr(config, key) != value:
+            raise ValueError(f"the file says {key} {getattr(config, key)}, not {value}: leave {key} out")
+    return replace(config, **geometry)
 
 
 def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:

@@ -1,11 +1,10 @@
 """What a checkpoint says about its network beside the weights, as JSON: geometry, class names, preprocessing."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from ceit.json_file import is_number
+from ceit.json_file import is_number, json_text
 from ceit.messages import require_plain
 from ceit.model import CeiTConfig
 
@@ -61,7 +60,7 @@ class Description:
             **{key: value for key in _OPTIONAL if (value := getattr(self, key)) is not None},
             "fingerprint": fingerprint,
         }
-        return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+        return json_text(body, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Self:

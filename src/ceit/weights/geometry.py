@@ -36,6 +36,7 @@ def config_from_shapes(
     name: str | None = None,
     expected: CeiTConfig | None = None,
     img_size: int | tuple[int, int] | None = None,
+    square: bool = False,
     **geometry: Any,
 ) -> CeiTConfig:
     """The configuration that a state dict of our keys was made with.
@@ -43,7 +44,8 @@ def config_from_shapes(
     Shapes do not tell the number of heads nor the stem's stride and pooling. These are taken from ``geometry``, from
     the ``expected`` network called ``name``, from the registered model of the same stem and width, or from DeiT,
     which has 64 channels a head. Without LCA they do not tell what is classified, and ``geometry`` must. The grid is
-    taken to be square; where the token count forbids that, ``img_size`` must say it.
+    that of ``img_size`` where it has as many patches, else square; where the token count forbids that, ``img_size``
+    must say it. ``square`` takes a square one wherever the count allows it, as that of released weights.
 
     Raises: ValueError if something cannot be told, with what to pass, or if the shapes contradict ``geometry`` or
     ``expected``.
@@ -70,7 +72,7 @@ def config_from_shapes(
         )
     stem = {key: values[key] for key in ("stem", "stem_stride", "stem_pool") if key in values}
     values.setdefault("patch_size", side * _stem_stride(CeiTConfig(**stem)))
-    return CeiTConfig(**values, img_size=_image_hw(state, values["patch_size"], img_size))
+    return CeiTConfig(**values, img_size=_image_hw(state, values["patch_size"], img_size, square))
 
 
 def require_fields(geometry: Mapping[str, Any]) -> None:
@@ -212,15 +214,25 @@ def _ratio(expanded: int, dim: int) -> float:
     return ratio if int(ratio * dim) == expanded else nextafter(ratio, inf)
 
 
-def _image_hw(state: Mapping[str, Tensor], patch_size: int, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
+def _image_hw(
+    state: Mapping[str, Tensor], patch_size: int, img_size: int | tuple[int, int] | None, square: bool
+) -> tuple[int, int]:
     patches = _shape(state, "pos_embed", 3)[1] - 1
     side = isqrt(max(patches, 0))
-    if side * side == patches:
+    has_square = side * side == patches
+    if img_size is not None and not (square and has_square):
+        sizes = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
+        if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"img_size {img_size!r} must be a side in pixels or two, [height, width]")
+        if (sizes[0] // patch_size) * (sizes[1] // patch_size) == patches:
+            return sizes[0], sizes[1]
+    if has_square:
         return side * patch_size, side * patch_size
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (0, 0)
-    if (height // patch_size) * (width // patch_size) != patches:
-        raise ValueError(f"{patches} patches make no square grid; pass their image size as img_size=(height, width)")
-    return height, width
+    given = f"{patches} patches" if img_size is None else f"img_size {img_size} does not give {patches} patches, which"
+    raise ValueError(
+        f"{given} make no square grid: pass the height and width that they were trained on, img_size=(H, W) "
+        "(ceit convert --geometry 'img_size=[H,W]')"
+    )
 
 
 def _depth(state: Mapping[str, Tensor]) -> int:

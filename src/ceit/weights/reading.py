@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ceit.limits import PICKLE, PICKLE_VALUES, require_stored
+from ceit.paths import require_utf8
 
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, content, keys of the storages
 _REFUSED = "is refused because"
@@ -40,6 +41,7 @@ def read_tensors(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor
         return _state_dict(_unpickle(path), path, entry), {}
     if entry is not None:
         raise ValueError(f"{path} is a safetensors file, which has no entries: leave out the entry {entry!r}")
+    require_utf8(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
