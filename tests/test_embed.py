@@ -96,6 +96,7 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
         [photos, "--duplicates", "2"],
         [photos, "--duplicates", "0.9", "--top-k", "3"],
         [photos, "--near", "a", "--duplicates", "0.9", "--json"],
+        [photos, "--output", str(tmp_path / "x.npz"), "--json"],
     ):
         assert embed(folder, *arguments) == 2, arguments
     broken = tmp_path / "broken"

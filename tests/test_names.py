@@ -208,3 +208,31 @@ def test_p10_training_ends_in_every_encoding(photos: Path, tmp_path: Path) -> No
     report = printed([*arguments, "--fast-dev-run"], "ascii").decode("ascii")
     assert [word for word in ("dog", "Gr\\xf6\\xdfe", "\\u732b") if word not in report] == []
     assert report.rstrip().endswith("model.safetensors")
+
+
+def test_a_data_folder_whose_name_is_no_utf8_trains_and_a_run_of_such_a_name_is_refused_by_it(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = photos.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    run, odd = tmp_path / "trained", tmp_path / os.fsdecode(b"run\xe9")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: ceit_pico_patch4_32\ngeometry: {json.dumps(SMALL.geometry)}\nepochs: 1\n")
+    options = ["--recipe", str(recipe)]
+    assert ceit_cli.main(["train", "--data", str(data), "--output", str(run), *options]) == 0
+    said = json.loads((run / "model.json").read_bytes())
+    assert said["training"]["data"] == data.name
+    assert "# ceit_pico_patch4_32 trained on caf\\udce9" in (run / "README.md").read_text(encoding="utf-8")
+    picture = str(next(data.rglob("*.png")))
+    figures = tmp_path / "figures.json"
+    assert ceit_cli.main(["evaluate", "--checkpoint", str(run), "--data", str(data), "--metrics", str(figures)]) == 0
+    assert json.loads(figures.read_bytes())["images"] > 0
+    shutil.copytree(run, odd)
+    capsys.readouterr()
+    for arguments in (
+        ["predict", "--checkpoint", str(odd), picture],
+        ["train", "--data", str(data), "--output", str(odd / "further"), *options],
+    ):
+        assert ceit_cli.main(arguments) == 1
+        assert r"the name b'run\xe9' in" in (said := capsys.readouterr().err)
+        assert said.endswith("is not UTF-8: rename it\n")
+    assert not (odd / "further").exists()

@@ -809,6 +809,8 @@ def test_where_it_pays_openvino_computes_by_default_and_a_resumed_file_stays_wit
     assert json.loads(side_file.read_text())["computed_by"] == "openvino float32"
     assert len(answers_in(output)) == 40
     assert ceit_cli.main([*command, "--backend", "eager"]) == 0  # nothing is left to compute
+    side_file.write_text(side_file.read_text().replace("openvino float32", "openvino int8"))
+    assert ceit_cli.main(command) == 0  # nor calibrated
 
     origin = json.loads(side_file.read_text())
     del origin["computed_by"]  # as an earlier version wrote it

@@ -11,12 +11,15 @@ import pytest
 
 import ceit_cli
 from ceit.data.sources.choose import load_images
+from ceit.evaluation.scores import ConfidenceBin
 from ceit.report import contents
-from ceit.report.charts import Line, bar_chart, line_chart, reliability_chart
+from ceit.report.charts import Frame, Line, bar_chart, line_chart, reliability_chart
 from ceit.report.contents import contents_of
 from ceit.report.page import page
 from ceit.train.run import train
 from tests.train.conftest import SMALL
+
+_BARS = re.compile(r'<rect class="b1" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"')
 
 NAMES = ("<b>bold</b>", '"&quot;', "{{ 7 * 7 }}", "mañana 明日")
 
@@ -228,5 +231,9 @@ def test_charts_of_few_many_and_equal_values_can_be_drawn() -> None:
     many = str(line_chart("many", "x", "y", [Line("a", range(100_000), [1e-7 * i for i in range(100_000)])]))
     assert len(many) < 20_000
     assert bar_chart("blocks", "block", "share", [0.1, 0.7, 0.2]).count("<rect") == 3
-    assert reliability_chart("all", [(3, 0.01, 0.0), (5, 1.0, 1.0)]).count("<rect") == 2
+    fifths = ConfidenceBin(0.2, 4 / 15, 3, 0.2, 0.3), ConfidenceBin(14 / 15, 1.0, 5, 1.0, 1.0)
+    bars = _BARS.findall(reliability_chart("all", fifths))
+    (left, _), (_, right) = ((float(x), float(x) + float(width)) for x, width in bars)
+    frame = Frame([0.0, 1.0], [0.0, 1.0], "", "")
+    assert (left, right) == pytest.approx((frame.x(0.2) + 1, frame.x(1.0) - 1), abs=0.11)  # where they were counted
     assert "&lt;i&gt;" in line_chart("<i>", "<i>", "y", [Line("<i>", [1, 2], [1, 2])])

@@ -82,8 +82,11 @@ def _remove_left_overs(target: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """The whole file in UTF-8 or nothing of it. Raises: OSError as ``replace_files``."""
-    replace_files({file: text.encode()})
+    """The whole file in UTF-8 or nothing of it, bytes of a name that is no UTF-8 as ``\\udce9``.
+
+    Raises: OSError as ``replace_files``.
+    """
+    replace_files({file: text.encode(errors="backslashreplace")})
 
 
 def write_array(file: Path, array: "np.ndarray") -> None:

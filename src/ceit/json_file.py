@@ -28,6 +28,11 @@ def parse_json(name: str, text: str | bytes) -> Any:
         raise ValueError(f"{name} is damaged or no JSON ({error})") from error
 
 
+def json_text(document: Any, **form: Any) -> str:
+    """JSON as people read it, letters of all scripts as they are; the bytes of a name that is no UTF-8 as escapes."""
+    return json.dumps(document, ensure_ascii=False, **form).encode(errors="backslashreplace").decode()
+
+
 _BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)  # a string may hold brackets
 
 

@@ -34,3 +34,10 @@ def expanded(path: str | os.PathLike[str]) -> Path:
                     f"{plain}: there is no user {user!r}; a file of this name is ./{plain}"
                 ) from error
     return plain.absolute()
+
+
+def require_utf8(path: Path) -> None:
+    """For a file of libraries that take no other names. Raises: ValueError naming what to rename."""
+    for part in (*reversed(path.parents), path):
+        if any("\ud800" <= letter <= "\udfff" for letter in part.name):
+            raise ValueError(f"the name {os.fsencode(part.name)!r} in {path.parent} is not UTF-8: rename it")

@@ -190,6 +190,11 @@ def test_graphs_used_last_are_kept(monkeypatch: pytest.MonkeyPatch, own_cache: P
         kept_graphs.keep_graph(name, "onnxruntime", graph)
     assert sorted(file.name for file in (own_cache / "graphs").iterdir()) == ["c.onnx", "d.onnx"]
     assert kept_graphs.recall_graph("a", "onnxruntime") is None
+
+    (own_cache / "graphs" / "c.bin").write_bytes(bytes(100))  # of an OpenVINO graph of the same name
+    (own_cache / "graphs" / "c.xml").write_bytes(bytes(10))
+    kept_graphs.keep_graph("e", "onnxruntime", graph)
+    assert sorted(file.name for file in (own_cache / "graphs").iterdir()) == ["c.bin", "c.xml", "e.onnx"]
     monkeypatch.setenv("CEIT_DATA", "/proc/nowhere")  # nothing can be written
     kept_graphs.keep_graph("a", "onnxruntime", graph)
     assert kept_graphs.recall_graph("a", "onnxruntime") is None
@@ -288,6 +293,10 @@ def test_devices_are_those_that_torch_sees(monkeypatch: pytest.MonkeyPatch) -> N
         devices_named("cuda:3")
     with pytest.raises(ValueError, match="unknown device 'gpu': name cpu, cuda, cuda:1 or mps"):
         devices_named("gpu")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)  # one alone has no number
+    assert devices_named("cuda:0") == devices_named("cuda") == (torch.device("cuda"),)
+    with pytest.raises(ValueError, match="there is no device cuda:1 here, torch sees cpu, cuda; a CUDA device needs"):
+        devices_named("cuda:1")
     monkeypatch.setattr(devices_module, "default_device", lambda: torch.device("cpu"))
     assert devices_named() == devices_named("cpu") == CPU
     with pytest.raises(ValueError, match="no device cuda here, torch sees cpu; a CUDA device needs its driver and a"):

@@ -1,5 +1,6 @@
 """The fastest backend: chosen by measurement within a budget, and remembered."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ceit.inference import device
 from ceit.inference import fastest as module
 from ceit.inference.backend import Network
+from ceit.inference.example_images import ExampleImages
 from ceit.inference.fastest import optimize
 from ceit.model import CeiT, config_of
 
@@ -47,6 +49,26 @@ def test_the_choice_is_remembered_for_these_weights(model: CeiT, tmp_path: Path)
     assert len(optimize(model).measured) == 2
     assert len(optimize(model, remember=False).measured) == 2
     assert len(list((tmp_path / "optimize").iterdir())) == 2
+
+
+def test_a_choice_without_images_waits_for_the_day_when_there_are_some(model: CeiT) -> None:
+    asked: list[str] = []
+
+    def images(found: Tensor | None) -> Callable[[], ExampleImages | None]:
+        def ask() -> ExampleImages | None:
+            asked.append("images")
+            return None if found is None else ExampleImages(found, "the test")
+
+        return ask
+
+    first = optimize(model, images=images(None))
+    again = optimize(model, images=images(None))
+    assert (len(first.measured), len(again.measured), first.judged_on) == (2, 1, "")
+    judged = optimize(model, images=images(random_images(32)))
+    assert judged.judged_on == "16 images (the test)"
+    assert len(asked) == 3
+    assert optimize(model, images=images(random_images(32))).judged_on == judged.judged_on
+    assert len(asked) == 3  # it is remembered
 
 
 def test_another_version_of_ceit_takes_no_graph_and_no_choice_of_this_one(
@@ -87,7 +109,7 @@ def test_what_is_named_is_not_measured(model: CeiT) -> None:
         ({"precision": "int4"}, "int8"),
         ({"backend": "eager", "precision": "int8"}, "choose float32, bf16"),
         ({"images": random_images(3)}, "3 images are too few"),
-        ({"precision": "int8"}, "needs images|no backend|calibration"),
+        ({"precision": "int8"}, "int8 needs images to be calibrated with and judged by"),
     ],
 )
 def test_bad_arguments(model: CeiT, options: dict[str, Any], sentence: str) -> None:

@@ -189,9 +189,14 @@ class _Run:
     def _product_turns(self, processes: ExitStack) -> Iterator[_Turn]:
         """The peak of matrix products, library by library: threads of one must not spin under another."""
         for library in LIBRARIES:
-            process = processes.enter_context(Process(self.settings.threads, memory=self.settings.memory()))
-            for precision in PRECISIONS:
-                for name in process.ask("products", library=library, precision=precision)["names"]:
+            try:
+                process = processes.enter_context(Process(self.settings.threads, memory=self.settings.memory()))
+                asked = {one: process.ask("products", library=library, precision=one) for one in PRECISIONS}
+            except ArmError as error:
+                self.say(f"no matrix products of {library}: {error}")
+                continue
+            for precision, answer in asked.items():
+                for name in answer["names"]:
                     for size in self.settings.gemm_sizes:
                         key = {"product": name, "precision": precision, "size": size}
                         found = next((row for row in self.result["peak"] if key.items() <= row.items()), None)

@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-import shutil
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -90,7 +89,7 @@ def export_folder(
         trial.mkdir()
         for name, text in texts.items():
             trial.joinpath(name).write_text(text, encoding="utf-8", newline="\n")
-        shutil.move(trial, folder)
+        trial.rename(folder)
     return report
 
 

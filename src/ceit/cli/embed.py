@@ -193,6 +193,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         parser.error("--probe takes a data set of its own: leave out paths, --output, --near and --duplicates")
     if options.top_k is not None and options.near is None:
         parser.error("--top-k says how many images --near prints: name one with --near, or leave it out")
+    if options.json and all(one is None for one in wanted[1:]):
+        parser.error(
+            "--json prints an answer, and --output alone has none: add --near or --duplicates, or leave it out"
+        )
     if options.json and options.near is not None and options.duplicates is not None:
         parser.error("--json prints one document: ask for --near or for --duplicates")
     if options.duplicates is not None and not -1 <= options.duplicates <= 1:

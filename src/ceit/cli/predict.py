@@ -64,7 +64,7 @@ from ceit.weights import load_checkpoint
 STDIN = "-"
 _BAR_CELLS = 10
 _GAP = "  "
-_LABEL, _UNKNOWN, _LIKE = "label", "unknown", "most like "
+_IMAGE, _LABEL, _UNKNOWN, _LIKE = "image", "label", "unknown", "most like "
 
 
 def main(arguments: list[str]) -> None:
@@ -265,7 +265,9 @@ def _network(
     devices = devices_for(options.device, backend)
     workers, batch_size = options.workers or torch.get_num_threads(), options.batch_size or batch_of(devices)
     work = Work(batch_size, len(files), threads=1, callers=workers, sample=sample, examples=examples)
-    found = computing(model, backend if files else "eager", precision, devices, work, tell)
+    if not files:  # nothing is left to compute
+        backend, precision = "eager", "float32"
+    found = computing(model, backend, precision, devices, work, tell)
     return in_turns(found.networks), str(found), devices[0]
 
 
@@ -336,7 +338,8 @@ def _print_table(
 ) -> None:
     """A line for every image as soon as it is known, so all widths are chosen before."""
     console = Console(highlight=False)
-    path_cells = min(max(map(cell_len, map(prediction_file.printable, paths))), max(16, console.width * 2 // 5))
+    shown = map(prediction_file.printable, [*paths, _IMAGE])
+    path_cells = min(max(map(cell_len, shown)), max(16, console.width * 2 // 5))
     label_cells = min(max(map(cell_len, [*class_names, _LABEL, _UNKNOWN])), 20)
     others_cells = console.width - path_cells - label_cells - _BAR_CELLS - 7 - 3 * len(_GAP)
     others_heading = "runners-up" if top_k > 1 and others_cells >= len("runners-up") else ""
@@ -346,7 +349,7 @@ def _print_table(
         console.print(line, no_wrap=True, overflow="ellipsis")
 
     heading = f"{_fit(_LABEL, label_cells)}{_GAP}{'probability':<{_BAR_CELLS + 7}}{_GAP}{others_heading}"
-    print_line("image", Text(heading), "bold")
+    print_line(_IMAGE, Text(heading), "bold")
     console.print("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * console.width, style="dim")
     for prediction in predictions:
         path = prediction_file.printable(prediction.path or "")

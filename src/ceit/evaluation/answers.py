@@ -5,7 +5,6 @@ Letters: n images, K classes.
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ceit.atomic import replace_files
 from ceit.evaluation.metrics import CONFUSION_CLASSES, Evaluation
 from ceit.evaluation.scores import auroc_per_class
 from ceit.inference.prediction_file import NAME_ERRORS
+from ceit.json_file import json_text
 
 WRITTEN_CLASSES = CONFUSION_CLASSES  # up to which a file of answers has a column for the probability of each class
 FORMS = (".json", ".csv")  # of a file of figures
@@ -85,7 +85,7 @@ def write_predictions(file: Path, answers: Answers, class_names: Sequence[str], 
 def write_figures(file: Path, document: Mapping[str, Any]) -> None:
     """The document of ``document_of`` as JSON, or its classes as CSV, with their means in two rows below."""
     if file.suffix == ".json":
-        replace_files({file: (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()})
+        replace_files({file: (json_text(document, indent=1) + "\n").encode()})
         return
     columns = ("images", "precision", "recall", "f1", "auroc")
     lines = [_line(["class", *columns])]

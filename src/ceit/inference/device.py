@@ -37,7 +37,7 @@ def devices_named(names: str | None = None) -> tuple[torch.device, ...]:
         except RuntimeError as error:
             raise ValueError(f"unknown device {name!r}: name cpu, cuda, cuda:1 or mps") from error
         all_of_it = there if device.type == accelerator.type else (device,) * (device.type == "cpu")
-        meant = [one for one in all_of_it if device.index is None or one.index == device.index]
+        meant = [one for one in all_of_it if device.index in (None, one.index or 0)]  # a single one has no index
         if not meant:
             listed = ", ".join(dict.fromkeys(["cpu", *map(str, there)]))
             hint = "; a CUDA device needs its driver and a build of torch for CUDA" if device.type == "cuda" else ""

@@ -121,20 +121,20 @@ def optimize(
     if len(named) == 1 and "int8" not in named[0][1]:
         return Optimized(prepared(*named[0]), *named[0])
     setting = named, batch_size, least_agreement, str(device), threads, callers
-    keys = {
-        given: _key(model, device, given, *setting) for given in ((images, None) if callable(images) else (images,))
-    }
-    for key in keys.values() if remember else ():
-        if (known := _remembered(key, prepared)) is not None:
-            return known
+    key = _key(model, device, images, *setting)
+    if remember and (known := _remembered(key, prepared)) is not None:
+        return known
     found, judged_on = _found(images)
+    if found is None and images is not None:  # a function that has none, today
+        key = _key(model, device, None, *setting)
+        if remember and (known := _remembered(key, prepared)) is not None:
+            return known
     if found is None:
         named = [pair for pair in named if pair[1] == precision or pair[1] == "float32"]
         if "int8" in precision:
             raise ValueError(f"{precision} needs images to be calibrated with and judged by, and none are at hand")
         if len(named) == 1:
             return Optimized(prepared(*named[0]), *named[0])
-    key = keys[None if found is None else images]
     with _threads_of_torch(threads):
         measured = _measured(
             partial(prepared, kept_as=key if remember else None), named, found, batch_size, shape, model.num_classes

@@ -49,7 +49,8 @@ def _forget_old(folder: Path) -> None:
     graphs = [file for file in folder.iterdir() if file.suffix in _SUFFIX.values()]
     held = 0
     for file in sorted(graphs, key=lambda file: file.stat().st_mtime, reverse=True):
-        parts = [part for part in (file, file.with_suffix(".bin")) if part.exists()]
+        weights = [file.with_suffix(".bin")] if file.suffix == _SUFFIX["openvino"] else []
+        parts = [part for part in (file, *weights) if part.exists()]
         held += sum(part.stat().st_size for part in parts)
         for part in parts if held > MOST_BYTES else ():
             part.unlink()

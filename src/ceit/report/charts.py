@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from ceit.evaluation.scores import ConfidenceBin
+
 WIDTH, HEIGHT = 560, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 10, 38
 _POINTS = 400  # of a line at most
@@ -110,14 +112,12 @@ def _dash(line: Line) -> Markup:
     return Markup(' stroke-dasharray="5 4"') if line.dashed else Markup("")
 
 
-def reliability_chart(title: str, bins: Sequence[tuple[int, float, float]]) -> Markup:
-    """Bars of accuracy over confidence, of bins of ``(images, confidence, accuracy)``; the diagonal was promised."""
+def reliability_chart(title: str, bins: Sequence[ConfidenceBin]) -> Markup:
+    """Bars of accuracy over confidence; the diagonal was promised."""
     frame = Frame([0.0, 1.0], [0.0, 1.0], "probability of the answer", "share of right answers")
-    width = 1 / 15
-    for images, confidence, accuracy in bins:
-        number = min(14, max(0, math.ceil(confidence * 15) - 1))
-        told = f"{images:,} images: {100 * confidence:.0f} % promised, {100 * accuracy:.0f} % right"
-        frame.bar(number * width, (number + 1) * width, accuracy, told)
+    for one in bins:
+        told = f"{one.images:,} images: {100 * one.confidence:.0f} % promised, {100 * one.accuracy:.0f} % right"
+        frame.bar(one.above, one.up_to, one.accuracy, told)
     frame.line(Line("", [0.0, 1.0], [0.0, 1.0], "s2", dashed=True))
     return frame.svg(title)
 

@@ -344,9 +344,8 @@ def _confusion(contents: Contents, names: Sequence[str], counts: Sequence[Sequen
 
 def _reliability(contents: Contents, result: Evaluation) -> None:
     def chart(kind: str, calibration: Calibration) -> dict[str, Any]:
-        bins = [(entry.images, entry.confidence, entry.accuracy) for entry in calibration.reliability]
         caption = f"{kind}: off by {100 * calibration.ece:.1f} points on average (ECE)."
-        return {"svg": reliability_chart(f"reliability {kind}", bins), "caption": caption}
+        return {"svg": reliability_chart(f"reliability {kind}", calibration.reliability), "caption": caption}
 
     told = "Bars show how often answers of a probability were right; they should end at the dashed line."
     if result.uncalibrated is None:

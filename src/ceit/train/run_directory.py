@@ -25,7 +25,7 @@ from ceit.json_file import as_written, read_json
 from ceit.lock import InUseError, locked
 from ceit.messages import Say
 from ceit.model import CeiT
-from ceit.paths import expanded
+from ceit.paths import expanded, require_utf8
 from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_in, save_state
 from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
@@ -81,6 +81,7 @@ class RunDirectory:
             yield
             return
         output, is_new = self.path, not self.path.is_dir()
+        require_utf8(output.absolute())
         if is_new and output.exists():
             raise ValueError(f"output {output} is a file; name a directory")
         self._require_room(resuming)
