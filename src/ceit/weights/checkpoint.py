@@ -105,7 +105,8 @@ def load_checkpoint(
     through the logger ``ceit``: ``num_classes`` other than the file's gives a fresh head, ``in_chans`` an adapted
     first convolution, ``img_size`` an interpolated position embedding.
 
-    Files without a side file do not tell everything: ``model_name`` or fields of ``CeiTConfig`` do. A ``.pth`` of a
+    Files without a side file do not tell everything: ``model_name`` or fields of ``CeiTConfig`` do. A plain state dict
+    with as many patches as ``img_size`` gives is taken to be of that size. A ``.pth`` of a
     training script may hold several state dicts; ``entry`` picks one, such as ``model_ema``.
 
     Raises: ValueError with one sentence for a damaged or foreign file, one that would execute something, one of a
