@@ -236,3 +236,12 @@ def test_a_data_folder_whose_name_is_no_utf8_trains_and_a_run_of_such_a_name_is_
         assert r"the name b'run\xe9' in" in (said := capsys.readouterr().err)
         assert said.endswith("is not UTF-8: rename it\n")
     assert not (odd / "further").exists()
+
+
+def test_the_heading_of_short_names_is_whole(
+    run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photos / "dog")
+    Path("0.png").rename("x")
+    assert ceit_cli.main(command(run, "x")) == 0
+    assert capsys.readouterr().out.split()[:3] == ["image", "label", "probability"]
