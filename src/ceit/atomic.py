@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from ceit.lock import take
 
 if TYPE_CHECKING:
     import numpy as np
+
+_MOVING_SECONDS, _BETWEEN_SECONDS = 5.0, 0.1
 
 
 def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
@@ -37,18 +40,41 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
                     file.flush()
                     os.fsync(file.fileno())
                 except OSError as error:
-                    reason = f"cannot save, what stood there before is untouched: {error.strerror}"
-                    raise OSError(error.errno, reason, str(target)) from error
+                    raise _not_saved(target, error) from error
                 if os.name == "nt":
                     file.close()  # Windows gives no other name to a file that is open
             for target, path in temporary.items():
-                path.replace(target)
+                try:
+                    move(path, target)
+                except OSError as error:
+                    raise _not_saved(target, error) from error
         for folder in {target.parent for target in temporary}:
             _flush_folder(folder)
     finally:
         for path in temporary.values():
             with suppress(OSError):  # a disk that is read-only by now; the failure that led here is the one to tell
                 path.unlink(missing_ok=True)  # in the good case it has become its target
+
+
+def _not_saved(target: Path, error: OSError) -> OSError:
+    return OSError(error.errno, f"cannot save, what stood there before is untouched: {error.strerror}", str(target))
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a file or a folder another name on the same disk, where a file may stand.
+
+    On Windows a virus scanner, an indexer or the client of a cloud opens for a moment what is new, which then cannot be
+    renamed: it is tried for some seconds. Raises: OSError.
+    """
+    last_try = time.monotonic() + (_MOVING_SECONDS if os.name == "nt" else 0)
+    while True:
+        try:
+            os.replace(path, target)
+            return
+        except PermissionError:
+            if time.monotonic() >= last_try:
+                raise
+        time.sleep(_BETWEEN_SECONDS)
 
 
 def _mark() -> str:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows has no such lock
+except ImportError:  # Windows has other locks
     fcntl = None
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -24,8 +24,8 @@ class InUseError(ValueError):
 def take(file: IO[Any], *, wait: bool = False) -> bool:
     """Lock an open file until it is closed, unless another process has; whether it is locked now.
 
-    With ``wait``, as soon as the other lets go. Where the file system has no locks nothing is. Raises: OSError if the
-    lock fails for any other reason.
+    With ``wait``, as soon as the other lets go. On Windows and where the file system has no locks nothing is. Raises:
+    OSError if the lock fails for any other reason.
     """
     if fcntl is None:
         return False
@@ -44,17 +44,20 @@ def take(file: IO[Any], *, wait: bool = False) -> bool:
 def locked(path: Path, say: Callable[[str], object] = lambda message: None) -> Iterator[None]:
     """A lock file that one process holds at a time; gone afterwards, and free again if the process dies.
 
-    Where the file system has no locks nothing is held, which ``say`` gets to know; nor is it on Windows. Raises:
-    InUseError if another process holds it.
+    Where the file system has no locks nothing is held, which ``say`` gets to know. Raises: InUseError if another
+    process holds it.
     """
+    if fcntl is None:
+        with _locked_on_windows(path):
+            yield
+        return
     with path.open("w") as lock, _of_this_process(lock):
         try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
-                    raise InUseError(f"{path} was given up a moment ago: start again")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+                raise InUseError(f"{path} was given up a moment ago: start again")
         except (BlockingIOError, FileNotFoundError) as error:  # held, or just given up
-            raise InUseError(f"{path.parent} is in use by another process") from error
+            raise InUseError(_in_use(path)) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -63,8 +66,27 @@ def locked(path: Path, say: Callable[[str], object] = lambda message: None) -> I
         try:
             yield
         finally:
-            with suppress(PermissionError):  # Windows keeps a file that is open
+            with suppress(PermissionError):  # of a folder that takes no more changes
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked_on_windows(path: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InUseError(_in_use(path)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _in_use(path: Path) -> str:
+    return f"{path.parent} is in use by another process"
 
 
 _held: set[IO[Any]] = set()

@@ -1,6 +1,9 @@
 """Messages to whoever started the work: durations in words, unknown names with the nearest known one, names as text."""
 
+import os
 import re
+import shlex
+import subprocess
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
@@ -24,6 +27,11 @@ def require_plain(kind: str, names: Iterable[str]) -> None:
             raise ValueError(f"{kind} {name!r} is no text: write its name")
         if _CONTROLS.search(name):
             raise ValueError(f"{kind} '{plain(name)}' has a control character or a line break in it: rename it")
+
+
+def as_typed(words: Iterable[str]) -> str:
+    """The words of a command as they are typed: for cmd and PowerShell on Windows, else for a POSIX shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def in_words(seconds: float) -> str:

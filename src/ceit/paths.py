@@ -2,7 +2,7 @@
 
 import os
 from argparse import ArgumentTypeError
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 
 
 class UnknownHomeError(ArgumentTypeError, ValueError):
@@ -22,6 +22,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     if not plain.parts or not plain.parts[0].startswith("~"):
         return plain
     if os.fspath(path).startswith("~"):
+        if os.name == "nt" and plain.parts[0] != "~" and os.path.lexists(plain):
+            return plain.absolute()  # Windows knows a home directory for every name
         try:
             return plain.expanduser()
         except RuntimeError as error:
@@ -34,6 +36,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
                     f"{plain}: there is no user {user!r}; a file of this name is ./{plain}"
                 ) from error
     return plain.absolute()
+
+
+def last_part(path: str) -> str:
+    """The name at the end of a path, which a run on another system may have written down."""
+    of_windows = PureWindowsPath(path)
+    return of_windows.name if of_windows.is_absolute() else PurePath(path).name
 
 
 def require_utf8(path: Path) -> None:

@@ -214,7 +214,7 @@ def test_several_devices_take_turns_or_share_a_batch(make: Callable[..., CeiT], 
 
     networks = [counted(number) for number in range(3)]
     expected = logits(model, examples.images)
-    turns = in_turns(networks)
+    turns = in_turns(networks, CPU * 3)
     for _ in range(4):
         assert torch.allclose(turns(examples.images), expected, atol=1e-5)
     assert calls == [0, 1, 2, 0]

@@ -301,6 +301,8 @@ def test_a_path_in_a_shard_leads_nowhere(name: str, tmp_path: Path, monkeypatch:
     [
         ({"name": "../train-000000.tar"}, "lies outside of the folder"),
         ({"name": "/etc/passwd"}, "lies outside of the folder"),
+        ({"name": "C:/Users/me/train-000000.tar"}, "lies outside of the folder"),
+        ({"name": "..\\\\train-000000.tar"}, "lies outside of the folder"),
         ({"bytes": 10}, "a sample lies outside its shard"),
     ],
 )

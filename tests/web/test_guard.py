@@ -3,10 +3,12 @@
 import asyncio
 import base64
 import json
+import ntpath
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -375,3 +377,13 @@ def test_websockets_are_closed(behind: Behind, tmp_path: Path) -> None:
     asyncio.run(Guard(behind, tmp_path)({"type": "websocket", "path": "/", "headers": []}, receive, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
     assert behind.reached == []
+
+
+def test_a_browser_turns_the_strokes_of_a_windows_path(
+    ask: Ask, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "os", SimpleNamespace(path=ntpath, sep="\\"))
+    own = Guard(behind, cast("Path", PureWindowsPath(r"C:\Users\me\uploads")))
+    assert ask(own, "/gradio_api/file=C:/Users/me/uploads/a1b2/cat.png").status == 200
+    assert ask(own, "/gradio_api/file=C:/Users/me/uploads/../secret.png").status == 404
+    assert ask(own, "/gradio_api/file=C:/Users/me/secret.png").status == 404

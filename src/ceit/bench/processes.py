@@ -66,7 +66,7 @@ class Process:
         except queue.Empty:
             self.close()
             raise ArmError(f"no answer in {REQUEST_SECONDS} seconds") from None
-        except BrokenPipeError:
+        except OSError:  # the pipe is broken
             line = ""
         if not line:
             raise ArmError(self._last_words())
@@ -82,7 +82,7 @@ class Process:
         self.listener.join(timeout=5)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # what was not yet sent has nobody to read it
+            with suppress(OSError):  # what was not yet sent has nobody to read it
                 pipe.close()
         self.folder.cleanup()
 

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from ceit.atomic import require_place
+from ceit.atomic import move, require_place
 from ceit.browser import runtime as onnxruntime_web
 from ceit.browser.runtime import Runtime
 from ceit.inference.example_images import ExampleImages
@@ -89,7 +89,7 @@ def export_folder(
         trial.mkdir()
         for name, text in texts.items():
             trial.joinpath(name).write_text(text, encoding="utf-8", newline="\n")
-        trial.rename(folder)
+        move(trial, folder)
     return report
 
 

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ceit.inference.memory import keep_freed_memory
+from ceit.messages import as_typed
 from ceit.study.cells import Cell, Record
 from ceit.study.run import seconds_needed
 from ceit.train.interruption import Interrupted
@@ -35,7 +35,7 @@ def training(command: Sequence[str], *, several: str, needs: Sequence[str]) -> I
     try:
         yield
     except KeyboardInterrupt as stop:  # in a step, where training saves first, or between two cells
-        said = f"stopped, nothing that was saved is lost; go on with: {shlex.join(command)}"
+        said = f"stopped, nothing that was saved is lost; go on with: {as_typed(command)}"
         raise Interrupted(said, getattr(stop, "terminated", False)) from None
 
 

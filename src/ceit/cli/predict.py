@@ -268,7 +268,7 @@ def _network(
     if not files:  # nothing is left to compute
         backend, precision = "eager", "float32"
     found = computing(model, backend, precision, devices, work, tell)
-    return in_turns(found.networks), str(found), devices[0]
+    return in_turns(found.networks, found.devices), str(found), devices[0]
 
 
 def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:

@@ -14,7 +14,6 @@ examples:
 """
 
 import argparse
-import shlex
 from dataclasses import replace
 
 from rich.console import Console
@@ -24,7 +23,7 @@ from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
-from ceit.messages import unknown
+from ceit.messages import as_typed, unknown
 from ceit.paths import expanded
 from ceit.study.cells import Places, path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text
@@ -105,7 +104,7 @@ def _command(study: str, scale: str, options: argparse.Namespace) -> str:
     for name, usual in (("seeds", None), ("results", Places.results), ("runs", Places.runs)):
         value = getattr(options, name)
         words += [] if value == usual else [f"--{name}", str(value)]
-    return shlex.join(words)
+    return as_typed(words)
 
 
 def _parser() -> Parser:

@@ -98,6 +98,7 @@ def evaluate(
     together, if the loss of a batch is not finite.
     """
     device = torch.device(device)
+    is_cuda = device.type == "cuda"  # see ``Varied.to``
     counts = _Counts(len(class_names), temperature)
     done, diverged_batch = 0, math.inf
     was_training = model.training
@@ -109,7 +110,8 @@ def evaluate(
                     continue  # the last batch had fewer images than there are processes
                 if cores is not None:
                     cores.follow()
-                images, labels = images.to(device, dtype, non_blocking=True), labels.to(device, non_blocking=True)
+                images = images.to(device, dtype, non_blocking=is_cuda)
+                labels = labels.to(device, non_blocking=is_cuda)
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(images)
                 if (told := logits.shape[1]) != counts.classes:

@@ -101,10 +101,24 @@ def require(backend: str, precision: str, device: torch.device) -> None:
         raise ValueError(f"{backend} has no precision {precision!r}: choose {', '.join(there[backend])}{hint}")
 
 
-def in_turns(networks: Sequence[Network]) -> Network:
-    """Networks, one on each device, as one that several threads may call at once: each call goes to the next device."""
+def in_turns(networks: Sequence[Network], devices: Sequence[torch.device]) -> Network:
+    """Networks, one on each device, as one that several threads may call at once: each call goes to the next device.
+
+    On Apple's GPU, where torch fails when two threads compute, a call waits for the others, and answers on the CPU.
+    """
+    networks = [_alone(one) if device.type == "mps" else one for one, device in zip(networks, devices, strict=True)]
     turns = cycle(networks)
     return networks[0] if len(networks) == 1 else lambda images: next(turns)(images)
+
+
+def _alone(network: Network) -> Network:
+    one_at_a_time = Lock()
+
+    def logits(images: Tensor) -> Tensor:
+        with one_at_a_time:
+            return network(images).cpu()
+
+    return logits
 
 
 def split_among(networks: Sequence[Network]) -> Network:

@@ -17,9 +17,11 @@ def fuse(model: CeiT) -> CeiT:
         BN(Wx + b) = (g W) x + g (b - mean) + beta,  g = gamma / sqrt(variance + eps)
     In LeFF each BN goes into the projection or the convolution before it. In I2T the scale goes into the stem's
     convolution, and the shift past the max-pool, which commutes with it, into the bias of the patch projection.
-    The weights are computed in float64 and keep their dtype. A network without BN is only copied.
+    The weights are computed in float64, on the CPU since Apple's GPUs have none, and keep their dtype and device. A
+    network without BN is only copied.
     """
-    fused = copy.deepcopy(model).eval()
+    device = model.cls_token.device
+    fused = copy.deepcopy(model).cpu().eval()
     for module in fused.modules():
         if isinstance(module, LocallyEnhancedFeedForward):
             module.expand_norm = _fold(module.expand, module.expand_norm)
@@ -28,7 +30,7 @@ def fuse(model: CeiT) -> CeiT:
         elif isinstance(module, ImageToTokens):
             module.norm = _fold_stem(module)
     fused.config = replace(fused.config, leff_norm="none", stem_norm="none")
-    return fused
+    return fused.to(device)
 
 
 @torch.no_grad()

@@ -153,7 +153,8 @@ class Predictor:
                 callers = workers or torch.get_num_threads()
                 work = Work(batch_of(devices), threads=1, callers=callers, examples=lambda: examples)
                 computed = with_features(model) if self.gives_features else model
-                network = in_turns(computing(computed, backend or "eager", precision, devices, work).networks)
+                found = computing(computed, backend or "eager", precision, devices, work)
+                network = in_turns(found.networks, found.devices)
             self.device, self.network = devices[0], network
         else:
             refuse_for_exported(backend, device)

@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from ceit.json_file import as_written
 from ceit.messages import Say, in_words
 from ceit.model import CeiT
 from ceit.model.complexity import complexity
+from ceit.paths import last_part
 from ceit.report.charts import Line, bar_chart, line_chart, reliability_chart
 from ceit.report.pictures import sheet_picture, thumbnail
 from ceit.train.model_card import FinishedRun, place_without_way, training, training_command
@@ -208,7 +209,8 @@ def _word(value: Any) -> str:
     """An option's value; a path is told without the way to it, which is nobody's business."""
     if not isinstance(value, str):
         return json.dumps(value)
-    return Path(value).name if Path(value).is_absolute() else value
+    is_absolute = Path(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return last_part(value) if is_absolute else value
 
 
 def _commands(run: Path, found: FinishedRun, data: str | None) -> Iterator[dict[str, str]]:

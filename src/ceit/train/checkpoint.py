@@ -8,6 +8,7 @@ No generator is saved: what is random in an epoch is a function of (seed, epoch,
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +101,8 @@ def save_state(folder: Path, progress: Progress, parts: Parts, processes: int, k
     folder.mkdir(exist_ok=True)
     replace_files({folder / checkpoint_name(progress.step): save(tensors, metadata={"state": json.dumps(header)})})
     for old in checkpoints_in(folder)[:-keep]:
-        old.unlink()
+        with suppress(PermissionError):  # Windows: another program reads it; the next save tries again
+            old.unlink()
 
 
 def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
@@ -119,7 +121,7 @@ def load_state(path: Path, parts: Parts) -> tuple[Progress, int]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("state", "null"))
             names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name).clone() for name in names}  # else the file stays mapped, and in use
     except (SafetensorError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be resumed from, it is damaged or no checkpoint: {error}") from error
     version = header.get("format_version") if isinstance(header, dict) else None

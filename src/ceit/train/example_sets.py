@@ -1,7 +1,6 @@
 """Images of a data set that an exported network is calibrated with, and others that it is checked with."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ceit.inference.predictor import preprocessing_of
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.messages import Say
 from ceit.model import CeiT
-from ceit.paths import expanded
+from ceit.paths import expanded, last_part
 from ceit.train.run_directory import saved_config
 from ceit.weights import read_description
 
@@ -85,5 +84,5 @@ def _is_of(saved: dict[str, Any], training: dict[str, Any]) -> bool:
     if FILE in (training.get("images"), saved.get("images")):
         return False
     known = place_of(saved["data"])
-    name = Path(saved["data"]).name if known is None else known[0]
+    name = last_part(saved["data"]) if known is None else known[0]
     return (name, saved.get("seed")) == (training["data"], training.get("seed"))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from ceit.data.sources.choose import place_of
 from ceit.json_file import read_json
+from ceit.paths import last_part
 from ceit.train.config import TrainConfig, known_keys
 from ceit.train.recipe import flat_keys, recipe_config, recipe_names
 from ceit.train.run_directory import saved_config
@@ -125,7 +126,7 @@ def training(found: FinishedRun, *more: str) -> Iterator[str]:
         [
             f"- Data: {report['data']}. {options['found'].rpartition(' (')[0]}.",
             f"- Network: `{report['model']}`, {report['parameters']:,} parameters, for {height} x {width} {pixels}.",
-            f"- Start: {'random weights' if start is None else f'the weights of {Path(start).name}'}.",
+            f"- Start: {'random weights' if start is None else f'the weights of {last_part(start)}'}.",
             f"- Length: {report['epochs']} epochs, {steps_of(found):,} steps of {options['global_batch_size']} images.",
             f"- Time: {report['train_seconds']:.0f} s on {device}, in {options['precision']}.",
             f"- Seed: {report['seed']}.",
@@ -157,7 +158,7 @@ def training_command(options: Mapping[str, Any]) -> str:
     """
     wanted = _flat(TrainConfig().as_dict()) | _flat({key: options[key] for key in options if key in known_keys()})
     if wanted["initial_checkpoint"] is not None:
-        wanted["initial_checkpoint"] = Path(wanted["initial_checkpoint"]).name
+        wanted["initial_checkpoint"] = last_part(wanted["initial_checkpoint"])
     bases: dict[str | None, dict[str, Any]] = {None: _flat(TrainConfig().as_dict())} | {
         name: _flat(recipe_config(name).as_dict()) for name in recipe_names()
     }
@@ -186,7 +187,7 @@ def place_without_way(data: str) -> str:
     known = place_of(data)
     if known is not None:
         return known[0] if known[1] is None else f"{known[0]}:DIR"
-    return data if data.startswith("hf:") else Path(data).name
+    return data if data.startswith("hf:") else last_part(data)
 
 
 def _word(value: Any) -> str:

@@ -20,6 +20,7 @@ from torch import nn
 from ceit.atomic import naming, replace_files, write_text
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
+from ceit.data.sources.walk import is_of_the_system
 from ceit.data.splits import ImageDataset
 from ceit.json_file import as_written, read_json
 from ceit.lock import InUseError, locked
@@ -89,7 +90,7 @@ class RunDirectory:
         try:
             with locked(output / LOCK, say):
                 for left_over in (*output.glob(_HALF_WRITTEN), *output.glob(f"checkpoints/{_HALF_WRITTEN}")):
-                    left_over.unlink()  # of a run that was killed while it was writing
+                    left_over.unlink(missing_ok=True)  # of a run that was killed while it was writing
                 yield
         except InUseError as error:
             raise InUseError(f"output directory {output} is in use by another run; name another") from error
@@ -99,9 +100,9 @@ class RunDirectory:
                     output.rmdir()
 
     def _require_room(self, resuming: bool) -> None:
-        """Raises ValueError if files lie here that no run of ours may be added to."""
+        """Raises ValueError if files lie here that no run of ours may be added to; a file manager's own are none."""
         output = self.path
-        held = {path.name for path in output.glob("*") if path.name != LOCK}
+        held = {path.name for path in output.glob("*") if path.name != LOCK and not is_of_the_system(path.name)}
         if held and not resuming:
             raise ValueError(f"output directory {output} is not empty; name another, or go on with --resume auto")
         held -= {path.name for path in output.glob(_HALF_WRITTEN)}

@@ -169,8 +169,9 @@ def _seed(learner: Learner, step: int) -> None:
 def _on_device(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """This process's share of the batch on its device, as the network sees it."""
     accelerator = learner.accelerator
-    images_bchw = images_bchw.to(accelerator.device, learner.dtype, non_blocking=True)
-    labels_b = labels_b.to(accelerator.device, non_blocking=True)
+    device, is_cuda = accelerator.device, accelerator.device.type == "cuda"  # see ``Varied.to``
+    images_bchw = images_bchw.to(device, learner.dtype, non_blocking=is_cuda)
+    labels_b = labels_b.to(device, non_blocking=is_cuda)
     return learner.objective.mixed(images_bchw, labels_b, step, accelerator.process_index)
 
 
@@ -216,7 +217,8 @@ def _gradient_norms(learner: Learner) -> tuple[Tensor, Tensor]:
 def _move(learner: Learner, moved: Tensor) -> None:
     """The optimizer's step, or none."""
     optimizer = learner.optimizer
-    if getattr(optimizer, "_step_supports_amp_scaling", False):  # fused: torch's way to leave it to the device
+    is_told = getattr(optimizer, "_step_supports_amp_scaling", False) and moved.device.type != "mps"  # deaf to it there
+    if is_told:  # fused: torch's way to leave it to the device
         flags = {"grad_scale": None, "found_inf": 1 - moved.float()}
         for name, value in flags.items():
             setattr(optimizer, name, value)

@@ -1,7 +1,6 @@
 """The trainer: epochs of steps, validation after each, the best model kept, the state saved, a report at the end."""
 
 import os
-import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from ceit.inference.backend import AsModule, prepare
 from ceit.inference.cores import FreeCores
 from ceit.inference.device import machine
 from ceit.inference.familiarity import KeptFeatures, fit_familiarity, with_features
-from ceit.messages import Say
+from ceit.messages import Say, as_typed
 from ceit.model import CeiT
 from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state
 from ceit.train.distributed import from_all, from_main, total_of
@@ -366,7 +365,7 @@ class Trainer:
             self.save()
             name, step = "SIGTERM" if terminated else "SIGINT", self.progress.step
             said = f"{name}: saved {checkpoint_name(step)} after step {step}"
-            go_on = f"ceit train --output {shlex.quote(os.fspath(self.directory.path))} --resume auto"
+            go_on = as_typed(["ceit", "train", "--output", os.fspath(self.directory.path), "--resume", "auto"])
             raise Interrupted(f"{said}; go on with: {go_on}", terminated > 0)
 
     def _deployed(self, model: CeiT) -> nn.Module:

@@ -204,6 +204,7 @@ class Guard:
         return json.dumps({**asked, "data": [data]}).encode()
 
     def _is_upload(self, path: str) -> bool:
+        path = path.replace("/", os.sep)  # a browser turns the strokes of a Windows path
         return path.startswith(self._uploads) and os.path.normpath(path) == path and "\0" not in path
 
 

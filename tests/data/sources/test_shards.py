@@ -306,7 +306,7 @@ def test_shards_of_others(tmp_path: Path, label: Callable[[int], dict[str, bytes
 
 def test_unsplit_shards_of_others_are_cut(tmp_path: Path) -> None:
     root = foreign(tmp_path / "wds", {"00.tar": 11, "01.tar": 9}, lambda number: {".cls": b"%d" % (number % 2)})
-    (root / "classnames.txt").write_text("ant\nbee\n", encoding="utf-8")
+    (root / "classnames.txt").write_text("ant\nbee\n", encoding="utf-8-sig")  # as PowerShell writes it
     dataset = load_dataset(root, seed=1)
     assert dataset.class_names == CLASSES
     assert dataset.validation is not None

@@ -114,9 +114,8 @@ class Augmentation:
             rows_bh = self._cut(random_integers(seed, epoch, indices, _CUT_Y, 0, height), height)
             columns_bw = self._cut(random_integers(seed, epoch, indices, _CUT_X, 0, width), width)
             cut = torch.from_numpy(rows_bh[:, :, None] & columns_bw.repeat(channels, axis=1)[:, None])
-            images_bhwc.view(-1, height, width * channels).masked_fill_(
-                cut.to(images_bhwc.device, non_blocking=True), 0
-            )
+            cut = cut.to(images_bhwc.device, non_blocking=images_bhwc.is_cuda)
+            images_bhwc.view(-1, height, width * channels).masked_fill_(cut, 0)
         return images_bhwc
 
     def _cut(self, centres_b: np.ndarray, size: int) -> np.ndarray:

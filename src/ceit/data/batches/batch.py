@@ -46,8 +46,12 @@ class Varied(NamedTuple):
     erased: np.ndarray
 
     def to(self, device: torch.device) -> "Varied":
-        """The same there; from pinned memory without waiting."""
-        pixels_bhwc, labels_b, noise = (tensor.to(device, non_blocking=True) for tensor in self[:3])
+        """The same there; from pinned memory to a CUDA device without waiting.
+
+        Elsewhere torch is not to be trusted with that: Apple's GPUs may read memory which has been freed meanwhile.
+        """
+        is_cuda = device.type == "cuda"
+        pixels_bhwc, labels_b, noise = (tensor.to(device, non_blocking=is_cuda) for tensor in self[:3])
         return Varied(pixels_bhwc, labels_b, noise, self.erased)
 
     def pinned(self) -> "Varied":

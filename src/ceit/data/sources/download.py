@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ceit.atomic import naming, write_array
+from ceit.atomic import move, naming, write_array
 from ceit.data.sources.addresses import web_address
 from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
@@ -80,7 +80,7 @@ def _mirror() -> str | None:
     mirror = os.environ.get("CEIT_DATA_MIRROR")
     if not mirror:
         return None
-    return mirror.rstrip("/") if "://" in mirror else expanded(mirror).resolve().as_uri()
+    return mirror.rstrip("/") if "://" in mirror else expanded(mirror).absolute().as_uri()
 
 
 def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
@@ -125,7 +125,7 @@ def _store(arrays: Arrays, folder: Path) -> None:
     try:
         for key in ARRAY_NAMES:
             write_array(partial / f"{key}.npy", arrays[key])
-        os.replace(partial, folder)
+        move(partial, folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -163,7 +163,7 @@ def _download(url: str, path: Path, advance: Callable[[int, int | None], None]) 
         before, total = size, _append(url, part, advance)
         size = _size(part)
         if total is None or size == total:
-            os.replace(part, path)
+            move(part, path)
             return
         if size > total:  # what was there before belonged to another file
             part.unlink()

@@ -4,7 +4,6 @@ The images stay on the disk, and none is decoded before it is needed: ``ceit dat
 """
 
 import json
-import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from urllib.error import HTTPError
 
 from rich.console import Console
 
+from ceit.atomic import move
 from ceit.data.cache import cache_dir
 from ceit.data.labelled import LabelledSet
 from ceit.data.reduced import Form, evaluation_cover, usual_crop
@@ -118,7 +118,7 @@ def fetch_published(name: str, cache: Path) -> Path:
     for archive in published.archives:
         if archive.endswith("gz"):
             (downloads / inner / archive).unlink()
-    os.replace(downloads, folder)
+    move(downloads, folder)
     return folder
 
 

@@ -15,7 +15,13 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Folders that a system makes beside people's own, in lower case; others that it makes begin with a dot."""
 SYSTEM_FILES = frozenset({".ds_store", ".directory", "desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db"})
-"""Files that a system leaves in people's folders, in lower case; on a Mac ``._`` before the name of any file, too."""
+"""Files that a system leaves in people's folders, in lower case; a Mac's ``._NAME`` is another."""
+
+
+def is_of_the_system(name: str) -> bool:
+    """Whether a file of this name is one that a system leaves in people's folders."""
+    return name.startswith("._") or name.lower() in SYSTEM_FILES
+
 
 _HOW_TO_READ: Mapping[str, str] = dict.fromkeys((".heic", ".heif", ".hif"), " (install pillow-heif to read them)")
 _NOT_OF_SUFFIXES = frozenset("!?&=@:, ")
@@ -96,7 +102,7 @@ class Folder:
             return self._entered(entry)
         if not is_folder and not name.startswith(".") and _is_image(entry):
             return Path(entry.path)
-        if is_folder or not (name.startswith("._") or name.lower() in SYSTEM_FILES):
+        if is_folder or not is_of_the_system(name):
             self.passed_over[_kind(entry, is_folder)] += 1
         return None
 

@@ -184,7 +184,7 @@ def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
 def _utf8(data: bytes, name: object) -> str:
     """The text. Raises: ValueError, with the name, for bytes that are none."""
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 ({error}): write it anew") from error
 

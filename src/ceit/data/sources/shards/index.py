@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import os
+import re
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def read_index(folder: Path) -> tuple[ShardIndex, SampleTable]:
     table = SampleTable.from_bytes(samples)
     try:
         for shard in index.shards:
-            if shard.name.startswith("/") or {"..", ""} & set(shard.name.replace(os.sep, "/").split("/")):
+            if {"..", ""} & set(re.split(r"[/\\]", shard.name)) or PureWindowsPath(shard.name).drive:
                 raise ValueError(f"the shard {shard.name!r} lies outside of the folder")
         table.require_within([shard.bytes for shard in index.shards], len(index.class_names))
         if sum(index.splits.values()) != len(table.label):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ceit.atomic import move
 from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_suffixes, is_image_name
@@ -56,7 +57,7 @@ def write_shards(
             index = _write_all(dataset, partial, shard_bytes, say)
             if out.is_dir():
                 out.rmdir()
-            partial.rename(out)
+            move(partial, out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
