@@ -321,6 +321,18 @@ def test_training_and_a_fresh_process_are_measured(made: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("stage", ["preparing", "round 1"])
+def test_a_run_that_is_interrupted_before_anything_is_measured_saves_nothing(made: Path, stage: str) -> None:
+    def say(text: str) -> None:
+        if stage in text:
+            raise KeyboardInterrupt
+
+    arms = [Arm(ModelSpec(f"{made}:good", "factory"), "eager", "float32")]
+    with pytest.raises(KeyboardInterrupt):
+        measure(arms, Settings(threads=1, batch_sizes=(1,), gemm_sizes=(64,)), say, lambda _: pytest.fail("saved"))
+
+
+@pytest.mark.usefixtures("here")
 def test_an_interrupted_run_keeps_what_it_measured(made: Path) -> None:
     saved: list[dict[str, Any]] = []
 
@@ -356,6 +368,8 @@ def test_an_interrupted_run_keeps_what_it_measured(made: Path) -> None:
         (["--measures", "loader"], "--measures loader and --data FOLDER go together"),
         (["--models", PICO, "--data", "photos"], "--measures loader and --data FOLDER go together"),
         (["--measures", "loader", "--data", "photos", "--chart", "a.png"], "--chart draws models"),
+        (["--models", PICO, "--measures", "deployment", "--chart", "a.png"], "--chart draws models"),
+        *((["--models", PICO, "--seconds", value], "must be more than 0, and 600") for value in ("0", "nan", "inf")),
     ],
 )
 def test_combinations_that_make_no_sense_are_wrong_usage(
@@ -419,9 +433,34 @@ def test_every_stage_of_reading_is_measured_without_a_model(tmp_path: Path, caps
 
 
 def test_a_folder_without_images_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out.json").write_text("an older result", encoding="utf-8")
     words = ["--measures", "loader", "--data", str(tmp_path), "--output", str(tmp_path / "out.json")]
     assert ceit_cli.main(["benchmark", *words]) != 0
     assert "holds no images" in capsys.readouterr().err
+    assert (tmp_path / "out.json").read_text(encoding="utf-8") == "an older result"
+
+
+def test_a_result_is_complete_when_reading_is_measured_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ceit.cli.benchmark.measure_loader", stopped)
+    Image.new("RGB", (60, 40)).save(tmp_path / "0.jpg")
+    words = ["--measures", "loader", "--data", str(tmp_path), "--output", str(tmp_path / "out.json")]
+    assert ceit_cli.main(["benchmark", *words]) == 130
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["complete"] is False
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["[1", "2000-13-45"])
+def test_a_value_that_is_no_yaml_is_named(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--models", f"{PICO},depth={value}", "--backends", "eager", "--output", str(tmp_path / "out.json")]
+    assert ceit_cli.main(["benchmark", *words]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{value!r} is no value as YAML writes it" in said
+    assert "unexpected" not in said
 
 
 def test_the_command_writes_prints_and_fails_where_an_arm_failed(

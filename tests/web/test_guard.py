@@ -153,6 +153,8 @@ def test_files_of_the_upload_folder_are_given_out(ask: Ask, behind: Behind, tmp_
         {"path": "{uploads}/../secret"},
         {"path": "{uploads}/a/../../secret"},
         {"path": "{uploads}"},
+        {"path": "{uploads}/a1b2"},
+        {"path": "{uploads}/a1b2/gone.png"},
         {"path": "{uploads}/a\0.png"},
         {"path": "a.png"},
         {"path": ["{uploads}/a.png"]},
@@ -162,6 +164,7 @@ def test_files_of_the_upload_folder_are_given_out(ask: Ask, behind: Behind, tmp_
 def test_neither_addresses_nor_files_of_the_machine_reach_gradio(
     picture: dict[str, Any], ask: Ask, behind: Behind, tmp_path: Path
 ) -> None:
+    (tmp_path / "a1b2").mkdir()
     body = json.dumps({"data": [picture], "fn_index": 0, "session_hash": "a"}).replace("{uploads}", str(tmp_path))
     refused = ask(Guard(behind, tmp_path), JOIN, body.encode(), method="POST")
     assert refused.status == 403
@@ -172,7 +175,7 @@ def test_neither_addresses_nor_files_of_the_machine_reach_gradio(
 
 
 NO_QUESTIONS = ("", "{", "[]", "7", "null", '{"data": 3}', '{"data": []}', '{"data": [null, null]}')
-NO_QUESTIONS += ('{"data": ["/etc/passwd"]}', '{"data": [{"url": "http://127.0.0.1:1/"}]}', "\udc80", "[" * 100_000)
+NO_QUESTIONS += ('{"data": ["/etc/passwd"]}', '{"data": [{"url": "http://127.0.0.1:1/"}]}', "\udc80", "[" * 50_000)
 
 
 @pytest.mark.parametrize("body", NO_QUESTIONS)
@@ -184,6 +187,8 @@ def test_a_question_that_is_none_is_refused(body: str, ask: Ask, behind: Behind,
 
 def test_of_a_question_only_the_uploaded_picture_is_passed_on(ask: Ask, behind: Behind, tmp_path: Path) -> None:
     path = f"{tmp_path}/a1b2/cat.png"
+    (tmp_path / "a1b2").mkdir()
+    Path(path).write_bytes(b"picture")
     picture = {"path": path, "url": "http://127.0.0.1:1/", "is_stream": True, "orig_name": "cat.png"}
     hidden = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     asked = {"session_hash": "s", "fn_index": 0, "trigger_id": 4}
@@ -387,3 +392,24 @@ def test_a_browser_turns_the_strokes_of_a_windows_path(
     assert ask(own, "/gradio_api/file=C:/Users/me/uploads/a1b2/cat.png").status == 200
     assert ask(own, "/gradio_api/file=C:/Users/me/uploads/../secret.png").status == 404
     assert ask(own, "/gradio_api/file=C:/Users/me/secret.png").status == 404
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"session_hash": "s" * 65},
+        {"session_hash": ""},
+        {"session_hash": "\ud800"},
+        {"session_hash": 7},
+        {"session_hash": "s", "trigger_id": 1 << 40},
+        {"session_hash": "s", "trigger_id": "t" * 1000},
+    ],
+)
+def test_what_gradio_would_keep_for_ever_is_small(
+    asked: dict[str, Any], ask: Ask, behind: Behind, tmp_path: Path
+) -> None:
+    body = json.dumps({"data": [None], "fn_index": 0} | asked).encode()
+    assert ask(Guard(behind, tmp_path), JOIN, body, method="POST").status == 400
+    long = json.dumps({"data": [None], "fn_index": 0, "session_hash": "s", "more": "x" * 100_000}).encode()
+    assert ask(Guard(behind, tmp_path), JOIN, long, method="POST").status == 413
+    assert behind.reached == []

@@ -171,7 +171,10 @@ def _name_and_fields(text: str) -> tuple[str, dict[str, Any]]:
         field, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"{pair!r} in {text!r} must be FIELD=VALUE, as in {name},skip_dead=true")
-        fields[field] = yaml.safe_load(value)
+        try:
+            fields[field] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{pair!r} in {text!r}: {value!r} is no value as YAML writes it") from error
     return name, fields
 
 

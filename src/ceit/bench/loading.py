@@ -27,16 +27,19 @@ MOST_IMAGES = 512  # spread over the folder
 _BATCH = 32
 
 
-def measure_loader(folder: Path, size: Size, rounds: int) -> dict[str, Any]:
-    """Medians over ``rounds`` of an epoch over images of a folder, each stage on one core, nothing taken from a cache.
-
-    ``whole`` is what the processes of a loader reach together. Raises: ValueError for a folder without images, and for
-    an image that cannot be read.
-    """
+def images_in(folder: Path) -> list[Path]:
+    """Images to read, not too many, from all over the folder. Raises: ValueError for a folder without images."""
     paths = list(open_folder(folder).walk())
     if not paths:
         raise ValueError(f"{folder} holds no images")
-    paths = paths[:: -(-len(paths) // MOST_IMAGES)]
+    return paths[:: -(-len(paths) // MOST_IMAGES)]
+
+
+def measure_loader(paths: list[Path], size: Size, rounds: int) -> dict[str, Any]:
+    """Medians over ``rounds`` of an epoch over images, each stage on one core, nothing taken from a cache.
+
+    ``whole`` is what the processes of a loader reach together. Raises: ValueError for an image that cannot be read.
+    """
     split = FileSplit(PathArray.of(paths), torch.zeros(len(paths), dtype=torch.int64))
     loader = make_loader(
         split, batch_size=_BATCH, img_size=size, preprocessing=IMAGENET, augmentation=AUGMENTATION, shuffle=True

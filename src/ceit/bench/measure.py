@@ -85,7 +85,7 @@ class _Turn:
 
 def measure(arms: list[Arm], settings: Settings, say: Say, save: Save) -> dict[str, Any]:
     """Every figure of every arm, and the machine. ``say`` hears what is being done; ``save`` gets the result as far as
-    it goes, after every round and at the end, and also if the run is interrupted.
+    it goes, after every round and at the end, and also if the run is interrupted after the first.
 
     What goes wrong with an arm stands in its ``errors`` and stops no other.
     """
@@ -100,7 +100,8 @@ def measure(arms: list[Arm], settings: Settings, say: Say, save: Save) -> dict[s
             run.measure_deployment()
         run.result["complete"] = True
     finally:
-        run.keep()
+        if run.is_kept or run.result["complete"]:
+            run.keep()
     return run.result
 
 
@@ -109,6 +110,7 @@ class _Run:
 
     def __init__(self, arms: list[Arm], settings: Settings, say: Say, save: Save) -> None:
         self.arms, self.settings, self.say, self.save = arms, settings, say, save
+        self.is_kept = False  # nothing stands in the place of an older result yet
         self.rows: list[dict[str, Any]] = [
             {"model": arm.model.label, **arm.as_dict(), "freed_memory": settings.memory(arm.backend)}
             | {"inference": {}, "train": {}, "deployment": {}, "errors": []}
@@ -124,6 +126,7 @@ class _Run:
 
     def keep(self) -> None:
         """Save what has been measured so far."""
+        self.is_kept = True
         summarise(self.result)
         self.save(self.result)
 

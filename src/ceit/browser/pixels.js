@@ -214,7 +214,7 @@ function normalised({ width, height, channels, data }, mean, std) {
 
 // The softmax of logits that the temperature divides.
 function probabilities(logits, temperature) {
-  const scaled = Array.from(logits, (logit) => logit / temperature), most = Math.max(...scaled);
+  const scaled = Array.from(logits, (logit) => logit / temperature), most = scaled.reduce((a, b) => Math.max(a, b));
   const powers = scaled.map((value) => Math.exp(value - most));
   const total = powers.reduce((sum, power) => sum + power, 0);
   return powers.map((power) => power / total);

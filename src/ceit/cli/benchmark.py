@@ -27,7 +27,7 @@ from ceit.atomic import write_text
 from ceit.bench.arms import OPPONENTS, Arm, ModelSpec, require_known
 from ceit.bench.backends import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
 from ceit.bench.chart import draw_bars
-from ceit.bench.loading import measure_loader
+from ceit.bench.loading import images_in, measure_loader
 from ceit.bench.measure import MEASURES, Settings, measure
 from ceit.bench.processes import Memory
 from ceit.cli._parser import Parser, adding_to, positive, require_output
@@ -37,6 +37,7 @@ from ceit.data.threads import usable_cores
 from ceit.paths import expanded
 
 _LOADER = "loader"  # a measure that is no model's
+_MOST_SECONDS = 600.0  # of a turn; a process that does not answer for twice as long is given up
 _percent = "{:.0f}%".format
 _PACKAGES = ("onnxruntime", "openvino")  # backends that are packages of the same name
 
@@ -67,11 +68,11 @@ def main(arguments: list[str]) -> None:
     reads_only = set(options.measures) == {_LOADER}
     if (_LOADER in options.measures) != (options.data is not None):
         parser.error(f"--measures {_LOADER} and --data FOLDER go together")
-    if reads_only and options.chart is not None:
+    if options.chart is not None and not {"inference", "train"} & set(options.measures):
         parser.error("--chart draws models: give --measures inference or train as well")
     arms = [] if reads_only else _arms(parser, options, _models(parser, options))
-    if options.seconds <= 0:
-        parser.error(f"--seconds {options.seconds} must be more than 0")
+    if not 0 < options.seconds <= _MOST_SECONDS:
+        parser.error(f"--seconds {options.seconds} must be more than 0, and {_MOST_SECONDS} at most")
     settings = Settings(
         threads=options.threads,
         measures=tuple(name for name in MEASURES if name in options.measures),
@@ -86,19 +87,22 @@ def main(arguments: list[str]) -> None:
         require_output(parser, "--chart", options.chart, (".png", ".svg"), new=False)
         importlib.import_module("matplotlib")  # or it would be missed when all is measured
 
-    def save(result: dict[str, Any]) -> None:
-        write_text(options.output, json.dumps(result, indent=1) + "\n")
+    paths = None if options.data is None else images_in(options.data)
 
-    say = partial(Console(stderr=True, highlight=False).print, style="dim", soft_wrap=True)
+    def save(result: dict[str, Any]) -> None:
+        is_complete = result["complete"] and (paths is None or "loader" in result)
+        write_text(options.output, json.dumps(result | {"complete": is_complete}, indent=1) + "\n")
+
+    say = partial(Console(stderr=True, highlight=False, markup=False).print, style="dim", soft_wrap=True)
     result = measure(arms, settings, say, save)
-    if options.data is not None:
+    if paths is not None:
         say(f"reading {options.data}")
-        result["loader"] = measure_loader(options.data, _size(parser, options) or LARGE_SIZE, options.rounds)
+        result["loader"] = measure_loader(paths, _size(parser, options) or LARGE_SIZE, options.rounds)
         save(result)
     print_result(result, Console())
-    if options.chart is not None:
-        draw_bars(result, options.chart)
     failed = [row for row in result["arms"] if row["errors"]]
+    if options.chart is not None and len(failed) < len(arms):
+        draw_bars(result, options.chart)
     if failed:
         raise SystemExit(f"error: {len(failed)} of {len(arms)} arms could not be measured, see the table")
 
@@ -270,7 +274,7 @@ def _table(title: str, rows: list[dict[str, Any]], columns: list[Column]) -> Tab
             cells[0] = "failed"
         if row["model"] != model:
             model = row["model"]
-            table.add_row(model, style="bold")
+            table.add_row(Text(model), style="bold")
         table.add_row(f" {row['backend']} {row['precision']}", *(cell or "-" for cell in cells))
     return table
 

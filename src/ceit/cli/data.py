@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import getdoc
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -139,6 +140,9 @@ def _shard(arguments: list[str]) -> None:
     add("--seed", "how a set that comes unsplit is split", metavar="N", type=int, default=0)
     add("--skip-broken", "leave out images that cannot be read, and list them", action="store_true")
     options = parser.parse_args(arguments)
+    folder = Path(options.data)
+    if folder.is_dir() and options.out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{options.out} lies in {folder}, where it would be one more class: name a folder beside it")
     if options.shard_megabytes < 1:
         raise ValueError(f"--shard-megabytes {options.shard_megabytes} must be at least 1")
     dataset = _as_it_lies(options.data, options.seed, options.skip_broken)
@@ -199,7 +203,7 @@ def _findings(report: Report) -> Table:
 
     def add(what: str, count: int, remark: str = "", error: bool = False) -> None:
         mark, style = ("✓", "green") if not count else ("✗", "bold red") if error else ("!", "yellow")
-        table.add_row(Text(mark, style), what, Text(f"{count:,}", style if count else ""), remark)
+        table.add_row(Text(mark, style), what, Text(f"{count:,}", style if count else ""), Text(remark))
 
     within = [group for group in report.copies if not group.across]
     add("images that cannot be read", len(report.unreadable), error=True)
@@ -223,7 +227,7 @@ def _findings(report: Report) -> Table:
     if report.balance is not None:
         (most, many), (fewest, few) = report.balance
         remark = f"{many:,} of {most}, {few:,} of {fewest}" if many > few else f"{many:,} of every class"
-        table.add_row("", "balance", f"{many / few:,.1f} : 1", remark)
+        table.add_row("", "balance", f"{many / few:,.1f} : 1", Text(remark))
     if report.smallest and report.largest:
         sizes = [f"{width} x {height}" for width, height in dict.fromkeys((report.smallest, report.largest))]
         table.add_row("", "size in pixels", sizes[0], f"to {sizes[1]}" if len(sizes) > 1 else "all of them")

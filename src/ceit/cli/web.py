@@ -47,7 +47,11 @@ def main(arguments: list[str]) -> None:
     from ceit.web.page import gradio_with, mount_page
 
     address = "127.0.0.1" if options.share is None else "0.0.0.0"
-    with TemporaryDirectory(prefix="ceit-web-") as folder, closing(listening_at(address, options.port)) as listening:
+    with (
+        _ended_by_hanging_up(),
+        TemporaryDirectory(prefix="ceit-web-") as folder,
+        closing(listening_at(address, options.port)) as listening,
+    ):
         uploads = Path(folder).resolve()
         gradio = gradio_with(uploads)
         os.environ.setdefault("CEIT_MAX_MEGAPIXELS", _MEGAPIXELS)
@@ -70,8 +74,7 @@ def main(arguments: list[str]) -> None:
         if options.share is not None:
             place = f"http://{host}:{port}, or this machine's number"
             tell(f"others may open {place}, with any name and the word as the password")
-        with _ended_by_hanging_up():
-            uvicorn.Server(settings).run(sockets=[listening])
+        uvicorn.Server(settings).run(sockets=[listening])
 
 
 @contextmanager

@@ -32,6 +32,8 @@ MOST_WRONG = limits.WRONG_WORDS.value
 """Of requests that bring something: of all clients at once, and of each in a minute. Of wrong words in a minute."""
 _MOST_SECONDS = float(limits.REQUEST_SECONDS.value)  # to send one, and to take a part of its answer
 _MOST_LETTERS = 1024  # of an address; file systems take fewer for a name, and gradio asks them
+_MOST_QUESTION, _MOST_NUMBER = 1 << 16, 1 << 31  # bytes, and the numbers that gradio's page gives
+_SESSION = re.compile("[A-Za-z0-9]{1,64}")  # its page makes a dozen letters
 
 _JOIN, _FILE, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/file=", "/gradio_api/upload"
 _POSTS = {"/api/predict", _UPLOAD, _JOIN}
@@ -133,6 +135,8 @@ class Guard:
             if scope["path"] == _UPLOAD:
                 _require_one_picture(headers.get(b"content-type", ""), body)
             if scope["path"] == _JOIN:
+                if len(body) > _MOST_QUESTION:
+                    raise RefusedError(413, f"more than {_MOST_QUESTION:,} bytes are no question about a picture")
                 body = self._question(body)
                 scope["headers"] = [pair for pair in others if pair[0].lower() != b"content-length"]
             await self._app(scope, _replaying(body, receive), send)
@@ -189,13 +193,16 @@ class Guard:
             (picture,) = given["data"]
             path = None if picture is None else picture["path"]
             asked = {key: given.get(key) for key in ("session_hash", "fn_index", "trigger_id")}
-            if type(asked["session_hash"]) is not str or asked["fn_index"] != 0:  # the page asks one kind of question
-                raise ValueError("a question of another page")
+            number = asked["trigger_id"]
+            if asked["fn_index"] != 0 or not (number is None or (type(number) is int and 0 <= number < _MOST_NUMBER)):
+                raise ValueError("a question of another page")  # this one asks one kind
+            if not _SESSION.fullmatch(asked["session_hash"]):  # gradio keeps it for ever
+                raise ValueError("a session of another page")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RefusedError(400, "this is no question about a picture") from error
         if path is None:
             data = None
-        elif isinstance(path, str) and self._is_upload(path):
+        elif isinstance(path, str) and self._is_upload(path) and os.path.isfile(path):  # gradio trips over a folder
             data = {"path": path, "meta": {"_type": "gradio.FileData"}}
         else:
             raise RefusedError(

@@ -349,3 +349,18 @@ def test_a_report_that_cannot_be_saved_is_printed(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["images"] == 96
     assert "no space left on the disk" in captured.err
+
+
+@pytest.mark.parametrize("name", ["[b]", "[bold red]x", ":dog:"])
+def test_a_class_may_be_called_as_markup(
+    name: str, image_folder: ImageFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ceit_cli.main(["data", "check", str(image_folder({name: 5, "cat": 3}))]) == 0
+    assert f"5 of {name}, 3 of cat" in capsys.readouterr().out
+
+
+def test_shards_do_not_go_into_the_data(image_folder: ImageFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = image_folder({"cat": 3, "dog": 3})
+    assert ceit_cli.main(["data", "shard", str(photos), str(photos / "shards")]) == 1
+    assert "where it would be one more class: name a folder beside" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in photos.iterdir()) == ["cat", "dog"]

@@ -218,6 +218,29 @@ def test_an_empty_mirror_is_named_and_passed_over(
     assert_stored(fetch("tiny"))
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/données", "://x", "http://[::1", "http://127.0.0.1:port/"])
+def test_a_mirror_whose_address_is_none_is_passed_over(
+    address: str, tiny: NamedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CEIT_DATA_MIRROR", address)
+    assert_stored(fetch("tiny"))
+
+
+def test_a_mirror_may_have_any_letters(tiny: NamedSet, archives: Archives, monkeypatch: pytest.MonkeyPatch) -> None:
+    archives.files["donn%C3%A9es/set.bin"] = archives.files.pop("set.bin")
+    monkeypatch.setenv("CEIT_DATA_MIRROR", f"{archives.url}/données")
+    assert_stored(fetch("tiny"))
+
+
+def test_an_empty_folder_is_no_set_and_half_of_one_is_named(tiny: NamedSet, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "tiny").mkdir(parents=True)
+    folder = fetch("tiny")
+    assert_stored(folder)
+    (folder / "test_labels.npy").unlink()
+    with pytest.raises(ValueError, match=r"tiny is there without test_labels\.npy: remove the folder"):
+        fetch("tiny")
+
+
 def test_offline_says_what_was_tried_and_offers_digits(tiny: NamedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = tuple(Source((f"http://127.0.0.1:9/{name}",), concatenated) for name in ("one", "two"))
     monkeypatch.setitem(SETS, "tiny", replace(tiny, sources=sources))

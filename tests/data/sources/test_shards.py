@@ -480,3 +480,24 @@ def test_an_index_without_its_table_is_refused(shards: Path) -> None:
     (shards / SAMPLES).unlink()
     with pytest.raises(ValueError, match=r"samples\.safetensors is missing: copy the folder anew"):
         load_dataset(shards)
+
+
+def test_a_folder_that_cannot_get_another_in_its_place_is_refused_before_the_work(
+    folder: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("os.path.ismount", lambda path: path == tmp_path / "out")
+        with pytest.raises(ValueError, match="out is a drive: name a folder in it"):
+            write_shards(folder, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(ValueError, match="is where you are: name a folder in it"):
+        write_shards(folder, Path())
+
+
+def test_a_link_to_an_empty_folder_is_that_folder(folder: ImageDataset, tmp_path: Path) -> None:
+    (tmp_path / "drive").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "drive")
+    write_shards(folder, tmp_path / "link")
+    assert (tmp_path / "drive" / "index.json").is_file()
+    assert (tmp_path / "link").is_symlink()

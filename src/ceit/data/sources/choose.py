@@ -144,11 +144,15 @@ def fetch(name: str, cache: Path | None = None, say: Say = lambda message: None)
     place, get = cache or cache_dir(), fetch_named if name in SETS else fetch_published
     comes_with_the_package = name in SETS and not SETS[name].sources
     only_of_its_owner = name in PUBLISHED and not PUBLISHED[name].downloader
-    if comes_with_the_package or only_of_its_owner or (place / name).is_dir():
+    if comes_with_the_package or only_of_its_owner or _is_filled(place / name):
         return get(name, place)
     place.mkdir(parents=True, exist_ok=True)
     with locked_in_turn(place / f"{name}.lock", say):
         return get(name, place)
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def describe(name: str) -> str:

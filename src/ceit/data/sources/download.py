@@ -6,11 +6,12 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from posixpath import basename
 from typing import BinaryIO
+from urllib.parse import quote
 
 import numpy as np
 from rich.console import Console
@@ -26,6 +27,7 @@ from ceit.paths import expanded
 TIMEOUT_SECONDS = 20
 _RESUMPTIONS = 5  # of a connection that was cut, within one call
 _CHUNK_BYTES = 1 << 18
+_OF_ADDRESSES = "%/:?#[]@!$&'()*+,;=~"  # what means something there, or is written with % already
 
 
 def fetch_named(name: str, cache: Path) -> Path:
@@ -38,7 +40,7 @@ def fetch_named(name: str, cache: Path) -> Path:
     """
     named, folder = SETS[name], cache / name
     downloads, failures, mirror = folder.with_name(f"{name}.downloads"), [], _mirror()
-    if not named.sources or folder.is_dir():
+    if not named.sources or is_whole(folder, [f"{key}.npy" for key in ARRAY_NAMES]):
         shutil.rmtree(downloads, ignore_errors=True)  # of a process that was killed when it was done
         return folder
     mirrored = [
@@ -55,6 +57,22 @@ def fetch_named(name: str, cache: Path) -> Path:
             return folder
     offline = "the set digits ships with the package and needs no network"
     raise ConnectionError(f"{name} could not be fetched; tried {'; '.join(failures)}; {offline}")
+
+
+def is_whole(folder: Path, needed: Iterable[str]) -> bool:
+    """Whether a set is there; not so if nothing is. An empty folder in its place goes.
+
+    Raises: ValueError for a folder that holds something but not all that the set needs.
+    """
+    if not folder.is_dir():
+        return False
+    missing = next((name for name in needed if not (folder / name).exists()), None)
+    if missing is None:
+        return True
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder} is there without {missing}: remove the folder, and fetch the set again")
+    folder.rmdir()
+    return False
 
 
 class SourceError(Exception):
@@ -80,7 +98,7 @@ def _mirror() -> str | None:
     mirror = os.environ.get("CEIT_DATA_MIRROR")
     if not mirror:
         return None
-    return mirror.rstrip("/") if "://" in mirror else expanded(mirror).absolute().as_uri()
+    return quote(mirror.rstrip("/"), safe=_OF_ADDRESSES) if "://" in mirror else expanded(mirror).absolute().as_uri()
 
 
 def _arrays_from(source: Source, named: NamedSet, downloads: Path) -> Arrays:
@@ -146,7 +164,7 @@ def get_files(files: Mapping[str, Path]) -> None:
             console.print(f"fetching {address}", highlight=False, soft_wrap=True)
             try:
                 url = web_address(address)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise SourceError(address, error) from error
             task = bars.add_task(path.name, total=None)
             _download(url, path, lambda size, total, task=task: bars.update(task, completed=size, total=total))
@@ -181,7 +199,7 @@ def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) ->
     headers = {"User-Agent": "ceit-vision"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: an address that is none
         if isinstance(error, urllib.error.HTTPError):
             error.close()
             if start and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -191,7 +209,7 @@ def _append(url: str, part: Path, advance: Callable[[int, int | None], None]) ->
     mode = "ab" if response.status == http.client.PARTIAL_CONTENT else "wb"
     with response, naming(part), open(part, mode) as file:  # to be named where closing writes the last piece, too
         length = response.headers.get("Content-Length")
-        total = None if length is None else file.tell() + int(length)
+        total = file.tell() + int(length) if length is not None and length.isdecimal() else None
         _require_size(url, total or 0)
         while chunk := _read(response, url, total):
             _require_size(url, file.tell() + len(chunk))

@@ -19,7 +19,7 @@ from ceit.atomic import move
 from ceit.data.cache import cache_dir
 from ceit.data.labelled import LabelledSet
 from ceit.data.reduced import Form, evaluation_cover, usual_crop
-from ceit.data.sources.download import copy_from_mirror
+from ceit.data.sources.download import copy_from_mirror, is_whole
 from ceit.data.sources.layout import read_split
 from ceit.data.sources.listing import LARGE_SIZE, Listing, shown_path, usual_statistics
 from ceit.data.sources.load_options import LoadOptions
@@ -97,7 +97,7 @@ def fetch_published(name: str, cache: Path) -> Path:
     import torchvision.datasets
 
     published, folder = PUBLISHED[name], cache / name
-    if folder.is_dir():
+    if is_whole(folder, published.layout) if published.downloader else folder.is_dir():
         return folder
     if not published.downloader:
         raise ValueError(f"{name} cannot be fetched: {_how_to_get(name, folder)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ceit.atomic import move
+from ceit.atomic import move, naming
 from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_suffixes, is_image_name
@@ -42,12 +42,17 @@ def write_shards(
     all is written and on the disk; a write that was stopped leaves at most ``.out.partial`` beside it, which the next
     one clears away.
 
-    Raises: ValueError if ``out`` is not empty or a file; OSError if it cannot be written.
+    Raises: ValueError if ``out`` is not empty, a file, a drive or the working directory; OSError if it cannot be
+    written.
     """
     if shard_bytes < 1:
         raise ValueError(f"shards of {shard_bytes} bytes cannot be written: give a positive size")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"output {out} is {'not empty' if out.is_dir() else 'a file'}: name a new folder")
+    out = out.resolve()
+    for what, is_so in (("a drive", os.path.ismount(out)), ("where you are", out == Path.cwd())):
+        if is_so:  # it cannot get another in its place
+            raise ValueError(f"output {out} is {what}: name a folder in it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         partial = out.with_name(f".{out.name}.partial")
@@ -113,7 +118,7 @@ def _written(
     while waiting:
         places: dict[int, tuple[int, int, int]] = {}
         path = prefix.with_name(f"{prefix.name}-{shards:06}.tar")
-        with path.open("xb") as file:
+        with naming(path), path.open("xb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
                 while waiting and (not places or archive.offset + _tar_bytes(waiting[1]) <= shard_bytes):
                     number, members = waiting
