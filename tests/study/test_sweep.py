@@ -21,6 +21,7 @@ from ceit.cli.train import parse
 from ceit.study import sweep as sweeps
 from ceit.study.cells import read_cell, read_record, write_cell
 from ceit.study.report import markdown
+from ceit.study.run import seconds_needed
 from ceit.study.sweep import Sweep, run_sweep
 from ceit.study.sweep_report import ranked, table_rows, write_sweep_report
 from ceit.train.recipe import recipe_config
@@ -402,3 +403,19 @@ def test_a_time_budget_is_of_each_run(tmp_path: Path) -> None:
     write_sweep_report(sweep, ranked(sweep))
     lines = (sweep.places.results / "best.yaml").read_text(encoding="utf-8").splitlines()
     assert f"# Run:  ceit train --recipe '{output}/best.yaml' --data digits --output DIR --time-budget 4s" in lines
+
+
+def test_another_optimizer_takes_no_arguments_of_the_recipes_own(tmp_path: Path) -> None:
+    own = {"optimizer": ["muon", "adamw"], "optimizer_args": {"betas": [[0.9, 0.95]]}}
+    sweep = Sweep.read(write(tmp_path, {"optimizer": ["muon", "adamw"]}, recipe="demo"))
+    muon, adamw = (trial.cells[0].options for trial in sweep.all_trials)
+    assert muon["optimizer_args"] == {"momentum": 0.85, "nesterov": True}
+    assert "optimizer_args" not in adamw
+    named = Sweep.read(write(tmp_path, own | {"optimizer": ["adam", "adamw"]}, recipe="demo"))
+    assert [trial.cells[0].options["optimizer_args"] for trial in named.all_trials] == [{"betas": [0.9, 0.95]}] * 2
+
+
+def test_a_trial_that_first_trains_the_head_alone_can_be_estimated(tmp_path: Path) -> None:
+    start = {"freeze_epochs": 0.5, "initial_checkpoint": str(tmp_path / "model.safetensors"), "peak_lr": [1e-3, 1e-2]}
+    cell, _ = Sweep.read(write(tmp_path, start)).cells
+    assert seconds_needed(cell) > 0

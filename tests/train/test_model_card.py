@@ -108,3 +108,18 @@ def test_a_run_on_weights_says_whose(finished: Result, tmp_path: Path) -> None:
     train(start, "digits", tmp_path / "next")
     card = (tmp_path / "next" / "README.md").read_text(encoding="utf-8")
     assert "- Start: the weights of whole." in card
+
+
+def test_the_card_of_a_run_that_kept_its_last_epoch_says_so(tmp_path: Path) -> None:
+    train(replace(SMALL, select="last"), "digits", tmp_path / "run")
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "The last epoch was kept, epoch 2 of 2. The test images" in card
+    assert "Validation chose" not in card
+
+
+def test_the_length_of_a_run_that_stopped_early_is_what_it_took(tmp_path: Path) -> None:
+    train(replace(SMALL, epochs=60, peak_lr=1e-9, early_stopping_epochs=1), "digits", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "test.json").read_text(encoding="utf-8"))
+    assert report["epochs"] < 60
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert f"- Length: {report['epochs']} epochs, {report['steps']:,} steps" in card

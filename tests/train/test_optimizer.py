@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from ceit.model import CeiT, CeiTConfig
+from ceit.model import CeiT, CeiTConfig, config_of
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.optimizer import Schedule, make_optimizer
+from tests.train.conftest import TINY
 
 MODEL = CeiT(CeiTConfig(img_size=16, patch_size=4, embed_dim=8, depth=2, num_heads=2, stem_stride=1, num_classes=3))
 
@@ -91,3 +92,9 @@ def test_an_unknown_optimizer_names_the_nearest() -> None:
 def test_arguments_an_optimizer_does_not_take_are_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizer sgd cannot be made with \{'no_such_option': 1\}: SGD"):
         make_optimizer(MODEL, TrainConfig(optimizer="sgd", optimizer_args={"no_such_option": 1}))
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended")
+def test_an_optimizer_with_a_state_that_no_checkpoint_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer kron keeps rng_state, which no checkpoint of a run holds"):
+        make_optimizer(CeiT(config_of("ceit_pico_patch4_32", **TINY)), TrainConfig(optimizer="kron"))

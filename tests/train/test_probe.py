@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -208,3 +209,32 @@ def test_m10_a_step_that_no_longer_fits_says_how_to_go_on(room: dict[str, int], 
     with pytest.raises(ValueError, match=sentence):  # what auto found at the start stays
         train(replace(config, device_batch_size="auto"), "digits", tmp_path / "run", resume="auto")
     train(replace(config, device_batch_size=16), "digits", tmp_path / "run", resume="auto")
+
+
+def test_a_step_that_fails_behind_its_gradients_halves_the_batch_in_fp16_too(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is often full in the first step of the optimizer, which makes its state."""
+    trainer, calls = make_trainer(precision="fp16", device_batch_size="auto", optimizer="sgd"), list[int]()
+    step = trainer.learner.optimizer.step
+
+    def fail_once(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer.learner.optimizer, "step", fail_once)
+    scale = trainer.learner.scaler.get_scale()
+    assert device_batch_that_fits(trainer) == 16
+    assert trainer.learner.scaler.get_scale() == scale
+
+
+def test_a_loss_scale_that_is_too_large_ends_no_range_test(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(precision="fp16")
+    trainer.learner.scaler.load_state_dict(trainer.learner.scaler.state_dict() | {"scale": 2.0**40})
+    found = learning_rate_range_test(trainer, steps=40)
+    assert found.losses
+    assert len(found.losses) < 40, "the first steps overflow, and are none"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from ceit.model import CeiT
 from ceit.train.config import SmallImages, TrainConfig
 from ceit.train.interruption import Interrupted
+from ceit.train.probe import measured_budget
 from ceit.train.run import train
 from ceit.train.step import train_step
 from tests.train.conftest import SMALL, MakeTrainer
@@ -126,3 +128,16 @@ def test_sizes_are_whole_patches(image_hw: tuple[int, int], scale: float, small_
 
 def test_oblong_images_are_scaled_on_both_sides(make_trainer: MakeTrainer) -> None:
     assert sizes(make_trainer, 1, img_size=(16, 24), small_images=HALF) == [(8, 12)]
+
+
+def test_small_and_full_steps_are_measured_for_a_time_budget(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, ...]] = []
+    trainer = make_trainer(small_images=SmallImages(scale=0.5, share=0.4), epochs=2)
+    trainer.learner.model.register_forward_pre_hook(lambda _, images: sizes.append(tuple(images[0].shape[2:])))
+    budget = measured_budget(600.0, time.monotonic() + 600, trainer)
+    assert sizes[0] == (8, 8)
+    assert (16, 16) in sizes
+    assert budget.first_steps(100) == 40
+    assert budget.first_cost > 0

@@ -21,7 +21,7 @@ from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.paths import expanded
 from ceit.train.run_directory import lines_of, saved_config
 
-_NO_OPTIONS = ("found", "img_size", "in_chans", "steps")
+_NO_OPTIONS = ("found", "img_size", "in_chans", "mean", "std", "steps")
 
 
 def main(arguments: list[str]) -> None:

@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
     live = LiveProgress(Console(stderr=True, quiet=not is_main))
     start = config.initial_checkpoint
-    if start is not None and not asked.print_config:
+    if start is not None and not asked.print_config and not asked.goes_on:  # what goes on has weights of its own
         require_start(start, None if "initial_checkpoint" in asked.typed else asked.recipe)
     if asked.recipe is None and not asked.goes_on:
         config, asked = parse(arguments, chosen_options(config, asked, live.say))

@@ -227,11 +227,15 @@ def recipe_options(recipe: str | None) -> Options:
 
 
 def joined(*layers: Options) -> Options:
-    """Options with further ones over them, sections joined key by key."""
+    """Options with further ones over them, sections joined key by key; another optimizer takes no arguments of the
+    one before."""
     result: Options = {}
-    for key, value in (item for layer in layers for item in layer.items()):
-        both = isinstance(value, dict) and isinstance(result.get(key), dict) and "arm" not in value
-        result[key] = joined(result[key], value) if both else value
+    for layer in layers:
+        if layer.get("optimizer", result.get("optimizer")) != result.get("optimizer"):
+            result.pop("optimizer_args", None)
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict) and "arm" not in value
+            result[key] = joined(result[key], value) if both else value
     return result
 
 

@@ -192,7 +192,7 @@ def seconds_needed(cell: Cell) -> float:
     """
     if cell.time_budget is not None:
         return seconds_of(cell.time_budget)
-    config = replace(cell.config(), initial_checkpoint=None, distillation=Distillation())
+    config = replace(cell.config(), initial_checkpoint=None, freeze_epochs=0.0, distillation=Distillation())
     with TemporaryDirectory() as folder:
         accelerator = make_accelerator(config)
         trainer = Trainer(resolve(config, cell.data, accelerator), RunDirectory(Path(folder)), accelerator)

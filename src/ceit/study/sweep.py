@@ -150,10 +150,9 @@ class Sweep:
         return {option: choices for option, choices in self._all_choices.items() if choices.number > 1}
 
     @cached_property
-    def _start(self) -> Options:
-        """What trials begin with: the recipe, and the first value of every option."""
-        first = {option: choices.at(0.0) for option, choices in self._all_choices.items()}
-        return joined(recipe_options(self.recipe), nested(first))
+    def _first(self) -> Options:
+        """The first value of every option, by dotted name."""
+        return {option: choices.at(0.0) for option, choices in self._all_choices.items()}
 
     @cached_property
     def all_trials(self) -> list[Trial]:
@@ -186,7 +185,7 @@ class Sweep:
     def _trial(self, chosen: Options) -> Trial:
         length = self.budget | ({"epochs": None} if "samples" in self.budget else {})
         time_budget, data = length.pop("time_budget", None), absolute(self.data)
-        options = joined(self._start, nested(chosen), length)
+        options = joined(recipe_options(self.recipe), nested(self._first | chosen), length)
         text = json.dumps([data, options | {"seed": None}, time_budget], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:8]
         cell = Cell(FOLDER, "", name, 0, data, options, self.recipe, time_budget)

@@ -1,6 +1,6 @@
 """The network in training, and all that makes a step of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -120,19 +120,22 @@ class Learner:
         return {"raw": self.model} | ({} if self.average is None else {"ema": self.average.module})
 
     def plan(self, steps: int) -> None:
-        """Take so many steps in all: with the last one the learning rate reaches its end."""
+        """Take so many steps in all: behind the last one the learning rate would be at its end."""
         groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         self.schedule = Schedule(self.optimizer, self.config, self.run.steps_per_epoch, steps)
         for group, rate in zip(groups, rates, strict=True):  # that of the last step, until the next begins
             group["lr"] = rate
         self.head_only_steps = self.config.freeze_steps(self.run.steps_per_epoch)
-        self.small_steps = 0 if self.run.small_hw is None else round(self.config.small_images.share * steps)
+        self.small_steps = self._small_of(steps)
+        self.first_steps = self.first_of(steps)
 
-    @property
-    def first_steps(self) -> int:
-        """Steps at the start of the run that take less time than the others."""
-        return max(self.head_only_steps, self.small_steps)
+    def first_of(self, steps: int) -> int:
+        """Of so many steps those at the start of the run that take less time than the others."""
+        return max(self.config.freeze_steps(self.run.steps_per_epoch), self._small_of(steps))
+
+    def _small_of(self, steps: int) -> int:
+        return 0 if self.run.small_hw is None else round(self.config.small_images.share * steps)
 
     def small_hw(self, step: int) -> tuple[int, int] | None:
         """The size to which this step's images are scaled down, None for as they are."""
@@ -185,12 +188,24 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     model.set_grad_checkpointing(config.grad_checkpointing)
     model.temperature = model.familiarity = None  # other weights need others
     if config.initial_checkpoint is not None:
-        if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
-            model.reset_classifier(len(dataset.class_names))
         say(f"starting from the weights of {config.initial_checkpoint}, at {height} x {width} pixels")
+        if model.class_names is not None and tuple(model.class_names) != dataset.class_names:
+            _fit_head(model, model.class_names, dataset.class_names, say)
     if config.loss == "bce":
         start_rare(cast("nn.Linear", model.get_classifier()))
     return model
+
+
+def _fit_head(model: CeiT, before: Sequence[str], now: Sequence[str], say: Say) -> None:
+    """A head for other classes: a new one, or for the same ones in another order its rows in theirs."""
+    if sorted(before) != sorted(now):
+        say(f"its classes are not those of the data: the head for {len(now):,} classes begins anew")
+        model.reset_classifier(len(now))
+        return
+    head, rows = cast("nn.Linear", model.get_classifier()), [before.index(name) for name in now]
+    with torch.no_grad():
+        for values in head.parameters():
+            values.copy_(values[rows].clone())
 
 
 def normalised_as(model: nn.Module, dataset: ImageDataset) -> ImageDataset:

@@ -80,8 +80,10 @@ def accuracy(found: FinishedRun) -> Iterator[str]:
         rows.append(f"| validation | | {_percent(chosen)} | | |")
     yield "\n".join(rows)
     if chosen is not None:
+        kept = f"epoch {report['best']['epoch']} of {report['epochs']}"
+        last = found.options.get("select") == "last"
         yield (
-            f"Validation chose epoch {report['best']['epoch']} of {report['epochs']}. "
+            f"{f'The last epoch was kept, {kept}' if last else f'Validation chose {kept}'}. "
             "The test images were looked at once, at the end."
         )
     yield from calibration_told(report)

@@ -39,6 +39,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     except (TypeError, AssertionError, RuntimeError, ImportError) as error:
         reason = f"{error}" or "it needs another device or another package"
         raise ValueError(f"optimizer {name} cannot be made with {config.optimizer_args}: {reason}") from error
+    if more := optimizer.state_dict().keys() - {"state", "param_groups"}:
+        raise ValueError(f"optimizer {name} keeps {min(more)}, which no checkpoint of a run holds: take another")
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"optimizer {name} needs second derivatives, which are not computed: take another")
     if factors := _factors(model, config):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
+from torch.amp import GradScaler
 
 from ceit.train.distributed import from_all, from_main
 from ceit.train.step import step_alone, train_step
@@ -37,7 +38,8 @@ def put_back(trainer: Trainer) -> Iterator[None]:
         learner.optimizer.zero_grad(set_to_none=True)
         learner.model.load_state_dict(weights)
         learner.optimizer.load_state_dict(optimizer)
-        if scaler:
+        if scaler:  # a step that failed leaves more behind than its state tells
+            learner.scaler = GradScaler(trainer.accelerator.device.type)
             learner.scaler.load_state_dict(scaler)
         if learner.average is not None:
             learner.average.begin_again()
@@ -84,9 +86,13 @@ def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget
     ``time.monotonic``."""
     limit, loader = PROBED_SHARE * seconds, trainer.validation_loader
     reported = len(trainer.dataset.test) + (0 if loader is None else loader.images)  # these give the temperature
+    learner, first_cost = trainer.learner, 1.0
     with put_back(trainer):
+        first = from_main(_step_seconds(trainer, limit, first=True)) if learner.first_steps else []
         times = from_main(_step_seconds(trainer, limit))
         step_seconds = sum(times) / len(times)
+        if first:
+            first_cost = sum(first) / len(first) / step_seconds
         image_seconds = step_seconds / trainer.run.config.batch_size  # no less than validation takes for one
         validated = 0 if loader is None else loader.images * len(trainer.learner.candidates())
         validation_seconds = validated * image_seconds
@@ -102,6 +108,8 @@ def measured_budget(seconds: float, ends: float, trainer: Trainer) -> TimeBudget
         report_seconds=reported * image_seconds,
         report_share=reported / validated if validated else 0.0,
         clock=time.monotonic,
+        first_steps=learner.first_of,
+        first_cost=first_cost,
     )
 
 
@@ -112,10 +120,11 @@ def seconds_of_an_epoch(trainer: Trainer) -> tuple[float, float]:
         return sum(times) / len(times), _validation_seconds(trainer)
 
 
-def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
+def _step_seconds(trainer: Trainer, limit_seconds: float, *, first: bool = False) -> list[float]:
     """Seconds of a few steps, each with the wait for its images: behind those that lay ready, where slow reading shows.
 
-    If the limit ends it before that, of all but the first step, which starts everything.
+    If the limit ends it before that, of all but the one that starts everything. With ``first`` of such steps as a run
+    begins with, where these take less time than the others.
     """
     times: list[float] = []
     workers = trainer.train_loader.workers
@@ -123,7 +132,7 @@ def _step_seconds(trainer: Trainer, limit_seconds: float) -> list[float]:
     batches, is_over = _batches(trainer), False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()
-        train_step(trainer.learner, *next(batches), trainer.learner.first_steps + len(times)).read()
+        train_step(trainer.learner, *next(batches), 0 if first else trainer.learner.first_steps + len(times)).read()
         times.append(time.perf_counter() - began)
         is_over = len(times) == 1 + ahead + TIMED_STEPS or sum(times) > limit_seconds
         is_over = from_main(is_over)
@@ -164,8 +173,10 @@ def learning_rate_range_test(trainer: Trainer, steps: int = RANGE_STEPS) -> Rang
         for step, batch in zip(range(steps), _batches(trainer), strict=False):
             rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / max(1, steps - 1))
             result = train_step(trainer.learner, *batch, trainer.learner.first_steps + step, learning_rate=rate)
+            if result.skipped and not result.counts:
+                continue  # the loss scale was too large, and is lower now
             average = 0.9 * average + 0.1 * result.loss
-            smoothed = average / (1 - 0.9 ** (step + 1))
+            smoothed = average / (1 - 0.9 ** (len(losses) + 1))
             if result.skipped or not math.isfinite(smoothed) or (losses and smoothed > 4 * min(losses)):
                 break
             rates.append(rate)

@@ -93,7 +93,8 @@ class ResolvedRun:
     def description(self) -> dict[str, Any]:
         """The content of ``config.yaml``."""
         record = {} if self.images.record is None else {"images": IMAGES_FILE}
-        found = {"data": self.data, "found": _found(self.dataset)}
+        dataset = self.dataset
+        found = {"data": self.data, "found": _found(dataset), "mean": list(dataset.mean), "std": list(dataset.std)}
         return {**found, **self.config.as_dict(), "steps": self.steps, **record}
 
 
@@ -126,6 +127,8 @@ def resolve(
     config = replace(config, tracker=chosen_trackers(config.tracker))
     folder = None if resumed is None else resumed.path
     images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
+    if resumed is not None:
+        images = _normalised_as_before(images, resumed)
     dataset = images.dataset
     config = _suited(config, dataset, accelerator, say)
     dtype = None if config.precision == "float64" else autocast_dtype(config.precision, accelerator.device)
@@ -148,6 +151,17 @@ def resolve(
     if run.config.compile:
         say("the network is compiled in the first step, which takes a minute or two")
     return run
+
+
+def _normalised_as_before(images: RunImages, saved: SavedRun) -> RunImages:
+    """With the mean and deviation that the run began with: they are of the images that were in memory then.
+
+    A run of an earlier version told them in its model's file alone.
+    """
+    known = saved.config if "mean" in saved.config else saved.preprocessing()
+    if len(known.get("mean", ())) != images.dataset.in_chans:
+        return images
+    return replace(images, dataset=replace(images.dataset, mean=tuple(known["mean"]), std=tuple(known["std"])))
 
 
 def _with_kept_steps(run: ResolvedRun, saved: SavedRun | None, asked_epochs: float | None) -> ResolvedRun:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ceit.atomic import write_text
 from ceit.data.splits import ImageDataset
@@ -31,9 +32,10 @@ from ceit.train.model_card import FinishedRun, model_card
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
 from ceit.train.profiling import StepProfile
 from ceit.train.resolve import COMPILED_SECONDS, ResolvedRun, resolve
-from ceit.train.run_directory import RunDirectory
+from ceit.train.run_directory import RunDirectory, SavedRun
 from ceit.train.trackers import start_trackers
 from ceit.train.trainer import Trainer
+from ceit.weights.stored import is_shipped_name
 
 
 def _in_silence(message: object) -> None:
@@ -150,6 +152,8 @@ def begun(
             config = replace(config, compile=False)
         run = resolve(config, data, accelerator, saved=saved, typed=typed, say=say)
         run = run if steps is None else run.in_steps(steps)
+        if resumed is not None and make_model is starting_model:
+            make_model = partial(_as_begun, resumed)
         parts: dict[str, Any] = {"cores": cores, "say": say, "show": show, "make_model": make_model}
         trainer = Trainer(run, directory, accelerator, **parts)
         _measure(trainer, time_budget_seconds, ends)
@@ -198,6 +202,19 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
         if directory.writes:
             write_text(output / "lr_range_test.json", json.dumps(result._asdict(), indent=1) + "\n")
     return result
+
+
+def _as_begun(resumed: SavedRun, run: ResolvedRun, say: Say) -> nn.Module:
+    """The network of a run that goes on, whose weights come from its checkpoint; those that it began with may be gone.
+
+    Raises: ValueError if they are, before the run has a model that tells the same.
+    """
+    start = run.config.initial_checkpoint
+    if start is None or is_shipped_name(start) or Path(start).exists():
+        return starting_model(run, say)
+    if not resumed.model.is_file():
+        raise ValueError(f"the run began with the weights {start}, which are gone: put them back")
+    return starting_model(replace(run, config=replace(run.config, initial_checkpoint=str(resumed.model))), _in_silence)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ _CONSEQUENCE = {
     "device_batch_size": ": unless it is frozen, BatchNorm takes its statistics from other images from here on, and "
     "the weights will be others than without the change"
 }
-_LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images")  # of config.yaml, beside the other options
+_LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images", "mean", "std")  # of config.yaml, beside the other options
 _CHOSEN = ("img_size", "in_chans", "global_batch_size", "precision")  # by the run itself where they are left open
 _HALF_WRITTEN = ".*.tmp"
 _PUT_BACK = "put back what it wrote, or name another --output for a new run"
@@ -61,6 +61,17 @@ class SavedRun:
     path: Path
     config: dict[str, Any]
     checkpoints: list[Path]
+
+    @property
+    def model(self) -> Path:
+        """The file of its best model, which is there after the first epoch."""
+        return self.path / "model.safetensors"
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How its model takes images; nothing before there is one."""
+        file = self.model.with_suffix(".json")
+        with as_written(file, _PUT_BACK):
+            return dict(read_json(file)["preprocessing"]) if file.is_file() else {}
 
 
 @dataclass(frozen=True)

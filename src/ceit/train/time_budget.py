@@ -16,7 +16,9 @@ class TimeBudget:
     """What the parts of a run take, and when it has to end.
 
     A step counts with the wait for its images, the end of an epoch with validation and saving. Every figure is measured
-    before the run, and again while it runs: images may come slower than at first, and the machine may get busy.
+    before the run, and again while it runs: images may come slower than at first, and the machine may get busy. The
+    first steps of a run may be quicker, of small images or of the head alone: ``first_steps`` tells how many of so many
+    there are, and ``first_cost`` what such a step takes, as a part of another.
     """
 
     ends: float  # as ``clock`` shows it
@@ -27,6 +29,8 @@ class TimeBudget:
     report_seconds: float
     report_share: float  # images of the report for each that validation sees, 0 without validation
     clock: Callable[[], float]
+    first_steps: Callable[[int], int] = lambda steps: 0
+    first_cost: float = 1.0
     next_look: int = 0
     _since: float = field(init=False, default=0.0)
     _steps_before: int = field(init=False, default=0)
@@ -39,13 +43,13 @@ class TimeBudget:
     def steps_that_fit(self, step: int) -> int:
         """The most steps in all, ``step`` of them done, that the time left allows: at least one, and those done."""
         left, fewest = self.ends - self.clock(), max(1, step)
-        most = fewest + max(0, int(left / self.step_seconds))
+        most = fewest + max(0, int(left / (self.step_seconds * min(1.0, self.first_cost))))
         return fewest - 1 + max(1, bisect_right(range(fewest, most + 1), left, key=lambda n: self._seconds(step, n)))
 
     def look(self, step: int, steps: int) -> int:
         """The steps of the run, ``step`` of ``steps`` done: as before, unless it would end too early or too late."""
         now = self.clock()
-        window, done = now - self._since, step - self._steps_before
+        window, done = now - self._since, self._work(self._steps_before, steps) - self._work(step, steps)
         weight = window / (window + REMEMBERED * self.seconds)
         self.step_seconds += weight * (window / done - self.step_seconds)
         self._since, self._steps_before = now, step
@@ -68,5 +72,10 @@ class TimeBudget:
         """From here, after ``step``, to the end of a run of ``steps``; an epoch that is cut short has an end too."""
         epochs_ended = max(0, step - 1) // self.steps_per_epoch
         epoch_ends = -(-steps // self.steps_per_epoch) - epochs_ended
-        training = (steps - step) * self.step_seconds + epoch_ends * self.epoch_end_seconds
+        training = self._work(step, steps) * self.step_seconds + epoch_ends * self.epoch_end_seconds
         return training + self.report_seconds + CLOSING_SECONDS
+
+    def _work(self, step: int, steps: int) -> float:
+        """The steps that are left after ``step``, each of the first as a part of one."""
+        first = max(0, min(self.first_steps(steps), steps) - step)
+        return steps - step - (1 - self.first_cost) * first

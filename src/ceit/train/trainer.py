@@ -22,7 +22,7 @@ from ceit.inference.device import machine
 from ceit.inference.familiarity import KeptFeatures, fit_familiarity, with_features
 from ceit.messages import Say, as_typed
 from ceit.model import CeiT
-from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, load_state
+from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, checkpoints_in, load_state
 from ceit.train.distributed import from_all, from_main, total_of
 from ceit.train.interruption import Interrupted, stop_signals
 from ceit.train.learner import Learner, MakeModel, normalised_as, starting_model
@@ -210,7 +210,7 @@ class Trainer:
             "model": self.run.config.model,
             "parameters": sum(p.numel() for p in model.parameters()),
             "seed": self.run.config.seed,
-            "epochs": self.epochs,
+            "epochs": progress.epoch,
             "steps": progress.step,
             "best": progress.best,
             "train_seconds": round(progress.elapsed_seconds, 1),
@@ -234,7 +234,7 @@ class Trainer:
         self.plan(run.steps)
 
     def plan(self, steps: int) -> None:
-        """Take so many steps in all: with the last one the learning rate reaches its end.
+        """Take so many steps in all: behind the last one the learning rate would be at its end.
 
         ``progress.steps`` rules from here on. A time budget may plan anew while the run goes on; ``run`` and
         ``config.yaml`` keep the steps that it began with.
@@ -305,10 +305,11 @@ class Trainer:
         self.say(f"step {step} was skipped: {result.skipped} is not finite")
         progress.skipped_in_row += 1
         if progress.skipped_in_row >= limit:
+            kept = "; the last checkpoint is intact" if checkpoints_in(self.learner.checkpoints) else ""
+            start = ", which may start from this one's weights with initial_checkpoint" if progress.best else ""
             raise ValueError(
                 f"{limit} steps in a row up to step {step} had no finite loss or gradient, in the last "
-                f"{result.skipped}: lower peak_lr {self.run.config.peak_lr} or set clip_norm in a new run, which may "
-                "start from this one's weights with initial_checkpoint; the last checkpoint is intact"
+                f"{result.skipped}: lower peak_lr {self.run.config.peak_lr} or set clip_norm in a new run{start}{kept}"
             )
 
     def _validated(self, candidates: dict[str, nn.Module]) -> dict[str, Evaluation]:

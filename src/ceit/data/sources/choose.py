@@ -113,7 +113,7 @@ def _usual_side(split: Split) -> int:
     """The median of the shorter sides of some images, spread over the split; broken ones are passed over."""
     assert isinstance(split, EncodedSplit)  # no image has been decoded
     sides = []
-    for index in range(0, len(split), -(-len(split) // _GLANCED_IMAGES)):
+    for index in range(0, len(split), max(1, -(-len(split) // _GLANCED_IMAGES))):
         with suppress(ValueError, OSError):  # it is reported when it is decoded
             sides.append(min(split.header(index)[0]))
     return int(median(sides)) if sides else LARGE_SIZE[0]
