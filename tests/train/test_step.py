@@ -199,3 +199,11 @@ def test_a_run_stops_after_too_many_skipped_steps_and_keeps_its_checkpoint(tmp_p
     assert skipped == [(11, "the images"), (12, "the images"), (13, "the images")]
     assert "step 11 was skipped: the images is not finite" in said
     assert train(TrainConfig(**options), "digits", output, resume="auto").test.images == 360
+
+
+def test_parts_of_a_batch_are_even(make_trainer: MakeTrainer) -> None:
+    """A rest of one image would have BatchNorm follow that image alone."""
+    trainer, sizes = make_trainer(device_batch_size=31), list[int]()
+    trainer.learner.model.register_forward_pre_hook(lambda _, images: sizes.append(len(images[0])))
+    train_step(trainer.learner, *batch_of(trainer), 0)
+    assert sizes == [16, 16]

@@ -28,7 +28,7 @@ def read_all(
     """``read(item)`` of every item in their order, or the reason why that image cannot be read; with a progress bar."""
     attempt = partial(or_reason, read)
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
         closing(map_in_order(pool, attempt, items, BLOCK_IMAGES)) as results,  # else the pool finishes what is queued
     ):
         yield from with_progress_bar(zip(items, results, strict=True), description, len(items))
