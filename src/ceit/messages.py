@@ -30,7 +30,7 @@ def require_plain(kind: str, names: Iterable[str]) -> None:
 
 
 def as_typed(words: Iterable[str]) -> str:
-    """The words of a command as they are typed: for cmd and PowerShell on Windows, else for a POSIX shell."""
+    """The words of a command as they are typed: for a POSIX shell; on Windows with double quotes round spaces."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 

@@ -41,7 +41,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def last_part(path: str) -> str:
     """The name at the end of a path, which a run on another system may have written down."""
     of_windows = PureWindowsPath(path)
-    return of_windows.name if of_windows.is_absolute() else PurePath(path).name
+    return (of_windows.name if of_windows.is_absolute() else PurePath(path).name) or path
 
 
 def require_utf8(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -446,11 +447,19 @@ def test_a_result_is_complete_when_reading_is_measured_too(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def measured_arms(arms: object, settings: object, say: object, save: Callable[[Any], None]) -> dict[str, Any]:
+        save(result := measured())
+        return result
+
     monkeypatch.setattr("ceit.cli.benchmark.measure_loader", stopped)
     Image.new("RGB", (60, 40)).save(tmp_path / "0.jpg")
-    words = ["--measures", "loader", "--data", str(tmp_path), "--output", str(tmp_path / "out.json")]
+    output = tmp_path / "out.json"
+    words = ["--data", str(tmp_path), "--output", str(output), "--measures", "loader"]
     assert ceit_cli.main(["benchmark", *words]) == 130
-    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["complete"] is False
+    assert not output.exists()
+    monkeypatch.setattr("ceit.cli.benchmark.measure", measured_arms)
+    assert ceit_cli.main(["benchmark", *words, "inference", "--models", PICO, "--backends", "eager"]) == 130
+    assert json.loads(output.read_text(encoding="utf-8"))["complete"] is False
     assert "interrupted" in capsys.readouterr().err
 
 

@@ -132,3 +132,27 @@ def test_a_head_for_the_same_classes_in_another_order_is_kept(photos: Path, tmp_
         (photos / split / "c").rename(photos / split / "d")
     train(replace(begun, epochs=1, classes=None), str(photos), tmp_path / "others", say=said.append)
     assert "its classes are not those of the data: the head for 3 classes begins anew" in said
+
+
+def test_a_resumed_run_does_not_look_at_the_weights_that_it_began_with(photos: Path, tmp_path: Path) -> None:
+    """Others may lie there by now, of images that were normalised in another way."""
+    train(replace(CONFIG, epochs=1), str(photos), tmp_path / "start")
+    tuned = {"initial_checkpoint": str(tmp_path / "start")}
+    train(replace(CONFIG, **tuned), str(photos), tmp_path / "whole")
+    stopped_at(9, photos, tmp_path / "parts", **tuned)
+    shutil.rmtree(tmp_path / "start")
+    train(replace(CONFIG, epochs=1, seed=5, train_percent=40), str(photos), tmp_path / "start")
+    train(replace(CONFIG, **tuned), str(photos), tmp_path / "parts", resume="auto")
+    first, second = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert mean_of(tmp_path / "whole") == mean_of(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("change", [{"mean": 5}, {"mean": None}, {"std": 4}, {"mean": ["a", "b", "c"]}], ids=str)
+def test_a_damaged_normalisation_is_named(photos: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    stopped_at(2, photos, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    saved = yaml.safe_load(config.read_text(encoding="utf-8")) | change
+    config.write_text(yaml.safe_dump(saved, sort_keys=False), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.yaml is not as ceit has written it .*: put back what it wrote"):
+        train(CONFIG, str(photos), tmp_path / "run", resume="auto")

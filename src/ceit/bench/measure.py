@@ -100,8 +100,10 @@ def measure(arms: list[Arm], settings: Settings, say: Say, save: Save) -> dict[s
             run.measure_deployment()
         run.result["complete"] = True
     finally:
-        if run.is_kept or run.result["complete"]:
+        if run.is_kept or (arms and run.result["complete"]):
             run.keep()
+        else:
+            summarise(run.result)
     return run.result
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import getdoc
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -27,7 +26,7 @@ from ceit.cli._second_look import look, print_look
 from ceit.cli._terminal import bar, print_whole, tell
 from ceit.data.audit.check import check
 from ceit.data.audit.report import Copies, ImageName, Report
-from ceit.data.sources.choose import describe, fetch, load_dataset
+from ceit.data.sources.choose import describe, fetch, load_dataset, place_of
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.sources.published import PUBLISHED
@@ -140,9 +139,11 @@ def _shard(arguments: list[str]) -> None:
     add("--seed", "how a set that comes unsplit is split", metavar="N", type=int, default=0)
     add("--skip-broken", "leave out images that cannot be read, and list them", action="store_true")
     options = parser.parse_args(arguments)
-    folder = Path(options.data)
-    if folder.is_dir() and options.out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{options.out} lies in {folder}, where it would be one more class: name a folder beside it")
+    folder = None if place_of(options.data) else expanded(options.data)
+    if folder is not None and folder.is_dir() and options.out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{options.out} lies in {folder}, and would be taken for a part of it: name a folder beside it"
+        )
     if options.shard_megabytes < 1:
         raise ValueError(f"--shard-megabytes {options.shard_megabytes} must be at least 1")
     dataset = _as_it_lies(options.data, options.seed, options.skip_broken)

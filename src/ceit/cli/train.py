@@ -108,7 +108,8 @@ def main(arguments: list[str]) -> None:
     if asked.recipe is None and not asked.goes_on:
         config, asked = parse(arguments, chosen_options(config, asked, live.say))
     elif asked.recipe == FINE_TUNING and start is not None and "model" not in asked.typed:
-        config, asked = parse(arguments, network_of(start))
+        is_gone = asked.goes_on and not is_shipped_name(start) and not expanded(start).exists()
+        config, asked = parse(arguments, network_of(asked.output if is_gone else start))
     if asked.print_config:
         print_config(config)
         return

@@ -147,7 +147,7 @@ def head_of(form: str, judged: bool) -> str:
 
 @contextmanager
 def for_one_process(file: Path) -> Iterator[None]:
-    """A file of predictions, for this process alone; not where the file system has no locks, nor on Windows.
+    """A file of predictions, for this process alone; not where the file system has no locks.
 
     Raises: InUseError if another process holds it.
     """

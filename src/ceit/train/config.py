@@ -170,7 +170,7 @@ class TrainConfig:
     batch_norm_bias_lr_factor: _Rate = 1.0
     """Learning rate of BatchNorm's biases, as a multiple of what it would be."""
     optimizer: str = "adamw"
-    """Name of any optimizer of timm."""
+    """Name of an optimizer of timm; kron draws random numbers of its own, and is refused."""
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     """More arguments of the optimizer, such as {betas: [0.9, 0.99]}. Those of a recipe go if you type another
     optimizer."""

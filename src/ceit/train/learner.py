@@ -53,7 +53,7 @@ class Learner:
         self.model = model.to(device, run.dtype).train()
         if config.batch_norm == "sync" and accelerator.num_processes > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is one itself
-        warn_of_small_batches(model, min(self.share, self.device_batch_size or self.share), config.batch_norm, say)
+        warn_of_small_batches(model, part_size(self.share, self.device_batch_size), config.batch_norm, say)
         self.statistics = JoinedStatistics(model)
         self.parameters = list(model.parameters())
         self.suspected = torch.empty(0)
@@ -194,6 +194,11 @@ def starting_model(run: ResolvedRun, say: Say) -> CeiT:
     if config.loss == "bce":
         start_rare(cast("nn.Linear", model.get_classifier()))
     return model
+
+
+def part_size(images: int, most: int | None) -> int:
+    """Images computed at once, in as few parts as can be: as even as can be, or BatchNorm would see a small rest."""
+    return images if most is None else -(-images // -(-images // most))
 
 
 def _fit_head(model: CeiT, before: Sequence[str], now: Sequence[str], say: Say) -> None:

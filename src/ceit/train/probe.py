@@ -124,15 +124,16 @@ def _step_seconds(trainer: Trainer, limit_seconds: float, *, first: bool = False
     """Seconds of a few steps, each with the wait for its images: behind those that lay ready, where slow reading shows.
 
     If the limit ends it before that, of all but the one that starts everything. With ``first`` of such steps as a run
-    begins with, where these take less time than the others.
+    begins with, where these take less time than the others: of the last of them, if they are of two kinds.
     """
     times: list[float] = []
-    workers = trainer.train_loader.workers
+    learner, workers = trainer.learner, trainer.train_loader.workers
     ahead = 0 if workers is None else workers.ahead
     batches, is_over = _batches(trainer), False
     while len(times) < 2 or not is_over:
         began = time.perf_counter()
-        train_step(trainer.learner, *next(batches), 0 if first else trainer.learner.first_steps + len(times)).read()
+        step = learner.first_steps - 1 if first else learner.first_steps + len(times)
+        train_step(learner, *next(batches), step).read()
         times.append(time.perf_counter() - began)
         is_over = len(times) == 1 + ahead + TIMED_STEPS or sum(times) > limit_seconds
         is_over = from_main(is_over)

@@ -91,10 +91,9 @@ class ResolvedRun:
         return replace(run, steps=run.config.epochs_for(len(run.train)) * run.steps_per_epoch)
 
     def description(self) -> dict[str, Any]:
-        """The content of ``config.yaml``."""
+        """The content of ``config.yaml``, but for what the images are normalised by."""
         record = {} if self.images.record is None else {"images": IMAGES_FILE}
-        dataset = self.dataset
-        found = {"data": self.data, "found": _found(dataset), "mean": list(dataset.mean), "std": list(dataset.std)}
+        found = {"data": self.data, "found": _found(self.dataset)}
         return {**found, **self.config.as_dict(), "steps": self.steps, **record}
 
 
@@ -154,14 +153,11 @@ def resolve(
 
 
 def _normalised_as_before(images: RunImages, saved: SavedRun) -> RunImages:
-    """With the mean and deviation that the run began with: they are of the images that were in memory then.
-
-    A run of an earlier version told them in its model's file alone.
-    """
-    known = saved.config if "mean" in saved.config else saved.preprocessing()
-    if len(known.get("mean", ())) != images.dataset.in_chans:
+    """With the mean and deviation that the run began with: they are of the images that were in memory then."""
+    known = saved.preprocessing()
+    if known is None or len(known.mean) != images.dataset.in_chans:
         return images
-    return replace(images, dataset=replace(images.dataset, mean=tuple(known["mean"]), std=tuple(known["std"])))
+    return replace(images, dataset=replace(images.dataset, mean=known.mean, std=known.std))
 
 
 def _with_kept_steps(run: ResolvedRun, saved: SavedRun | None, asked_epochs: float | None) -> ResolvedRun:

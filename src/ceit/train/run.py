@@ -25,7 +25,7 @@ from ceit.train.batch_norm import warn_of_small_batches
 from ceit.train.batch_size import batch_for_run
 from ceit.train.config import TrainConfig
 from ceit.train.distributed import from_main, make_accelerator, naming_lost_processes
-from ceit.train.learner import MakeModel, starting_model
+from ceit.train.learner import MakeModel, part_size, starting_model
 from ceit.train.log import Show
 from ceit.train.model_card import FILE as MODEL_CARD
 from ceit.train.model_card import FinishedRun, model_card
@@ -91,7 +91,7 @@ def train(
             trainer.fit()
         model, test = trainer.report(observe_test)
         if trainer.directory.writes:
-            card = model_card(FinishedRun.read(trainer.directory.path, trainer.run.description()))
+            card = model_card(FinishedRun.read(trainer.directory.path, trainer.description()))
             write_text(trainer.directory.path / MODEL_CARD, card)
         progress = trainer.progress
         return Result(trainer.directory.path, model, trainer.dataset, test, progress.best, progress.elapsed_seconds)
@@ -162,17 +162,17 @@ def begun(
             _measure(trainer, time_budget_seconds, ends)
         run = trainer.run  # from here on nothing changes an option
         if resumed is not None:
-            for change in directory.go_on(resumed, run.description()):
+            for change in directory.go_on(resumed, trainer.description()):
                 say(f"resumed with another option: {change}")
             trainer.resume(resumed)
         else:
             if saved is not None:
                 say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
-            directory.begin(run.description(), run.images.record)
+            directory.begin(trainer.description(), run.images.record)
         say(_summary(trainer))
         if directory.writes:
             step = None if resumed is None else trainer.progress.step
-            start_trackers(accelerator, run.config.tracker or (), output, run.description(), step)
+            start_trackers(accelerator, run.config.tracker or (), output, trainer.description(), step)
         try:
             yield trainer
         finally:
@@ -205,16 +205,18 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
 
 
 def _as_begun(resumed: SavedRun, run: ResolvedRun, say: Say) -> nn.Module:
-    """The network of a run that goes on, whose weights come from its checkpoint; those that it began with may be gone.
+    """The network of a run that goes on: its weights come from its checkpoint, and those that it began with may be gone
+    or others by now. All else its own model tells, once it has one.
 
-    Raises: ValueError if they are, before the run has a model that tells the same.
+    Raises: ValueError if they are gone, and it has none.
     """
-    start = run.config.initial_checkpoint
-    if start is None or is_shipped_name(start) or Path(start).exists():
-        return starting_model(run, say)
-    if not resumed.model.is_file():
-        raise ValueError(f"the run began with the weights {start}, which are gone: put them back")
-    return starting_model(replace(run, config=replace(run.config, initial_checkpoint=str(resumed.model))), _in_silence)
+    began_with = resumed.config.get("initial_checkpoint")
+    if began_with is not None and resumed.model.is_file():
+        run = replace(run, config=replace(run.config, initial_checkpoint=str(resumed.model)))
+        return starting_model(run, _in_silence)
+    if began_with is not None and not (is_shipped_name(began_with) or Path(began_with).exists()):
+        raise ValueError(f"the run began with the weights {began_with}, which are gone: put them back")
+    return starting_model(run, say)
 
 
 @contextmanager
@@ -250,7 +252,8 @@ def _measure(trainer: Trainer, time_budget_seconds: float | None = None, ends: f
         size = device_batch_that_fits(trainer)
         trainer.take(replace(trainer.run, config=replace(config, device_batch_size=size)))
         if size is not None:
-            warn_of_small_batches(trainer.learner.model, size, config.batch_norm, say)
+            at_once = part_size(trainer.learner.share, size)
+            warn_of_small_batches(trainer.learner.model, at_once, config.batch_norm, say)
     if time_budget_seconds is None:
         return
     trainer.budget = budget = measured_budget(time_budget_seconds, ends, trainer)

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ceit.atomic import naming, replace_files, write_text
+from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
 from ceit.data.sources.walk import is_of_the_system
@@ -67,11 +68,18 @@ class SavedRun:
         """The file of its best model, which is there after the first epoch."""
         return self.path / "model.safetensors"
 
-    def preprocessing(self) -> dict[str, Any]:
-        """How its model takes images; nothing before there is one."""
-        file = self.model.with_suffix(".json")
+    def preprocessing(self) -> Preprocessing | None:
+        """What its images are normalised by. An earlier version told it beside its model alone, and not of every one.
+
+        Raises: ValueError for a damaged file.
+        """
+        file, told = self.path / "config.yaml", {key: self.config[key] for key in ("mean", "std") if key in self.config}
+        if not told:
+            file = self.model.with_suffix(".json")
         with as_written(file, _PUT_BACK):
-            return dict(read_json(file)["preprocessing"]) if file.is_file() else {}
+            if not told and file.is_file():
+                told = read_json(file).get("preprocessing")
+            return Preprocessing.from_dict(told) if told else None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ceit.model.ceit import CeiT
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.distributed import from_all, summed_, widest_dtype
 from ceit.train.finite import source_in_forward
-from ceit.train.learner import Learner
+from ceit.train.learner import Learner, part_size
 from ceit.train.objective import seed_of
 
 
@@ -175,18 +175,13 @@ def _on_device(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: in
     return learner.objective.mixed(images_bchw, labels_b, step, accelerator.process_index)
 
 
-def _part_size(images: int, most: int | None) -> int:
-    """Images of a part, of which there are as few as can be: as even as can be, or BatchNorm would see a small rest."""
-    return images if most is None else -(-images // -(-images // most))
-
-
 def _gradients(
     learner: Learner, network: nn.Module, images_bchw: Tensor, labels: Tensor, device_batch_size: int | None
 ) -> Tensor:
     """Gradients of the mean loss over the batch, part by part if it does not fit; the loss of all images and how many
     were recognised, ``(2,)``."""
     share = len(images_bchw)
-    size = _part_size(share, device_batch_size)
+    size = part_size(share, device_batch_size)
     sums = torch.zeros(2, dtype=widest_dtype(images_bchw.device), device=images_bchw.device)
     for start in range(0, share, size):
         part = slice(start, start + size)
@@ -250,7 +245,7 @@ def _source(learner: Learner, result: StepResult) -> str:
     elif result.is_last_skipped:
         statistics = learner.statistics.copy()
         _seed(learner, result.step)
-        parts = learner.suspected.split(_part_size(len(learner.suspected), learner.device_batch_size))
+        parts = learner.suspected.split(part_size(len(learner.suspected), learner.device_batch_size))
         with _at_size(learner, result.small_hw):
             sources = (source_in_forward(learner.model, part, learner.autocast()) for part in parts)
             found = next((source for source in sources if source is not None), found)

@@ -75,6 +75,11 @@ class Trainer:
         # a CPU has computed a step when it returns; another device goes on while its results wait to be read
         self.read_every = 1 if accelerator.device.type == "cpu" else UNREAD_STEPS
 
+    def description(self) -> dict[str, Any]:
+        """The content of ``config.yaml``."""
+        normalised_by = {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
+        return self.run.description() | normalised_by
+
     def fit(self) -> None:
         """Train from ``progress`` to the last epoch, or to where the accuracy has stopped rising.
 

@@ -362,5 +362,5 @@ def test_a_class_may_be_called_as_markup(
 def test_shards_do_not_go_into_the_data(image_folder: ImageFolder, capsys: pytest.CaptureFixture[str]) -> None:
     photos = image_folder({"cat": 3, "dog": 3})
     assert ceit_cli.main(["data", "shard", str(photos), str(photos / "shards")]) == 1
-    assert "where it would be one more class: name a folder beside" in " ".join(capsys.readouterr().err.split())
+    assert "and would be taken for a part of it: name a folder beside it" in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in photos.iterdir()) == ["cat", "dog"]

@@ -149,7 +149,8 @@ def _members(dataset: ImageDataset, split: Split, number: int) -> list[tuple[str
 def _image(dataset: ImageDataset, split: Split, number: int) -> tuple[str, bytes]:
     """Suffix and content of the image file: as it is, or of an image in memory as PNG."""
     if isinstance(split, FileSplit) and is_image_name((path := split.paths[number]).name):
-        return path.suffix.lower(), path.read_bytes()
+        with naming(path):
+            return path.suffix.lower(), path.read_bytes()
     if isinstance(split, EncodedSplit):
         data = split.encoded(number)
         with Image.open(io.BytesIO(data)) as image:
