@@ -198,7 +198,7 @@ def test_of_a_question_only_the_uploaded_picture_is_passed_on(ask: Ask, behind: 
     ((_, _, passed),) = behind.reached
     assert json.loads(passed) == {**asked, "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
     assert "content-length" not in behind.headers, "it is another body"
-    nothing = b'{"data": [null], "session_hash": "s", "fn_index": 0}'
+    nothing = b'{"data": [null], "session_hash": "0f8fad5b-d9cb-469f-a165-70867728950e", "fn_index": 0}'
     assert ask(Guard(behind, tmp_path), JOIN, nothing, method="POST").status == 200
 
 

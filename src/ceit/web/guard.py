@@ -33,7 +33,7 @@ MOST_WRONG = limits.WRONG_WORDS.value
 _MOST_SECONDS = float(limits.REQUEST_SECONDS.value)  # to send one, and to take a part of its answer
 _MOST_LETTERS = 1024  # of an address; file systems take fewer for a name, and gradio asks them
 _MOST_QUESTION, _MOST_NUMBER = 1 << 16, 1 << 31  # bytes, and the numbers that gradio's page gives
-_SESSION = re.compile("[A-Za-z0-9]{1,64}")  # its page makes a dozen letters
+_SESSION = re.compile("[A-Za-z0-9-]{1,64}")  # its page makes a dozen letters, its client for Python a UUID
 
 _JOIN, _FILE, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/file=", "/gradio_api/upload"
 _POSTS = {"/api/predict", _UPLOAD, _JOIN}
