@@ -87,6 +87,7 @@ EXPORTED_SIDE = Limit(
     "image size of an exported file", 8_192, "pixels a side", "images are made as large before it runs"
 )
 REQUEST = Limit("request to ceit web", 20 << 20, "bytes", "a photograph of a good camera")
+QUESTION = Limit("question of the page of ceit web", 65_536, "bytes", "it names one uploaded picture")
 REQUESTS_AT_ONCE = Limit("ceit web", 8, "requests at once", "each may take the memory of an image and a network")
 REQUESTS_A_MINUTE = Limit("a client of ceit web", 120, "requests a minute", "more than anyone drops by hand")
 WRONG_WORDS = Limit(

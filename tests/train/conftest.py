@@ -1,5 +1,7 @@
 """Sessions of a network small enough for a test, on the digits that ship with the package."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ import pytest
 from ceit.data.batches.augment import Augmentation
 from ceit.train.config import TrainConfig, WeightAverage
 from ceit.train.distributed import make_accelerator
+from ceit.train.interruption import Interrupted
 from ceit.train.resolve import resolve
+from ceit.train.run import train
 from ceit.train.run_directory import RunDirectory
 from ceit.train.trainer import Trainer
 
@@ -30,6 +34,17 @@ SMALL = TrainConfig(
 """A whole run in seconds, with what has a state of its own: drop path, an average of the weights."""
 
 MakeTrainer = Callable[..., Trainer]
+
+
+def train_until(step: int, config: TrainConfig, output: Path, data: str = "digits") -> None:
+    """A run that begins or goes on, and is interrupted after a step."""
+
+    def stop(state: dict[str, Any]) -> None:
+        if state.get("total_steps") and state["step"] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(config, data, output, show=stop, resume="auto")
 
 
 @pytest.fixture

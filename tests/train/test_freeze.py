@@ -1,7 +1,5 @@
 """Only the head learns at first, then everything: what moves when, and what a run is that was interrupted."""
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ceit.train.config import TrainConfig, WeightAverage
-from ceit.train.interruption import Interrupted
+from ceit.train.config import WeightAverage
 from ceit.train.run import train
 from ceit.train.step import train_step
 from ceit.train.trainer import Trainer
-from tests.train.conftest import SMALL, MakeTrainer
+from tests.train.conftest import SMALL, MakeTrainer, train_until
 
 HEAD = {"head.weight", "head.bias"}
 
@@ -86,15 +83,6 @@ def test_layers_that_learn_more_slowly_do_so_behind_the_boundary_too(
     assert {round(rate / max(rates), 6) for rate in rates} == {1, 0.5, 0.25, 0.125}
 
 
-def stopped_at(step: int, config: TrainConfig, output: Path) -> None:
-    def stop(state: dict[str, Any]) -> None:
-        if state.get("total_steps") and state["step"] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        train(config, "digits", output, show=stop, resume="auto")
-
-
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
 def test_interrupted_on_both_sides_of_the_boundary_and_on_it_a_run_has_the_same_bits(
     pretrained: Path, tmp_path: Path, precision: Any
@@ -111,7 +99,7 @@ def test_interrupted_on_both_sides_of_the_boundary_and_on_it_a_run_has_the_same_
     )
     train(config, "digits", tmp_path / "whole")
     for step in (5, 6, 7, 10):
-        stopped_at(step, config, tmp_path / "parts")
+        train_until(step, config, tmp_path / "parts")
     train(config, "digits", tmp_path / "parts", resume="auto")
     for name in ("model.safetensors", "checkpoints/step_00000012.safetensors"):
         whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))

@@ -1,9 +1,7 @@
 """A run on a folder goes on as it began: its images normalised as they were, its start's file gone or not."""
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ from safetensors.torch import load_file
 
 import ceit_cli
 from ceit.data import survey
-from ceit.train.interruption import Interrupted
 from ceit.train.run import train
-from tests.train.conftest import SMALL
+from tests.train.conftest import SMALL, train_until
 
 CONFIG = replace(SMALL, geometry=SMALL.geometry | {"drop_path_rate": 0.0}, global_batch_size=16)
 
@@ -39,12 +36,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def stopped_at(step: int, data: Path, output: Path, **options: Any) -> None:
-    def stop(state: dict[str, Any]) -> None:
-        if state.get("total_steps") and state["step"] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        train(replace(CONFIG, **options), str(data), output, show=stop, resume="auto")
+    train_until(step, replace(CONFIG, **options), output, str(data))
 
 
 def mean_of(run: Path) -> list[float]:

@@ -1,10 +1,8 @@
 """Smaller images in the first steps: which, how they are made, and what stays as it is."""
 
-import os
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ceit.model import CeiT
-from ceit.train.config import SmallImages, TrainConfig
-from ceit.train.interruption import Interrupted
+from ceit.train.config import SmallImages
 from ceit.train.probe import measured_budget
 from ceit.train.run import train
 from ceit.train.step import train_step
-from tests.train.conftest import SMALL, MakeTrainer
+from tests.train.conftest import SMALL, MakeTrainer, train_until
 
 HALF = SmallImages(scale=0.5, share=0.5)  # the digits have 16 pixels
 
@@ -92,20 +89,11 @@ def test_a_compiled_network_is_compiled_once_for_each_size(
     assert len(graphs) == 2  # validation computes with the network as it is written
 
 
-def stopped_at(step: int, config: TrainConfig, output: Path) -> None:
-    def stop(state: dict[str, Any]) -> None:
-        if state.get("total_steps") and state["step"] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        train(config, "digits", output, show=stop, resume="auto")
-
-
 def test_interrupted_on_both_sides_of_the_boundary_a_run_has_the_same_bits(tmp_path: Path) -> None:
     config = replace(SMALL, small_images=SmallImages(scale=0.5, share=0.4), limit_batches=5, epochs=3)  # six steps
     train(config, "digits", tmp_path / "whole")
     for step in (5, 6, 7):
-        stopped_at(step, config, tmp_path / "parts")
+        train_until(step, config, tmp_path / "parts")
     train(config, "digits", tmp_path / "parts", resume="auto")
     whole, parts = (load_file(tmp_path / run / "checkpoints/step_00000015.safetensors") for run in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -133,11 +121,16 @@ def test_oblong_images_are_scaled_on_both_sides(make_trainer: MakeTrainer) -> No
 def test_small_and_full_steps_are_measured_for_a_time_budget(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[tuple[int, ...]] = []
+    """With a clock that only the images move."""
+    now = [0.0]
+
+    def look_at_the_image(_: Any, images: tuple[torch.Tensor]) -> None:
+        now[0] += {8: 1.0, 16: 4.0}[images[0].shape[-1]]
+
     trainer = make_trainer(small_images=SmallImages(scale=0.5, share=0.4), epochs=2)
-    trainer.learner.model.register_forward_pre_hook(lambda _, images: sizes.append(tuple(images[0].shape[2:])))
-    budget = measured_budget(600.0, time.monotonic() + 600, trainer)
-    assert sizes[0] == (8, 8)
-    assert (16, 16) in sizes
+    trainer.learner.model.register_forward_pre_hook(look_at_the_image)
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0])
+    monkeypatch.setattr("ceit.train.probe.time", clock)
+    budget = measured_budget(600.0, 600.0, trainer)
+    assert (budget.step_seconds, budget.first_cost) == (4.0, 0.25)
     assert budget.first_steps(100) == 40
-    assert budget.first_cost > 0

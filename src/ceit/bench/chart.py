@@ -41,6 +41,11 @@ def draw_bars(result: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def has_bars(result: dict[str, Any]) -> bool:
+    """Whether anything was measured that can be drawn."""
+    return any(_bars(result, kind)[1] for kind in TITLES)
+
+
 def _bars(result: dict[str, Any], kind: str) -> tuple[str, list[tuple[str, list[dict[str, Any]]]]]:
     """The panel's batch, in words, and for every model its arms, the fastest first."""
     models: dict[str, list[dict[str, Any]]] = {}

@@ -26,7 +26,7 @@ from rich.text import Text
 from ceit.atomic import write_text
 from ceit.bench.arms import OPPONENTS, Arm, ModelSpec, require_known
 from ceit.bench.backends import BACKENDS, PLAIN, PRECISIONS_OF, TRAINABLE
-from ceit.bench.chart import TITLES, draw_bars
+from ceit.bench.chart import draw_bars, has_bars
 from ceit.bench.loading import images_in, measure_loader
 from ceit.bench.measure import MEASURES, Settings, measure
 from ceit.bench.processes import Memory
@@ -101,8 +101,7 @@ def main(arguments: list[str]) -> None:
         save(result)
     print_result(result, Console())
     failed = [row for row in result["arms"] if row["errors"]]
-    measured = [found for row in result["arms"] for kind in TITLES for found in row[kind].values()]
-    if options.chart is not None and (not failed or any("images_per_second" in found for found in measured)):
+    if options.chart is not None and (has_bars(result) or not failed):
         draw_bars(result, options.chart)
     if failed:
         raise SystemExit(f"error: {len(failed)} of {len(arms)} arms could not be measured, see the table")

@@ -47,7 +47,7 @@ from ceit.train.run_directory import saved_config
 from ceit.train.schema import descriptions, recipe_schema
 from ceit.weights import load_checkpoint
 from ceit.weights.geometry import nearest_model
-from ceit.weights.stored import A_CHECKPOINT, is_shipped_name
+from ceit.weights.stored import A_CHECKPOINT, is_here
 from ceit.yaml_file import parse_yaml
 
 PLACES = {
@@ -108,8 +108,8 @@ def main(arguments: list[str]) -> None:
     if asked.recipe is None and not asked.goes_on:
         config, asked = parse(arguments, chosen_options(config, asked, live.say))
     elif asked.recipe == FINE_TUNING and start is not None and "model" not in asked.typed:
-        is_gone = asked.goes_on and not is_shipped_name(start) and not expanded(start).exists()
-        config, asked = parse(arguments, network_of(asked.output if is_gone else start))
+        network = asked.output if asked.goes_on and not is_here(start) else start
+        config, asked = parse(arguments, network_of(network))
     if asked.print_config:
         print_config(config)
         return
@@ -213,7 +213,7 @@ def chosen_options(config: TrainConfig, asked: Namespace, say: Say) -> dict[str,
 
 def require_start(checkpoint: str, recipe: str | None) -> None:
     """Raises: FileNotFoundError if the weights to start from, typed or a recipe's, are not there."""
-    if is_shipped_name(checkpoint) or expanded(checkpoint).exists():
+    if is_here(checkpoint):
         return
     if recipe is None:
         raise FileNotFoundError(f"--initial-checkpoint {checkpoint} is not here: name {A_CHECKPOINT}")

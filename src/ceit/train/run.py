@@ -35,7 +35,7 @@ from ceit.train.resolve import COMPILED_SECONDS, ResolvedRun, resolve
 from ceit.train.run_directory import RunDirectory, SavedRun
 from ceit.train.trackers import start_trackers
 from ceit.train.trainer import Trainer
-from ceit.weights.stored import is_shipped_name
+from ceit.weights.stored import is_here
 
 
 def _in_silence(message: object) -> None:
@@ -214,7 +214,7 @@ def _as_begun(resumed: SavedRun, run: ResolvedRun, say: Say) -> nn.Module:
     if began_with is not None and resumed.model.is_file():
         run = replace(run, config=replace(run.config, initial_checkpoint=str(resumed.model)))
         return starting_model(run, _in_silence)
-    if began_with is not None and not (is_shipped_name(began_with) or Path(began_with).exists()):
+    if began_with is not None and not is_here(began_with):
         raise ValueError(f"the run began with the weights {began_with}, which are gone: put them back")
     return starting_model(run, say)
 

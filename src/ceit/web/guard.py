@@ -32,7 +32,7 @@ MOST_WRONG = limits.WRONG_WORDS.value
 """Of requests that bring something: of all clients at once, and of each in a minute. Of wrong words in a minute."""
 _MOST_SECONDS = float(limits.REQUEST_SECONDS.value)  # to send one, and to take a part of its answer
 _MOST_LETTERS = 1024  # of an address; file systems take fewer for a name, and gradio asks them
-_MOST_QUESTION, _MOST_NUMBER = 1 << 16, 1 << 31  # bytes, and the numbers that gradio's page gives
+_MOST_NUMBER = 1 << 31  # above those that gradio's page gives
 _SESSION = re.compile("[A-Za-z0-9-]{1,64}")  # its page makes a dozen letters, its client for Python a UUID
 
 _JOIN, _FILE, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/file=", "/gradio_api/upload"
@@ -135,8 +135,8 @@ class Guard:
             if scope["path"] == _UPLOAD:
                 _require_one_picture(headers.get(b"content-type", ""), body)
             if scope["path"] == _JOIN:
-                if len(body) > _MOST_QUESTION:
-                    raise RefusedError(413, f"more than {_MOST_QUESTION:,} bytes are no question about a picture")
+                if len(body) > (most := limits.QUESTION.value):
+                    raise RefusedError(413, f"more than {most:,} bytes are no question about a picture")
                 body = self._question(body)
                 scope["headers"] = [pair for pair in others if pair[0].lower() != b"content-length"]
             await self._app(scope, _replaying(body, receive), send)

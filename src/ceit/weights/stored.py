@@ -64,6 +64,11 @@ def is_shipped_name(path: str | Path) -> bool:
     return len(path.parts) == 1 and path.name.partition(".")[0] in MODELS and not path.exists()
 
 
+def is_here(path: str | Path) -> bool:
+    """Whether weights ship under this name, or something lies at this path."""
+    return is_shipped_name(path) or expanded(path).exists()
+
+
 A_CHECKPOINT = "a run directory, a file, or weights that ship (ceit list weights)"
 """What a checkpoint may be."""
 

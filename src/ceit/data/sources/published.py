@@ -97,7 +97,8 @@ def fetch_published(name: str, cache: Path) -> Path:
     import torchvision.datasets
 
     published, folder = PUBLISHED[name], cache / name
-    if is_whole(folder, published.layout) if published.downloader else folder.is_dir():
+    is_there = is_whole(folder, published.layout) if published.downloader else folder.is_dir()
+    if is_there:
         return folder
     if not published.downloader:
         raise ValueError(f"{name} cannot be fetched: {_how_to_get(name, folder)}")
