@@ -1,9 +1,11 @@
 """``ceit compare`` on small runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ceit_cli
 from ceit.data.batches.augment import Augmentation
@@ -88,3 +90,26 @@ def test_a_log_that_a_crash_has_cut_and_one_that_is_damaged(
     (cut / "metrics.jsonl").unlink()
     assert ceit_cli.main(["compare", str(cut)]) == 1
     assert "test.json is not the report of a run" in capsys.readouterr().err
+
+
+def test_an_option_that_came_later_is_as_its_default(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(runs[0], older)
+    options = yaml.safe_load((older / "config.yaml").read_text(encoding="utf-8"))
+    for name in ("sampling", "shard_window", "lr_scaling"):
+        del options[name]
+    (older / "config.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    assert ceit_cli.main(["compare", runs[0], str(older)]) == 0
+    assert "no option differs" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_shows_every_run_and_number(
+    runs: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert ceit_cli.main(["compare", *runs]) == 0
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert {"slow", "fast", "minutes"} <= set(printed.split())

@@ -1,5 +1,7 @@
 """``ceit evaluate`` measures what it says it measures: the classes, the split and the images that training meant."""
 
+import csv
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,6 +187,79 @@ def test_split_is_cut_as_training_has_cut_it(
     assert document["images"] == len(expected)
     if split == "validation":
         assert (document["top1_percent"], document["loss"]) == pytest.approx(figures(run, expected), rel=1e-5)
+
+
+def test_the_part_that_a_run_trained_on_is_a_share_if_it_was(
+    tmp_path: Path, digits: ImageDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = {"data": "digits", "images": "fixed", "seed": 5, "validation_percent": 10.0, "train_percent": 20.0}
+    run = save(tmp_path, training=training)
+    rest, _ = cut_validation(digits.train, 10.0, seed=5)
+    document = evaluated(capsys, "--checkpoint", run, "--data", "digits", "--split", "train")
+    assert document["images"] == round(len(rest) * 0.2)
+    assert ceit_cli.main(["data", "check", "digits", "--checkpoint", run]) == 0
+    assert f"it was trained on {document['images']} of them" in capsys.readouterr().out
+
+
+def test_a_crop_of_small_images_is_what_prediction_sees(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cropped = Preprocessing((0.3,), (0.4,), crop=0.5)
+    (tmp_path / "run").mkdir()
+    run = save(tmp_path / "run", class_names=["cat", "dog"], preprocessing=cropped)
+    found = evaluated(capsys, "--checkpoint", run, "--data", str(photos), "--predictions", str(tmp_path / "said.csv"))
+    assert found["images"] == 40
+    with (tmp_path / "said.csv").open(newline="") as file:
+        said = {row["path"]: (row["answer"], float(row["probability"])) for row in csv.DictReader(file)}
+    predictor = ceit.Predictor.from_checkpoint(run, device="cpu", precision="float32")
+    for path, (answer, probability) in said.items():
+        best = predictor.predict([path])[0].predictions[0]
+        assert (best.label, best.probability) == (answer, pytest.approx(probability, abs=2e-6))
+
+
+def test_a_file_that_cannot_be_written_costs_no_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "write_predictions", full)
+    run, metrics = save(tmp_path), tmp_path / "figures.json"
+    files = ["--predictions", str(tmp_path / "said.csv"), "--metrics", str(metrics)]
+    assert ceit_cli.main(["evaluate", "--checkpoint", run, "--data", "digits", "--json", *files]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["images"] == json.loads(metrics.read_text())["images"] == 360
+    assert "no space left on the disk" in printed.err
+    assert "has the figures" not in printed.err
+
+
+def test_numbers_of_several_parts_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = tmp_path / "said.csv"
+    evaluated(capsys, "--checkpoint", save(tmp_path), "--data", "digits", "--split", "all", "--predictions", str(said))
+    with said.open(newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    assert len(set(paths)) == len(paths) == 1797
+    assert {path.partition("/")[0] for path in paths} == {"train", "test"}
+
+
+def test_a_run_that_kept_none_of_the_classes_says_so(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    run = save(tmp_path / "run", class_names=["ant", "bee"], training={"classes": ["ant", "bee"], "seed": 0})
+    for asked in ([], ["--split", "all"], ["--split", "new"]):
+        assert ceit_cli.main(["evaluate", "--checkpoint", run, "--data", str(photos), *asked]) == 1
+        assert "is of a class that the run kept (ant, bee); it has cat, dog" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_cuts_no_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    assert ceit_cli.main(["evaluate", "--checkpoint", save(tmp_path), "--data", "digits"]) == 0
+    printed = capsys.readouterr().out
+    assert "images precision recall F1" in " ".join(printed.split())
+    assert "…" not in printed
 
 
 def test_a_run_that_cut_no_validation_part_off_was_trained_on_the_whole_training_part(

@@ -106,6 +106,21 @@ def test_p1_a_renamed_and_an_edited_image_stay_what_they_were(run: Path, photos:
     assert "1 got another name" in said
 
 
+def test_other_pictures_under_the_names_of_training_images_are_counted(
+    run: Path, tmp_path: Path, evaluate: Evaluate
+) -> None:
+    for name, shift in (("a", 500), ("b", 900)):
+        add(tmp_path / "other" / name, range(shift, shift + 60))
+        for number in range(60):
+            new = (0 if name == "a" else 100) + number
+            (tmp_path / "other" / name / f"{shift + number}.png").rename(tmp_path / "other" / name / f"{new}.png")
+    parts = recorded(run)
+    document, said = evaluate(run, tmp_path / "other")
+    assert document["images"] == len(parts["test"])
+    left_out = len(parts["train"] | parts["validation"])
+    assert f"as they have been edited or are other pictures: {left_out}; --split all measures them too" in said
+
+
 def test_p6_labelled_images_of_elsewhere_are_all_measured(
     run: Path, tmp_path: Path, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
 ) -> None:

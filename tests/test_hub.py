@@ -24,3 +24,16 @@ def test_timm_saves_and_loads_a_network_of_ours(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(again(images), model(images))
     assert (again.config, again.class_names, again.preprocessing) == (model.config, ["cat", "dog"], preprocessing)
+
+
+def test_what_a_network_has_learnt_since_goes_along_instead_of_what_it_was_made_of(tmp_path: Path) -> None:
+    model = timm.create_model("ceit_pico_patch4_32.cifar10", pretrained=True)
+    assert isinstance(model, ceit.CeiT)
+    for names, folder in ((None, "fresh"), (list("abcdefghij"), "named")):
+        model.reset_classifier(10)
+        preprocessing = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop": 0.9, "interpolation": "bilinear"}
+        model.class_names, model.preprocessing = names, preprocessing
+        save_for_hf(model, str(tmp_path / folder), safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True)
+        assert isinstance(again, ceit.CeiT)
+        assert (again.class_names, again.preprocessing) == (names, preprocessing)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ceit.cli.train import parse
-from ceit.train.config import TrainConfig
+from ceit.train.config import Distillation, TrainConfig
 from ceit.train.model_card import FinishedRun, model_card, training_command
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
@@ -66,9 +66,15 @@ def test_the_command_on_the_card_gives_the_options_of_the_run(finished: Result) 
         (TrainConfig(), "/home/me/My photos", "--data 'My photos'"),
         (TrainConfig(img_size=(64, 96)), "imagenet:/mnt/x", "--data imagenet:DIR --img-size '[64, 96]'"),
         (TrainConfig(initial_checkpoint="/a/runs/old"), "hf:me/set", "--data hf:me/set --initial-checkpoint old"),
+        (TrainConfig(), "hf:/home/me/set", "--data hf:set"),
+        (
+            TrainConfig(distillation=Distillation("ceit_pico_patch4_32", "/home/me/runs/teacher")),
+            "mnist",
+            "--data mnist --distillation.teacher ceit_pico_patch4_32 --distillation.checkpoint teacher",
+        ),
         (TrainConfig(classes=("a b", "c")), "mnist", """--data mnist --classes '["a b", "c"]'"""),
     ],
-    ids=["recipe", "path", "size", "start", "classes"],
+    ids=["recipe", "path", "size", "start", "hub's folder", "teacher", "classes"],
 )
 def test_the_command_names_the_nearest_recipe_and_what_differs(config: TrainConfig, data: str, words: str) -> None:
     command = training_command({"data": data, **config.as_dict(), "found": "", "steps": 1})

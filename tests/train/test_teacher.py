@@ -1,5 +1,6 @@
 """Distillation: teachers of timm's and of this project, and what they are shown."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 import ceit
 from ceit.data.preprocessing import Preprocessing
 from ceit.train.config import Distillation
+from ceit.train.run import train
+from ceit.train.run_directory import saved_config
 from ceit.train.step import train_step
 from ceit.train.teacher import Teacher, make_teacher
-from tests.train.conftest import MakeTrainer
+from tests.train.conftest import SMALL, MakeTrainer, train_until
 
 CPU = torch.device("cpu")
 SEVEN = tuple("abcdefg")
@@ -124,3 +127,32 @@ def test_a_teachers_classes_are_brought_into_the_order_of_the_data(
         torch.testing.assert_close(teacher(images), network(as_taught).flip(1))
     with pytest.raises(ValueError, match="was not trained on the data's classes: only one knows 'g'"):
         make_teacher(taught, tuple("abcdefx"), RGB, CPU, torch.float32)
+
+
+def test_a_teacher_by_its_tag_is_the_checkpoint_that_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    network = ceit.create_model("ceit_pico_patch4_32", num_classes=7, depth=2).eval()
+    ceit.save_checkpoint(
+        path, network, class_names=list("gfedcba"), preprocessing=RGB, model_name="ceit_pico_patch4_32"
+    )
+    teacher = make_teacher(Distillation("ceit_pico_patch4_32.cifar10", str(path)), SEVEN, RGB, CPU, torch.float32)
+    assert teacher is not None
+    assert teacher.order == [6, 5, 4, 3, 2, 1, 0]
+    with pytest.raises(ValueError, match="is of ceit_pico_patch4_32, not of the teacher ceit_nano_patch4_32"):
+        make_teacher(Distillation("ceit_nano_patch4_32", str(path)), SEVEN, RGB, CPU, torch.float32)
+
+
+def test_a_run_goes_on_when_its_teacher_lies_elsewhere(tmp_path: Path) -> None:
+    teacher = tmp_path / "first" / "teacher.safetensors"
+    teacher.parent.mkdir()
+    network = ceit.create_model("ceit_pico_patch4_32", num_classes=10, in_chans=1, img_size=16, depth=1)
+    ceit.save_checkpoint(teacher, network, preprocessing=Preprocessing((0.3,), (0.4,)))
+    taught = Distillation("ceit_pico_patch4_32", str(teacher), kind="soft")
+    config = replace(SMALL, epochs=1, checkpoint_every_steps=2, limit_batches=4, distillation=taught)
+    train_until(3, config, tmp_path / "run")
+    moved = teacher.rename(tmp_path / "second.safetensors")
+    said: list[Any] = []
+    config = replace(config, distillation=replace(taught, checkpoint=str(moved)))
+    train(config, "digits", tmp_path / "run", resume="auto", say=said.append)
+    assert any(f"{line}".startswith("resumed with another option: distillation was") for line in said)
+    assert saved_config(tmp_path / "run")["distillation"]["checkpoint"] == str(moved)

@@ -116,3 +116,21 @@ def test_timm_takes_a_file_of_ones_own(
         loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
         assert isinstance(loaded, CeiT)
         assert torch.equal(logits(loaded.eval()), logits(network))
+
+
+@pytest.mark.parametrize("create", [ceit.create_model, timm.create_model])
+def test_weights_that_ship_are_of_their_own_geometry(create: Callable[..., CeiT]) -> None:
+    name = "ceit_pico_patch4_32.cifar10"
+    told = ceit.load_checkpoint(name).config
+    refused = rf"the weights {name} are of num_heads {told.num_heads}, not 4: leave num_heads out"
+    with pytest.raises(ValueError, match=refused):
+        create(name, pretrained=True, num_heads=4)
+    with pytest.raises(ValueError, match="of global_pool avg, not token"):
+        create(name, pretrained=True, global_pool="token")
+    assert create(name, pretrained=True, num_heads=told.num_heads, drop_path_rate=0.1).config.drop_path_rate == 0.1
+    assert create(name, global_pool="token").config.global_pool == "token", "without weights it is free"
+
+
+def test_a_file_that_is_not_here_is_no_name_of_weights_that_ship() -> None:
+    with pytest.raises(FileNotFoundError, match=r"checkpoint ceit_nano_patch4_32\.pth is not here"):
+        ceit.load_checkpoint("ceit_nano_patch4_32.pth")

@@ -138,3 +138,36 @@ def test_timm_loads_our_file(tmp_path: Path, make: Callable[..., CeiT], logits: 
     loaded = timm.create_model("ceit_pico_patch4_32", checkpoint_path=str(tmp_path / "model.safetensors")).eval()
     assert isinstance(loaded, CeiT)
     assert torch.equal(logits(loaded), logits(network))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.bak", "MODEL.SAFETENSORS", "model.bin"])
+def test_a_file_of_ours_is_known_by_its_content(
+    name: str, saved: tuple[CeiT, Path], tmp_path: Path, logits: Callable[[CeiT], Tensor]
+) -> None:
+    network, path = saved
+    renamed = path.rename(tmp_path / name)
+    loaded = ceit.load_checkpoint(renamed)
+    assert (loaded.class_names, loaded.preprocessing, loaded.config) == (NAMES, PREPROCESSING, network.config)
+    assert torch.equal(logits(loaded), logits(network))
+
+
+def test_tensors_that_share_their_memory_in_a_file_do_not_in_the_network(
+    tmp_path: Path, make: Callable[..., CeiT]
+) -> None:
+    network = make(lca=False, global_pool="avg")
+    state = dict(network.state_dict())
+    state["blocks.0.norm1.weight"] = state["blocks.1.norm1.weight"]
+    torch.save(state, tmp_path / "tied.pth")
+    geometry = {"num_heads": 2, "global_pool": "avg"}
+    loaded = ceit.load_checkpoint(tmp_path / "tied.pth", img_size=32, **geometry)
+    first, second = (dict(loaded.named_parameters())[f"blocks.{i}.norm1.weight"] for i in range(2))
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
+    ceit.save_checkpoint(tmp_path / "whole.safetensors", loaded)
+
+
+def test_what_a_plain_deit_of_ours_is_taken_for_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(ceit.create_model("deit_pico_patch4_32").state_dict(), tmp_path / "deit.pth")
+    ceit.load_checkpoint(tmp_path / "deit.pth")
+    assert "assumed: num_heads 2" in caplog.text
+    assert "global_pool token" in caplog.text

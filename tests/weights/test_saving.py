@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ceit
@@ -55,3 +56,20 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, make: Callable[..
     with pytest.raises(ValueError, match=r"the weights do not fit their network: missing: blocks\.1"):
         ceit.save_checkpoint(tmp_path / "model.safetensors", pruned)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_preprocessing_that_could_not_be_loaded_is_not_saved(tmp_path: Path, make: Callable[..., CeiT]) -> None:
+    path, whole = tmp_path / "model.safetensors", {"crop": 1.0, "interpolation": "bicubic"}
+    refused = {
+        "the preprocessing lacks crop": {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bicubic"},
+        "do not fit a network of 3 channels": {"mean": [0.5], "std": [0.2], **whole},
+    }
+    for sentence, preprocessing in refused.items():
+        with pytest.raises(ValueError, match=sentence):
+            ceit.save_checkpoint(path, make(), preprocessing=preprocessing)
+    with pytest.raises(ValueError, match="training must hold what JSON can: Object of type ndarray"):
+        ceit.save_checkpoint(path, make(), training={"rates": np.zeros(2)})
+    assert not list(tmp_path.iterdir())
+    of_numpy = {"mean": np.full(3, 0.5), "std": np.full(3, 0.25), **whole}
+    ceit.save_checkpoint(path, make(), preprocessing=of_numpy)
+    assert ceit.load_checkpoint(path).preprocessing == {"mean": [0.5] * 3, "std": [0.25] * 3, **whole}

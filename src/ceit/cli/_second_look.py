@@ -9,10 +9,11 @@ from rich.text import Text
 
 from ceit.cli._terminal import figures, print_whole
 from ceit.data.record import ImageRecord
-from ceit.evaluation.label_errors import SecondLook, second_look
+from ceit.evaluation.label_errors import SecondLook, Stranger, Suspect, second_look
 from ceit.evaluation.run_images import images_for
 from ceit.inference.exported import is_exported
 from ceit.inference.prediction_file import printable
+from ceit.inference.predictor import preprocessing_of
 from ceit.weights import load_checkpoint, read_description
 
 _LISTED = 12
@@ -28,7 +29,7 @@ def look(checkpoint: str | Path, data: str) -> SecondLook:
         raise ValueError(f"{checkpoint} is an exported file, which tells too little: name the run")
     model, description = load_checkpoint(checkpoint), read_description(checkpoint)
     training = (description and description.training) or {}
-    found, training = images_for(model.config, training, data, skip_broken=True)
+    found, training = images_for(model.config, preprocessing_of(model), training, data, skip_broken=True)
     same_set = found.is_fixed and training.get("data") == found.name
     columns = TextColumn("asking the model"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
@@ -38,7 +39,7 @@ def look(checkpoint: str | Path, data: str) -> SecondLook:
             model,
             found,
             ImageRecord.of_run(str(checkpoint), training),
-            trained_on_parts=("train",) if same_set else (),
+            training=training if same_set else None,
             progress=lambda done: progress.update(task, completed=done),
         )
 
@@ -54,7 +55,7 @@ def print_look(found: SecondLook, checkpoint: str | Path) -> None:
         console.print(Text(f"  it was trained on {found.trained_on:,} of them; {hint}", "dim"))
     lines = [
         Text.assemble(
-            f"{printable(one.path)}  labelled {printable(one.label)} ",
+            f"{_place(one)}  labelled {printable(one.label)} ",
             (f"({_percent(one.label_probability)})", "dim"),
             ", looks like ",
             (printable(one.answer), "yellow"),
@@ -68,9 +69,7 @@ def print_look(found: SecondLook, checkpoint: str | Path) -> None:
         console.print(Text(f"\nimages unlike all classes: not known to this model; {needs}", "dim"), soft_wrap=True)
     else:
         strange = [
-            Text.assemble(
-                f"{printable(one.path)}  {printable(one.label)}", (f"  familiarity {one.familiarity:.4f}", "dim")
-            )
+            Text.assemble(f"{_place(one)}  {printable(one.label)}", (f"  familiarity {one.familiarity:.4f}", "dim"))
             for one in found.strangers
         ]
         _print_list(console, f"images unlike all classes: {len(found.strangers):,}", strange)
@@ -90,6 +89,11 @@ def _print_list(console: Console, title: str, lines: Sequence[Text]) -> None:
         console.print(Text.assemble("  ", line), soft_wrap=True)
     if (more := len(lines) - _LISTED) > 0:
         console.print(Text(f"  ... {more:,} more; --json has all", "dim"))
+
+
+def _place(image: Suspect | Stranger) -> str:
+    """Its path; a mere number with the part that it counts in."""
+    return f"{image.split}/{image.path}" if image.path.isdecimal() else printable(image.path)
 
 
 def _percent(share: float) -> str:

@@ -84,7 +84,7 @@ def print_evaluation(
     if result.uncalibrated is not None:
         off += f"; {100 * result.uncalibrated.ece:.1f} without the temperature of {calibration.temperature:.2f}"
     rows.append(("confidence", off))
-    console.print(facts(rows))
+    print_whole(console, facts(rows))
 
     listed, classes = result.listed(), len(result.per_class)
     table = figures(["class"], ["images", "precision", "recall", "F1"])
@@ -94,14 +94,17 @@ def print_evaluation(
         scores = ["-" if score is None else f"{score:.3f}" for score in (entry.precision, entry.recall, entry.f1)]
         shown = Text("no images", "dim") if entry.recall is None else bar(entry.recall, 16)
         table.add_row(Text(entry.label), f"{entry.images:,}", *scores, shown)
-    console.print("", table)
+    console.print()
+    print_whole(console, table)
     if len(listed) < classes:
-        console.print(f"the {len(listed)} least recognised of {classes} classes; {all_in} has all", style="dim")
+        measured = sum(entry.images > 0 for entry in result.per_class)
+        kind = "least recognised" if len(listed) < measured else "classes that have images"
+        console.print(f"the {len(listed)} {kind} of {classes} classes; {all_in} has all", style="dim")
     if result.confusion is not None:
         names = [entry.label for entry in result.per_class]
         pairs = [f"{names[true]} as {names[said]} {images:,}" for true, said, images in most_confused(result.confusion)]
         if pairs:
-            console.print(f"\nmost confused: {', '.join(pairs)}", markup=False)
+            console.print(Text(f"\nmost confused: {', '.join(pairs)}"))
 
 
 def tell(*lines: str) -> None:

@@ -9,6 +9,7 @@ examples:
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 from ceit.cli._parser import JSON, Parser, adding_to, require_output
-from ceit.cli._terminal import figures
+from ceit.cli._terminal import figures, print_whole
 from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.paths import expanded
-from ceit.train.run_directory import lines_of, saved_config
+from ceit.train.run_directory import as_of_now, lines_of, saved_config
 
+_WIDTH = 80  # from which on all numbers fit
 _NO_OPTIONS = ("found", "img_size", "in_chans", "mean", "std", "steps")
 
 
@@ -89,14 +91,15 @@ def _best(epoch: dict[str, Any]) -> float | None:
 
 def differing_options(runs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """The options that are not the same in all runs, dotted, with the value in each run."""
-    flat = [_flat(run["options"]) for run in runs]
+    flat = [_flat(as_of_now(run["options"])) for run in runs]
     names = dict.fromkeys(name for options in flat for name in options if name not in _NO_OPTIONS)
     values = {name: [options.get(name) for options in flat] for name in names}
     return {name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
 
 
 def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
-    """A row for every run, then a row for every option that differs."""
+    """A row for every run, then a row for every option that differs; a narrow terminal cuts no number."""
+    show = console.print if console.width >= _WIDTH else partial(print_whole, console)
     names = [Path(run["run"]).resolve().name for run in runs]
     if len(set(names)) < len({run["run"] for run in runs}):  # they do not tell the runs apart
         names = [run["run"] for run in runs]
@@ -114,7 +117,7 @@ def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
             "-" if run["test_loss"] is None else f"{run['test_loss']:.4f}",
             f"{run['train_seconds'] / 60:.1f}",
         )
-    console.print(table)
+    show(table)
     options = differing_options(runs)
     if len(runs) > 1 and not options:
         console.print("\nno option differs")
@@ -124,7 +127,8 @@ def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
             table.add_column(Text(name), overflow="fold")
         for option, values in options.items():
             table.add_row(option, *("-" if value is None else Text(str(value)) for value in values))
-        console.print("", table)
+        console.print()
+        show(table)
 
 
 def _whole_lines(metrics: Path) -> list[dict[str, Any]]:

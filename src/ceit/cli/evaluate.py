@@ -16,6 +16,7 @@ examples:
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
     model, training = _load(options, devices[0])
     preprocessing, config = preprocessing_of(model), model.config
     image_hw = config.image_hw
-    found, training = images_for(config, training, options.data, skip_broken=options.skip_broken)
+    found, training = images_for(config, preprocessing, training, options.data, skip_broken=options.skip_broken)
     if options.tta is not None and not found.mirror_safe:
         what = f"--tta {options.tta} mirrors images, and mirrored images of {found.name} are other classes or none"
         raise ValueError(f"{what}: leave it out")
@@ -109,16 +110,19 @@ def main(arguments: list[str]) -> None:
     heading |= {"backend": backend, "precision": precision}
     document = document_of(heading, result, answers.auroc())
     document["tta"] = None if tta is None else {"views": tta[0], **tta[1].figures()}
-    if options.predictions is not None:
-        write_predictions(options.predictions, answers, class_names, split.name)
-        tell(f"{options.predictions} has what was said of each of the {result.images:,} images, the worst first")
-    if options.metrics is not None:
-        write_figures(options.metrics, document)
-        tell(f"{options.metrics} has the figures")
     if options.json:
-        print(json.dumps(document))
+        print(json.dumps(document), flush=True)
     else:
         print_evaluation(heading, result, auroc=document["auroc"], tta=tta)
+    with ExitStack() as files:  # one that cannot be written costs neither the other nor what is printed
+        if options.predictions is not None:
+            files.callback(write_predictions, options.predictions, answers, class_names, split.name)
+        if options.metrics is not None:
+            files.callback(write_figures, options.metrics, document)
+    if options.metrics is not None:
+        tell(f"{options.metrics} has the figures")
+    if options.predictions is not None:
+        tell(f"{options.predictions} has what was said of each of the {result.images:,} images, the worst first")
 
 
 def _load(options: argparse.Namespace, device: torch.device) -> tuple[CeiT | ExportedNetwork, dict[str, Any]]:

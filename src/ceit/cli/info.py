@@ -78,7 +78,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 def _config(options: argparse.Namespace) -> CeiTConfig:
     """Of a named model, else of a checkpoint, with the geometry that is asked for.
 
-    A word that neither exists nor looks like a path is a misspelt name.
+    What exists is a checkpoint, as everywhere. A word that does not, nor looks like a path, is a name, or a misspelt
+    one.
     """
     size, classes = options.img_size, options.num_classes
     if size is not None and len(size) > 2:
@@ -90,7 +91,7 @@ def _config(options: argparse.Namespace) -> CeiTConfig:
     geometry = geometry_of(options.geometry)
     geometry |= {name: value for name, value in asked.items() if value is not None}
     path = expanded(options.model)
-    if options.model in MODELS or not (path.exists() or path.suffix or len(path.parts) > 1):
+    if not (path.exists() or path.suffix or len(path.parts) > 1):
         return config_of(options.model, **geometry)
     from ceit.weights import load_checkpoint  # a name needs no weights
 

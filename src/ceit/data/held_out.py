@@ -11,11 +11,12 @@ import torch
 
 from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, without_copies
 from ceit.data.record import COPY, FIXED, NEW, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
-from ceit.data.splits import ImageDataset, JoinedSplit, Split, cut_validation
+from ceit.data.splits import ImageDataset, JoinedSplit, Split, cut_share, cut_validation
 
 ALL = "all"
 ASKABLE = (TEST, VALIDATION, TRAIN, NEW, ALL)
 """What ``--split`` takes; ``new`` are images that came after the run was started."""
+_LEFT_OUT = (TRAIN, VALIDATION, COPY, UNUSED)
 _NAMED = 12  # classes, in one sentence
 
 
@@ -76,7 +77,7 @@ def _all(found: LabelledSet, record: ImageRecord | None) -> Measured:
         trained, chosen = (sum(np.count_nonzero(of == part) for of in used.values()) for part in (TRAIN, VALIDATION))
         if trained or chosen:
             remarks = (f"of these images the run was trained on {trained:,} and chosen by {chosen:,}",)
-    return Measured(JoinedSplit.of(list(found.parts.values())), ALL, remarks)
+    return Measured(JoinedSplit.of(list(found.parts.values()), list(found.parts)), ALL, remarks)
 
 
 def _by_record(found: LabelledSet, record: ImageRecord, asked: str | None) -> Measured:
@@ -89,11 +90,14 @@ def _by_record(found: LabelledSet, record: ImageRecord, asked: str | None) -> Me
         if found.reported not in used:
             raise ValueError(f"{found.place} has no {found.reported} part: choose --split train, new or all")
         used = {found.reported: used[found.reported]}
-    left_out = sum(np.isin(of, (TRAIN, VALIDATION, COPY, UNUSED)).sum() for of in used.values())
+    left_out = sum(np.isin(of, _LEFT_OUT).sum() for of in used.values())
     new = sum(np.count_nonzero(of == NEW) for of in used.values())
     if left_out and not is_unsplit:
         why = "were trained on or chosen by, or are copies"
         remarks.append(f"{left_out:,} images of the {found.reported} part {why}: left out")
+    if by_name := record.known_by_name_alone(found, used, _LEFT_OUT):
+        why = "because of their names alone, as they have been edited or are other pictures"
+        remarks.append(f"left out {why}: {by_name:,}; --split all measures them too")
     if left_out and is_unsplit and new and asked is None:
         remarks.append(f"new images are measured too ({new:,}); --split test leaves them out")
     held_out = (TEST,) if asked == TEST and is_unsplit else (TEST, NEW)
@@ -130,9 +134,25 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
 
 def _as_trained(dataset: ImageDataset, training: Mapping[str, Any]) -> tuple[Split, Split | None]:
     """Training and validation images as a run had them that keeps no record."""
-    if dataset.validation is None and "seed" in training and (percent := training.get("validation_percent")):
-        return cut_validation(dataset.train, float(percent), training["seed"])
-    return dataset.train, dataset.validation
+    train, validation = dataset.train, dataset.validation
+    if "seed" in training:
+        if validation is None and (percent := training.get("validation_percent")):
+            train, validation = cut_validation(train, float(percent), training["seed"])
+        if (percent := training.get("train_percent", 100)) < 100:
+            _, train = cut_share(train, percent, training["seed"])
+    return train, validation
+
+
+def trained_in(found: LabelledSet, training: Mapping[str, Any]) -> np.ndarray:
+    """Of each image of a set known by name, in the order of its parts, whether a run that took this set trained on it.
+
+    ``training`` is what the model's file tells.
+    """
+    train, _ = _as_trained(as_dataset(found, training.get("seed", 0)), training)
+    keys = {train.key(index) for index in range(len(train))}
+    return np.array(
+        [part == TRAIN and images.key(i) in keys for part, images in found.parts.items() for i in range(len(images))]
+    )
 
 
 def to_calibrate_and_check(
@@ -157,6 +177,9 @@ def without_other_classes(found: LabelledSet, kept: Collection[str]) -> Labelled
     """The images of the classes that the run was told to keep; how many others there are is said."""
     is_kept = torch.tensor([name in kept for name in found.class_names])
     parts = {name: split.subset(torch.nonzero(is_kept[split.labels]).flatten()) for name, split in found.parts.items()}
+    if not any(map(len, parts.values())):
+        there, wanted = (", ".join([*names][:_NAMED]) for names in (found.class_names, kept))
+        raise ValueError(f"no image of {found.place} is of a class that the run kept ({wanted}); it has {there}")
     if left_out := sum(len(found.parts[name]) - len(split) for name, split in parts.items()):
         others = ", ".join(name for name in found.class_names if name not in kept)
         line = f"left out: {left_out:,} images of classes that the run was told to leave out ({others})"

@@ -46,6 +46,11 @@ class Preprocessing:
     def in_chans(self) -> int:
         return len(self.mean)
 
+    @property
+    def takes_whole(self) -> bool:
+        """Whether an image in the network's size comes as it is, so that images may be held in memory in that size."""
+        return self.crop == 1 and self.interpolation == Preprocessing.interpolation
+
     def apply(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
         """``normalise(fit(image))`` as float32 ``(C, H, W)``, of an image that ``read_image`` gave ``C`` channels."""
         return self.normalise(to_array(self.fit(image, size))).permute(2, 0, 1).contiguous()

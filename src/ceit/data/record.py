@@ -9,7 +9,7 @@ Letters: n images.
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -152,6 +152,16 @@ class ImageRecord:
             parts = [by_content.get(row.content) or by_name.get((source, row.name), NEW) for row in rows]
             used[source] = np.array(parts, object)
         return used, self._changes(found, here)
+
+    def known_by_name_alone(self, found: LabelledSet, used: Mapping[str, np.ndarray], parts: Collection[str]) -> int:
+        """How many images that ``parts_in`` takes for some of these parts have a content that the run has not seen."""
+        contents = {row.content for row in self.rows}
+        rows_of = _images(found)
+        return sum(
+            part in parts and row.content not in contents
+            for source, of in used.items()
+            for part, row in zip(of, rows_of[source], strict=True)
+        )
 
     def _changes(self, found: LabelledSet, by_part: Mapping[str, Sequence[Row]]) -> Changes:
         """Contents are counted, not names: one name may stand for several images, ``1.jpg`` and ``1.png``."""

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ceit.data.cache import file_state
-from ceit.data.cut import VALIDATION_STREAM, by_content, nearest, shares_of_classes, stratified
+from ceit.data.cut import SHARE_STREAM, VALIDATION_STREAM, by_content, nearest, shares_of_classes, stratified
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_bytes, image_mode, read_header
 from ceit.data.path_array import PathArray
@@ -134,21 +134,23 @@ class FileSplit(EncodedSplit):
 
 @dataclass(frozen=True)
 class JoinedSplit:
-    """Splits after one another as one; labels may be replaced."""
+    """Splits after one another as one; labels may be replaced. What they are ``called`` tells equal numbers apart."""
 
     splits: tuple[Split, ...]
     labels: Tensor
     where: np.ndarray
     """``(n, 2)``: which split, and which of its images."""
     digests: np.ndarray | None
+    called: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, splits: Sequence[Split]) -> "JoinedSplit":
+    def of(cls, splits: Sequence[Split], called: Sequence[str] = ()) -> "JoinedSplit":
         """All images of all splits; without digests if one has none."""
         places = [np.stack([np.full(len(s), number), np.arange(len(s))], 1) for number, s in enumerate(splits)]
         known = [split.digests for split in splits if split.digests is not None]
         digests = np.concatenate(known) if len(known) == len(splits) else None
-        return cls(tuple(splits), torch.cat([split.labels for split in splits]), np.concatenate(places), digests)
+        labels = torch.cat([split.labels for split in splits])
+        return cls(tuple(splits), labels, np.concatenate(places), digests, tuple(called))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -163,7 +165,8 @@ class JoinedSplit:
 
     def name(self, index: int) -> str:
         number, place = self.where[index].tolist()
-        return self.splits[number].name(place)
+        name = self.splits[number].name(place)
+        return f"{self.called[number]}/{name}" if self.called and name.isdecimal() else name
 
     def subset(self, indices: Tensor) -> "JoinedSplit":
         chosen = indices.numpy()
@@ -256,6 +259,14 @@ def cut_validation(
             raise ValueError(f"a validation part cannot be cut off {len(labels)} images: no class has two that differ")
     rest = np.setdiff1d(np.arange(len(labels)), part)
     return split.subset(torch.from_numpy(rest)), split.subset(torch.from_numpy(part))
+
+
+def cut_share(train: Split, percent: float, seed: int) -> tuple[Split, Split]:
+    """The images that ``train_percent`` leaves unused, and those that train, of each class at least one.
+
+    Raises: ValueError as ``cut_validation``.
+    """
+    return cut_validation(train, round(len(train) * percent / 100), seed, SHARE_STREAM, least=1)
 
 
 def from_pixels(pixels_nhwc: np.ndarray) -> Tensor:

@@ -49,7 +49,8 @@ class Collected:
 
     def answers(self) -> Answers:
         """Those of all images so far, in their order."""
-        return Answers(*map(np.concatenate, zip(*self._batches, strict=True)))
+        self._batches = [tuple(map(np.concatenate, zip(*self._batches, strict=True)))]  # of many images none twice
+        return Answers(*self._batches[0])
 
 
 def document_of(heading: Mapping[str, str], result: Evaluation, auroc: Sequence[float | None]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Letters: n images, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ceit.data.batches.loader import make_loader
-from ceit.data.held_out import with_labels_of
+from ceit.data.held_out import trained_in, with_labels_of
 from ceit.data.labelled import LabelledSet
 from ceit.data.record import TRAIN, ImageRecord
 from ceit.data.sources.class_names import class_name
@@ -31,6 +31,7 @@ STRANGE = 0.01
 CONVINCING = 0.8
 """A probability that is always enough to suspect a label."""
 _BATCH = 250
+_ROWS = 1 << 12
 
 
 class Suspected(NamedTuple):
@@ -104,14 +105,17 @@ def likely_label_errors(probabilities_nk: np.ndarray, labels_n: np.ndarray) -> S
     Source: confident learning, Northcutt et al. (arXiv 1911.00068). Differs: there is no upper bound there, and of a
     class that is always answered with the same probability half of the errors lie below its mean.
     """
-    rows_n, classes = np.arange(len(labels_n)), probabilities_nk.shape[1]
-    own_n = probabilities_nk[rows_n, labels_n]
+    classes = probabilities_nk.shape[1]
+    own_n = probabilities_nk[np.arange(len(labels_n)), labels_n]
     counts_k = np.bincount(labels_n, minlength=classes)
     sums_k = np.bincount(labels_n, weights=own_n, minlength=classes)
     thresholds_k = np.where(counts_k > 0, np.minimum(sums_k / np.maximum(counts_k, 1), CONVINCING), np.inf)
-    confident_nk = np.where(probabilities_nk >= thresholds_k, probabilities_nk, -1.0)
-    classes_n = confident_nk.argmax(1)
-    margins_n = own_n - confident_nk[rows_n, classes_n]
+    classes_n, margins_n = np.empty(len(labels_n), np.int64), np.empty_like(own_n)
+    for start in range(0, len(labels_n), _ROWS):  # of many images no copy is made
+        block = slice(start, start + _ROWS)
+        confident_bk = np.where(probabilities_nk[block] >= thresholds_k, probabilities_nk[block], -1.0)
+        classes_n[block] = confident_bk.argmax(1)
+        margins_n[block] = own_n[block] - confident_bk.max(1)
     suspects = np.flatnonzero(margins_n < 0)
     suspects = suspects[np.argsort(own_n[suspects], kind="stable")]
     return Suspected(suspects, classes_n[suspects])
@@ -123,15 +127,13 @@ def second_look(
     record: ImageRecord | None = None,
     *,
     device: torch.device | None = None,
-    trained_on_parts: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> SecondLook:
     """Asks a trained model about every image of a set. ``progress`` is called with the images done so far.
 
-    ``record`` is that of the model's run; without one ``trained_on_parts`` are the parts that it was trained on.
-
-    Raises:
-    ValueError if the set has classes that the model does not know.
+    ``record`` is that of the model's run. ``training`` is what its file tells, if it was trained on this very set,
+    known by name. Raises: ValueError if the set has classes that the model does not know.
     """
     parts, device = found.parts, device or default_device()
     names = list(map(class_name, model.class_names or found.class_names))
@@ -139,7 +141,7 @@ def second_look(
     familiarity = None if model.familiarity is None else Familiarity.from_dict(model.familiarity)
     _, answers, features_nd = ask(model, split, names, device, progress)
     part_of = [part for part, images in parts.items() for _ in range(len(images))]
-    trained_n = _trained_on(found, record, trained_on_parts)
+    trained_n = _trained_on(found, record, training)
 
     def suspect(index: int, answer: int) -> Suspect:
         row, own = answers.probabilities_nk[index], int(answers.labels_n[index])
@@ -184,14 +186,14 @@ def ask(
     return result, collected.answers(), network.joined(model.embed_dim)
 
 
-def _trained_on(found: LabelledSet, record: ImageRecord | None, parts: Sequence[str]) -> np.ndarray | None:
+def _trained_on(
+    found: LabelledSet, record: ImageRecord | None, training: Mapping[str, Any] | None
+) -> np.ndarray | None:
     """Of each image, in the order of the parts, whether the model was trained on it; None if nothing tells."""
     if record is not None and not found.is_fixed:
         used, _ = record.parts_in(found)
         return np.concatenate([used[part] == TRAIN for part in found.parts])
-    if not parts:
-        return None
-    return np.concatenate([np.full(len(images), part in parts) for part, images in found.parts.items()])
+    return None if training is None else trained_in(found, training)
 
 
 def _difficulties(answers: Answers, names: Sequence[str], suspects: np.ndarray) -> tuple[ClassDifficulty, ...]:

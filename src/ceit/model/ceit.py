@@ -4,7 +4,7 @@ Shapes: ``B`` batch, ``H W`` token grid, ``N = H * W`` patches, ``T = N + 1`` to
 dim, ``L`` encoder blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,6 +21,7 @@ from ceit.model.config import CeiTConfig
 from ceit.model.i2t import ImageToTokens, PatchEmbedding
 from ceit.model.lca import LayerwiseClassTokenAttention
 from ceit.model.leff import LocallyEnhancedFeedForward, MultilayerPerceptron, to_map, to_tokens
+from ceit.model.timm_config import preparation_cfg
 
 
 class EncoderBlock(nn.Module):
@@ -69,9 +70,8 @@ class CeiT(nn.Module):
     preprocessing: dict[str, Any] | None = None
     temperature: float | None = None
     familiarity: dict[str, Any] | None = None
-    # the same for timm, which sets it in the networks that it makes, as weights do in those that they load
-    pretrained_cfg: dict[str, Any]
-    default_cfg: dict[str, Any]
+    given_cfg: Mapping[str, Any] = {}
+    """timm's ``pretrained_cfg`` as it was given: by timm, which makes the network, or by the weights that it loads."""
 
     def __init__(self, config: CeiTConfig) -> None:
         super().__init__()
@@ -212,6 +212,29 @@ class CeiT(nn.Module):
             self.reset_classifier(0)
         self.config = replace(self.config, depth=len(self.blocks), lca=self.lca is not None)
         return take
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """For timm: what was given, with the classes and the preprocessing that the network has by now."""
+        if not self.given_cfg:
+            raise AttributeError("a network that timm has not made, nor weights, has no pretrained_cfg")
+        self._cfg["label_names"] = None if self.class_names is None else list(self.class_names)
+        if self.preprocessing is not None:
+            self._cfg |= preparation_cfg(self.preprocessing)
+        return self._cfg
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, given: Mapping[str, Any]) -> None:
+        self.given_cfg, self._cfg = given, dict(given)
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of it."""
+        return self.pretrained_cfg
+
+    @default_cfg.setter
+    def default_cfg(self, given: Mapping[str, Any]) -> None:
+        """timm sets both names to the same."""
 
     @property
     def _model_args(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The named models: geometry as data, registered with timm."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
 from math import prod
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ceit.messages import unknown
 from ceit.model.ceit import CeiT, resize_pos_embed
 from ceit.model.config import CeiTConfig
+from ceit.model.timm_config import timm_cfg
 from ceit.shipped import shipped_description, shipped_names, shipped_weights, weights_file
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -81,33 +82,6 @@ def list_models(pretrained: bool = False) -> list[str]:
     return shipped_names() if pretrained else list(MODELS)
 
 
-def timm_cfg(
-    config: CeiTConfig, class_names: Sequence[str] | None = None, preprocessing: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What timm calls the ``pretrained_cfg`` of a network: its classes, and how images are prepared for it."""
-    cfg: dict[str, Any] = {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, *config.image_hw),
-        "pool_size": None,
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        # small images whole, as training takes those that it holds in memory; the release crops 0.875 at 384 px too
-        "crop_pct": 1.0 if max(config.image_hw) <= 64 else 0.875,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.conv" if config.stem == "i2t" else "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2103.11816",
-    }
-    if class_names is not None:
-        cfg["label_names"] = list(class_names)
-    if preprocessing is not None:
-        mean_and_std = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
-        cfg |= {"crop_pct": preprocessing["crop"], "interpolation": preprocessing["interpolation"], **mean_and_std}
-    return cfg
-
-
 def nearest_model(config: CeiTConfig) -> str:
     """The registered model that shares most fields; with all fields given, any of them builds the network."""
     wanted = asdict(config)
@@ -138,6 +112,8 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         if isinstance(pretrained_cfg, str):
             shipped = f"{name}.{pretrained_cfg}"
             described = shipped_description(shipped)
+            if pretrained:
+                _require_geometry_of(shipped, described["config"], kwargs)
             kwargs = described["config"] | kwargs
             pretrained_cfg = _shipped_cfg(shipped) | {"tag": pretrained_cfg}
             if pretrained:
@@ -153,7 +129,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
             **kwargs,
         )
         if pretrained and isinstance(network, CeiT):
-            _say_what_it_knows(network, network.pretrained_cfg, described)
+            _say_what_it_knows(network, network.given_cfg, described)
         return network
 
     create.__name__ = name
@@ -162,6 +138,14 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
     return create
 
 
+def _require_geometry_of(shipped: str, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises: ValueError naming the first field that would make another network of the weights."""
+    for key, value in asked.items():
+        if known.get(key, value) != value and key not in _ADAPTED:
+            raise ValueError(f"the weights {shipped} are of {key} {known[key]}, not {value}: leave {key} out")
+
+
+_ADAPTED = ("num_classes", "in_chans", "img_size", "drop_path_rate", "skip_dead")  # to which weights are, or no matter
 _SOURCES = ("file", "url", "hf_hub_id", "state_dict")  # of weights, in what timm lays over the configuration of a model
 
 
@@ -176,14 +160,14 @@ def _first_tag(name: str) -> str:
 
 def _on_grid(state: dict[str, Tensor], network: CeiT) -> dict[str, Tensor]:
     """Weights for the network's image size, of those for the size that timm knows them by; others as they are."""
-    patch, (_, height, width) = network.config.patch_size, network.pretrained_cfg["input_size"]
+    patch, (_, height, width) = network.config.patch_size, network.given_cfg["input_size"]
     old_grid, positions = (height // patch, width // patch), state.get("pos_embed")
     if positions is None or positions.shape[1] != 1 + prod(old_grid):
         return state
     return state | {"pos_embed": resize_pos_embed(positions, old_grid, network.config.grid)}
 
 
-def _say_what_it_knows(network: CeiT, cfg: dict[str, Any], described: Mapping[str, Any]) -> None:
+def _say_what_it_knows(network: CeiT, cfg: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     """Class names and preprocessing, as far as they are still those of the network; of weights that ship, which are
     ``described``, temperature and familiarity, too."""
     if len(cfg.get("label_names") or ()) == network.num_classes:

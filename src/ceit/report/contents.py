@@ -258,7 +258,8 @@ def _images(
     """
     place = str(found.options["data"]) if data is None else data
     try:
-        images, said = images_for(model.config, found.description.get("training") or {}, place, skip_broken=True)
+        training, seen_by = found.description.get("training") or {}, preprocessing_of(model)
+        images, said = images_for(model.config, seen_by, training, place, skip_broken=True)
         if images.skipped:
             remarks.append(f"Images that cannot be read are left out: {len(images.skipped):,}.")
         return images, ImageRecord.of_run(str(run), said), said

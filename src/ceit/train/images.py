@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ceit.data.cut import SHARE_STREAM
 from ceit.data.labelled import LabelledSet, as_dataset, copies_in_test, cut_by_place, without_copies
 from ceit.data.record import COPY, FIXED, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
-from ceit.data.splits import ImageDataset, Split, cut_validation
+from ceit.data.splits import ImageDataset, Split, cut_share, cut_validation
 from ceit.messages import Say
 from ceit.model import config_of
 from ceit.train.config import TrainConfig
@@ -112,13 +111,13 @@ def _split(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Sp
             fix = "add images or a validation part, or set validation_percent 0 and select last"
             raise ValueError(f"validation_percent {config.validation_percent:g}: {error}; {fix}") from error
     if config.train_percent < 100:
-        count = round(len(train) * config.train_percent / 100)
         try:
-            unused, train = cut_validation(train, count, config.seed, SHARE_STREAM, least=1)
+            unused, train = cut_share(train, config.train_percent, config.seed)
         except ValueError as error:
             rule = "it must leave at least one, and leave out one of each class; 100 takes all"
-            left = f"train_percent {config.train_percent} leaves {count} of {len(train)} images"
-            raise ValueError(f"{left}: {rule}") from error
+            left = round(len(train) * config.train_percent / 100)
+            what = f"train_percent {config.train_percent} leaves {left} of {len(train)} images"
+            raise ValueError(f"{what}: {rule}") from error
     return replace(dataset, train=train, validation=validation), unused
 
 

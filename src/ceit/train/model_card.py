@@ -6,7 +6,7 @@ Everything on it is read from the directory of the run.
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple, Self
 
 from ceit.data.sources.choose import place_of
@@ -159,8 +159,9 @@ def training_command(options: Mapping[str, Any]) -> str:
     Folders are named without the way to them.
     """
     wanted = _flat(TrainConfig().as_dict()) | _flat({key: options[key] for key in options if key in known_keys()})
-    if wanted["initial_checkpoint"] is not None:
-        wanted["initial_checkpoint"] = last_part(wanted["initial_checkpoint"])
+    for file in ("initial_checkpoint", "distillation.checkpoint"):
+        if wanted[file] is not None:
+            wanted[file] = last_part(wanted[file])
     bases: dict[str | None, dict[str, Any]] = {None: _flat(TrainConfig().as_dict())} | {
         name: _flat(recipe_config(name).as_dict()) for name in recipe_names()
     }
@@ -189,7 +190,11 @@ def place_without_way(data: str) -> str:
     known = place_of(data)
     if known is not None:
         return known[0] if known[1] is None else f"{known[0]}:DIR"
-    return data if data.startswith("hf:") else last_part(data)
+    if not data.startswith("hf:"):
+        return last_part(data)
+    folder = data.removeprefix("hf:")
+    is_whole = PurePath(folder).is_absolute() or PureWindowsPath(folder).is_absolute()
+    return f"hf:{last_part(folder)}" if is_whole else data
 
 
 def _word(value: Any) -> str:

@@ -45,6 +45,8 @@ MAY_CHANGE = (
     "compile",
 )
 """Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
+_PLACES = ("data", "initial_checkpoint", "distillation")
+"""Options that tell where something lies, which may lie elsewhere by now."""
 _CONSEQUENCE = {
     "device_batch_size": ": unless it is frozen, BatchNorm takes its statistics from other images from here on, and "
     "the weights will be others than without the change"
@@ -170,16 +172,18 @@ class RunDirectory:
         """
         changes = []
         with as_written(self.path / "config.yaml", _PUT_BACK):
-            before = _as_of_now(saved.config)
+            before = as_of_now(saved.config)
+        moved: dict[str, Any] = {}
         for key, value in before.items():
             now = description.get(key)
-            if now != value and key not in MAY_CHANGE:
+            if now != value and key not in MAY_CHANGE and _without_places(key, now) != _without_places(key, value):
                 fix = "a resumed run keeps its options; name another --output for a new run"
                 raise ValueError(f"this run was started with {key} {value}, not {now}: {fix}")
             if now != value:
                 changes.append(f"{key} was {value}, now {now}{_CONSEQUENCE.get(key, '')}")
-        if self.writes and saved.config["data"] != description["data"]:  # the next time it is found
-            self._write_config({**saved.config, "data": description["data"]})
+                moved |= {key: now} if key in _PLACES else {}
+        if self.writes and moved:  # the next time they are found
+            self._write_config({**saved.config, **moved})
         return changes
 
     def cut_back(self, progress: Progress, say: Say) -> None:
@@ -294,13 +298,20 @@ def saved_config(output: Path) -> dict[str, Any]:
     return values
 
 
+def _without_places(key: str, value: Any) -> Any:
+    """An option's value, but for where the files lie that it names."""
+    if value is None or key not in _PLACES:
+        return value
+    return value | {"checkpoint": value["checkpoint"] is not None} if isinstance(value, dict) else True
+
+
 def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a run has the options of the one that was started, but for its length, images and what may change."""
     free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
-    return all(asked.get(key) == value for key, value in _as_of_now(saved).items() if key not in free)
+    return all(asked.get(key) == value for key, value in as_of_now(saved).items() if key not in free)
 
 
-def _as_of_now(saved: Mapping[str, Any]) -> dict[str, Any]:
+def as_of_now(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A run's options, with those that came after it: it did as their defaults do."""
     defaults = TrainConfig().as_dict()
     options = {key: value for key, value in defaults.items() if key not in (*MAY_CHANGE, *_CHOSEN, *_LENGTH_AND_IMAGES)}

@@ -62,14 +62,17 @@ def make_teacher(
         return None
     if not timm.is_model(config.teacher):
         raise ValueError(unknown("teacher", config.teacher, timm.list_models()))
-    if config.checkpoint is not None and config.teacher in MODELS:
-        model_name = None if read_description(config.checkpoint) else config.teacher
-        network: nn.Module = load_checkpoint(config.checkpoint, model_name=model_name)
+    name = config.teacher.partition(".")[0]
+    if config.checkpoint is not None and name in MODELS:
+        told = read_description(config.checkpoint)
+        if told is not None and told.model not in (None, name):
+            raise ValueError(f"{config.checkpoint} is of {told.model}, not of the teacher {name}: name that as teacher")
+        network: nn.Module = load_checkpoint(config.checkpoint, model_name=None if told else name)
     else:
         network = _network_of_timm(config, len(class_names))
-    told, wanted = network.num_classes, len(class_names)
-    if told != wanted:
-        raise ValueError(f"teacher {config.teacher} tells {told} classes apart, the data has {wanted}: name another")
+    known, wanted = network.num_classes, len(class_names)
+    if known != wanted:
+        raise ValueError(f"teacher {config.teacher} tells {known} classes apart, the data has {wanted}: name another")
     names = network.class_names if isinstance(network, CeiT) else None
     if isinstance(network, CeiT) and network.preprocessing is not None:
         own, size = Preprocessing.from_dict(network.preprocessing), network.config.image_hw

@@ -351,7 +351,8 @@ class Trainer:
             }
             config, dataset = self.run.config, self.dataset
             training: dict[str, Any] = {"data": dataset.name, "seed": config.seed}
-            training |= {"validation_percent": config.validation_percent, **self.run.images.description}
+            shares = {"validation_percent": config.validation_percent, "train_percent": config.train_percent}
+            training |= {**shares, **self.run.images.description}
             if config.classes is not None:
                 training["classes"] = list(dataset.class_names)
             self.directory.save_model(candidates[kind], dataset, training | progress.best)

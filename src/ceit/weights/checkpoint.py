@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ceit.atomic import replace_files
 from ceit.model import CeiT, CeiTConfig, config_of
-from ceit.model.variants import nearest_model, timm_cfg
+from ceit.model.timm_config import timm_cfg
+from ceit.model.variants import nearest_model
 from ceit.paths import expanded
 from ceit.weights.description import Description
 from ceit.weights.geometry import (
     NOT_IN_SHAPES,
     config_from_shapes,
+    is_deit,
     name_of,
     require_fields,
     require_fit,
@@ -135,27 +137,35 @@ def save_checkpoint(
     temperature and familiarity are kept with them. ``model_name`` is the registered one of its geometry. ``training``
     is free: anything that JSON can hold.
 
-    Raises: ValueError if ``path`` does not end in ``.safetensors``, the class names do not match the head, or the
-    network no longer matches its configuration; OSError if the disk is full, with the files that stood there before
-    untouched.
+    Raises: ValueError if ``path`` does not end in ``.safetensors``, the class names do not match the head, the
+    preprocessing or ``training`` cannot be written, or the network no longer matches its configuration; OSError if the
+    disk is full, with the files that stood there before untouched.
     """
     path = expanded(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors")
     state = {key: value.detach().cpu().contiguous() for key, value in clean_state_dict(model.state_dict()).items()}
     require_fit(state, model.config)
-    preprocessing = model.preprocessing if preprocessing is None else preprocessing
     description = Description(
         model.config,
         model_name or name_of(model.config),
         model.class_names if class_names is None else class_names,
-        preprocessing if preprocessing is None or isinstance(preprocessing, dict) else preprocessing.as_dict(),
+        model.preprocessing if preprocessing is None else _in_lists(preprocessing),
         training,
         model.temperature,
         model.familiarity,
     )
-    text = description.to_json(fingerprint(state, description))
+    try:
+        text = description.to_json(fingerprint(state, description))
+    except TypeError as error:
+        raise ValueError(f"training must hold what JSON can: {error}") from error
     replace_files({path: save(state, {METADATA_KEY: text}), side_file(path): text.encode()})
+
+
+def _in_lists(preprocessing: SupportsAsDict | Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON: mean and std may be of numpy or torch."""
+    values = dict(preprocessing) if isinstance(preprocessing, Mapping) else preprocessing.as_dict()
+    return values | {key: [float(value) for value in values[key]] for key in ("mean", "std") if key in values}
 
 
 def save_confidence(path: str | Path, temperature: float | None, familiarity: dict[str, Any] | None) -> None:
@@ -193,7 +203,7 @@ def network_of(
                 square=stored.layout == "released",
                 **geometry,
             )
-            if stored.layout == "plain" and expected is None and config.stem == "i2t":
+            if stored.layout == "plain" and expected is None and not is_deit(config):
                 taken = [f"{key} {getattr(config, key)}" for key in NOT_IN_SHAPES if key not in geometry]
                 logger.warning("%s: the tensors do not tell everything; assumed: %s", stored.path, ", ".join(taken))
         else:
@@ -201,7 +211,7 @@ def network_of(
                 require_same(stored.description.config, model_name, expected)
             config = _described(stored.description.config, geometry)
         network = require_fit(stored.state, config)
-        state = {key: stored.state[key].to(like.dtype).contiguous() for key, like in network.state_dict().items()}
+        state = {key: _own(stored.state[key], like.dtype) for key, like in network.state_dict().items()}
         if in_chans is not None and in_chans != config.in_chans:
             adapted = replace(config, in_chans=in_chans)
             first = "patch_embed.conv.weight" if config.stem == "i2t" else "patch_embed.proj.weight"
@@ -217,10 +227,15 @@ def network_of(
             network.preprocessing = dict(RELEASED_PREPROCESSING)
         _adapt(network, config, num_classes, img_size, stored.path)
         cfg = timm_cfg(network.config, network.class_names, network.preprocessing)
-        network.pretrained_cfg = network.default_cfg = cfg | {"architecture": nearest_model(network.config)}
+        network.pretrained_cfg = cfg | {"architecture": nearest_model(network.config)}
     except ValueError as error:
         raise ValueError(f"{stored.path}: {error}") from error
     return network.eval()
+
+
+def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy: tensors of a file may share their memory, and training would move them all at once."""
+    return tensor.to(dtype, copy=True).contiguous()
 
 
 def _described(config: CeiTConfig, geometry: Mapping[str, Any]) -> CeiTConfig:

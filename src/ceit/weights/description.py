@@ -1,6 +1,6 @@
 """What a checkpoint says about its network beside the weights, as JSON: geometry, class names, preprocessing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -27,7 +27,8 @@ class Description:
     ``class_names`` are in the order of the logits. ``preprocessing`` has ``mean`` and ``std`` per channel (of pixels
     in 0..1), ``crop`` and ``interpolation``. ``training`` is free. ``temperature`` divides the logits before the
     softmax; None leaves them. ``familiarity`` is as ``Familiarity.from_dict`` takes it. Raises: ValueError if the class
-    names do not match the head, or for a temperature that is no positive number.
+    names do not match the head, a preprocessing that lacks something or is of other channels, or for a temperature that
+    is no positive number.
     """
 
     config: CeiTConfig
@@ -44,6 +45,8 @@ class Description:
                 f"{len(self.class_names)} class names do not match a head of {self.config.num_classes} classes"
             )
         require_plain("class", self.class_names or ())
+        if self.preprocessing is not None:
+            _require_whole(self.preprocessing, self.config.in_chans)
         if (given := self.temperature) is not None and (not is_number(given) or not 0 < given <= _HOTTEST):
             raise ValueError(f"temperature {given!r} must be a number greater than 0, and at most {_HOTTEST:g}")
 
@@ -79,13 +82,21 @@ class Description:
                     raise ValueError(f"{key} {value!r} must be {words}")
             if strange := [name for name in body["class_names"] or () if not isinstance(name, str)]:
                 raise ValueError(f"class name {strange[0]!r} must be a text")
-            if (given := body["preprocessing"]) is not None:
-                lists = [given["mean"], given["std"]]
-                if not all(isinstance(one, list) and all(map(is_number, one)) for one in lists):
-                    raise ValueError(f"mean and std {lists} of the preprocessing must be lists of numbers")
-                if not is_number(given["crop"]) or not isinstance(given["interpolation"], str):
-                    raise ValueError(f"the preprocessing {given} must hold a number as crop, and an interpolation")
             said = (body[key] for key in _TYPES)
             return cls(config, *said, **{key: body.get(key) for key in _OPTIONAL})
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the description of the network is damaged ({error})") from error
+
+
+def _require_whole(preprocessing: Mapping[str, Any], channels: int) -> None:
+    """Raises: ValueError if something is missing, of another kind, or of other channels."""
+    for key in ("mean", "std", "crop", "interpolation"):
+        if key not in preprocessing:
+            raise ValueError(f"the preprocessing lacks {key}: it needs mean, std, crop and interpolation")
+    lists = [preprocessing["mean"], preprocessing["std"]]
+    if not all(isinstance(one, list) and all(map(is_number, one)) for one in lists):
+        raise ValueError(f"mean and std {lists} of the preprocessing must be lists of numbers")
+    if not all(len(one) == channels for one in lists):
+        raise ValueError(f"mean and std {lists} of the preprocessing do not fit a network of {channels} channels")
+    if not is_number(preprocessing["crop"]) or not isinstance(preprocessing["interpolation"], str):
+        raise ValueError(f"the preprocessing {preprocessing} must hold a number as crop, and an interpolation")

@@ -18,6 +18,7 @@ from ceit.weights.layouts import first_of
 
 # What loading may change or training may choose, the architecture being the same.
 _OUTSIDE_ARCHITECTURE = {"img_size", "num_classes", "in_chans", "drop_path_rate", "skip_dead"}
+_DEIT_DIMS = (192, 384, 768)
 # What no shape tells.
 NOT_IN_SHAPES = (
     "num_heads",
@@ -68,7 +69,7 @@ def config_from_shapes(
     if "num_heads" not in values:
         raise ValueError(
             f"the number of heads cannot be told from weights of width {in_shapes['embed_dim']}; "
-            "name their model (model_name, --model) or pass num_heads (--num-heads)"
+            "name their model (model_name, ceit convert --model) or pass num_heads (ceit convert --num-heads)"
         )
     stem = {key: values[key] for key in ("stem", "stem_stride", "stem_pool") if key in values}
     values.setdefault("patch_size", side * _stem_stride(CeiTConfig(**stem)))
@@ -199,9 +200,14 @@ def _registered(in_shapes: Mapping[str, Any], side: int) -> CeiTConfig | None:
         sides = config.patch_size // _stem_stride(config)
         if same_kernel and (config.stem, config.embed_dim, sides) == (stem, dim, side):
             return config
-    if stem == "patch" and side == 16 and dim in (192, 384, 768):
+    if stem == "patch" and side == 16 and dim in _DEIT_DIMS:
         return CeiTConfig(stem="patch", embed_dim=dim, num_heads=dim // 64)
     return None
+
+
+def is_deit(config: CeiTConfig) -> bool:
+    """Whether a network is as large as a published DeiT, which classifies its class token."""
+    return config.stem == "patch" and config.patch_size == 16 and config.embed_dim in _DEIT_DIMS
 
 
 def _stem_stride(config: CeiTConfig) -> int:

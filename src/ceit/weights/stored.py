@@ -15,6 +15,7 @@ from ceit.weights.description import FORMAT, Description
 from ceit.weights.layouts import convert_released_state_dict, is_released
 from ceit.weights.reading import read_tensors
 
+_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")  # of files, and of no tag
 METADATA_KEY = "ceit"
 """Where the safetensors file itself holds the description."""
 
@@ -44,7 +45,7 @@ def read_stored(path: Path, entry: str | None = None) -> StoredNetwork:
         state = convert_released_state_dict(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    description = _description(path, metadata.get(METADATA_KEY)) if path.suffix == ".safetensors" else None
+    description = _description(path, metadata.get(METADATA_KEY))
     return StoredNetwork(path, "ceit" if description else "released" if released else "plain", state, description)
 
 
@@ -61,7 +62,8 @@ def side_file(path: Path) -> Path:
 def is_shipped_name(path: str | Path) -> bool:
     """Whether a word that is no file names a model, or weights that come with the package."""
     path = expanded(path)
-    return len(path.parts) == 1 and path.name.partition(".")[0] in MODELS and not path.exists()
+    is_a_word = len(path.parts) == 1 and path.suffix.lower() not in _ENDINGS
+    return is_a_word and path.name.partition(".")[0] in MODELS and not path.exists()
 
 
 def is_here(path: str | Path) -> bool:
@@ -95,7 +97,8 @@ def _description(path: Path, embedded: str | None) -> Description | None:
     is believed.
     """
     inside = _parse(path, embedded) if embedded is not None else None
-    beside = _parse(side_file(path), read_file(side_file(path), JSON)) if side_file(path).exists() else None
+    side = side_file(path) if path.suffix.lower() == ".safetensors" else None
+    beside = _parse(side, read_file(side, JSON)) if side is not None and side.exists() else None
     stale = inside and beside and inside.get("fingerprint") != beside.get("fingerprint")
     body, source = (inside, path) if stale or not beside else (beside, side_file(path))
     if body is None:
