@@ -164,6 +164,7 @@ def test_what_is_no_picture_gets_a_sentence_and_the_next_picture_an_answer(
     whole = BytesIO()
     Image.effect_noise((640, 480), 80).save(whole, "JPEG")
     Image.new("L", (10_000, 10_000), 128).save(tmp_path / "huge.png")
+    Image.new("L", (70_000, 20), 128).save(tmp_path / "wide.png")
     contents = {
         "notes.txt": b"a text",
         "empty.png": b"",
@@ -178,7 +179,7 @@ def test_what_is_no_picture_gets_a_sentence_and_the_next_picture_an_answer(
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     page = opened(chromium, page_file)
-    found = asked(page, [*(tmp_path / name for name in contents), tmp_path / "huge.png", good])
+    found = asked(page, [*(tmp_path / name for name in (*contents, "huge.png", "wide.png")), good])
     kinds = "it is no picture that this page knows: give a PNG, JPEG, WebP, GIF, BMP or AVIF."
     for name in ("notes.txt", "bombay.txt", "empty.png", "drawing.svg", "<img src=x onerror=alert(1)>.png"):
         assert found[name] == f"{name} cannot be classified: {kinds}"
@@ -188,6 +189,8 @@ def test_what_is_no_picture_gets_a_sentence_and_the_next_picture_an_answer(
     assert found["bad.jpg"] == f"bad.jpg cannot be classified: {damaged}"
     assert found["fifty.jpg"] == "fifty.jpg cannot be classified: it is 50 MB, this page takes up to 40 MB."
     assert found["huge.png"] == "huge.png cannot be classified: it has 100 megapixels, this page takes up to 64."
+    longer = "its longer side has 70000 pixels, this page takes up to 16384."
+    assert found["wide.png"] == f"wide.png cannot be classified: {longer}"
     assert isinstance(found["good.png"], dict)
 
 

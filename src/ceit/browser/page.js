@@ -3,7 +3,7 @@
 "use strict";
 
 const about = JSON.parse(document.getElementById("about").textContent);
-const MAX_BYTES = 40e6, MAX_PIXELS = 64e6, STRIP_PIXELS = 4e6, SHOWN = 5, SHOWN_PICTURES = 100;
+const MAX_BYTES = 40e6, MAX_PIXELS = 64e6, MAX_SIDE = 16384, STRIP_PIXELS = 4e6, SHOWN = 5, SHOWN_PICTURES = 100;
 
 // The first bytes of what browsers decode, as text of one character a byte.
 const KINDS = {
@@ -141,6 +141,10 @@ async function read(file) {
   const { kind, blob } = await opened(file), [width, height] = await sizeOf(blob, kind);
   if (width * height > MAX_PIXELS) {
     throw new Error(`it has ${mega(width * height)} megapixels, this page takes up to ${mega(MAX_PIXELS)}`);
+  }
+  const side = Math.max(width, height);
+  if (side > MAX_SIDE) { // a wider canvas loses pixels, in some browsers without an error
+    throw new Error(`its longer side has ${side} pixels, this page takes up to ${MAX_SIDE}`);
   }
   const asStored = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image" };
   let bitmap;
