@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ceit.inference import computing as module
 from ceit.inference import device as devices_module
@@ -183,18 +183,40 @@ def test_a_graph_in_int8_is_kept_with_the_choice(make: Callable[..., CeiT], exam
         optimize(make(depth=1), "openvino", "int8")
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_kept_graph_that_is_damaged_is_made_anew(backend: str, examples: ExampleImages, own_cache: Path) -> None:
+    model, graphs = nn.Sequential(nn.Flatten(), nn.Linear(24 * 16, 4)), own_cache / "graphs"
+    named: dict[str, Any] = {"image_shape": (1, 24, 16), "graph_name": "a"}
+    wanted = prepare(model, backend, "float32", **named)(examples.images)
+    for file in list(graphs.iterdir()):
+        whole = file.read_bytes()
+        half = whole[: len(whole) // 2]
+        for damaged in (half, half + bytes(len(whole) - len(half))):
+            file.write_bytes(damaged)
+            assert kept_graphs.recall_graph("a", backend) is None
+        file.unlink()
+        assert kept_graphs.recall_graph("a", backend) is None
+        file.write_bytes(half)
+    assert torch.equal(prepare(model, backend, "float32", **named)(examples.images), wanted)
+    assert kept_graphs.recall_graph("a", backend) is not None
+
+
 def test_graphs_used_last_are_kept(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    def kept() -> list[str]:
+        """Their names, less the digests."""
+        return sorted(f"{file.name[0]}{file.suffix}" for file in (own_cache / "graphs").iterdir())
+
     graph = SimpleNamespace(SerializeToString=lambda: bytes(100))
     monkeypatch.setattr(kept_graphs, "MOST_BYTES", 250)
     for name in "abcd":
         kept_graphs.keep_graph(name, "onnxruntime", graph)
-    assert sorted(file.name for file in (own_cache / "graphs").iterdir()) == ["c.onnx", "d.onnx"]
+    assert kept() == ["c.onnx", "d.onnx"]
     assert kept_graphs.recall_graph("a", "onnxruntime") is None
 
     (own_cache / "graphs" / "c.bin").write_bytes(bytes(100))  # of an OpenVINO graph of the same name
     (own_cache / "graphs" / "c.xml").write_bytes(bytes(10))
     kept_graphs.keep_graph("e", "onnxruntime", graph)
-    assert sorted(file.name for file in (own_cache / "graphs").iterdir()) == ["c.bin", "c.xml", "e.onnx"]
+    assert kept() == ["c.bin", "c.xml", "e.onnx"]
     monkeypatch.setenv("CEIT_DATA", "/proc/nowhere")  # nothing can be written
     kept_graphs.keep_graph("a", "onnxruntime", graph)
     assert kept_graphs.recall_graph("a", "onnxruntime") is None

@@ -1,6 +1,8 @@
 """Graphs of runtimes, kept in the cache directory: to make one takes many times as long as to read it."""
 
+import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,41 +18,53 @@ _SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
 
 
 def recall_graph(name: str, backend: str) -> Path | None:
-    """The file of the graph kept under a name, None if there is none."""
-    try:
-        file = _place(name, backend)
-        os.utime(file)  # it is in use
-        return file if backend != "openvino" or file.with_suffix(".bin").is_file() else None
-    except OSError:
-        return None
+    """The file of the graph kept under a name; None if there is none, or it is not as it was written."""
+    with suppress(OSError):
+        for file in _folder().glob(f"{name}.*{_SUFFIX[backend]}"):
+            if file.stem == f"{name}.{_digest(part.read_bytes() for part in _parts(file))}":
+                os.utime(file)  # it is in use
+                return file
+    return None
 
 
 def keep_graph(name: str, backend: str, graph: Any) -> None:
     """Keeps a graph for later runs. A cache that cannot be written costs them the time to make it anew, no more."""
     with suppress(OSError):
-        place = _place(name, backend)
-        place.parent.mkdir(parents=True, exist_ok=True)
         if backend == "openvino":
             with TemporaryDirectory(prefix="ceit-") as folder:
                 made = Path(folder, "graph.xml")
                 save_openvino(graph, made)
-                files = {suffix: made.with_suffix(suffix).read_bytes() for suffix in (".bin", ".xml")}
+                contents = [part.read_bytes() for part in _parts(made)]
         else:
-            files = {".onnx": graph.SerializeToString()}
-        replace_files({place.with_suffix(suffix): content for suffix, content in files.items()})
+            contents = [graph.SerializeToString()]
+        place = _folder() / f"{name}.{_digest(contents)}{_SUFFIX[backend]}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_files(dict(zip(_parts(place), contents, strict=True)))
         _forget_old(place.parent)
 
 
-def _place(name: str, backend: str) -> Path:
-    return cache_dir() / "graphs" / f"{name}{_SUFFIX[backend]}"
+def _folder() -> Path:
+    return cache_dir() / "graphs"
+
+
+def _parts(file: Path) -> list[Path]:
+    """What a graph lies in; OpenVINO has the weights beside it."""
+    return [file.with_suffix(".bin"), file] if file.suffix == _SUFFIX["openvino"] else [file]
+
+
+def _digest(contents: Iterable[bytes]) -> str:
+    """It tells accidents alone, and stands in a file's name: 64 bits will do."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()[:16]
 
 
 def _forget_old(folder: Path) -> None:
     graphs = [file for file in folder.iterdir() if file.suffix in _SUFFIX.values()]
     held = 0
     for file in sorted(graphs, key=lambda file: file.stat().st_mtime, reverse=True):
-        weights = [file.with_suffix(".bin")] if file.suffix == _SUFFIX["openvino"] else []
-        parts = [part for part in (file, *weights) if part.exists()]
+        parts = [part for part in _parts(file) if part.exists()]
         held += sum(part.stat().st_size for part in parts)
         for part in parts if held > MOST_BYTES else ():
             part.unlink()
