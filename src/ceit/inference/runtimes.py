@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OPENVINO_PRECISIONS = {"float32": "f32", "bf16": "bf16"}
 
+_Shape = tuple[int, ...] | None  # of a batch; None for all, of a graph that computes with its own sizes
 _PIXELS, _MOST_IMAGES = 200_000, 32  # of a part of a large batch: four images of 224 px
 
 
@@ -57,7 +58,8 @@ class OpenVino:
 
     A large batch is cut into parts of a few images, each computed by one thread: activations then stay in the cache
     of its core, and no thread waits for another at every layer. All threads work on a small batch together. Graphs are
-    made for a batch size when it is first met, because those for any batch are slower.
+    made for a batch size when it is first met, because those for any batch are slower; of a model for any image size
+    there is one for all.
     """
 
     def __init__(
@@ -78,9 +80,9 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": self._threads * callers,
         }
         self._callers = callers
-        self._compiled: dict[tuple[tuple[int, ...], int], Any] = {}
+        self._compiled: dict[tuple[_Shape, int], Any] = {}
         self._lock = threading.Lock()
-        self._requests_of: dict[tuple[int, tuple[int, ...], int], list[Any]] = {}
+        self._requests_of: dict[tuple[int, _Shape, int], list[Any]] = {}
         try:
             self._model = openvino_core().read_model(model) if isinstance(model, Path) else model
             self._any_size = self._model.inputs[0].get_partial_shape()[2].is_dynamic
@@ -103,7 +105,7 @@ class OpenVino:
 
     def _results(self, parts: list[np.ndarray], streams: int) -> list[np.ndarray]:
         """The logits of parts of equal size, ``streams`` of them at a time."""
-        requests = self._requests(parts[0].shape, streams)
+        requests = self._requests(None if self._any_size else parts[0].shape, streams)
         results: list[np.ndarray] = []
 
         def finish(number: int) -> None:
@@ -119,7 +121,7 @@ class OpenVino:
             finish(number)
         return results
 
-    def _requests(self, shape: tuple[int, ...], streams: int) -> list[Any]:
+    def _requests(self, shape: _Shape, streams: int) -> list[Any]:
         """This thread's own requests for batches of a shape: each holds the buffers of one computation."""
         key = threading.get_ident(), shape, streams
         if key not in self._requests_of:
@@ -127,12 +129,12 @@ class OpenVino:
             self._requests_of[key] = [compiled.create_infer_request() for _ in range(streams)]
         return self._requests_of[key]
 
-    def _compiled_for(self, shape: tuple[int, ...], streams: int) -> Any:
+    def _compiled_for(self, shape: _Shape, streams: int) -> Any:
         with self._lock:
             if (shape, streams) not in self._compiled:
                 try:
                     model = self._model.clone()
-                    if not self._any_size:  # a graph that computes with its own sizes comes out of it wrong
+                    if shape is not None:  # a graph that computes with its own sizes comes out of it wrong
                         model.reshape(list(shape))
                     options = {**self._options, "NUM_STREAMS": streams * self._callers}
                     self._compiled[shape, streams] = openvino_core().compile_model(model, "CPU", options)
