@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import ceit
+from ceit.inference.exported import SUFFIXES
 from ceit.model import CeiT
 
 
@@ -79,3 +80,13 @@ def test_a_directory_without_a_model_and_a_missing_file_are_named(tmp_path: Path
         ceit.load_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         ceit.load_checkpoint(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".ONNX"])
+def test_an_exported_file_is_not_called_damaged(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"whatever a runtime reads")
+    with pytest.raises(
+        ValueError, match=rf"model\{suffix} is an exported file, .*: name the checkpoint that it was made"
+    ):
+        ceit.load_checkpoint(path)

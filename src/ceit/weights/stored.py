@@ -73,6 +73,7 @@ def is_here(path: str | Path) -> bool:
 
 A_CHECKPOINT = "a run directory, a file, or weights that ship (ceit list weights)"
 """What a checkpoint may be."""
+_EXPORTED = (".onnx", ".pt2", ".xml")  # as ceit.inference.exported has them
 
 
 def _file_of(path: Path) -> Path:
@@ -81,6 +82,10 @@ def _file_of(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} is not here: name {A_CHECKPOINT}")
     if not path.is_dir():
+        if path.suffix.lower() in _EXPORTED:
+            raise ValueError(
+                f"{path} is an exported file, which does not show its layers: name the checkpoint that it was made of"
+            )
         return path
     if not (path / "model.safetensors").exists():
         raise ValueError(
