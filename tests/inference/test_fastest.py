@@ -109,7 +109,7 @@ def test_what_is_named_is_not_measured(model: CeiT) -> None:
         ({"precision": "int4"}, "int8"),
         ({"backend": "eager", "precision": "int8"}, "choose float32, bf16"),
         ({"images": random_images(3)}, "3 images are too few"),
-        ({"precision": "int8"}, "int8 needs images to be calibrated with and judged by"),
+        ({"precision": "int8"}, "int8 needs at least 16 images to be calibrated with"),
     ],
 )
 def test_bad_arguments(model: CeiT, options: dict[str, Any], sentence: str) -> None:

@@ -260,7 +260,10 @@ def _network(
         if of_training:
             return of_training
         found = some(2 * CALIBRATION_IMAGES)
-        return found if len(found) >= LEAST_IMAGES else None
+        if len(found) >= LEAST_IMAGES:
+            return found
+        tell(f"pictures to choose by: {len(found)}, at least {LEAST_IMAGES} are needed")
+        return None
 
     devices = devices_for(options.device, backend)
     workers, batch_size = options.workers or torch.get_num_threads(), options.batch_size or batch_of(devices)

@@ -15,7 +15,15 @@ from torch import Tensor
 from ceit.inference.backend import RUNTIMES, Network, precisions_on, prepare, require
 from ceit.inference.device import computes_bf16, devices_named
 from ceit.inference.example_images import ExampleImages
-from ceit.inference.fastest import LEAST_AGREEMENT, Examples, Optimized, graph_name, is_installed, optimize
+from ceit.inference.fastest import (
+    LEAST_AGREEMENT,
+    LEAST_IMAGES,
+    Examples,
+    Optimized,
+    graph_name,
+    is_installed,
+    optimize,
+)
 from ceit.inference.kept_graphs import recall_graph
 from ceit.messages import Say
 from ceit.model import CeiT
@@ -219,7 +227,7 @@ def _account(found: Optimized) -> str:
     one = found.chosen
     rate = f"{one.images_per_second:,.0f} images/s of one caller" if one.images_per_second else ""
     if one.agreement is None:
-        judged = "only float32 was allowed, since no images are at hand to judge other formats by"
+        judged = f"only float32 was allowed, since {LEAST_IMAGES} images to judge other formats by are not at hand"
     else:
         judged = (
             f"first answers as eager float32's on {100 * one.agreement:.1f} % of {found.judged_on}, "

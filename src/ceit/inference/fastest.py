@@ -132,7 +132,10 @@ def optimize(
     if found is None:
         named = [pair for pair in named if pair[1] == precision or pair[1] == "float32"]
         if "int8" in precision:
-            raise ValueError(f"{precision} needs images to be calibrated with and judged by, and none are at hand")
+            raise ValueError(
+                f"{precision} needs at least {LEAST_IMAGES} images to be calibrated with and judged by, and so many "
+                "are not at hand: name more, or write a file with ceit export --precision int8 --images PATH..."
+            )
         if len(named) == 1:
             return Optimized(prepared(*named[0]), *named[0])
     with _threads_of_torch(threads):

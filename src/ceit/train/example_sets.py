@@ -46,16 +46,19 @@ def calibrating_and_checking(
 def to_choose_by(checkpoint: str, data: str | None, model: CeiT, say: Say) -> ExampleImages | None:
     """Images as the network sees them: the first half are training images, the second half held out of the training.
 
-    None if the data of the training are not at hand, nor any named by ``data``. Test images are never among them.
+    None if the data of the training are not at hand, nor any named by ``data``, or if they are too few; ``say`` is
+    told why. Test images are never among them.
     """
     description = read_description(checkpoint)
     training = (description and description.training) or {}
     try:
         found, rest, held_out, name = calibrating_and_checking(checkpoint, data, model, training, say)
-    except (ValueError, OSError):
+    except (ValueError, OSError) as error:
+        say(f"no training images to choose by: {error}")
         return None
     count = min(CALIBRATION_IMAGES, len(rest), len(held_out))
     if 2 * count < LEAST_IMAGES:
+        say(f"images of {found.name} to choose by: {2 * count}, at least {LEAST_IMAGES} are needed")
         return None
     seen_as: dict[str, Any] = {"image_hw": model.config.image_hw, "preprocessing": preprocessing_of(model)}
     halves = [of_dataset(found, split, name, count, class_names=None, **seen_as) for split in (rest, held_out)]
