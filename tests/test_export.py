@@ -233,6 +233,16 @@ def test_what_is_left_out_of_the_data_is_said(
     assert "skipped cat/000.png (not an image)\nleft out: 1 image in no class folder\n" in said
 
 
+def test_a_set_too_small_to_be_cut_is_refused_and_its_pictures_are_taken(
+    run: Path, tmp_path: Path, taken: list[ExampleImages], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(pictures(tmp_path / "data", {"cat": 1, "dog": 1}))
+    assert ceit_cli.main(onnx_of(run, "--data", folder)) == 1
+    assert "needs 3 of each; name another set with --data, or give --images PATH...\n" in capsys.readouterr().err
+    assert ceit_cli.main(onnx_of(run, "--images", folder)) == 1
+    assert len(taken[0]) == 2
+
+
 def test_a_place_that_takes_no_file_is_told_before_any_work(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,7 +273,7 @@ def test_pictures_and_synthetic_images(tmp_path: Path, capsys: pytest.CaptureFix
     arguments = ["export", "--checkpoint", str(run), "--format", "onnx", "--precision", "int8"]
     arguments += ["--output", str(tmp_path / "c.onnx")]
     for options, sentence in (
-        ([], "name another with --data, or give --images PATH..."),
+        ([], "name another set with --data, or give --images PATH..."),
         (["--images", str(tmp_path / "pictures")], "3 pictures are too few for int8: give at least 20, of which half"),
         (["--data", "cifar10"], "cifar10 is not in "),
     ):

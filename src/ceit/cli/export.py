@@ -147,8 +147,7 @@ def _images(
         if not options.data and not int8:
             tell(f"no images are at hand to check with: {error}; --data or --images names some")
             return synthetic(_SYNTHETIC_IMAGES, **seen_as), None
-        hint = "" if options.data else "; name another with --data, or give --images PATH..."
-        raise ValueError(f"{error}{hint}") from error
+        raise ValueError(f"{error}; name another set with --data, or give --images PATH...") from error
     seen_as["class_names"] = model.class_names
     check = of_dataset(found, held_out, name, count, **seen_as)
     return check, of_dataset(found, rest, "training images", CALIBRATION_IMAGES, **seen_as) if int8 else None
