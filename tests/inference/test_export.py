@@ -78,6 +78,17 @@ def test_pooled_networks_are_written_too(
     torch.testing.assert_close(load_exported(path, threads=1)(examples.images), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_network_in_bf16_is_written_in_float32(
+    tmp_path: Path, make: Callable[..., CeiT], examples: ExampleImages
+) -> None:
+    model = make().bfloat16()
+    export(model, tmp_path / "a.pt2", format="torch", check=examples)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        wanted = model.float()(examples.images)
+    torch.testing.assert_close(load_exported(tmp_path / "a.pt2")(examples.images), wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_report_says_what_was_measured(
     format: Format, files: dict[str, tuple[Path, Report]], make: Callable[..., CeiT], examples: ExampleImages

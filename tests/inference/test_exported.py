@@ -166,6 +166,17 @@ def test_names_and_precisions_that_cannot_be(tmp_path: Path) -> None:
         load_exported(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"a\.onnx cannot be run in bf16: only OpenVINO's \.xml can"):
         load_exported(tmp_path / "a.onnx", precision="bf16")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"precision": "int8"}, r"unknown precision 'int8'"),
+        ({"precision": "auto"}, r"unknown precision 'auto'"),
+        ({"threads": 0}, r"threads 0 must be at least 1"),
+        ({"threads": -1}, r"threads -1 must be at least 1"),
+        ({"callers": 0}, r"callers 0 must be at least 1"),
+    ]
+    for options, sentence in wrong:
+        for suffix in (".onnx", ".pt2", ".xml"):
+            with pytest.raises(ValueError, match=sentence):
+                load_exported(tmp_path / f"a{suffix}", **options)
     with pytest.raises(FileNotFoundError):
         load_exported(tmp_path / "a.onnx")
 

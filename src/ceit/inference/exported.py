@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ceit.inference import program_file
 from ceit.inference.graphs import openvino_core
-from ceit.inference.runtimes import OnnxRuntime, OpenVino
+from ceit.inference.runtimes import OPENVINO_PRECISIONS, OnnxRuntime, OpenVino
 from ceit.json_file import parse_json
 from ceit.limits import EXPORTED_SIDE
+from ceit.messages import unknown
 from ceit.paths import expanded
 from ceit.weights import Description
 
@@ -108,13 +109,18 @@ def load_exported(
     ``threads`` compute a call, by default, and for torch always, as many as torch has; ``callers`` are how many call at
     the same time.
 
-    Raises: ValueError with one sentence for a damaged or foreign file, or bf16 of another format; OSError for one that
-    cannot be read.
+    Raises: ValueError with one sentence for a damaged or foreign file, bf16 of another format, another precision, or
+    fewer than one thread or caller; OSError for a file that cannot be read.
     """
     path = expanded(path)
     if not is_exported(path):
         raise ValueError(f"{path} is no exported file: their names end in {', '.join(SUFFIXES)}")
     format = SUFFIXES[path.suffix.lower()]
+    if precision not in OPENVINO_PRECISIONS:
+        raise ValueError(unknown("precision", precision, OPENVINO_PRECISIONS))
+    for name, number in (("threads", threads), ("callers", callers)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} {number} must be at least 1")
     if precision == "bf16" and format != "openvino":
         raise ValueError(f"{path} cannot be run in bf16: only OpenVINO's .xml can, others run in float32")
     try:

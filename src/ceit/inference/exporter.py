@@ -69,10 +69,10 @@ def export(
 ) -> Report:
     """Write the network to ``file``: ``.onnx``, ``.pt2``, or ``.xml`` with a ``.bin`` beside it.
 
-    BatchNorm is folded first. The file takes any number of images at a time, of one size or, with ``any_size``, of any
-    sides that are multiples of the patch size. Geometry, class names, preprocessing, temperature and the result of the
-    check are inside. ``calibration`` are preprocessed images that int8 takes its ranges from; ``training`` is what the
-    checkpoint says of its training.
+    The model may be on any device and in any precision. BatchNorm is folded first. The file takes any number of images
+    at a time, of one size or, with ``any_size``, of any sides that are multiples of the patch size. Geometry, class
+    names, preprocessing, temperature and the result of the check are inside. ``calibration`` are preprocessed images
+    that int8 takes its ranges from; ``training`` is what the checkpoint says of its training.
 
     The file is run on the images of ``check`` before it gets its name. Raises: ValueError, and nothing is written, if
     it differs from the network by more than ``MAX_ERROR``, in int8 if fewer than ``MIN_AGREEMENT_PERCENT`` of the
@@ -90,6 +90,7 @@ def export(
     about = model.class_names, model.preprocessing, training, model.temperature
     said = Description(model.config, name_of(model.config), *about)
     description = ExportedDescription(said, format, precision, any_size, __version__)
+    model = copy.deepcopy(model).cpu().float()
     network, image_shape = fuse(model), (model.config.in_chans, *model.config.image_hw)
     if format == "torch":
         graph: Any = graphs.exported_program(network, image_shape)
@@ -152,7 +153,7 @@ def _contents(graph: Any, description: ExportedDescription) -> dict[str, bytes]:
 
 def _compare(model: CeiT, file: Path, description: ExportedDescription, check: ExampleImages) -> Report:
     """The file against the network as it is. Raises: ValueError if they differ by too much."""
-    network, eager = load_exported(file), copy.deepcopy(model).cpu().float().eval()
+    network, eager = load_exported(file), copy.deepcopy(model).eval()
     wanted = _in_batches(eager, check.images)
     got = _in_batches(network, check.images)
     errors = [_error(got, wanted)]
