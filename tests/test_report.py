@@ -1,5 +1,6 @@
 """``ceit report``: one page with everything inside, true to what was measured, whatever classes are called."""
 
+import csv
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import ceit_cli
 from ceit.data.sources.choose import load_images
@@ -147,6 +149,50 @@ def test_without_its_images_the_page_says_so_and_other_images_may_be_named(
     (tmp_path / "b.html").unlink()
     assert ceit_cli.main([*command, str(gone)]) == 1
     assert not (tmp_path / "b.html").exists()
+
+
+@pytest.fixture
+def copied(run: Path, photos: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the run, and one of its images, in which it looks for them."""
+    copies = Path(shutil.copytree(run, tmp_path / "run")), Path(shutil.copytree(photos, tmp_path / "photos"))
+    options = (run / "config.yaml").read_text(encoding="utf-8")
+    (copies[0] / "config.yaml").write_text(options.replace(str(photos), str(copies[1])), encoding="utf-8")
+    return copies
+
+
+@pytest.mark.parametrize("change", ["no test image", "a new class"])
+def test_images_that_have_changed_cost_the_pictures_and_not_the_page(
+    change: str, copied: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, photos = copied
+    if change == "a new class":
+        reason = "class 'new' of photos is not among the 4 of the checkpoint"
+        (photos / "new").mkdir()
+        Image.new("L", (8, 8), 77).save(photos / "new" / "1.png")
+    else:
+        reason = "is of the test part of this run"
+        with (run / "images.csv").open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["part"] == "test":
+                    (photos / f"{row['name']}.png").unlink()
+    assert ceit_cli.main(["report", str(run), "--output", str(tmp_path / "a.html")]) == 0
+    told = capsys.readouterr().err
+    assert reason in told
+    assert "--split" not in told
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "This page has no pictures: the images are gone or have changed." in Seen(text).text
+    assert "Class by class" in Seen(text).text
+    assert str(tmp_path) not in text
+    assert ceit_cli.main(["report", str(run), "--data", str(photos), "--output", str(tmp_path / "b.html")]) == 1
+    told = capsys.readouterr().err
+    assert reason in told
+    assert "--split" not in told
+
+
+def test_new_images_are_told_without_an_option_that_the_verb_has_not(copied: tuple[Path, Path]) -> None:
+    run, photos = copied
+    Image.new("L", (8, 8), 77).save(photos / NAMES[0].replace("/", "\N{FRACTION SLASH}") / "new.png")
+    assert "New images are measured too (1)." in contents_of(run).remarks
 
 
 def test_what_is_no_finished_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

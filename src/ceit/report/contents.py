@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from markupsafe import Markup
 
 from ceit.data.batches.loader import make_loader
 from ceit.data.held_out import VALIDATION, to_measure, with_labels_of
-from ceit.data.labelled import LabelledSet
 from ceit.data.record import ImageRecord
 from ceit.data.sources.class_names import class_name
 from ceit.data.splits import JoinedSplit, Split
@@ -81,6 +80,14 @@ class Contents:
     options: list[tuple[str, str]] = field(default_factory=list)
 
 
+class _Images(NamedTuple):
+    """The names of the classes, and the images that a run did not learn from; None where validation has none."""
+
+    names: Sequence[str]
+    test: Split
+    validation: Split | None
+
+
 @dataclass(frozen=True)
 class _HeldOut:
     """Images that a run did not learn from, and what its model says of them."""
@@ -93,8 +100,8 @@ class _HeldOut:
 def contents_of(run: Path, data: str | None = None, say: Say = lambda message: None) -> Contents:
     """The page of the run in this directory.
 
-    Its images are looked for where they were; ``data`` names another place. Without them the page has no pictures, and
-    says so. Raises: ValueError if the run has not ended, or for ``data`` that do not fit.
+    Its images are looked for where they were; ``data`` names another place. If they are gone, or no longer fit, the page
+    has no pictures, and says so. Raises: ValueError if the run has not ended, or for ``data`` that do not fit.
     """
     model, found = load_checkpoint(run), FinishedRun.read(run)
     with as_written(run, "put back the config.yaml, metrics.jsonl, model.json and test.json that it wrote"):
@@ -106,16 +113,15 @@ def contents_of(run: Path, data: str | None = None, say: Say = lambda message: N
         with as_written(run / "test.json", "put back the one that it wrote"):
             _classes_of_report(contents, found.report)
         return contents
-    names = list(map(class_name, model.class_names or images[0].class_names))
+    names = images.names
     say("asking the model about its test images")
-    test = _held_out(run, found, model, names, images, None, contents.remarks)
-    assert test is not None
+    test = _held_out(model, names, images.test)
     _classes(contents, test.result, test.answers)
     _reliability(contents, test.result)
     mistakes = _mistakes(test.answers)
     contents.galleries += _gallery_of_mistakes(model, names, test, mistakes)
-    validation = _held_out(run, found, model, names, images, VALIDATION, contents.remarks)
-    contents.galleries += _gallery_of_labels(model, names, [part for part in (validation, test) if part is not None])
+    parts = [test] if images.validation is None else [_held_out(model, names, images.validation), test]
+    contents.galleries += _gallery_of_labels(model, names, parts)
     if model.lca is not None:
         contents.layers = _layers(model, test.split)
     if importlib.util.find_spec("matplotlib") is None:
@@ -246,61 +252,59 @@ def _costs(run: Path, model: CeiT, report: Mapping[str, Any]) -> Iterator[tuple[
     yield "speed where this page was made", f"{done / seconds:,.0f} images/s, {_SPEED_BATCH} at a time, {place}"
 
 
-Images = tuple[LabelledSet, ImageRecord | None, dict[str, Any]]
-
-
 def _images(
     run: Path, found: FinishedRun, model: CeiT, data: str | None, remarks: list[str], say: Say
-) -> Images | None:
-    """The labelled images, the run's record of them, and what is said of its training; None if they are gone.
+) -> _Images | None:
+    """The images that the page shows; None if they are gone, or no longer those that the run was measured on.
 
     Why they are gone is said, but does not stand on the page: it names their place.
     """
     place = str(found.options["data"]) if data is None else data
     try:
         training, seen_by = found.description.get("training") or {}, preprocessing_of(model)
-        images, said = images_for(model.config, seen_by, training, place, skip_broken=True)
-        if images.skipped:
-            remarks.append(f"Images that cannot be read are left out: {len(images.skipped):,}.")
-        return images, ImageRecord.of_run(str(run), said), said
+        labelled, said = images_for(model.config, seen_by, training, place, skip_broken=True)
+        names = list(map(class_name, model.class_names or labelled.class_names))
+        record = ImageRecord.of_run(str(run), said)
+        measured = to_measure(labelled, record, said, None)
+        test = with_labels_of(names, labelled, measured.split)
     except (ValueError, OSError) as error:
+        reason = _without_advice(str(error))
         if data is not None:
-            raise
-        say(f"the data of the run are not to be had: {error}")
-        remarks.append("This page has no pictures: the data of the run were not to be had. Name them with --data.")
+            raise ValueError(reason) from error
+        say(f"the images of the run cannot be shown: {reason}")
+        remarks.append("This page has no pictures: the images are gone or have changed. Name them with --data.")
         return None
-
-
-def _held_out(
-    run: Path,
-    found: FinishedRun,
-    model: CeiT,
-    names: Sequence[str],
-    images: Images,
-    asked: str | None,
-    remarks: list[str],
-) -> _HeldOut | None:
-    """What the model says of its test images, or of those of validation; None where there are none."""
-    labelled, record, said = images
-    try:
-        measured = to_measure(labelled, record, said, asked)
-    except ValueError:
-        if asked is None:
-            raise
-        return None
-    split = with_labels_of(names, labelled, measured.split)
-    total = len(split)
-    if total > MOST_IMAGES:
-        split = split.subset(torch.linspace(0, total - 1, MOST_IMAGES).round().long())
-        kind = "test" if asked is None else asked
-        remarks.append(f"Of the {total:,} {kind} images {MOST_IMAGES:,} are looked at here, evenly spread.")
-    if asked is None:
-        remarks += [f"{remark[:1].upper()}{remark[1:]}." for remark in measured.remarks]
-    if asked is None and total != found.report["images"]:
+    if labelled.skipped:
+        remarks.append(f"Images that cannot be read are left out: {len(labelled.skipped):,}.")
+    shown = _evenly(test, "test", remarks)
+    told = map(_without_advice, measured.remarks)
+    remarks += [f"{remark[:1].upper()}{remark[1:]}." for remark in told]
+    if len(test) != found.report["images"]:
         remarks.append(
             f"The accuracy above is that of {found.report['images']:,} images, measured when the run ended. Tables and "
-            f"pictures are of the {total:,} images that are there now."
+            f"pictures are of the {len(test):,} images that are there now."
         )
+    try:
+        validation = with_labels_of(names, labelled, to_measure(labelled, record, said, VALIDATION).split)
+    except ValueError:
+        return _Images(names, shown, None)
+    return _Images(names, shown, _evenly(validation, VALIDATION, remarks))
+
+
+def _without_advice(sentence: str) -> str:
+    """Without the option of ``ceit evaluate`` that it ends with, which a page has not."""
+    return re.sub("[:;] (choose |or say )?--split .*", "", sentence)
+
+
+def _evenly(split: Split, kind: str, remarks: list[str]) -> Split:
+    """As many images as are asked about at most, evenly spread."""
+    if (total := len(split)) <= MOST_IMAGES:
+        return split
+    remarks.append(f"Of the {total:,} {kind} images {MOST_IMAGES:,} are looked at here, evenly spread.")
+    return split.subset(torch.linspace(0, total - 1, MOST_IMAGES).round().long())
+
+
+def _held_out(model: CeiT, names: Sequence[str], split: Split) -> _HeldOut:
     result, answers, _ = ask(model, split, names, default_device())
     return _HeldOut(split, result, answers)
 
