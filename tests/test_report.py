@@ -195,6 +195,17 @@ def test_new_images_are_told_without_an_option_that_the_verb_has_not(copied: tup
     assert "New images are measured too (1)." in contents_of(run).remarks
 
 
+def test_options_tell_no_way_to_a_file(copied: tuple[Path, Path]) -> None:
+    run, photos = copied
+    options = (run / "config.yaml").read_text(encoding="utf-8").replace(f"data: {photos}", "data: pets:/home/ann/pets")
+    private = options.replace("\n  checkpoint: null", "\n  checkpoint: /home/ann/teacher.safetensors")
+    (run / "config.yaml").write_text(private, encoding="utf-8")
+    found = dict(contents_of(run).options)
+    assert found["data"] == "pets:DIR"
+    assert json.loads(found["distillation"])["checkpoint"] == "teacher.safetensors"
+    assert "/home" not in str(found)
+
+
 def test_what_is_no_finished_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page_file = str(tmp_path / "page.html")
     unfinished = tmp_path / "unfinished"

@@ -100,7 +100,7 @@ class _HeldOut:
 def contents_of(run: Path, data: str | None = None, say: Say = lambda message: None) -> Contents:
     """The page of the run in this directory.
 
-    Its images are looked for where they were; ``data`` names another place. If they are gone, or no longer fit, the page
+    Its images are looked for where they were; ``data`` names another place. If they are gone or do not fit, the page
     has no pictures, and says so. Raises: ValueError if the run has not ended, or for ``data`` that do not fit.
     """
     model, found = load_checkpoint(run), FinishedRun.read(run)
@@ -140,7 +140,8 @@ def _of_files(run: Path, found: FinishedRun, model: CeiT, data: str | None) -> C
     contents.rendering = "pixelated" if max(model.config.image_hw) <= _SMALL_SIDE else "auto"
     contents.cards, contents.curves = list(_cards(found)), list(_curves(lines_of(run / "metrics.jsonl")))
     contents.facts = [_fact(line) for line in next(training(found)).splitlines()]
-    contents.options = [(name, _word(value)) for name, value in found.options.items()]
+    options = found.options | {"data": place_without_way(str(found.options["data"]))}
+    contents.options = [(name, _word(value)) for name, value in options.items()]
     contents.commands = list(_commands(run, found, data))
     contents.costs = list(_costs(run, model, report))
     return contents
@@ -213,10 +214,18 @@ def _fact(line: str) -> tuple[str, str]:
 
 def _word(value: Any) -> str:
     """An option's value; a path is told without the way to it, which is nobody's business."""
-    if not isinstance(value, str):
-        return json.dumps(value)
-    is_absolute = Path(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    return last_part(value) if is_absolute else value
+    value = _without_ways(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _without_ways(value: Any) -> Any:
+    """The value with the last part alone of every absolute path in it."""
+    if isinstance(value, dict):
+        return {key: _without_ways(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return list(map(_without_ways, value))
+    is_path = isinstance(value, str) and (Path(value).is_absolute() or PureWindowsPath(value).is_absolute())
+    return last_part(value) if is_path else value
 
 
 def _commands(run: Path, found: FinishedRun, data: str | None) -> Iterator[dict[str, str]]:
