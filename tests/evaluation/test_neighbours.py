@@ -40,6 +40,7 @@ def test_exact_copies_have_a_cosine_of_one() -> None:
     pairs = alike(features, 1.0)
     assert sorted(pair[:2] for pair in pairs) == [(i, i + 50) for i in range(50)]
     assert all(pair.cosine <= 1 for pair in pairs)
+    assert nearest(features, features, 2)[0].max() <= 1
 
 
 def test_the_vote_of_neighbours_is_that_of_scikit_learn() -> None:

@@ -27,7 +27,7 @@ def nearest(features_nd: Tensor, others_md: Tensor, count: int) -> tuple[Tensor,
     """Of each image the ``count`` others of largest cosine: cosines and numbers, ``(n, count)`` each, largest first."""
     others_dm = F.normalize(others_md, dim=1).T
     parts = [
-        (block_bd @ others_dm).topk(min(count, len(others_md)), dim=1)
+        (block_bd @ others_dm).clamp(-1, 1).topk(min(count, len(others_md)), dim=1)
         for block_bd in F.normalize(features_nd, dim=1).split(_BLOCK)
     ]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
