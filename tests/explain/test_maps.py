@@ -154,6 +154,12 @@ def test_lca_weights_match_a_calculation_by_hand(make: Make) -> None:
     assert torch.allclose(attention_weights(single, tokens[:, -1:], tokens)[0, 0, 0], expected)
 
 
+def test_without_lca_weights_lie_where_the_attention_does() -> None:
+    attention = Attention(torch.rand(2, 3, 2, 17, device="meta"), None, (4, 4), "token")
+    assert layer_weights(attention).is_meta
+    assert rollout(attention).is_meta
+
+
 def test_rollout_is_the_sum_over_layers_of_lca_s_weight_times_the_class_row(make: Make, images: Tensor) -> None:
     found = seen(make(), images)
     assert found.layer_weights_bkl is not None

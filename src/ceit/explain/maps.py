@@ -24,7 +24,7 @@ def layer_weights(attention: Attention) -> Tensor:
     if attention.layer_weights_bkl is not None:
         return attention.layer_weights_bkl.mean(dim=1)
     batch, layers = attention.class_rows_blkt.shape[:2]
-    return F.one_hot(torch.full((batch,), layers - 1), layers).float()
+    return F.one_hot(torch.full((batch,), layers - 1, device=attention.class_rows_blkt.device), layers).float()
 
 
 def rollout(attention: Attention) -> Tensor:
