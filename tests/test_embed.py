@@ -99,6 +99,8 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
         [photos, "--output", str(tmp_path / "x.npz"), "--json"],
     ):
         assert embed(folder, *arguments) == 2, arguments
+    assert embed(folder, photos, "--output", str(tmp_path / "x.npz"), "--device", "gpu") == 1
+    assert "unknown device 'gpu': name cpu, cuda, cuda:1 or mps" in capsys.readouterr().err
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "a.png").write_text("no image")

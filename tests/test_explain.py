@@ -4,6 +4,7 @@ import json
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -105,6 +106,8 @@ def test_what_cannot_be_explained_is_one_sentence(
     (photos / "b" / "broken.png").write_bytes(b"no image")
     assert explained("--checkpoint", checkpoint, "--output", tmp_path / "1", "--about", "dgo", photos) == 1
     assert "unknown class 'dgo'; did you mean 'dog $x$'?" in capsys.readouterr().err
+    assert explained("--checkpoint", checkpoint, "--output", tmp_path / "1", "--device", "gpu", photos) == 1
+    assert "unknown device 'gpu': name cpu, cuda, cuda:1 or mps" in capsys.readouterr().err
     assert not (tmp_path / "1").exists()
     assert explained("--checkpoint", checkpoint, "--output", tmp_path / "2", photos / "b") == 1
     captured = capsys.readouterr()
@@ -199,6 +202,12 @@ def test_predicting_and_explaining_leave_the_network_as_it_is(tmp_path: Path, ph
     explain(predictor, photos / "b/Holi day.png")
     assert all(module.training for module in model.modules())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_class_may_be_typed_in_letters_and_signs_of_their_own(tmp_path: Path, photos: Path) -> None:
+    model = ceit.load_checkpoint(save(tmp_path / "model.safetensors"))
+    predictor = ceit.Predictor(model, class_names=["cat", "niña", "ni"], device="cpu")
+    assert explain(predictor, photos / "b/Holi day.png", normalize("NFD", "niña")).about.label == "niña"
 
 
 @pytest.mark.parametrize("about", [None, "cat"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ceit.data.sources.class_names import class_name
 from ceit.explain.capture import capture
 from ceit.explain.maps import contributions, grad_cam, last_attention, rollout
 from ceit.inference.predictor import ImageInput, Predictor, Score, require_numbers
@@ -73,7 +74,7 @@ def explain(predictor: Predictor, image: ImageInput, about: str | None = None, t
     probabilities_k = (logits_1k[0].float() / predictor.temperature).softmax(0)
     require_numbers(probabilities_k)
     order = probabilities_k.argsort(descending=True).tolist()
-    number = next(i for i in order if about in (None, names[i]))
+    number = next(i for i in order if about is None or class_name(names[i]) == class_name(about))
     rival = next((i for i in order if i != number), None)
     scores = {i: Score(names[i], probabilities_k[i].item()) for i in order}
     answers = tuple(scores[i] for i in order[:top_k])
@@ -120,7 +121,7 @@ def require_explainable(predictor: Predictor, about: str | None) -> None:
     """Raises: ValueError for an exported file, or for a class that the network does not know."""
     if not isinstance(predictor.model, CeiT):
         raise ValueError("an exported file does not show its layers: name the checkpoint that it was made of")
-    if about is not None and about not in predictor.class_names:
+    if about is not None and class_name(about) not in map(class_name, predictor.class_names):
         raise ValueError(unknown("class", about, predictor.class_names))
 
 

@@ -26,7 +26,7 @@ from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
 from ceit.data.threads import map_in_order
 from ceit.inference.backend import Network, in_turns
 from ceit.inference.computing import Precision, Work, chosen, computing
-from ceit.inference.device import default_device
+from ceit.inference.device import default_device, devices_named
 from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
 from ceit.inference.familiarity import Familiarity, with_features
@@ -118,18 +118,20 @@ class Predictor:
         ``class_names`` default to "class 0" and so on, ``preprocessing`` to ImageNet's; the logger ``ceit`` says so.
         ``backend`` is one of ``ceit.inference.backend.BACKENDS``, by default ``eager``, or ``auto``: the measured
         choice, as ``optimize`` makes it. ``examples`` are images for int8, and for ``auto`` to judge by. ``device`` is
-        one, by default the machine's accelerator, or several, which take turns. ``workers`` threads each read and
-        compute images of their own, by default one for each of torch's threads. ``network`` computes in place of all
-        that: it takes images on the CPU, and several threads call it at once. The probabilities are softmax(logits / T)
-        where the model has a ``temperature`` T and ``calibrated`` is left on, else softmax(logits). An exported network
-        computes on the CPU, in what it was loaded in.
+        one, by default the machine's accelerator, or several, which take turns; a name is read as ``--device`` is, so
+        ``"cuda"`` is every CUDA device. ``workers`` threads each read and compute images of their own, by default one
+        for each of torch's threads. ``network`` computes in place of all that: it takes images on the CPU, and several
+        threads call it at once. The probabilities are softmax(logits / T) where the model has a ``temperature`` T and
+        ``calibrated`` is left on, else softmax(logits). An exported network computes on the CPU, in what it was loaded
+        in.
 
         ``unknown_below`` P calls images unknown whose familiarity is less than P, and so a share P of the images that
         are like those of training; ``KNOWN_REJECTED`` is a sound choice. ``features`` is for ``embed_stream``. With
         either a ``network`` gives features, too, as one of ``with_features`` does.
 
-        Raises: ValueError if names or preprocessing do not fit the model, for a combination of backend, precision and
-        device that does not exist, and for ``unknown_below`` or ``features`` of a model that cannot tell.
+        Raises: ValueError if names or preprocessing do not fit the model, for a device that is not there, for a
+        combination of backend, precision and device that does not exist, and for ``unknown_below`` or ``features`` of a
+        model that cannot tell.
         """
         geometry, classes = model.config, model.config.num_classes
         class_names = class_names or class_names_of(model)
@@ -424,9 +426,11 @@ def refuse_for_exported(backend: str | None, device: Devices) -> None:
 def _as_devices(device: Devices) -> tuple[torch.device, ...]:
     if device is None:
         return (default_device(),)
-    if isinstance(device, str | torch.device):
-        return (torch.device(device),)
-    return tuple(map(torch.device, device))
+    if isinstance(device, str):
+        return devices_named(device)
+    if isinstance(device, torch.device):
+        return (device,)
+    return tuple(found for each in device for found in _as_devices(each))
 
 
 def class_names_of(model: CeiT | ExportedNetwork) -> Sequence[str]:
