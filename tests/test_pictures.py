@@ -1,6 +1,8 @@
 """Pictures of a run: whole files, the same for the same data, with nothing chosen and nothing wrong hidden."""
 
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,18 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from ceit.plots import GREEN, ORANGE, RED, draw_confusion, draw_curves, draw_prediction_sheet
+from ceit import plots
+from ceit.plots import (
+    GREEN,
+    ORANGE,
+    RED,
+    curve_style,
+    draw_confusion,
+    draw_curves,
+    draw_prediction_sheet,
+    draw_validation,
+    new_figure,
+)
 
 NAMES = ("ant", "bee", "a cat of $20 or $30")
 
@@ -59,6 +72,36 @@ def test_curves_of_a_run_that_has_not_validated_yet(tmp_path: Path) -> None:
     record = {"event": "step", "step": 20, "epoch": 1, "loss": 2.0, "learning_rate": 1e-3}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record))
     assert draw_curves(tmp_path).is_file()
+
+
+def test_curves_of_a_loss_that_was_not_finite(tmp_path: Path) -> None:
+    records = [{"event": "step", "step": step, "loss": 2 / step, "learning_rate": 1e-3} for step in range(1, 60)]
+    records[30]["loss"] = None
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert draw_curves(tmp_path).is_file()
+
+
+def test_every_run_of_several_has_its_name_and_its_look(tmp_path: Path) -> None:
+    names = ["_first", "n$_{$_x", *(f"run {number}" for number in range(8))]
+    curve = [{"epoch": epoch, "validation_top1_percent": 10.0 * epoch} for epoch in (1, 2)]
+    picture = draw_validation(dict.fromkeys(names, curve), tmp_path / "curves.svg")
+    words = re.findall("<!-- (.*) -->", picture.read_text(encoding="utf-8"))  # each text in front of its outlines
+    assert set(names) <= set(words)
+    looks = [tuple(curve_style(number).values()) for number in range(25)]
+    assert len(set(looks)) == 25
+
+
+def test_letters_that_the_font_lacks_come_from_one_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two that come with matplotlib, and one that nobody has."""
+    monkeypatch.setattr(plots, "_FONTS", ("cmr10", "a font of nobody", "DejaVu Sans"))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figure.savefig(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with new_figure(tmp_path / "text.png", 1.0) as figure:
+            figure.text(0.1, 0.1, "Ж")  # not in cmr10
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from benchmarks.compute.pace import Pace
 from benchmarks.compute.plan import STUDY, Arm, Plan, setting_in
 from ceit.atomic import write_text
 from ceit.inference.views import VIEWS
-from ceit.plots import COLOURS, MARKERS, new_figure
+from ceit.plots import curve_style, new_figure
 from ceit.study.cells import Record, read_cell
 from ceit.study.report import machine_words
 
@@ -190,10 +190,7 @@ def draw(plan: Plan, data: str, rows: list[Row], path: Path) -> Path:
         by_pflop, by_minutes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for number, (name, arm) in enumerate(plan.arms.items()):
             own = [row for row in rows if (row.data, row.name) == (data, name)]
-            style = {
-                "color": COLOURS[number % len(COLOURS)],
-                "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
-            }
+            style = curve_style(number)
             for axes in (by_pflop, by_minutes):
                 costs = [(row.budget if axes is by_pflop else row.core_minutes, row.plain) for row in own]
                 points = [(cost, top1) for cost, plain in costs if cost is not None for top1 in plain]

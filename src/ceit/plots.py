@@ -25,11 +25,33 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#00795A", "#C44E00", "#6
 COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 SHEET_ROWS, SHEET_COLUMNS = 4, 8
 
-MARKERS = "osD^v"
+_MARKERS = "osD^v"
+_FONTS = (
+    "DejaVu Sans",  # which comes with matplotlib; what it lacks is taken from the next that is installed
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Noto Sans JP",
+    "Noto Sans KR",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Apple SD Gothic Neo",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Nirmala UI",
+    "Leelawadee UI",
+)
 _WIDTH = 8.0  # inches
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
     "font.size": 10,
+    "text.parse_math": False,  # names and values may have any number of dollar signs
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -59,8 +81,10 @@ def new_figure(
     """An empty figure of so many inches in the style of the package; what the block draws is saved in every path."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
 
-    with rc_context(dict(style)):
+    installed = fontManager.get_font_names()
+    with rc_context({"font.family": [font for font in _FONTS if font in installed], **style}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         for each in (path,) if isinstance(path, str | Path) else path:
@@ -104,12 +128,11 @@ def draw_validation(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str
         raise ValueError("no run has finished an epoch with validation: there is nothing to draw")
     with new_figure(path, 3.6) as figure:
         axes = figure.add_subplot()
-        for number, (name, points) in enumerate(found.items()):
-            epochs, percent = zip(*points, strict=True)
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot(epochs, percent, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4, label=name)
+        curves_drawn = []
+        for number, points in enumerate(found.values()):
+            curves_drawn += axes.plot(*zip(*points, strict=True), markersize=4, **curve_style(number))
         label_epochs(axes)
-        axes.legend(loc="lower right", handlelength=1.6)
+        axes.legend(curves_drawn, list(found), loc="lower right", handlelength=1.6)  # also names that begin with "_"
     return Path(path)
 
 
@@ -185,7 +208,7 @@ def _draw_answer(axes: "Axes", pixels_hwc: np.ndarray, answer: str, truth: str, 
 
 def _draw_loss(loss: "Axes", rate: "Axes", steps: list[dict[str, Any]]) -> None:
     number = [record["step"] for record in steps]
-    values = np.array([record["loss"] for record in steps])
+    values = np.array([record["loss"] for record in steps], dtype=np.float64)  # None, of a loss without end, is nan
     loss.plot(number, values, color=BLUE, alpha=0.25, linewidth=1.0)
     loss.plot(number, _running_mean(values, max(1, len(values) // 20)), color=BLUE)
     loss.set_title("Training loss")
@@ -210,6 +233,14 @@ def _draw_accuracy(axes: "Axes", epochs: list[dict[str, Any]]) -> None:
     label_epochs(axes)
     if epochs:
         axes.legend(loc="lower right", handlelength=1.2)
+
+
+def curve_style(number: int) -> dict[str, Any]:
+    """Colour and marker of one of several curves: 25 pairs, the first of each colour with a marker of its own."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": _MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
+    }
 
 
 def label_epochs(axes: "Axes", title: str = "Validation accuracy, top-1 in %") -> None:
@@ -238,9 +269,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(label: str, letters: int) -> str:
-    """The label, shortened, with nothing in it that would be set as a formula, or could not be set at all."""
+    """The label, shortened, with a mark for every character that cannot be set."""
     label = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in label)
-    return (label if len(label) <= letters else f"{label[: letters - 1]}…").replace("$", r"\$")
+    return label if len(label) <= letters else f"{label[: letters - 1]}…"
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -215,6 +216,8 @@ def test_the_best_is_that_of_the_highest_validation_accuracy(finished: Sweep) ->
     assert f"| 1 | {found[0].trial.name} | 0.01 |" in table
     assert "Test top-1 of the best trial" in table
     assert (finished.places.results / "figure.png").stat().st_size > 1000
+    ticks = re.findall("<!-- (.*) -->", (finished.places.results / "figure.svg").read_text(encoding="utf-8"))
+    assert {"0.0001", "0.01"} <= set(ticks)
     assert not list(finished.places.results.rglob("checkpoints"))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ceit.atomic import write_text
 from ceit.json_file import as_written
-from ceit.plots import BLUE, COLOURS, MARKERS, ORANGE, label_epochs, new_figure
+from ceit.plots import BLUE, ORANGE, curve_style, label_epochs, new_figure
 from ceit.study.cells import Record, read_record, require_same_images, slug, unpack
 from ceit.study.plan import Study, scales
 from ceit.study.significance import LEVEL, Comparison, compare
@@ -235,16 +235,15 @@ def _draw_points(axes: "Axes", arms: list[str], records: dict[str, list[Record]]
 
 def _draw_curves(axes: "Axes", arms: list[str], records: dict[str, list[Record]]) -> None:
     for number, arm in enumerate(arms):
-        colour, cells = COLOURS[number % len(COLOURS)], records[arm]
+        style, cells = curve_style(number), records[arm]
         curves = [[line["validation_top1_percent"] for line in cell["curve"]] for cell in cells]
         curves = [curve for curve in curves if None not in curve]
         if not curves:
             continue  # trained without validation
         for curve in curves:
-            axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=1.0, alpha=0.35)
+            axes.plot(range(1, len(curve) + 1), curve, color=style["color"], linewidth=1.0, alpha=0.35)
         means = [mean(values) for values in zip(*curves, strict=False)]  # while all of them ran
-        label, marker = f"{arm}: {means[-1]:.2f}", MARKERS[number % len(MARKERS)]
-        axes.plot(range(1, len(means) + 1), means, color=colour, marker=marker, markersize=4, label=label)
+        axes.plot(range(1, len(means) + 1), means, markersize=4, label=f"{arm}: {means[-1]:.2f}", **style)
     label_epochs(axes, "Validation accuracy, top-1 in %: every seed, and the mean")
     axes.legend(loc="lower right", handlelength=1.6)
 

@@ -149,6 +149,7 @@ def _draw_option(axes: "Axes", sweep: Sweep, option: str, found: Sequence[Ranked
         axes.set_xscale("log" if choices.kind == "log_uniform" else "linear")
         room = 0.05 * (high - low)
         axes.set_xlim(*((low / 1.2, high * 1.2) if choices.kind == "log_uniform" else (low - room, high + room)))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.plot(values, heights, "o", color=BLUE, markerfacecolor="none")
     axes.plot(values[:1], heights[:1], "o", color=ORANGE)
