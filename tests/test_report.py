@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,11 @@ def points_of(svg: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (pair.split(",") for pair in points.split())]
 
 
+def numbers_of(svg: str) -> list[str]:
+    """What stands at the vertical axis, from below."""
+    return re.findall('text-anchor="end">([^<]*)<', svg)
+
+
 def test_a_line_goes_where_its_values_are_and_leaves_out_what_is_none() -> None:
     svg = str(line_chart("losses", "epoch", "loss", [Line("a", [0, 1, 2, 3], [4.0, 3.0, float("nan"), 1.0])]))
     chart = svg.partition("</svg>")[0] + "</svg>"
@@ -284,6 +290,13 @@ def test_a_line_goes_where_its_values_are_and_leaves_out_what_is_none() -> None:
 def test_charts_of_few_many_and_equal_values_can_be_drawn() -> None:
     assert "polyline" in line_chart("one", "x", "y", [Line("a", [1], [0.5])])
     assert "polyline" in line_chart("equal", "x", "y", [Line("a", [1, 2], [3.0, 3.0])])
+    assert numbers_of(line_chart("equal", "x", "y", [Line("a", [1, 2], [5e-4, 5e-4])]))[0] == "0"  # not below
+    assert "line" in line_chart("alike", "x", "y", [Line("a", [1, 2], [5e-4, 5e-4 * (1 + 1e-15)])])
+    assert "line" in line_chart("huge", "x", "y", [Line("a", [1, 2], [1e20, 1e20])])
+    for narrow in ([99.9991, 100.0], [2.30001, 2.30009], [1000.1, 1000.4], [0.2, 0.7]):
+        numbers = numbers_of(line_chart("narrow", "x", "y", [Line("a", [1, 2], narrow)]))
+        values = [float(number.replace(",", "")) for number in numbers]
+        assert len({round(b - a, 9) for a, b in pairwise(values)}) == 1  # told apart, and truly spaced
     assert "svg" in line_chart("none", "x", "y", [Line("a", [1, 2], [float("nan")] * 2)])
     many = str(line_chart("many", "x", "y", [Line("a", range(100_000), [1e-7 * i for i in range(100_000)])]))
     assert len(many) < 20_000

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from ceit.evaluation.scores import ConfidenceBin
 
@@ -39,17 +39,19 @@ class Frame:
     ) -> None:
         """``whole``: the horizontal axis counts something. ``most``: what the vertical one cannot be above."""
         self.x_low, self.x_high = _range(xs)
-        self.y_ticks = [tick for tick in _ticks(*_range(ys)) if tick <= most]
+        self.y_ticks = [tick for tick in _ticks(*_range(ys, from_zero=True)) if tick <= most]
         self.y_low, self.y_high = self.y_ticks[0], self.y_ticks[-1]
         self.parts: list[Markup] = []
-        for tick in self.y_ticks:
+        y_numbers = _numbers(self.y_ticks)
+        for tick, number in zip(self.y_ticks, y_numbers, strict=True):
             y = self.y(tick)
             self._add('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>', _LEFT, WIDTH - _RIGHT, y, y)
-            self._add('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>', _LEFT - 6, y + 4, _number(tick))
-        for tick in _ticks(self.x_low, self.x_high):
+            self._add('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>', _LEFT - 6, y + 4, number)
+        x_ticks = _ticks(self.x_low, self.x_high)
+        for tick, number in zip(x_ticks, _numbers(x_ticks), strict=True):
             if self.x_low <= tick <= self.x_high and not (whole and tick % 1):
                 place = self.x(tick), HEIGHT - _BOTTOM + 16
-                self._add('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>', *place, _number(tick))
+                self._add('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>', *place, number)
         middle = (_LEFT + WIDTH - _RIGHT) / 2
         self._add('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>', middle, HEIGHT - 4, x_label)
         turned = '<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
@@ -145,9 +147,12 @@ def _thinned(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, floa
     ]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _range(values: Sequence[float], from_zero: bool = False) -> tuple[float, float]:
+    """From the lowest to the highest; one value, or equal ones, lie in the middle, which may be that from zero on."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
+    if not math.isclose(low, high):
+        return low, high
+    return (0.0, 2 * low) if from_zero and low > 0 else (low - 0.5, low + 0.5)
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -159,5 +164,14 @@ def _ticks(low: float, high: float) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _number(value: float) -> str:
-    return str(escape(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"))
+def _numbers(ticks: Sequence[float]) -> list[str]:
+    """The ticks in as few digits as tell neighbours apart, four at least."""
+    decimals = -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9) if len(ticks) > 1 else 0
+
+    def number(value: float) -> str:
+        if abs(value) >= 1000:
+            return f"{value:,.{max(0, decimals)}f}"
+        digits = 1 + math.floor(math.log10(abs(value))) + decimals if value else 0
+        return f"{value:.{max(4, digits)}g}"
+
+    return list(map(number, ticks))
