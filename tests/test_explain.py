@@ -1,6 +1,8 @@
 """``ceit explain`` draws a sheet for every image and writes over nothing."""
 
 import json
+import re
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ import ceit
 import ceit_cli
 from ceit.data.preprocessing import Preprocessing
 from ceit.explain import sheet
-from ceit.explain.explanation import PatchMap, explain
+from ceit.explain.explanation import Explanation, PatchMap, explain
 from ceit.explain.maps import contributions
 from ceit.inference.example_images import synthetic
 from ceit.inference.exporter import export
+from ceit.inference.predictor import Score
 
 CLASSES = ("cat", "dog $x$", "Œuf")
 
@@ -126,7 +129,7 @@ def test_every_map_is_drawn(tmp_path: Path, photos: Path, monkeypatch: pytest.Mo
     """Four of them where both the class token and the patches are classified."""
     drawn: list[str] = []
 
-    def noted(axes: Any, pixels: np.ndarray, entry: PatchMap) -> None:
+    def noted(axes: Any, pixels: np.ndarray, entry: PatchMap, letters: int) -> None:
         drawn.append(entry.title)
 
     monkeypatch.setattr(sheet, "_draw_map", noted)
@@ -135,6 +138,21 @@ def test_every_map_is_drawn(tmp_path: Path, photos: Path, monkeypatch: pytest.Mo
     sheet.draw_sheet(found, "a title", [tmp_path / "sheet.png"])
     assert drawn == [entry.title for entry in found.maps]
     assert len(drawn) == 4
+
+
+def test_long_names_are_told_apart_and_many_bars_have_room(tmp_path: Path) -> None:
+    names = [f"a warbler of the north (class {number})" for number in range(30)]
+    scores = tuple(Score(name, 0.03) for name in names)
+    maps = tuple(PatchMap("for and against", np.ones((4, 4)), signed=True, about=name) for name in names[:2])
+    found = Explanation(np.zeros((16, 16, 3), np.uint8), scores, scores[25], maps, None, None)
+    pictures = [tmp_path / "sheet.svg", tmp_path / "sheet.png"]
+    sheet.draw_sheet(found, "a title", pictures)
+    words = pictures[0].read_text(encoding="utf-8")  # which stand in front of their outlines
+    numbers = Counter(re.findall(r"<!-- a warbler.*lass ([0-9]+)\) -->", words))
+    assert numbers.pop("0") == numbers.pop("1") == 2  # above a map, and beside a bar
+    assert set(numbers) == {*map(str, range(2, 20)), "25"}
+    with Image.open(pictures[1]) as drawn:
+        assert drawn.height > 21 * 40 + 400  # pixels of the bars, and of the maps
 
 
 def test_no_sheet_takes_the_place_of_another_and_none_has_too_long_a_name(

@@ -269,9 +269,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(label: str, letters: int) -> str:
-    """The label, shortened, with a mark for every character that cannot be set."""
+    """The label, shortened in its middle, since ends tell names apart; with a mark for what cannot be set."""
     label = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in label)
-    return label if len(label) <= letters else f"{label[: letters - 1]}…"
+    return label if len(label) <= letters else f"{label[: letters // 2]}…{label[letters // 2 + 1 - letters :]}"
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:

@@ -100,7 +100,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--checkpoint", f"the model: {WEIGHTS} (default: {DEFAULT})", default=DEFAULT, metavar="RUN|FILE")
     add("--output", "folder for the sheets; none is written over", required=True, metavar="DIR", type=expanded)
     add("--about", "explain this class, not the one that is answered: why is it no dog?", metavar="CLASS")
-    add("--top-k", "show the K most probable classes", type=positive, default=5, metavar="K")
+    add("--top-k", "show the K most probable classes; a sheet has room for 20", type=positive, default=5, metavar="K")
     add("--device", "where to compute: cpu, cuda, cuda:1, mps (default: a GPU, if there is one)", metavar="DEVICE")
     add("--raw", RAW, action="store_true")
     add("--json", f"{JSON}, with the values of all maps", action="store_true")

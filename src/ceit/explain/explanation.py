@@ -20,11 +20,20 @@ from ceit.model import CeiT
 
 @dataclass(frozen=True)
 class PatchMap:
-    """A number for each patch, ``(H, W)``; of ``signed`` ones 0 is neutral, the others are not negative."""
+    """A number for each patch, ``(H, W)``; of ``signed`` ones 0 is neutral, the others are not negative.
 
-    title: str
+    ``about`` is the class that it speaks of; empty if it speaks of none.
+    """
+
+    kind: str
     values_hw: np.ndarray
     signed: bool = False
+    about: str = ""
+
+    @property
+    def title(self) -> str:
+        """The kind, and the class if it speaks of one."""
+        return f"{self.kind} {self.about}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -89,16 +98,16 @@ def explain(predictor: Predictor, image: ImageInput, about: str | None = None, t
 
     maps: list[PatchMap] = []
 
-    def add(title: str, map_1hw: torch.Tensor, signed: bool = False) -> None:
-        maps.append(PatchMap(title, map_1hw[0].float().cpu().numpy(), signed))
+    def add(kind: str, map_1hw: torch.Tensor, signed: bool = False, about: str = "") -> None:
+        maps.append(PatchMap(kind, map_1hw[0].float().cpu().numpy(), signed, about))
 
     classifies_patches = model.config.global_pool != "token"
     if classifies_patches:
         for one in (number, rival):
             if one is not None:
-                add(f"for and against {called(one)}", contributions(model, images, numbers(one)), signed=True)
+                add("for and against", contributions(model, images, numbers(one)), signed=True, about=called(one))
     if len(model.blocks) > model.config.has_dead_rows:
-        add(f"Grad-CAM of {called(number)}", grad_cam(model, images, numbers(number)))
+        add("Grad-CAM of", grad_cam(model, images, numbers(number)), about=called(number))
     if classifies_patches and model.lca is None:
         return Explanation(pixels_hwc, answers, scores[number], tuple(maps), None, None)
     if model.lca is not None:
