@@ -33,14 +33,14 @@ def main(arguments: list[str]) -> None:
     """
     options = _parsed(arguments)
     runs = [read_run(run) for run in options.runs]
-    if options.plot:
-        from ceit.plots import draw_validation
-
-        draw_validation({run["run"]: run["curve"] for run in runs}, options.plot)
     if options.json:
         print(json.dumps({"runs": runs, "different": differing_options(runs)}))
     else:
         print_tables(runs, Console(highlight=False))
+    if options.plot:
+        from ceit.plots import draw_validation
+
+        draw_validation({run["run"]: run["curve"] for run in runs}, options.plot)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
