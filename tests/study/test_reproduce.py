@@ -309,6 +309,16 @@ def test_cells_are_not_compared_that_saw_other_images(finished: Finished, tmp_pa
         write_report(tmp_path, load_study(str(finished.file)), "digits")
 
 
+def test_seeds_of_two_plans_are_not_averaged(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "own" / "digits")
+    study = load_study(str(finished.file))
+    cell = next(cell for cell in study.cells(scales()["digits"], {}) if cell.name == CELLS[1])
+    found = {key: value for key, value in read_record(path_of(tmp_path, cell)).items() if key not in OF_THE_CELL}
+    write_cell(tmp_path, replace(cell, options=cell.options | {"peak_lr": 0.5}), found)
+    with pytest.raises(ValueError, match=r"without.seed1.json was measured with peak_lr 0.01, the study has 0.5 now"):
+        write_report(tmp_path, study, "digits")
+
+
 def test_results_that_cannot_be_written_are_told_before_anything_is_trained(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,14 +119,19 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
     if not path.is_file():
         return None
     record = read_record(path)
-    wanted, found = ({"data": run["data"]} | run["options"] for run in (cell.asked, record))
+    require_same_run(path, record, cell.asked)
+    return record
+
+
+def require_same_run(path: Path, record: Record, asked: Record) -> None:
+    """Raises: ValueError if a cell's file is of other data or options than the study asks for by now."""
+    wanted, found = ({"data": run["data"]} | run["options"] for run in (asked, record))
     for key in sorted(wanted.keys() | found.keys()):
         if found.get(key) != wanted.get(key):
             raise ValueError(
                 f"{path} was measured with {key} {found.get(key)}, the study has {wanted.get(key)} now: remove it and "
                 "its run directory to measure it again"
             )
-    return record
 
 
 def read_record(path: Path) -> Record:

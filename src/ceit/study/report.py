@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ceit.atomic import write_text
 from ceit.json_file import as_written
 from ceit.plots import BLUE, ORANGE, curve_style, label_epochs, new_figure
-from ceit.study.cells import Record, read_record, require_same_images, slug, unpack
+from ceit.study.cells import Record, read_record, require_same_images, require_same_run, slug, unpack
 from ceit.study.plan import Study, scales
 from ceit.study.significance import LEVEL, Comparison, compare
 
@@ -49,7 +49,7 @@ def write_report(root: Path, study: Study, scale: str) -> list[Path]:
 def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
     """The cells that were trained to their end, by arm, seeds in order; arms without any are left out.
 
-    Raises: ValueError as ``read_record``.
+    Raises: ValueError as ``read_record``, or if one seed of an arm is of other data or options than the first.
     """
     found: dict[str, list[Record]] = {}
     for record in _finished(root, study, scale):
@@ -59,21 +59,26 @@ def records_of(root: Path, study: Study, scale: str) -> dict[str, list[Record]]:
 
 
 def failures_of(root: Path, study: Study, scale: str) -> list[str]:
-    """The cells that failed, each with its reason. Raises: ValueError as ``read_record``."""
+    """The cells that failed, each with its reason. Raises: ValueError as ``records_of``."""
     records = [record for record in _finished(root, study, scale) if "failed" in record]
     return [f"{record['arm']}, seed {record['seed']}, failed: {record['failed']}" for record in records]
 
 
 def _finished(root: Path, study: Study, scale: str) -> list[Record]:
-    """Every finished cell of the arms that the study has, by its seed."""
-    found = []
+    """Every finished cell of the arms that the study has, by its seed; all seeds of an arm are the same run."""
+    found: list[tuple[Path, Record]] = []
     names = {arm.name for arm in study.arms_at(scales()[scale])}
     for path in sorted((root / study.name / scale).glob("*.seed*.json")):
         record = read_record(path)
         named = f"{slug(record['arm'])}.seed{record['seed']}.json"  # a copy under another name is no further seed
         if record["arm"] in names and path.name == named:
-            found.append(record)
-    return sorted(found, key=lambda record: record["seed"])
+            found.append((path, record))
+    found.sort(key=lambda entry: entry[1]["seed"])
+    first: dict[str, Record] = {}
+    for path, record in found:
+        asked = first.setdefault(record["arm"], record)
+        require_same_run(path, record, asked | {"options": asked["options"] | {"seed": record["seed"]}})
+    return [record for _, record in found]
 
 
 def tables(study: Study, scale: str, records: dict[str, list[Record]]) -> str:
