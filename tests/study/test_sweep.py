@@ -137,6 +137,7 @@ def test_the_examples_of_the_page_and_of_the_help_are_sweeps(repository: Path, t
         ({"peak_lr": [0.1, 0.2]}, {"output": None}, "has no output: set it, or --output"),
         ({"peak_lr": [0.1, 0.2]}, {"seeds": []}, r"seeds \[\] must be whole numbers"),
         ({"peak_lr": [0.1, 0.2]}, {"seeds": [0, 0]}, r"seeds \[0, 0\] must be whole numbers, each once"),
+        ({"peak_lr": [0.1, 0.2]}, {"seeds": [0, -1]}, r"own.yaml: seed -1 must be in \[0, 2\^32\)"),
         ({"peak_lr": [0.1, 0.2]}, {"budget": {"epoch": 1}}, "unknown budget 'epoch'; did you mean 'epochs'"),
         (
             {"peak_lr": [0.1, 0.2]},
@@ -167,6 +168,21 @@ def test_the_examples_of_the_page_and_of_the_help_are_sweeps(repository: Path, t
         ({"peak_lr": [0.1, -1.0]}, {}, "the trial with peak_lr -1.0: peak_lr -1.0 must be positive"),
         ({"peak_lr": ["high", 0.1]}, {}, "the trial with peak_lr high: peak_lr 'high' must be a number"),
         ({"geometry.num_heads": [2, 5]}, {}, "the trial with geometry.num_heads 5: .*5"),
+        (
+            {"optimizer": ["adamw", "adamww"]},
+            {},
+            "the trial with optimizer adamww: unknown optimizer 'adamww'; did you",
+        ),
+        (
+            {"optimizer": "sgd", "optimizer_args.momentun": [0.8, 0.9]},
+            {},
+            "the trial with optimizer_args.momentun 0.8: optimizer sgd cannot be made with {'momentun': 0.8}: SGD",
+        ),
+        (
+            {"distillation.teacher": [None, "resnet10"]},
+            {},
+            "teacher resnet10: unknown teacher 'resnet10'; did you mean",
+        ),
         ({"seed": [1, 2]}, {}, r"set seeds, such as seeds: \[0, 1\]"),
         ({"epochs": [1, 2]}, {}, "leave out the option epochs, or the budget"),
         ({"validation_percent": [5.0, 10.0]}, {}, "validation_percent chooses the images of the validation"),
@@ -342,6 +358,21 @@ def test_data_that_are_not_there_stop_the_sweep_and_record_nothing(
     assert ceit_cli.main(["sweep", file, "--data", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/trials/*.json"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"initial_checkpoint": [None, "nowhere.safetensors"]},
+        {"distillation": {"teacher": "resnet18", "checkpoint": [None, "nowhere.safetensors"]}},
+    ],
+)
+def test_weights_that_are_not_there_stop_the_sweep_before_the_first_run(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "run_trial", lambda *_: pytest.fail("a run began"))
+    with pytest.raises(ValueError, match=r"checkpoint nowhere\.safetensors is not here: name a run directory"):
+        run(write(tmp_path, options))
 
 
 def test_the_total_time_ends_a_sweep_between_two_runs_and_a_longer_one_goes_on(

@@ -15,17 +15,22 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
+from torch import nn
+
 from ceit.data.sources.choose import absolute
 from ceit.messages import Say, unknown
 from ceit.model.config import CeiTConfig
 from ceit.model.variants import config_of
 from ceit.options import as_fields, fits
 from ceit.paths import expanded
-from ceit.study.cells import CHOOSE_IMAGES, Cell, Options, Places, joined, read_cell, recipe_options
+from ceit.study.cells import CHOOSE_IMAGES, Cell, Options, Places, joined, path_of, read_cell, recipe_options
 from ceit.study.run import finish, found_by, recorded, run_cells, train_cell
-from ceit.train.config import FROM_THE_DATA, SECTIONS, known_keys
+from ceit.train.config import FROM_THE_DATA, SECTIONS, TrainConfig, known_keys
 from ceit.train.log import Show
+from ceit.train.optimizer import make_optimizer
 from ceit.train.recipe import nested, seconds_of
+from ceit.train.teacher import require_teacher
+from ceit.weights.stored import A_CHECKPOINT, is_here
 from ceit.yaml_file import read_yaml
 
 FOLDER = "trials"
@@ -219,6 +224,7 @@ class Sweep:
             if option in CHOOSE_IMAGES:
                 raise ValueError(f"{option} chooses the images of the validation: give it one value for all trials")
         self._check_number()
+        can_begin: set[str] = set()
         for trial in self.all_trials:
             try:
                 config = trial.cells[0].config()
@@ -226,8 +232,13 @@ class Sweep:
                 config_of(config.model, **config.geometry, **size)
                 if config.validation_percent == 0:
                     raise ValueError("validation_percent 0 may leave no images to rank the trials by: set it above 0")
+                if (kind := repr((config.optimizer, config.optimizer_args, config.distillation))) not in can_begin:
+                    _require_names(config)
+                    can_begin.add(kind)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"the trial with {trial.words}: {error}") from error
+        for cell in self.all_trials[0].cells:
+            cell.config()
 
     def _check_number(self) -> None:
         """Of trials: what is asked for, and what there can be."""
@@ -260,6 +271,7 @@ def run_sweep(sweep: Sweep, say: Say, show: Show) -> None:
     Raises: ValueError if a run cannot begin, or for a cell's file that was changed; Interrupted after saving.
     """
     places, cells = sweep.places, sweep.cells
+    _require_weights(cells, places)
     words = {cell.name: trial.words for trial in sweep.all_trials for cell in trial.cells}
     limit = math.inf if sweep.total_time is None else seconds_of(sweep.total_time)
 
@@ -287,6 +299,27 @@ def run_trial(cell: Cell, places: Places, say: Say, show: Show) -> None:
         return
     finish(cell, places, found)
     say(f"{cell.name}: validation top-1 {found['best']['validation_top1_percent']:.2f} %")
+
+
+def _require_names(config: TrainConfig) -> None:
+    """Raises: ValueError for an optimizer, its arguments or a teacher that no run could begin with."""
+    alike = replace(config, layer_decay=1.0, head_lr_factor=1.0, batch_norm_bias_lr_factor=1.0)
+    make_optimizer(nn.Linear(1, 1), alike)  # no optimizer asks which network it is
+    if config.distillation.teacher is not None:
+        require_teacher(config.distillation.teacher)
+
+
+def _require_weights(cells: Sequence[Cell], places: Places) -> None:
+    """Raises: ValueError for weights that are not there, and that a run which is still to begin asks for."""
+    for cell in cells:
+        if path_of(places.results, cell).is_file() or (places.run_of(cell) / "config.yaml").is_file():
+            continue
+        config = cell.config()
+        asked = {"initial_checkpoint": config.initial_checkpoint}
+        asked |= {"distillation.checkpoint": config.distillation.checkpoint}
+        for option, weights in asked.items():
+            if weights is not None and not is_here(weights):
+                raise ValueError(f"{option} {weights} is not here: name {A_CHECKPOINT}")
 
 
 def _dotted(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -60,8 +60,7 @@ def make_teacher(
     """
     if config.teacher is None:
         return None
-    if not timm.is_model(config.teacher):
-        raise ValueError(unknown("teacher", config.teacher, timm.list_models()))
+    require_teacher(config.teacher)
     name = config.teacher.partition(".")[0]
     if config.checkpoint is not None and name in MODELS:
         told = read_description(config.checkpoint)
@@ -86,6 +85,12 @@ def make_teacher(
         raise ValueError(f"teacher {config.teacher} was not trained on the data's classes: only one knows {strange!r}")
     order = [names.index(name) for name in class_names] if names else None
     return Teacher(network.to(device, dtype), own, size, student, order)
+
+
+def require_teacher(name: str) -> None:
+    """Raises: ValueError for a name that timm does not have."""
+    if not timm.is_model(name):
+        raise ValueError(unknown("teacher", name, timm.list_models()))
 
 
 def _network_of_timm(config: Distillation, classes: int) -> nn.Module:
