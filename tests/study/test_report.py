@@ -2,7 +2,7 @@
 
 from ceit.study.cells import Record, pack
 from ceit.study.plan import Study
-from ceit.study.report import accuracy_table
+from ceit.study.report import accuracy_table, markdown
 from tools.overview import evidence_table
 
 STUDY = Study.from_dict(
@@ -58,6 +58,10 @@ def test_arms_that_were_trained_on_different_devices_are_said_to_be() -> None:
     elsewhere = {"machine": {"accelerator": "G", "processor": "P"}}
     records = {"one": [cell(0, 800), cell(1, 820) | elsewhere], "two": [cell(0, 700), cell(1, 740)]}
     assert rows(records)[0].endswith("| better, on different devices |")
+
+
+def test_no_word_of_a_table_ends_its_field_or_its_row() -> None:
+    assert markdown(["a|b", ""], [["one\ntwo", ""]]).splitlines() == [r"| a\|b | |", "|---|---|", "| one two | |"]
 
 
 def trained(seed: int, accelerator: str | None, seconds: float) -> Record:

@@ -202,8 +202,12 @@ def device_of(record: Record) -> str:
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; an empty word is an empty field."""
-    first, *others = ("|" + "".join(f" {word} |" if word else " |" for word in words) for words in (heads, *rows))
+    """A table; an empty word is an empty field, and no word ends its field or its row."""
+
+    def field(word: str) -> str:
+        return " ".join(["", *word.replace("|", r"\|").splitlines(), "|"])
+
+    first, *others = ("|" + "".join(map(field, words)) for words in (heads, *rows))
     return "\n".join([first, "|" + "---|" * len(heads), *others])
 
 
