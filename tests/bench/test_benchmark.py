@@ -365,6 +365,22 @@ def test_an_interrupted_run_keeps_what_it_measured(made: Path) -> None:
             ["--models", PICO, "--backends", "openvino", "--measures", "train"],
             "train needs a backend of plain eager compile",
         ),
+        (
+            ["--against", f"{__file__}:good", "--precisions", "int8"],
+            "--precisions int8 is not to be had with plain: add",
+        ),
+        (
+            ["--models", PICO, "--against", f"{__file__}:good", "--precisions", "int8"],
+            "--against-backends plain has none of int8: it has float32 bf16",
+        ),
+        (
+            ["--against", f"{__file__}:good", "--against-backends", "onnxruntime", "--measures", "train"],
+            "--against-backends onnxruntime: --measures train needs a backend of plain eager compile",
+        ),
+        *(
+            (["--measures", "loader", "--data", "photos", *words], f"measures no model: leave out {words[0]}, or give")
+            for words in (["--models", PICO], ["--checkpoint", "run"], ["--against", "a.py:f"], ["--opponents"])
+        ),
         ([], "nothing to measure"),
         (["--measures", "loader"], "--measures loader and --data FOLDER go together"),
         (["--models", PICO, "--data", "photos"], "--measures loader and --data FOLDER go together"),

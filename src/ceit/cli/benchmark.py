@@ -17,6 +17,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, get_args
 
 from rich.console import Console
@@ -38,6 +39,7 @@ from ceit.paths import expanded
 
 _LOADER = "loader"  # a measure that is no model's
 _MOST_SECONDS = 600.0  # of a turn; a process that does not answer for twice as long is given up
+_MODELS = ("models", "checkpoint", "against", "opponents")  # options that name some
 _percent = "{:.0f}%".format
 _PACKAGES = ("onnxruntime", "openvino")  # backends that are packages of the same name
 
@@ -70,6 +72,9 @@ def main(arguments: list[str]) -> None:
         parser.error(f"--measures {_LOADER} and --data FOLDER go together")
     if options.chart is not None and not {"inference", "train"} & set(options.measures):
         parser.error("--chart draws models: give --measures inference or train as well")
+    if reads_only and (models := [name for name in _MODELS if getattr(options, name)]):
+        fix = f"leave out --{models[0]}, or give --measures inference as well"
+        parser.error(f"--measures {_LOADER} alone measures no model: {fix}")
     arms = [] if reads_only else _arms(parser, options, _models(parser, options))
     if not 0 < options.seconds <= _MOST_SECONDS:
         parser.error(f"--seconds {options.seconds} must be more than 0, and {_MOST_SECONDS} at most")
@@ -166,29 +171,36 @@ def _models(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
 def _arms(parser: argparse.ArgumentParser, options: argparse.Namespace, models: list[ModelSpec]) -> list[Arm]:
     """Every model on every backend in every precision that the backend has, as far as they were asked for.
 
-    A backend without any of the precisions, or a precision that no backend has, is wrong usage.
+    A backend without any of the precisions, a precision that no backend has, or a model that no backend of its own can
+    train, if that alone is measured, is wrong usage.
     """
     precisions = options.precisions or ["float32", "bf16"]
     installed = [name for name in BACKENDS if name not in _PACKAGES or importlib.util.find_spec(name) is not None]
-    backends = options.backends or [name for name in installed if name != PLAIN]
-    for precision in precisions:
+    usual = options.backends or [name for name in installed if name != PLAIN]
+    backends = [options.against_backends if model.kind == "factory" else usual for model in models]
+    used = list(dict.fromkeys(chain.from_iterable(backends)))
+    for precision in options.precisions or ():
         able = [name for name in BACKENDS if precision in PRECISIONS_OF[name]]
         if not able:
             known = dict.fromkeys(precision for name in BACKENDS for precision in PRECISIONS_OF[name])
             parser.error(f"--precisions {precision}: choose from {' '.join(known)}")
-        if not set(able) & set(backends):
-            parser.error(f"--precisions {precision} is not to be had with {' '.join(backends)}: add {' '.join(able)}")
-    for name in options.backends or ():
+        if not set(able) & set(used):
+            parser.error(f"--precisions {precision} is not to be had with {' '.join(used)}: add {' '.join(able)}")
+    typed = [("--backends", name) for name in options.backends or ()]
+    typed += [("--against-backends", name) for name in options.against_backends if options.against]
+    for option, name in typed:
         if not set(precisions) & set(PRECISIONS_OF[name]):
-            parser.error(
-                f"--backends {name} has none of {' '.join(precisions)}: it has {' '.join(PRECISIONS_OF[name])}"
-            )
-    if set(options.measures) == {"train"} and not any(set(precisions) & set(TRAINABLE.get(b, ())) for b in backends):
-        parser.error(f"--measures train needs a backend of {' '.join(TRAINABLE)} in float32 or bf16")
+            parser.error(f"{option} {name} has none of {' '.join(precisions)}: it has {' '.join(PRECISIONS_OF[name])}")
+    trains_alone = set(options.measures) - {_LOADER} == {"train"}
+    for model, names in zip(models, backends, strict=True):
+        if trains_alone and not any(set(precisions) & set(TRAINABLE.get(name, ())) for name in names):
+            option = "--against-backends" if model.kind == "factory" else "--backends"
+            fix = f"--measures train needs a backend of {' '.join(TRAINABLE)} in float32 or bf16"
+            parser.error(f"{option} {' '.join(names)}: {fix}")
     return [
         Arm(model, name, precision)
-        for model in models
-        for name in (options.against_backends if model.kind == "factory" else backends)
+        for model, names in zip(models, backends, strict=True)
+        for name in names
         for precision in precisions
         if precision in PRECISIONS_OF[name]
     ]
