@@ -20,6 +20,7 @@ import ceit_cli
 from ceit.cli.sweep import EXAMPLE
 from ceit.cli.train import parse
 from ceit.study import sweep as sweeps
+from ceit.study import sweep_report
 from ceit.study.cells import read_cell, read_record, write_cell
 from ceit.study.report import markdown
 from ceit.study.run import seconds_needed
@@ -231,6 +232,8 @@ def test_the_best_is_that_of_the_highest_validation_accuracy(finished: Sweep) ->
     assert markdown(*table_rows(finished, found)) in table
     assert f"| 1 | {found[0].trial.name} | 0.01 |" in table
     assert "Test top-1 of the best trial" in table
+    assert "by its validation accuracy, so its validation accuracy is a little too high." in table
+    assert "unsplit" not in table
     assert (finished.places.results / "figure.png").stat().st_size > 1000
     ticks = re.findall("<!-- (.*) -->", (finished.places.results / "figure.svg").read_text(encoding="utf-8"))
     assert {"0.0001", "0.01"} <= set(ticks)
@@ -251,6 +254,26 @@ def test_the_test_split_ranks_nothing(finished: Sweep, tmp_path: Path) -> None:
         theirs, ours = (folder.joinpath(name).read_text().splitlines() for folder in (copy, finished.places.results))
         different = [line for line in theirs if line not in ours]
         assert all(line.startswith(("# Run:", "Test top-1")) for line in different)
+
+
+def test_what_is_gone_costs_no_other_part_of_the_report(
+    finished: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(finished.places.results, tmp_path / "copy"))
+    other = Sweep(**{**vars_of(finished), "output": str(copy)})
+    run_directory = other.places.run_of(ranked(other)[0].trial.cells[1])
+    shutil.rmtree(run_directory)
+    (copy / "best.yaml").unlink()
+
+    def fail(*arguments: object) -> None:
+        raise OSError("no room for a figure")
+
+    monkeypatch.setattr(sweep_report, "draw_sweep", fail)
+    with pytest.raises(OSError, match="no room"):
+        write_sweep_report(other, ranked(other))
+    table = (copy / "table.md").read_text(encoding="utf-8")
+    assert f"Test top-1 of the best trial: not known, {run_directory / 'test.json'} is gone." in table
+    assert (copy / "best.yaml").is_file()
 
 
 def vars_of(sweep: Sweep) -> dict[str, Any]:
@@ -317,6 +340,7 @@ def test_trials_are_not_ranked_that_saw_other_images(
 ) -> None:
     file = write(tmp_path, {"img_size": 32, "peak_lr": [0.01, 0.011]}, data=str(photos), seeds=[0, 1])
     assert ceit_cli.main(["sweep", file]) == 0  # two seeds cut one set in two ways
+    assert "test images of one seed train or validate another" in (tmp_path / "out" / "table.md").read_text()
     next(photos.glob("a/*.png")).rename(photos / "a" / "renamed.png")
     more = write(tmp_path, {"img_size": 32, "peak_lr": [0.01, 0.011, 0.02]}, data=str(photos), seeds=[0, 1])
     assert ceit_cli.main(["sweep", more]) == 0  # the images are the same

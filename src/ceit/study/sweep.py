@@ -100,8 +100,8 @@ class Trial:
 
     @property
     def words(self) -> str:
-        """The options and their values."""
-        return ", ".join(f"{name} {value}" for name, value in self.options.items())
+        """The options and their values, in one line."""
+        return " ".join(", ".join(f"{name} {value}" for name, value in self.options.items()).splitlines())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What a sweep has found: its trials ranked by validation accuracy, as a table, a figure and a recipe of the best."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ceit.atomic import write_text
+from ceit.data.record import TEST, TRAIN, ImageRecord
+from ceit.json_file import read_json
 from ceit.plots import BLUE, ORANGE, new_figure
 from ceit.study.cells import Record, read_cell, require_same_images
 from ceit.study.report import FIGURES, TABLE, markdown, with_spread
@@ -71,8 +72,8 @@ def write_sweep_report(sweep: Sweep, found: Sequence[Ranked]) -> list[Path]:
     whole = [entry for entry in found if entry.is_whole]
     if not whole:
         return [table]
-    draw_sweep(sweep, whole, figures)
     write_text(best, best_recipe(sweep, whole[0]))
+    draw_sweep(sweep, whole, figures)
     return [table, *figures, best]
 
 
@@ -82,14 +83,27 @@ def notes(sweep: Sweep, found: Sequence[Ranked]) -> list[str]:
     if left := len(sweep.cells) - sum(len(entry.records) for entry in found):
         lines.append(f"{left} of {len(sweep.cells)} runs are not finished.")
     elif found[0].is_whole:
-        cells = found[0].trial.cells
-        reports = [(sweep.places.run_of(cell) / "test.json").read_text(encoding="utf-8") for cell in cells]
-        accuracy = with_spread([json.loads(report)["top1_percent"] for report in reports])
-        lines.append(
-            f"Test top-1 of the best trial: {accuracy}. It was read after the choice, of this trial alone. The trial "
-            "was chosen by its validation accuracy, so that number is a little too high."
-        )
+        lines.append(_tested([sweep.places.run_of(cell) for cell in found[0].trial.cells]))
     return lines
+
+
+def _tested(runs: Sequence[Path]) -> str:
+    """What the runs of the best trial, one for each seed, found on the test split, and what that is worth."""
+    if gone := [run for run in runs if not (run / "test.json").is_file()]:
+        return f"Test top-1 of the best trial: not known, {gone[0] / 'test.json'} is gone."
+    accuracy = with_spread([read_json(run / "test.json")["top1_percent"] for run in runs])
+    said = (
+        f"Test top-1 of the best trial: {accuracy}. It was read after the choice, of this trial alone. The trial "
+        "was chosen by its validation accuracy, so its validation accuracy is a little too high."
+    )
+    images = ImageRecord.read(runs[0])
+    sources = {row.part: row.source for row in images.rows} if images else {}
+    if len(runs) > 1 and TEST in sources and sources[TEST] == sources[TRAIN]:
+        said += (
+            " The images come unsplit, and each seed splits them anew: test images of one seed train or validate "
+            "another, so the test accuracy may be a little too high as well. Folders train and test keep them apart."
+        )
+    return said
 
 
 def table_rows(sweep: Sweep, found: Sequence[Ranked]) -> tuple[list[str], list[list[str]]]:
