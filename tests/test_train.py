@@ -194,6 +194,35 @@ def test_m3_a_time_budget_replaces_the_epochs_of_a_recipe(tmp_path: Path) -> Non
     assert (config.epochs, asked.typed) == (300, {"recipe", "data", "output", "time_budget"})
 
 
+@pytest.mark.parametrize(("words", "trained_on"), [([], "digits"), (["--data", "cifar10"], None)])
+def test_a_demo_goes_on_with_its_own_command_and_its_own_data(
+    words: list[str],
+    trained_on: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It began on the digits, without a network, and there is one now."""
+    seen: list[str] = []
+
+    def stop(config: object, data: str, *places: object, **options: object) -> None:
+        seen.append(data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ceit.cli.demo.train", stop)
+    monkeypatch.setattr("ceit.cli.demo.fetch", lambda *_, **__: None)
+    (tmp_path / "config.yaml").write_text("{data: digits, epochs: 1, precision: float32}", encoding="utf-8")
+    code = ceit_cli.main(["demo", *words, "--output", str(tmp_path)])
+    said = capsys.readouterr().err
+    if trained_on:
+        assert (code, seen) == (130, [trained_on])
+        assert "holds a run on digits, which goes on" in said
+        assert f"go on with: ceit demo --output {tmp_path}" in said
+    else:
+        assert (code, seen) == (1, [])
+        assert "holds a run on digits, not on cifar10: give --data digits to go on with it, or name another" in said
+
+
 def test_a_demo_that_cannot_draw_does_not_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,5 @@
-"""What ``ceit reproduce`` and ``ceit sweep`` share: training many cells in one process, and tables of them."""
+"""What ``ceit reproduce``, ``ceit sweep`` and, of a single run, ``ceit demo`` share: a command that trains in one
+process and goes on when it is given again. And tables of cells."""
 
 import importlib
 import os
@@ -22,7 +23,7 @@ _FREE = {"peak_lr", "warmup_lr", "warmup_epochs", "final_lr", "weight_decay", "l
 
 @contextmanager
 def training(command: Sequence[str], *, several: str, needs: Sequence[str]) -> Iterator[None]:
-    """Many cells are trained in the block by a command; stopped, it says that the same command goes on.
+    """A command trains in the block; stopped, it says that the same command goes on.
 
     ``needs``: modules for the report, which would else be missed when all is trained.
     Raises: ValueError in one process of several, with what to do instead; Interrupted when stopped.

@@ -9,13 +9,13 @@ examples:
   ceit demo --data digits --output runs/digits
 """
 
-import importlib
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from ceit.atomic import replace_files
+from ceit.cli._cells import training
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress, print_report
 from ceit.data.batches.loader import make_loader
@@ -24,35 +24,48 @@ from ceit.data.sources.known_sets import SETS
 from ceit.data.splits import ArraySplit
 from ceit.inference.backend import prepare
 from ceit.inference.computing import chosen
-from ceit.inference.memory import keep_freed_memory
 from ceit.paths import expanded
 from ceit.plots import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.report.contents import contents_of
 from ceit.report.page import page
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
+from ceit.train.run_directory import saved_config
 
 SHEET_IMAGES = 32
+_DATA, _ALWAYS_HERE = "cifar10", "digits"
 
 
 def main(arguments: list[str]) -> None:
-    """Fetch, train by the recipe ``demo``, evaluate, draw. Interrupted, the same command goes on."""
+    """Fetch, train by the recipe ``demo``, evaluate, draw. Interrupted, the same command goes on, on the same data.
+
+    Raises: ValueError if the output holds a run on other data than those that were asked for.
+    """
     parser = Parser(__doc__)
     add = adding_to(parser)
-    add("--data", "data set; downloaded once, except digits", choices=sorted(SETS), default="cifar10")
+    text = f"data set; downloaded once, except {_ALWAYS_HERE} (default: that of the run in --output, else {_DATA})"
+    add("--data", text, choices=sorted(SETS))
     add("--output", "folder for the model and the pictures", type=expanded, default=Path("runs/demo"), metavar="DIR")
     add("--seed", "another seed gives another model", type=int, default=0, metavar="N")
     options = parser.parse_args(arguments)
-    importlib.import_module("matplotlib")  # or it would be missed when all is trained
-    keep_freed_memory()
-    config, data = recipe_config("demo", seed=options.seed), options.data
-    with LiveProgress(Console(stderr=True)) as live:
+    config, output = recipe_config("demo", seed=options.seed), options.output
+    begun = str(saved_config(output)["data"]) if (output / "config.yaml").is_file() else None
+    data = options.data or (begun if begun in SETS else _DATA)
+    command, several = ["ceit", "demo", *arguments], "ceit train runs in several"
+    with training(command, several=several, needs=["matplotlib"]), LiveProgress(Console(stderr=True)) as live:
+        if options.data is None and data == begun:
+            live.say(f"{output} holds a run on {data}, which goes on")
         try:
             fetch(data, say=live.say)
         except OSError as error:
-            live.say(f"{error}\ngoing on with digits instead of {data}: the results are not comparable")
-            data = "digits"  # which is always there
-        result = train(config, data, options.output, resume="auto", say=live.say, show=live.show)
+            if begun == data:
+                raise
+            live.say(f"{error}\ngoing on with {_ALWAYS_HERE} instead of {data}: the results are not comparable")
+            data = _ALWAYS_HERE
+        if begun not in (None, data):
+            fix = f"give --data {begun} to go on with it, or name another --output"
+            raise ValueError(f"{output} holds a run on {begun}, not on {data}: {fix}")
+        result = train(config, data, output, resume="auto", say=live.say, show=live.show)
     print_report(result)
     for path in draw(result):
         print(f"picture: {path}")
