@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> None:
             live.say(f"{error}\ngoing on with {_ALWAYS_HERE} instead of {data}: the results are not comparable")
             data = _ALWAYS_HERE
         if begun not in (None, data):
-            fix = f"give --data {begun} to go on with it, or name another --output"
+            fix = f"give --data {begun} to go on with it, or " if begun in SETS else ""
+            fix += "name another --output"
             raise ValueError(f"{output} holds a run on {begun}, not on {data}: {fix}")
         result = train(config, data, output, resume="auto", say=live.say, show=live.show)
     print_report(result)

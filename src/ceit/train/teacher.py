@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ceit.data.preprocessing import Preprocessing
 from ceit.messages import unknown
 from ceit.model import CeiT
-from ceit.model.variants import MODELS
+from ceit.model.variants import MODELS, config_of
 from ceit.train.config import Distillation
 from ceit.weights import load_checkpoint, read_description
+from ceit.weights.geometry import require_same
 
 
 class Teacher:
@@ -65,7 +66,7 @@ def make_teacher(
     if config.checkpoint is not None and name in MODELS:
         told = read_description(config.checkpoint)
         if told is not None and told.model not in (None, name):
-            raise ValueError(f"{config.checkpoint} is of {told.model}, not of the teacher {name}: name that as teacher")
+            require_same(told.config, name, config_of(name))
         network: nn.Module = load_checkpoint(config.checkpoint, model_name=None if told else name)
     else:
         network = _network_of_timm(config, len(class_names))
