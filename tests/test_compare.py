@@ -100,9 +100,13 @@ def test_an_option_that_came_later_is_as_its_default(
     options = yaml.safe_load((older / "config.yaml").read_text(encoding="utf-8"))
     for name in ("sampling", "shard_window", "lr_scaling"):
         del options[name]
+    options["mixing"] = None
     (older / "config.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
     assert ceit_cli.main(["compare", runs[0], str(older)]) == 0
     assert "no option differs" in capsys.readouterr().out
+    (older / "config.yaml").write_text(yaml.safe_dump({**options, "distributed": "fsdp"}), encoding="utf-8")
+    assert ceit_cli.main(["compare", runs[0], str(older), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["different"] == {"distributed": [None, "fsdp"]}
 
 
 def test_a_narrow_terminal_shows_every_run_and_number(

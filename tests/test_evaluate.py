@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,20 @@ def test_a_file_that_cannot_be_written_costs_no_figures(
     assert json.loads(printed.out)["images"] == json.loads(metrics.read_text())["images"] == 360
     assert "no space left on the disk" in printed.err
     assert "has the figures" not in printed.err
+
+
+def test_a_reader_that_is_gone_costs_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_arguments: object, **_options: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(evaluate, "print_evaluation", gone)
+    files = {"--predictions": tmp_path / "said.csv", "--metrics": tmp_path / "figures.json"}
+    options = [word for option, file in files.items() for word in (option, str(file))]
+    with suppress(BrokenPipeError):
+        ceit_cli.main(["evaluate", "--checkpoint", save(tmp_path), "--data", "digits", *options])
+    assert all(file.is_file() for file in files.values())
 
 
 def test_numbers_of_several_parts_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -443,7 +443,7 @@ def test_p7_export_takes_no_folder_for_its_name(
     assert f"no images are at hand to check with: {unknown}; --data or --images names some" in capsys.readouterr().err
     arguments = ["export", "--checkpoint", "alone", "--format", "onnx", "--precision", "int8", "--output", "a.onnx"]
     assert ceit_cli.main(arguments) == 1
-    assert f"{unknown}; name another with --data, or give --images PATH..." in capsys.readouterr().err
+    assert f"{unknown}; name another set with --data, or give --images PATH..." in capsys.readouterr().err
     shutil.rmtree(photos)
     add(photos / "a", range(200, 260))
     add(photos / "b", range(300, 360))

@@ -1,9 +1,11 @@
 """A network of ours goes to disk and back through timm's own functions, with all that belongs to it."""
 
+import pickle
 from pathlib import Path
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 
 import ceit
@@ -37,3 +39,24 @@ def test_what_a_network_has_learnt_since_goes_along_instead_of_what_it_was_made_
         again = timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True)
         assert isinstance(again, ceit.CeiT)
         assert (again.class_names, again.preprocessing) == (names, preprocessing)
+
+
+def test_timms_configuration_of_a_network_may_be_changed_and_an_earlier_one_is_kept(tmp_path: Path) -> None:
+    name = "ceit_pico_patch4_32.cifar10"
+    model = timm.create_model(name, pretrained=True)
+    assert isinstance(model, ceit.CeiT)
+    model.pretrained_cfg["crop_pct"] = 0.9
+    assert resolve_model_data_config(model)["crop_pct"] == 0.9
+    model.default_cfg = {**model.pretrained_cfg, "crop_pct": 0.8}
+    assert model.pretrained_cfg["crop_pct"] == 0.8
+    state = pickle.loads(pickle.dumps(model)).__dict__
+    before = state.pop("_cfg")
+    del state["_known_before"]
+    earlier = ceit.CeiT.__new__(ceit.CeiT)
+    earlier.__setstate__({**state, "pretrained_cfg": before, "default_cfg": before})
+    assert earlier.pretrained_cfg == model.pretrained_cfg
+    named = timm.create_model(name.partition(".")[0], pretrained_cfg_overlay={"label_names": list("abcdefghij")})
+    assert isinstance(named, ceit.CeiT)
+    assert named.pretrained_cfg["label_names"] == list("abcdefghij")
+    named.preprocessing = {"mean": [0.4] * 3, "std": [0.2] * 3}
+    assert named.pretrained_cfg["mean"] == (0.4,) * 3

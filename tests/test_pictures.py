@@ -79,6 +79,15 @@ def test_curves_of_a_loss_that_was_not_finite(tmp_path: Path) -> None:
     records[30]["loss"] = None
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     assert draw_curves(tmp_path).is_file()
+    values = np.array([np.nan, 1.0, 3.0, np.nan, np.nan, np.nan, 5.0])
+    np.testing.assert_array_equal(plots._running_mean(values, 3), [1.0, 2.0, 2.0, 3.0, np.nan, 5.0, 5.0])
+
+
+def test_names_are_shortened_to_their_room() -> None:
+    assert plots.plain("Labrador retriever", 18) == "Labrador retriever"
+    assert plots.plain("Labrador retriever", 11) == "Labra…iever"
+    assert plots.plain("明日の天気は晴れ", 16) == "明日の天気は晴れ"
+    assert plots.plain("明日の天気は晴れ", 11) == "明日…晴れ"
 
 
 def test_every_run_of_several_has_its_name_and_its_look(tmp_path: Path) -> None:

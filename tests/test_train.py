@@ -194,6 +194,17 @@ def test_m3_a_time_budget_replaces_the_epochs_of_a_recipe(tmp_path: Path) -> Non
     assert (config.epochs, asked.typed) == (300, {"recipe", "data", "output", "time_budget"})
 
 
+def test_a_demo_fetches_nothing_for_a_run_on_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr("ceit.cli.demo.fetch", lambda name, **_: fetched.append(name))
+    (tmp_path / "config.yaml").write_text("{data: /my/photos, epochs: 1, precision: float32}", encoding="utf-8")
+    assert ceit_cli.main(["demo", "--data", "mnist", "--output", str(tmp_path)]) == 1
+    assert "holds a run on /my/photos, not on mnist: name another --output" in capsys.readouterr().err
+    assert fetched == []
+
+
 @pytest.mark.parametrize(("words", "trained_on"), [([], "digits"), (["--data", "cifar10"], None)])
 def test_a_demo_goes_on_with_its_own_command_and_its_own_data(
     words: list[str],

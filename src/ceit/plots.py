@@ -7,10 +7,13 @@ people with a colour vision deficiency can tell apart; no meaning hangs on colou
 import io
 import json
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
 
 import numpy as np
 from torch import Tensor
@@ -253,9 +256,10 @@ def label_epochs(axes: "Axes", title: str = "Validation accuracy, top-1 in %") -
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of ``window`` values around each, of fewer at the ends."""
-    kernel = np.ones(window)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    """The mean of ``window`` values around each, of fewer at the ends and where some are not finite."""
+    kernel, is_finite = np.ones(window), np.isfinite(values)
+    sums, counts = (np.convolve(each, kernel, "same") for each in (np.where(is_finite, values, 0.0), is_finite * 1.0))
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -269,9 +273,20 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(label: str, letters: int) -> str:
-    """The label, shortened in its middle, since ends tell names apart; with a mark for what cannot be set."""
+    """The label, shortened in its middle, since ends tell names apart; with a mark for what cannot be set.
+
+    ``letters`` are Latin ones, of which a Chinese one takes the room of two.
+    """
     label = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in label)
-    return label if len(label) <= letters else f"{label[: letters // 2]}…{label[letters // 2 + 1 - letters :]}"
+    if _fitting(label, letters) == label:
+        return label
+    return f"{_fitting(label, letters // 2)}…{_fitting(label[::-1], letters - 1 - letters // 2)[::-1]}"
+
+
+def _fitting(label: str, letters: int) -> str:
+    """As much of the beginning as has room."""
+    ends = list(accumulate(1 + (east_asian_width(letter) in "WF") for letter in label))
+    return label[: bisect_right(ends, letters)]
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:

@@ -56,7 +56,7 @@ def edited(data: bytes, change: Callable[[Any], object]) -> bytes:
         ({"class_names": "no"}, "class_names 'no' must be a list of texts"),
         ({"temperature": 10**400}, "must be a number greater than 0, and at most 1e"),
         ({"training": []}, r"training \[\] must be an object"),
-        ({"preprocessing": {"mean": [0.5], "std": [0.5]}}, "is damaged .'crop'"),
+        ({"preprocessing": {"mean": [0.5], "std": [0.5]}}, "the preprocessing lacks crop"),
         ({"preprocessing": {"mean": [{}], "std": [1], "crop": 1, "interpolation": "a"}}, "must be lists of numbers"),
         ({"preprocessing": {"mean": [1], "std": [1], "crop": 1, "interpolation": []}}, "and an interpolation"),
         ({"config": {**seeds.SHAPE, "depth": 10**7}}, "tensors for a depth of 10,000,000"),

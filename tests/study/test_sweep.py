@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ceit.study.cells import read_cell, read_record, write_cell
 from ceit.study.report import markdown
 from ceit.study.run import seconds_needed
 from ceit.study.sweep import Sweep, run_sweep
-from ceit.study.sweep_report import ranked, table_rows, write_sweep_report
+from ceit.study.sweep_report import draw_sweep, ranked, table_rows, write_sweep_report
 from ceit.train.recipe import recipe_config
 from ceit.train.run_directory import lines_of
 
@@ -222,6 +223,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     assert "run 4 of 4" in again.stderr
     assert sweep.all_trials[0].name in again.stdout
     return sweep
+
+
+def test_a_range_within_a_decade_has_numbers(finished: Sweep, tmp_path: Path) -> None:
+    narrow = replace(finished, options=finished.options | {"peak_lr": {"log_uniform": [2e-4, 8e-4]}}, trials=2)
+    draw_sweep(narrow, ranked(finished), [tmp_path / "figure.svg"])
+    ticks = re.findall("<!-- (.*) -->", (tmp_path / "figure.svg").read_text(encoding="utf-8"))
+    assert {"0.0002", "0.0005"} <= set(ticks)
 
 
 def test_the_best_is_that_of_the_highest_validation_accuracy(finished: Sweep) -> None:

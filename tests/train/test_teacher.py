@@ -1,5 +1,6 @@
 """Distillation: teachers of timm's and of this project, and what they are shown."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,12 @@ def test_a_run_goes_on_when_its_teacher_lies_elsewhere(tmp_path: Path) -> None:
     taught = Distillation("ceit_pico_patch4_32", str(teacher), kind="soft")
     config = replace(SMALL, epochs=1, checkpoint_every_steps=2, limit_batches=4, distillation=taught)
     train_until(3, config, tmp_path / "run")
-    moved = teacher.rename(tmp_path / "second.safetensors")
+    (tmp_path / "second").mkdir()
+    moved = teacher.rename(tmp_path / "second" / teacher.name)
+    other = shutil.copy(moved, tmp_path / "other.safetensors")
+    config = replace(config, distillation=replace(taught, checkpoint=str(other)))
+    with pytest.raises(ValueError, match="this run was started with distillation"):
+        train(config, "digits", tmp_path / "run", resume="auto")
     said: list[Any] = []
     config = replace(config, distillation=replace(taught, checkpoint=str(moved)))
     train(config, "digits", tmp_path / "run", resume="auto", say=said.append)

@@ -49,7 +49,6 @@ KNOWN = {
     "bench/processes.py: subprocess.Popen": "this Python, with a module of the package",
     "cli/_cells.py: importlib.import_module": "a name of the package's own table",
     "cli/benchmark.py: importlib.import_module": "the text matplotlib",
-    "cli/demo.py: importlib.import_module": "the text matplotlib",
     "cli/embed.py: importlib.import_module": "the text pyarrow",
     "data/sources/addresses.py: subprocess.run": "npm or apt-get, with an address of the package's own table",
     "data/sources/named.py: np.load": "arrays of the cache, without pickles",

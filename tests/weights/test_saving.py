@@ -1,12 +1,14 @@
 """Saving succeeds whole or leaves everything as it was."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ceit
 from ceit.model import CeiT
@@ -73,3 +75,17 @@ def test_a_preprocessing_that_could_not_be_loaded_is_not_saved(tmp_path: Path, m
     of_numpy = {"mean": np.full(3, 0.5), "std": np.full(3, 0.25), **whole}
     ceit.save_checkpoint(path, make(), preprocessing=of_numpy)
     assert ceit.load_checkpoint(path).preprocessing == {"mean": [0.5] * 3, "std": [0.25] * 3, **whole}
+    carries = make()
+    carries.preprocessing = {"mean": (0.1,) * 3, "std": (0.2,) * 3, **whole}
+    ceit.save_checkpoint(path, carries)
+    assert ceit.load_checkpoint(path).preprocessing == {"mean": [0.1] * 3, "std": [0.2] * 3, **whole}
+
+
+def test_a_preprocessing_of_other_channels_that_an_earlier_version_saved_costs_no_weights(
+    saved: tuple[CeiT, Path], logits: Callable[[CeiT], torch.Tensor]
+) -> None:
+    network, path = saved
+    grey = {"mean": [0.5], "std": [0.2], "crop": 1.0, "interpolation": "bicubic"}
+    side = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    path.with_suffix(".json").write_text(json.dumps({**side, "preprocessing": grey}), encoding="utf-8")
+    assert torch.equal(logits(ceit.load_checkpoint(path)), logits(network))

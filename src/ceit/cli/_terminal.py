@@ -43,6 +43,8 @@ def print_whole(console: Console, shown: Table | Text) -> None:
 def facts(rows: Sequence[tuple[str, str | Text]]) -> Table:
     """A name and a value in each row."""
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a long path keeps every letter
     for name, value in rows:
         table.add_row(Text(name, "dim"), Text(value) if isinstance(value, str) else value)
     return table
@@ -84,7 +86,7 @@ def print_evaluation(
     if result.uncalibrated is not None:
         off += f"; {100 * result.uncalibrated.ece:.1f} without the temperature of {calibration.temperature:.2f}"
     rows.append(("confidence", off))
-    print_whole(console, facts(rows))
+    console.print(facts(rows))
 
     listed, classes = result.listed(), len(result.per_class)
     table = figures(["class"], ["images", "precision", "recall", "F1"])

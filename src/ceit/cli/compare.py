@@ -20,7 +20,8 @@ from ceit.cli._parser import JSON, Parser, adding_to, require_output
 from ceit.cli._terminal import figures, print_whole
 from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.paths import expanded
-from ceit.train.run_directory import as_of_now, lines_of, saved_config
+from ceit.train.config import TrainConfig
+from ceit.train.run_directory import MAY_CHANGE, lines_of, saved_config
 
 _WIDTH = 80  # from which on all numbers fit
 _NO_OPTIONS = ("found", "img_size", "in_chans", "mean", "std", "steps")
@@ -33,14 +34,16 @@ def main(arguments: list[str]) -> None:
     """
     options = _parsed(arguments)
     runs = [read_run(run) for run in options.runs]
-    if options.json:
-        print(json.dumps({"runs": runs, "different": differing_options(runs)}))
-    else:
-        print_tables(runs, Console(highlight=False))
-    if options.plot:
-        from ceit.plots import draw_validation
+    try:
+        if options.json:
+            print(json.dumps({"runs": runs, "different": differing_options(runs)}))
+        else:
+            print_tables(runs, Console(highlight=False))
+    finally:
+        if options.plot:
+            from ceit.plots import draw_validation
 
-        draw_validation({run["run"]: run["curve"] for run in runs}, options.plot)
+            draw_validation({run["run"]: run["curve"] for run in runs}, options.plot)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -90,8 +93,12 @@ def _best(epoch: dict[str, Any]) -> float | None:
 
 
 def differing_options(runs: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The options that are not the same in all runs, dotted, with the value in each run."""
-    flat = [_flat(as_of_now(run["options"])) for run in runs]
+    """The options that are not the same in all runs, dotted, with the value in each run.
+
+    A run by an earlier version did as the defaults of later options do, but for those of the machine.
+    """
+    defaults = {key: value for key, value in TrainConfig().as_dict().items() if key not in MAY_CHANGE}
+    flat = [_flat(defaults) | _flat(run["options"]) for run in runs]
     names = dict.fromkeys(name for options in flat for name in options if name not in _NO_OPTIONS)
     values = {name: [options.get(name) for options in flat] for name in names}
     return {name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}

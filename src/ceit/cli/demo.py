@@ -55,6 +55,8 @@ def main(arguments: list[str]) -> None:
     with training(command, several=several, needs=["matplotlib"]), LiveProgress(Console(stderr=True)) as live:
         if options.data is None and data == begun:
             live.say(f"{output} holds a run on {data}, which goes on")
+        if begun != _ALWAYS_HERE:  # which the demo may come to by itself
+            _require(output, begun, data)
         try:
             fetch(data, say=live.say)
         except OSError as error:
@@ -62,10 +64,7 @@ def main(arguments: list[str]) -> None:
                 raise
             live.say(f"{error}\ngoing on with {_ALWAYS_HERE} instead of {data}: the results are not comparable")
             data = _ALWAYS_HERE
-        if begun not in (None, data):
-            fix = f"give --data {begun} to go on with it, or " if begun in SETS else ""
-            fix += "name another --output"
-            raise ValueError(f"{output} holds a run on {begun}, not on {data}: {fix}")
+        _require(output, begun, data)
         result = train(config, data, output, resume="auto", say=live.say, show=live.show)
     print_report(result)
     for path in draw(result):
@@ -73,6 +72,13 @@ def main(arguments: list[str]) -> None:
     report = result.output / "report.html"
     replace_files({report: page(contents_of(result.output)).encode()})
     print(f"report: {report}, a page for your browser")
+
+
+def _require(output: Path, begun: str | None, data: str) -> None:
+    """Raises: ValueError if the output holds a run on other data."""
+    if begun not in (None, data):
+        fix = f"give --data {begun} to go on with it, or " if begun in SETS else ""
+        raise ValueError(f"{output} holds a run on {begun}, not on {data}: {fix}name another --output")
 
 
 def draw(result: Result) -> list[Path]:

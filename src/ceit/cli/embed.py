@@ -31,7 +31,7 @@ from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to, positive, require
 from ceit.cli._terminal import facts, tell
 from ceit.cli.predict import images_of
 from ceit.data.sources.choose import load_dataset
-from ceit.data.sources.listing import LARGE_SIZE
+from ceit.data.sources.listing import size_to_read
 from ceit.data.splits import Split
 from ceit.evaluation.neighbours import alike, knn_answers, nearest, probe_answers
 from ceit.inference.memory import keep_freed_memory
@@ -124,7 +124,7 @@ def _write(file: Path, names: Sequence[str], features_nd: Tensor) -> None:
 
 def _probed(predictor: Predictor, data: str, skip_broken: bool) -> dict[str, Any]:
     """Accuracy on the test images of features whose classes training images tell."""
-    size = predictor.image_hw if predictor.preprocessing.takes_whole else LARGE_SIZE
+    size = size_to_read(predictor.image_hw, predictor.preprocessing)
     dataset = load_dataset(data, img_size=size, in_chans=predictor.in_chans, skip_broken=skip_broken)
     tell(*(f"skipped {file}" for file in dataset.skipped), *dataset.remarks)
     train_nd, test_md = (_of_split(predictor, split) for split in (dataset.train, dataset.test))

@@ -110,15 +110,15 @@ def main(arguments: list[str]) -> None:
     heading |= {"backend": backend, "precision": precision}
     document = document_of(heading, result, answers.auroc())
     document["tta"] = None if tta is None else {"views": tta[0], **tta[1].figures()}
-    if options.json:
-        print(json.dumps(document), flush=True)
-    else:
-        print_evaluation(heading, result, auroc=document["auroc"], tta=tta)
-    with ExitStack() as files:  # one that cannot be written costs neither the other nor what is printed
+    with ExitStack() as files:  # one that cannot be written costs neither the other nor what is printed, nor that them
         if options.predictions is not None:
             files.callback(write_predictions, options.predictions, answers, class_names, split.name)
         if options.metrics is not None:
             files.callback(write_figures, options.metrics, document)
+        if options.json:
+            print(json.dumps(document), flush=True)
+        else:
+            print_evaluation(heading, result, auroc=document["auroc"], tta=tta)
     if options.metrics is not None:
         tell(f"{options.metrics} has the figures")
     if options.predictions is not None:

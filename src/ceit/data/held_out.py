@@ -178,7 +178,7 @@ def without_other_classes(found: LabelledSet, kept: Collection[str]) -> Labelled
     is_kept = torch.tensor([name in kept for name in found.class_names])
     parts = {name: split.subset(torch.nonzero(is_kept[split.labels]).flatten()) for name, split in found.parts.items()}
     if not any(map(len, parts.values())):
-        there, wanted = (", ".join([*names][:_NAMED]) for names in (found.class_names, kept))
+        there, wanted = (", ".join(sorted(names)[:_NAMED]) for names in (found.class_names, kept))
         raise ValueError(f"no image of {found.place} is of a class that the run kept ({wanted}); it has {there}")
     if left_out := sum(len(found.parts[name]) - len(split) for name, split in parts.items()):
         others = ", ".join(name for name in found.class_names if name not in kept)

@@ -48,7 +48,7 @@ class Preprocessing:
 
     @property
     def takes_whole(self) -> bool:
-        """Whether an image in the network's size comes as it is, so that images may be held in memory in that size."""
+        """Whether an image in the network's size is seen as it is, and others come to that size in the usual way."""
         return self.crop == 1 and self.interpolation == Preprocessing.interpolation
 
     def apply(self, image: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ from ceit.data.record import FIXED
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
 from ceit.data.sources.known_sets import SETS
-from ceit.data.sources.listing import LARGE_SIZE
+from ceit.data.sources.listing import size_to_read
 from ceit.data.sources.published import PUBLISHED
 from ceit.model import CeiTConfig
 
@@ -25,12 +25,10 @@ def images_for(
 ) -> tuple[LabelledSet, dict[str, Any]]:
     """The images of ``data`` as a network takes them, of the classes that its run was told to keep.
 
-    Those of which a part is cut out, or that are resized in another way than usual, stay as they lie on the disk.
-
     ``training`` is what the model's file says of its training; it comes back with what a run by an earlier version does
     not say by itself. Raises: as ``load_images``.
     """
-    size = config.image_hw if preprocessing.takes_whole else LARGE_SIZE
+    size = size_to_read(config.image_hw, preprocessing)
     found = load_images(data, img_size=size, in_chans=config.in_chans, skip_broken=skip_broken)
     said = dict(training)
     if "images" not in said and said.get("data") in {*SETS, *PUBLISHED} - {found.name}:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _STYLE: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.titlesize": 9, "font.size": 9}
 _AMOUNTS, _FOR_AND_AGAINST = "cividis", "PuOr"
 _LEAST_PANELS = 4  # so that a picture with few maps is as large as one with three
-_LETTERS = 104  # side by side above all panels
+_LETTERS = 88  # side by side above all panels
 _USUAL_BARS = 5  # of answers, up to which the sheet keeps its height
 MOST_BARS = 20  # and more are not drawn
 _BAR = 0.2  # inches

@@ -180,10 +180,11 @@ def _openvino_if_it_pays(
     on_the_cpu = [device.type for device in devices] == ["cpu"] and platform.machine() in _X86
     if not on_the_cpu or precision not in _RATE or not is_installed("openvino"):
         return None
-    name = graph_name(model, "openvino")
+    macs, name = _macs_of_a_core(model, work), graph_name(model, "openvino")
     assert name is not None
-    needed = _MACS_TO_MAKE if recall_graph(name, "openvino") is None else _MACS_TO_READ
-    if _macs_of_a_core(model, work) < needed * _RATE[precision]:
+    if macs < _MACS_TO_READ * _RATE[precision]:
+        return None  # whatever is kept
+    if macs < _MACS_TO_MAKE * _RATE[precision] and recall_graph(name, "openvino") is None:
         return None
     sample = work.sample()
     if sample is None:

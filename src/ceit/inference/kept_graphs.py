@@ -19,8 +19,8 @@ _SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
 
 def recall_graph(name: str, backend: str) -> Path | None:
     """The file of the graph kept under a name; None if there is none, or it is not as it was written."""
-    with suppress(OSError):
-        for file in _folder().glob(f"{name}.*{_SUFFIX[backend]}"):
+    for file in _folder().glob(f"{name}.*{_SUFFIX[backend]}"):
+        with suppress(OSError):
             if file.stem == f"{name}.{_digest(part.read_bytes() for part in _parts(file))}":
                 os.utime(file)  # it is in use
                 return file
@@ -66,5 +66,5 @@ def _forget_old(folder: Path) -> None:
     for file in sorted(graphs, key=lambda file: file.stat().st_mtime, reverse=True):
         parts = [part for part in _parts(file) if part.exists()]
         held += sum(part.stat().st_size for part in parts)
-        for part in parts if held > MOST_BYTES else ():
+        for part in reversed(parts) if held > MOST_BYTES else ():
             part.unlink()

@@ -4,8 +4,9 @@ Shapes: ``B`` batch, ``H W`` token grid, ``N = H * W`` patches, ``T = N + 1`` to
 dim, ``L`` encoder blocks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
@@ -70,8 +71,7 @@ class CeiT(nn.Module):
     preprocessing: dict[str, Any] | None = None
     temperature: float | None = None
     familiarity: dict[str, Any] | None = None
-    given_cfg: Mapping[str, Any] = {}
-    """timm's ``pretrained_cfg`` as it was given: by timm, which makes the network, or by the weights that it loads."""
+    _cfg: dict[str, Any] | None = None
 
     def __init__(self, config: CeiTConfig) -> None:
         super().__init__()
@@ -215,17 +215,23 @@ class CeiT(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """For timm: what was given, with the classes and the preprocessing that the network has by now."""
-        if not self.given_cfg:
+        """For timm, which sets it: with the class names and the preprocessing that the network has got since then."""
+        if self._cfg is None:
             raise AttributeError("a network that timm has not made, nor weights, has no pretrained_cfg")
-        self._cfg["label_names"] = None if self.class_names is None else list(self.class_names)
-        if self.preprocessing is not None:
-            self._cfg |= preparation_cfg(self.preprocessing)
+        known = self._known()
+        if known != self._known_before:
+            self._cfg["label_names"] = known["class_names"]
+            self._cfg |= preparation_cfg(known["preprocessing"] or {})
+            self._known_before = known
         return self._cfg
 
     @pretrained_cfg.setter
-    def pretrained_cfg(self, given: Mapping[str, Any]) -> None:
-        self.given_cfg, self._cfg = given, dict(given)
+    def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
+        self._cfg, self._known_before = cfg, self._known()
+
+    def _known(self) -> dict[str, Any]:
+        """A copy of what timm's configuration has to tell as well."""
+        return deepcopy({"class_names": self.class_names, "preprocessing": self.preprocessing})
 
     @property
     def default_cfg(self) -> dict[str, Any]:
@@ -233,8 +239,15 @@ class CeiT(nn.Module):
         return self.pretrained_cfg
 
     @default_cfg.setter
-    def default_cfg(self, given: Mapping[str, Any]) -> None:
-        """timm sets both names to the same."""
+    def default_cfg(self, cfg: dict[str, Any]) -> None:
+        self.pretrained_cfg = cfg
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a network that an earlier version has pickled, with the configuration as it is."""
+        super().__setstate__(state)
+        for name in ("default_cfg", "pretrained_cfg"):
+            if name in self.__dict__:
+                self.pretrained_cfg = self.__dict__.pop(name)
 
     @property
     def _model_args(self) -> dict[str, Any]:

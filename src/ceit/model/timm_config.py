@@ -33,6 +33,7 @@ def timm_cfg(
 
 
 def preparation_cfg(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """What of it tells how images are prepared."""
-    mean_and_std = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
-    return {"crop_pct": preprocessing["crop"], "interpolation": preprocessing["interpolation"], **mean_and_std}
+    """How images are prepared, in timm's words, as far as it is known."""
+    names = {"mean": "mean", "std": "std", "crop": "crop_pct", "interpolation": "interpolation"}
+    values = {names[key]: value for key, value in preprocessing.items() if key in names}
+    return values | {key: tuple(values[key]) for key in ("mean", "std") if key in values}

@@ -129,7 +129,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
             **kwargs,
         )
         if pretrained and isinstance(network, CeiT):
-            _say_what_it_knows(network, network.given_cfg, described)
+            _say_what_it_knows(network, network.pretrained_cfg, described)
         return network
 
     create.__name__ = name
@@ -160,14 +160,14 @@ def _first_tag(name: str) -> str:
 
 def _on_grid(state: dict[str, Tensor], network: CeiT) -> dict[str, Tensor]:
     """Weights for the network's image size, of those for the size that timm knows them by; others as they are."""
-    patch, (_, height, width) = network.config.patch_size, network.given_cfg["input_size"]
+    patch, (_, height, width) = network.config.patch_size, network.pretrained_cfg["input_size"]
     old_grid, positions = (height // patch, width // patch), state.get("pos_embed")
     if positions is None or positions.shape[1] != 1 + prod(old_grid):
         return state
     return state | {"pos_embed": resize_pos_embed(positions, old_grid, network.config.grid)}
 
 
-def _say_what_it_knows(network: CeiT, cfg: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+def _say_what_it_knows(network: CeiT, cfg: dict[str, Any], described: Mapping[str, Any]) -> None:
     """Class names and preprocessing, as far as they are still those of the network; of weights that ship, which are
     ``described``, temperature and familiarity, too."""
     if len(cfg.get("label_names") or ()) == network.num_classes:
@@ -175,6 +175,7 @@ def _say_what_it_knows(network: CeiT, cfg: Mapping[str, Any], described: Mapping
     if len(cfg["mean"]) == network.config.in_chans:
         mean_and_std = {key: list(cfg[key]) for key in ("mean", "std")}
         network.preprocessing = mean_and_std | {"crop": cfg["crop_pct"], "interpolation": cfg["interpolation"]}
+    network.pretrained_cfg = cfg  # which says so already
     if described and network.class_names and network.preprocessing:
         network.temperature = described.get("temperature")
         if network.config.grid == CeiTConfig(**described["config"]).grid:

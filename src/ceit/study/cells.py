@@ -119,19 +119,20 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
     if not path.is_file():
         return None
     record = read_record(path)
-    require_same_run(path, record, cell.asked)
+    if difference := first_difference(record, cell.asked):
+        key, found, wanted = difference
+        raise ValueError(
+            f"{path} was measured with {key} {found}, the study has {wanted} now: remove it and its run directory to "
+            "measure it again"
+        )
     return record
 
 
-def require_same_run(path: Path, record: Record, asked: Record) -> None:
-    """Raises: ValueError if a cell's file is of other data or options than the study asks for by now."""
-    wanted, found = ({"data": run["data"]} | run["options"] for run in (asked, record))
-    for key in sorted(wanted.keys() | found.keys()):
-        if found.get(key) != wanted.get(key):
-            raise ValueError(
-                f"{path} was measured with {key} {found.get(key)}, the study has {wanted.get(key)} now: remove it and "
-                "its run directory to measure it again"
-            )
+def first_difference(record: Record, other: Record) -> tuple[str, Any, Any] | None:
+    """The name of an option in which two runs differ, or ``data``, and both its values; None if there is none."""
+    one, two = ({"data": run["data"]} | run["options"] for run in (record, other))
+    different = (key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key))
+    return next(((key, one.get(key), two.get(key)) for key in different), None)
 
 
 def read_record(path: Path) -> Record:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ceit.atomic import write_text
 from ceit.json_file import as_written
 from ceit.plots import BLUE, ORANGE, curve_style, label_epochs, new_figure
-from ceit.study.cells import Record, read_record, require_same_images, require_same_run, slug, unpack
+from ceit.study.cells import Record, first_difference, read_record, require_same_images, slug, unpack
 from ceit.study.plan import Study, scales
 from ceit.study.significance import LEVEL, Comparison, compare
 
@@ -74,10 +74,16 @@ def _finished(root: Path, study: Study, scale: str) -> list[Record]:
         if record["arm"] in names and path.name == named:
             found.append((path, record))
     found.sort(key=lambda entry: entry[1]["seed"])
-    first: dict[str, Record] = {}
+    first: dict[str, tuple[Path, Record]] = {}
     for path, record in found:
-        asked = first.setdefault(record["arm"], record)
-        require_same_run(path, record, asked | {"options": asked["options"] | {"seed": record["seed"]}})
+        before, known = first.setdefault(record["arm"], (path, record))
+        seed = {"seed": record["options"].get("seed")}
+        if difference := first_difference(record, known | {"options": known["options"] | seed}):
+            key, own, others = difference
+            raise ValueError(
+                f"{before} and {path} are of different plans, with {key} {others} and {own}: remove the one that the "
+                "study does not ask for, with its run directory"
+            )
     return [record for _, record in found]
 
 

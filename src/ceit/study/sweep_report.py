@@ -149,7 +149,7 @@ def draw_sweep(sweep: Sweep, found: Sequence[Ranked], paths: Sequence[Path]) -> 
 
 
 def _draw_option(axes: "Axes", sweep: Sweep, option: str, found: Sequence[Ranked]) -> None:
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     choices = sweep.choices[option]
     values: list[Any] = [entry.trial.options[option] for entry in found]
@@ -163,6 +163,8 @@ def _draw_option(axes: "Axes", sweep: Sweep, option: str, found: Sequence[Ranked
         axes.set_xscale("log" if choices.kind == "log_uniform" else "linear")
         room = 0.05 * (high - low)
         axes.set_xlim(*((low / 1.2, high * 1.2) if choices.kind == "log_uniform" else (low - room, high + room)))
+        if choices.kind == "log_uniform" and high < 100 * low:  # else there may be no power of ten among them
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.plot(values, heights, "o", color=BLUE, markerfacecolor="none")

@@ -27,7 +27,7 @@ from ceit.json_file import as_written, read_json
 from ceit.lock import InUseError, locked
 from ceit.messages import Say
 from ceit.model import CeiT
-from ceit.paths import expanded, require_utf8
+from ceit.paths import expanded, last_part, require_utf8
 from ceit.train.checkpoint import Parts, Progress, checkpoint_name, checkpoints_in, save_state
 from ceit.train.config import SECTIONS, TrainConfig
 from ceit.train.recipe import without_retired
@@ -46,7 +46,7 @@ MAY_CHANGE = (
 )
 """Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
 _PLACES = ("data", "initial_checkpoint", "distillation")
-"""Options that tell where something lies, which may lie elsewhere by now."""
+"""Options that tell where something lies, which may lie elsewhere by now; weights are known by their name."""
 _CONSEQUENCE = {
     "device_batch_size": ": unless it is frozen, BatchNorm takes its statistics from other images from here on, and "
     "the weights will be others than without the change"
@@ -172,7 +172,7 @@ class RunDirectory:
         """
         changes = []
         with as_written(self.path / "config.yaml", _PUT_BACK):
-            before = as_of_now(saved.config)
+            before = _as_of_now(saved.config)
         moved: dict[str, Any] = {}
         for key, value in before.items():
             now = description.get(key)
@@ -299,19 +299,19 @@ def saved_config(output: Path) -> dict[str, Any]:
 
 
 def _without_places(key: str, value: Any) -> Any:
-    """An option's value, but for where the files lie that it names."""
-    if value is None or key not in _PLACES:
-        return value
-    return value | {"checkpoint": value["checkpoint"] is not None} if isinstance(value, dict) else True
+    """An option's value; of files that it names the last part alone."""
+    if isinstance(value, dict) and key in _PLACES:
+        return {name: _without_places(key, one) for name, one in value.items()}
+    return last_part(value) if isinstance(value, str) and key in _PLACES else value
 
 
 def has_options_of(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a run has the options of the one that was started, but for its length, images and what may change."""
     free = (*MAY_CHANGE, *_LENGTH_AND_IMAGES)
-    return all(asked.get(key) == value for key, value in as_of_now(saved).items() if key not in free)
+    return all(asked.get(key) == value for key, value in _as_of_now(saved).items() if key not in free)
 
 
-def as_of_now(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _as_of_now(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A run's options, with those that came after it: it did as their defaults do."""
     defaults = TrainConfig().as_dict()
     options = {key: value for key, value in defaults.items() if key not in (*MAY_CHANGE, *_CHOSEN, *_LENGTH_AND_IMAGES)}

@@ -150,11 +150,12 @@ def save_checkpoint(
         model.config,
         model_name or name_of(model.config),
         model.class_names if class_names is None else class_names,
-        model.preprocessing if preprocessing is None else _in_lists(preprocessing),
+        _in_lists(model.preprocessing if preprocessing is None else preprocessing),
         training,
         model.temperature,
         model.familiarity,
     )
+    description.require_channels()
     try:
         text = description.to_json(fingerprint(state, description))
     except TypeError as error:
@@ -162,8 +163,10 @@ def save_checkpoint(
     replace_files({path: save(state, {METADATA_KEY: text}), side_file(path): text.encode()})
 
 
-def _in_lists(preprocessing: SupportsAsDict | Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON: mean and std may be of numpy or torch."""
+def _in_lists(preprocessing: SupportsAsDict | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """For JSON: mean and std may be tuples, or of numpy or torch."""
+    if preprocessing is None:
+        return None
     values = dict(preprocessing) if isinstance(preprocessing, Mapping) else preprocessing.as_dict()
     return values | {key: [float(value) for value in values[key]] for key in ("mean", "std") if key in values}
 

@@ -27,8 +27,7 @@ class Description:
     ``class_names`` are in the order of the logits. ``preprocessing`` has ``mean`` and ``std`` per channel (of pixels
     in 0..1), ``crop`` and ``interpolation``. ``training`` is free. ``temperature`` divides the logits before the
     softmax; None leaves them. ``familiarity`` is as ``Familiarity.from_dict`` takes it. Raises: ValueError if the class
-    names do not match the head, a preprocessing that lacks something or is of other channels, or for a temperature that
-    is no positive number.
+    names do not match the head, a preprocessing that lacks something, or for a temperature that is no positive number.
     """
 
     config: CeiTConfig
@@ -46,9 +45,16 @@ class Description:
             )
         require_plain("class", self.class_names or ())
         if self.preprocessing is not None:
-            _require_whole(self.preprocessing, self.config.in_chans)
+            _require_whole(self.preprocessing)
         if (given := self.temperature) is not None and (not is_number(given) or not 0 < given <= _HOTTEST):
             raise ValueError(f"temperature {given!r} must be a number greater than 0, and at most {_HOTTEST:g}")
+
+    def require_channels(self) -> None:
+        """Raises: ValueError for a preprocessing of other channels; an earlier version has saved such ones."""
+        channels, of = self.config.in_chans, self.preprocessing or {}
+        if any(len(of[key]) != channels for key in ("mean", "std") if key in of):
+            values = f"mean {of['mean']} and std {of['std']}"
+            raise ValueError(f"{values} of the preprocessing do not fit a network of {channels} channels")
 
     def to_json(self, fingerprint: str) -> str:
         """``fingerprint`` ties the text to the tensors that it was saved with."""
@@ -88,15 +94,13 @@ class Description:
             raise ValueError(f"the description of the network is damaged ({error})") from error
 
 
-def _require_whole(preprocessing: Mapping[str, Any], channels: int) -> None:
-    """Raises: ValueError if something is missing, of another kind, or of other channels."""
+def _require_whole(preprocessing: Mapping[str, Any]) -> None:
+    """Raises: ValueError if something is missing, or of another kind."""
     for key in ("mean", "std", "crop", "interpolation"):
         if key not in preprocessing:
             raise ValueError(f"the preprocessing lacks {key}: it needs mean, std, crop and interpolation")
     lists = [preprocessing["mean"], preprocessing["std"]]
     if not all(isinstance(one, list) and all(map(is_number, one)) for one in lists):
         raise ValueError(f"mean and std {lists} of the preprocessing must be lists of numbers")
-    if not all(len(one) == channels for one in lists):
-        raise ValueError(f"mean and std {lists} of the preprocessing do not fit a network of {channels} channels")
     if not is_number(preprocessing["crop"]) or not isinstance(preprocessing["interpolation"], str):
         raise ValueError(f"the preprocessing {preprocessing} must hold a number as crop, and an interpolation")

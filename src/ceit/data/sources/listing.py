@@ -13,7 +13,7 @@ import torch
 from ceit.data.image import read_header
 from ceit.data.labelled import LabelledSet, require_classes
 from ceit.data.path_array import PathArray
-from ceit.data.preprocessing import IMAGENET
+from ceit.data.preprocessing import IMAGENET, Preprocessing
 from ceit.data.reduced import IN_MEMORY_SIDE, Size
 from ceit.data.sources.load_options import LoadOptions
 from ceit.data.splits import FileSplit, readable
@@ -125,6 +125,16 @@ def usual_geometry(
         is_grey = all(isinstance(head, str) or head[1] in _GREY_MODES for _, head in heads)
     side = -(-int(np.ceil(np.median(sides))) // 4) * 4
     return (side, side) if side <= IN_MEMORY_SIDE else LARGE_SIZE, in_chans or (1 if is_grey else 3)
+
+
+def size_to_read(image_hw: Size, preprocessing: Preprocessing) -> Size:
+    """What to ask of ``load_images`` for a network: its size, or one that leaves small images as they lie on the disk.
+
+    Those must not be held in the network's size where only a part of them is seen, or where it comes of another
+    interpolation.
+    """
+    is_small = max(image_hw) <= IN_MEMORY_SIDE
+    return LARGE_SIZE if is_small and not preprocessing.takes_whole else image_hw
 
 
 def usual_statistics(chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
