@@ -118,12 +118,11 @@ class Predictor:
         ``class_names`` default to "class 0" and so on, ``preprocessing`` to ImageNet's; the logger ``ceit`` says so.
         ``backend`` is one of ``ceit.inference.backend.BACKENDS``, by default ``eager``, or ``auto``: the measured
         choice, as ``optimize`` makes it. ``examples`` are images for int8, and for ``auto`` to judge by. ``device`` is
-        one, by default the machine's accelerator, or several, which take turns; a name is read as ``--device`` is, so
-        ``"cuda"`` is every CUDA device. ``workers`` threads each read and compute images of their own, by default one
-        for each of torch's threads. ``network`` computes in place of all that: it takes images on the CPU, and several
-        threads call it at once. The probabilities are softmax(logits / T) where the model has a ``temperature`` T and
-        ``calibrated`` is left on, else softmax(logits). An exported network computes on the CPU, in what it was loaded
-        in.
+        one, by default the machine's accelerator, or several, which take turns. ``workers`` threads each read and
+        compute images of their own, by default one for each of torch's threads. ``network`` computes in place of all
+        that: it takes images on the CPU, and several threads call it at once. The probabilities are softmax(logits / T)
+        where the model has a ``temperature`` T and ``calibrated`` is left on, else softmax(logits). An exported network
+        computes on the CPU, in what it was loaded in.
 
         ``unknown_below`` P calls images unknown whose familiarity is less than P, and so a share P of the images that
         are like those of training; ``KNOWN_REJECTED`` is a sound choice. ``features`` is for ``embed_stream``. With
@@ -427,7 +426,7 @@ def _as_devices(device: Devices) -> tuple[torch.device, ...]:
     if device is None:
         return (default_device(),)
     if isinstance(device, str):
-        return devices_named(device)
+        return devices_named(device)[:1]
     if isinstance(device, torch.device):
         return (device,)
     return tuple(found for each in device for found in _as_devices(each))
