@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
     heading |= {"backend": backend, "precision": precision}
     document = document_of(heading, result, answers.auroc())
     document["tta"] = None if tta is None else {"views": tta[0], **tta[1].figures()}
-    with ExitStack() as files:  # one that cannot be written costs neither the other nor what is printed, nor that them
+    with ExitStack() as files:  # each is tried, whatever becomes of the other and of what is printed
         if options.predictions is not None:
             files.callback(write_predictions, options.predictions, answers, class_names, split.name)
         if options.metrics is not None:

@@ -75,8 +75,8 @@ def make_loader(
     image_by_image = augmentation is not None and augmentation.image_by_image
     pixels_nhwc, share = None, -(-batch_size // shard[1])
     usual = usual_workers(share * math.prod(img_size) * preprocessing.in_chans)
-    in_memory = isinstance(split, ArraySplit) and preprocessing.crop == 1 and max(img_size) <= IN_MEMORY_SIDE
-    if isinstance(split, ArraySplit) and in_memory and not image_by_image:
+    comes_whole = preprocessing.crop == 1 and max(img_size) <= IN_MEMORY_SIDE
+    if isinstance(split, ArraySplit) and comes_whole and not image_by_image:
         pixels_nhwc, usual = resized(split.pixels(), img_size, preprocessing.interpolation), 0
     batches = Batches(split, img_size, preprocessing, augmentation, seed, pixels_nhwc)
     images = len(split) // batch_size * batch_size if drop_last else len(split)
