@@ -175,6 +175,8 @@ def resume_table() -> str:
             rows.append(
                 f"| {run['data']} | {run['signal']} | {len(stops)} | {saves} | {run['training_steps']} | {different} |"
             )
+    if len(rows) == 2:
+        raise ValueError(f"{STUDIES / 'resume'} holds no result")
     return "\n".join(rows)
 
 

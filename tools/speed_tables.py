@@ -19,7 +19,13 @@ def _of_file(make: Callable[[Result], Iterable[str]]) -> Callable[[str], str]:
         path = FOLDER / f"{name}.json"
         if not path.is_file():
             return f"*Not measured yet: `{path.as_posix()}` is made by the command that stands above.*"
-        return "\n".join(make(json.loads(path.read_text(encoding="utf-8"))))
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not result.get("complete", True):  # other programs than `ceit benchmark` write none that is not
+            raise ValueError(f"{path} was interrupted: measure it again")
+        for row in result.get("arms", []):
+            if row.get("errors"):
+                raise ValueError(f"{path}: {row['model']} failed: {row['errors'][0]}")
+        return "\n".join(make(result))
 
     table.__doc__ = make.__doc__
     return table

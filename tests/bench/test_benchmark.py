@@ -34,7 +34,7 @@ from torch import nn
 
 def good(img_size=8):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * img_size * img_size, 2))
-    model.image_shape, model.num_classes = (3, img_size, img_size), 2
+    model.image_shape = (3, img_size, img_size)
     return model
 
 

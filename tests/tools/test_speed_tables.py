@@ -52,6 +52,18 @@ def benchmark() -> dict[str, Any]:
     return result
 
 
+@pytest.mark.parametrize("part", ["throughput", "training-speed"])
+def test_a_file_that_is_not_whole_makes_no_table(part: str, folder: Path) -> None:
+    result = benchmark()
+    (folder / "x.json").write_text(json.dumps(result | {"complete": False}))
+    with pytest.raises(ValueError, match="was interrupted: measure it again"):
+        PARTS[part]("x")
+    result["arms"][1]["errors"] = ["killed"]
+    (folder / "x.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="m failed: killed"):
+        PARTS[part]("x")
+
+
 @pytest.mark.parametrize(
     ("part", "line"),
     [

@@ -13,8 +13,10 @@ from PIL import Image
 
 from ceit.train.batch_norm import FEW_IMAGES
 from ceit.train.batch_size import STEPS_OF_AN_EPOCH, batch_for_run, batch_for_set
-from ceit.train.config import TrainConfig
-from ceit.train.run import Result, train
+from ceit.train.config import Mixing, TrainConfig
+from ceit.train.distributed import make_accelerator, require_even_shares
+from ceit.train.resolve import resolve
+from ceit.train.run import Result, find_learning_rate, train
 from tests.train.conftest import SMALL
 
 OPEN = replace(SMALL, global_batch_size=None, peak_lr=3e-3, epochs=1)
@@ -41,6 +43,31 @@ def test_every_process_gets_an_even_share_that_batch_norm_can_use(images: int, p
 def test_the_rate_scales_as_asked(scaling: Any, rate: float) -> None:
     config = TrainConfig(peak_lr=1e-3, lr_base_size=256, global_batch_size=16, lr_scaling=scaling)
     assert config.scaled_lr == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("typed", [(), ("lr_scaling",)])
+def test_a_chosen_batch_scales_the_rate_by_the_root_unless_the_other_way_is_typed(typed: tuple[str, ...]) -> None:
+    config = replace(OPEN, lr_scaling="linear")
+    run = resolve(config, "digits", make_accelerator(config), typed=typed)
+    share = run.config.batch_size / 256
+    assert share < 1
+    assert run.config.scaled_lr == pytest.approx(3e-3 * (share if typed else share**0.5))
+
+
+def test_the_range_test_suggests_a_rate_for_the_run_as_it_was_typed(tmp_path: Path) -> None:
+    found = [
+        find_learning_rate(OPEN, "digits", tmp_path / str(number), typed=typed)
+        for number, typed in enumerate([(), ("lr_base_size",)])
+    ]
+    assert found[0].suggested == pytest.approx(found[1].suggested * (256 / batch_for_set(1437, 1)) ** 0.5, rel=0.2)
+
+
+def test_a_resumed_batch_that_the_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="global_batch_size 256 must be a multiple of the 3 processes"):
+        require_even_shares(replace(OPEN, global_batch_size=256), 3)
+    with pytest.raises(ValueError, match="share of 85 images must be even to be mixed"):
+        require_even_shares(replace(OPEN, global_batch_size=340, mixing=Mixing(mixup_alpha=0.2)), 4)
+    require_even_shares(OPEN, 3)
 
 
 def photos(folder: Path, count: int) -> Path:

@@ -66,6 +66,14 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
             "--compile perhaps must be true or false or auto",
         ),
         (["--data", "digits", "--output", "x", "--ema", "0.9"], "--ema 0.9 must be a mapping"),
+        (
+            ["--data", "digits", "--output", "x", "--recipe", "transfer_pets", "--max-epochs", "9"],
+            "--max-epochs has no effect beside epochs 200: leave it out, or set --epochs null",
+        ),
+        (
+            ["--data", "digits", "--output", "x", "--epochs", "3", "--samples", "9"],
+            "--samples has no effect beside epochs 3: leave it out, or set --epochs null",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +166,11 @@ def test_epochs_follow_from_the_images_to_show() -> None:
     config = TrainConfig(samples=1000, max_epochs=7)
     assert [config.epochs_for(n) for n in (500, 100, 3000)] == [2, 7, 1]
     assert TrainConfig(epochs=3).epochs_for(10) == 3
+
+
+def test_images_to_show_replace_the_epochs_of_a_recipe() -> None:
+    words = ["--data", "digits", "--output", "x", "--recipe", "transfer_pets", "--samples", "5000"]
+    assert parse(words)[0].epochs_for(1000) == 5
 
 
 def test_durations_need_a_unit() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ceit.cli.train import parse
-from ceit.train.config import Distillation, TrainConfig
+from ceit.train.config import Augmentation, Distillation, TrainConfig
 from ceit.train.model_card import FinishedRun, model_card, training_command
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
@@ -53,7 +53,7 @@ def test_the_command_on_the_card_gives_the_options_of_the_run(finished: Result) 
     assert (asked.data, asked.output) == ("digits", "NEW_FOLDER")
     known = {key: value for key, value in saved.items() if key in config.as_dict()}
     again = config.as_dict() | {"img_size": [config.img_size] * 2}
-    machine = ("workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+    machine = ("workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps", "tracker", "compile")
     assert {key: again[key] for key in known if key not in machine} == {
         key: value for key, value in known.items() if key not in machine
     }
@@ -73,12 +73,33 @@ def test_the_command_on_the_card_gives_the_options_of_the_run(finished: Result) 
             "--data mnist --distillation.teacher ceit_pico_patch4_32 --distillation.checkpoint teacher",
         ),
         (TrainConfig(classes=("a b", "c")), "mnist", """--data mnist --classes '["a b", "c"]'"""),
+        (TrainConfig(classes=("é", "🐶")), "mnist", """--data mnist --classes '["é", "🐶"]'"""),
+        (
+            recipe_config("demo", augmentation=Augmentation(translate=3, crop_scale=(1.0, 1.0))),
+            "mnist",
+            "--recipe demo --data mnist --augmentation.crop-scale '[1.0, 1.0]'",
+        ),
+        (
+            recipe_config("demo", optimizer="sgd"),
+            "mnist",
+            "--recipe demo --data mnist --optimizer sgd --optimizer-args.momentum 0.85 --optimizer-args.nesterov true",
+        ),
+        (TrainConfig(compile=False, tracker=("tensorboard",)), "mnist", "--data mnist"),
     ],
-    ids=["recipe", "path", "size", "start", "hub's folder", "teacher", "classes"],
+    ids=[
+        *("recipe", "path", "size", "start", "hub's folder", "teacher", "classes", "letters", "a pair"),
+        *("another optimizer with the same arguments", "machine"),
+    ],
 )
 def test_the_command_names_the_nearest_recipe_and_what_differs(config: TrainConfig, data: str, words: str) -> None:
     command = training_command({"data": data, **config.as_dict(), "found": "", "steps": 1})
     assert " ".join(command.replace("\\\n", " ").split()) == f"ceit train {words} --output NEW_FOLDER"
+
+
+def test_the_command_of_an_unsplit_set_has_no_share_that_it_would_refuse() -> None:
+    options = {"data": "x", **TrainConfig(validation_percent=4.0).as_dict(), "found": "", "steps": 1}
+    assert "--validation-percent 4.0" in training_command(options)
+    assert "--validation-percent" not in training_command(options | {"unsplit": True})
 
 
 def test_a_card_of_a_run_with_little_to_say_has_no_empty_words(finished: Result) -> None:

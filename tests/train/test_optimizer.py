@@ -47,6 +47,19 @@ def test_head_and_network_have_a_warm_up_and_a_fall_each() -> None:
         assert rates(100, freeze_epochs) == rates(100, 0)
 
 
+@pytest.mark.parametrize("steps", [8, 20, 30])
+def test_a_run_as_short_as_its_warm_up_falls_all_the_same(steps: int) -> None:
+    config = config_from({"peak_lr": 1e-2, "warmup_lr": 1e-4, "final_lr": 1e-5, "warmup_epochs": 1.0})
+    optimizer = make_optimizer(MODEL, config)
+    schedule, rates = Schedule(optimizer, config, steps_per_epoch=20, steps=steps), []
+    for step in range(steps):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates.index(max(rates)) == steps // 4
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[-1] < 0.3 * 1e-2
+
+
 def test_weight_decay_spares_what_the_release_spares() -> None:
     optimizer = make_optimizer(MODEL, TrainConfig(weight_decay=0.05))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}

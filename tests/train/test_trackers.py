@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,20 @@ def test_several_trackers_at_once_and_a_run_that_begins_anew_is_another(tmp_path
     assert identities[0].keys() == {"wandb", "trackio", "mlflow"}
     assert identities[0]["wandb"] != identities[1]["wandb"]
     assert identities[0]["trackio"] != identities[1]["trackio"]
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_run_that_starts_over_goes_on_in_its_trackers_and_replaces_its_curves(tmp_path: Path) -> None:
+    config, run = replace(CONFIG, epochs=1, tracker=("wandb", "tensorboard")), tmp_path / "run"
+    train(config, "digits", run)
+    before = (run / "trackers.json").read_bytes()
+    once = curves(run)
+    shutil.rmtree(run / "checkpoints")  # as if it had been killed before the first
+    for name in ("model.safetensors", "test.json"):
+        (run / name).unlink()
+    train(config, "digits", run, resume="auto")
+    assert (run / "trackers.json").read_bytes() == before
+    assert curves(run) == once
 
 
 @pytest.mark.usefixtures("fakes")

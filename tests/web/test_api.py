@@ -18,9 +18,9 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.inference.example_images import synthetic
 from ceit.inference.exporter import export
 from ceit.inference.familiarity import KNOWN_REJECTED
-from ceit.inference.predictor import Predictor
+from ceit.inference.predictor import Prediction, Predictor, Score
 from ceit.shipped import DEFAULT
-from ceit.web.answers import Shown, answers_html, remarks_html, shown
+from ceit.web.answers import Shown, _render, answers_html, remarks_html, shown
 from ceit.web.api import api
 from ceit.web.guard import Guard
 
@@ -160,14 +160,19 @@ def test_a_bad_file_is_a_sentence_and_the_next_is_answered(
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
-    [(torch.nan, "the network's answer is not a number"), (None, "this machine has too little memory for it")],
+    [
+        (torch.nan, "the network's answer is not a number"),
+        (MemoryError(), "this machine has too little memory for it"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "has too little memory for it"),
+        (RuntimeError("no kernel for this"), "no kernel for this"),
+    ],
 )
 def test_a_network_that_fails_is_a_sentence(
-    wrong: float | None, sentence: str, ask: Ask, models: list[Shown], picture: bytes
+    wrong: float | Exception, sentence: str, ask: Ask, models: list[Shown], picture: bytes
 ) -> None:
     def network(images: torch.Tensor) -> torch.Tensor:
-        if wrong is None:
-            raise MemoryError
+        if isinstance(wrong, Exception):
+            raise wrong
         return torch.full((len(images), 3), wrong)
 
     failing = Shown("failing", Predictor.from_model(models[1].predictor.model, device="cpu", network=network))
@@ -175,6 +180,27 @@ def test_a_network_that_fails_is_a_sentence(
     assert answer.status == 422
     assert sentence in answer.json()["error"]
     assert sentence in answers_html([failing], picture).replace("&#39;", "'")
+    both = answers_html([failing, models[0]], picture).replace("&#39;", "'")
+    assert f"failing: {answer.json()['error']}" in both
+    assert f'data-model="{models[0].name}"' in both, "the other one has answered"
+
+
+def test_what_cannot_be_explained_is_answered(
+    models: list[Shown], picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("ceit.web.answers.explain", fails)
+    text = answers_html([models[1]], picture)
+    assert "data-probability" in text
+    assert "not explained: this machine has too little memory for it" in text
+
+
+def test_the_most_familiar_picture_is_a_hundred_percent(models: list[Shown], picture: bytes) -> None:
+    said = Prediction(None, (Score("a", 1.0),), familiarity=1.0)
+    card = {"name": "m", "said": said, "panels": [], "weights": [], "unexplained": None}
+    assert "familiarity 100 %" in _render(cards=[card])
 
 
 def test_behind_the_guard_fifty_megabytes_are_refused_and_the_next_is_answered(

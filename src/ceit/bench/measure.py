@@ -162,7 +162,8 @@ class _Run:
             if kind == "train":
                 for turn in turns:
                     if not turn.failed:
-                        turn.found |= turn.process.ask("memory")
+                        with _errors_into(turn.row):
+                            turn.found |= turn.process.ask("memory")
 
     def measure_deployment(self) -> None:
         """Size of the files, time from the start of a process to the first logits, memory at its highest.

@@ -124,8 +124,11 @@ class Worker:
 
     def _training(self, batch: int) -> Callable[[], object]:
         backend, bf16 = self.arm.backend, self.arm.precision == "bf16"
+        images = torch.randn(batch, *self.shape)
+        with torch.no_grad():
+            classes = self.model.eval()(images[:1]).shape[1]  # any module's: it need not tell
         step = backends.training_step(self.model, bf16=bf16, compiled=backend == "compile", fused=backend != "plain")
-        images, labels = torch.randn(batch, *self.shape), torch.randint(0, self.model.num_classes, (batch,))
+        labels = torch.randint(0, classes, (batch,))
         return lambda: step(images, labels)
 
     def _calibration(self) -> Any:

@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> None:
     output = expanded(asked.output)
     if asked.lr_range_test:
         with live:
-            found = find_learning_rate(config, asked.data, output, say=live.say)
+            found = find_learning_rate(config, asked.data, output, typed=asked.typed, say=live.say)
         if is_main:
             print_range_test(found, output)
         return
@@ -179,6 +179,11 @@ def parse(arguments: list[str], chosen: Mapping[str, Any] | None = None) -> tupl
         options.pop("optimizer_args", None)  # they are for the recipe's own optimizer
     for name, value in typed.items():
         options |= flat_keys({name: value}) if name in SECTIONS else {name: value}
+    if "samples" in typed and not asked.goes_on:
+        options["epochs"] = typed.get("epochs")  # not what a recipe says of the length
+    if not asked.goes_on and (epochs := options.get("epochs")) is not None:
+        for name in typed.keys() & {"samples", "max_epochs"}:
+            _wrong_usage(f"{_option(name)} has no effect beside epochs {epochs:g}: leave it out, or set --epochs null")
     if asked.fast_dev_run:
         options |= {"epochs": 1, "limit_batches": 2, "log_every_steps": 1}
     return config_from(nested(options)), asked

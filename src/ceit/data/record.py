@@ -84,6 +84,11 @@ class ImageRecord:
         replace_files({folder / FILE: self._encoded()})
 
     @property
+    def is_of_unsplit(self) -> bool:
+        """Whether the set came unsplit, so that the run cut it."""
+        return any(row.part == TEST and row.source not in (TEST, VALIDATION) for row in self.rows)
+
+    @property
     def identity(self) -> str:
         """What tells this record from that of another run."""
         return f"{digest_of(self._encoded()):016x}"

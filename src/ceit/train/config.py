@@ -155,7 +155,8 @@ class TrainConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after the warm-up. cosine: along a cosine. linear: along a straight line."""
     warmup_epochs: _Epochs = 0.5
-    """Epochs in which the learning rate rises from warmup_lr to its peak; 0.5 is half an epoch."""
+    """Epochs in which the learning rate rises from warmup_lr to its peak; 0.5 is half an epoch. It is never more than a
+    quarter of the steps."""
     warmup_lr: NotNegative = 1e-6
     """Learning rate of the first step."""
     final_lr: NotNegative = 1e-5

@@ -52,18 +52,23 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
-    batch_size, processes = config.global_batch_size, accelerator.num_processes
-    share, rest = divmod(batch_size or 0, processes)  # what is left open is chosen to suit them
-    if rest:
-        raise ValueError(f"global_batch_size {batch_size} must be a multiple of the {processes} processes")
-    if config.mixing.on and share % 2:
-        raise ValueError(f"each process's share of {share} images must be even to be mixed: change global_batch_size")
+    require_even_shares(config, accelerator.num_processes)
     if config.batch_norm == "sync" and accelerator.device.type == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
     if config.small_images.scale < 1 and config.deterministic and accelerator.device.type == "cuda":
         what = f"small_images.scale {config.small_images.scale} is not deterministic on a GPU"
         raise ValueError(f"{what}, torch has no such kernel: set it to 1, or leave out deterministic")
     return accelerator
+
+
+def require_even_shares(config: TrainConfig, processes: int) -> None:
+    """Raises: ValueError for a batch that the processes cannot share; one that is left open is chosen to suit them."""
+    batch_size = config.global_batch_size
+    share, rest = divmod(batch_size or 0, processes)
+    if rest:
+        raise ValueError(f"global_batch_size {batch_size} must be a multiple of the {processes} processes")
+    if config.mixing.on and share % 2:
+        raise ValueError(f"each process's share of {share} images must be even to be mixed: change global_batch_size")
 
 
 def _refuse_another_computation(config: TrainConfig) -> None:

@@ -17,7 +17,7 @@ from ceit.train.recipe import flat_keys, recipe_config, recipe_names
 from ceit.train.run_directory import saved_config
 
 FILE = "README.md"
-_ON_ANY_MACHINE = ("workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps")
+_ON_ANY_MACHINE = ("workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps", "tracker", "compile")
 _MANY_CLASSES = 20
 _FEW_IMAGES = 500
 
@@ -162,18 +162,22 @@ def training_command(options: Mapping[str, Any]) -> str:
     for file in ("initial_checkpoint", "distillation.checkpoint"):
         if wanted[file] is not None:
             wanted[file] = last_part(wanted[file])
+    without_effect = {*_ON_ANY_MACHINE} | ({"validation_percent"} if options.get("unsplit") else set())
     bases: dict[str | None, dict[str, Any]] = {None: _flat(TrainConfig().as_dict())} | {
         name: _flat(recipe_config(name).as_dict()) for name in recipe_names()
     }
     fitting = {name: base for name, base in bases.items() if base.keys() <= wanted.keys()}
     different = {
-        name: {key: value for key, value in wanted.items() if base.get(key) != value and key not in _ON_ANY_MACHINE}
+        name: {key: value for key, value in wanted.items() if base.get(key) != value and key not in without_effect}
         for name, base in fitting.items()
     }
+    for changed in different.values():
+        if "optimizer" in changed:  # a recipe's arguments are for its own
+            changed |= {key: value for key, value in wanted.items() if key.startswith("optimizer_args.")}
     recipe = min(different, key=lambda name: len(different[name]))
     words = [] if recipe is None else [f"--recipe {recipe}"]
     words += [f"--data {shlex.quote(place_without_way(options['data']))}"]
-    words += [f"--{key.replace('_', '-')} {shlex.quote(_word(value))}" for key, value in different[recipe].items()]
+    words += [f"--{key.replace('_', '-')} {shlex.quote(_word(key, value))}" for key, value in different[recipe].items()]
     return " \\\n    ".join(["ceit train", *words, "--output NEW_FOLDER"])
 
 
@@ -197,10 +201,10 @@ def place_without_way(data: str) -> str:
     return f"hf:{last_part(folder)}" if is_whole else data
 
 
-def _word(value: Any) -> str:
-    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+def _word(key: str, value: Any) -> str:
+    if key == "img_size" and value[0] == value[1]:
         value = value[0]  # both sides of a square
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _code(name: str) -> str:

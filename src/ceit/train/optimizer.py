@@ -77,7 +77,8 @@ class Schedule:
     a function of the step alone.
 
     Where at first only the head learns, those steps go through all of it, and the others again: what only then begins
-    to learn needs its warm-up, too. Differs: the release steps once an epoch and one epoch late, see docs/decisions.
+    to learn needs its warm-up, too. A run too short for its warm-up, or such a phase, has a quarter of its steps as
+    one: the rate must fall, too. Differs: the release steps once an epoch and one epoch late, see docs/decisions.
     """
 
     def __init__(self, optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, steps: int) -> None:
@@ -94,7 +95,7 @@ class Schedule:
 
 
 def _phase(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, steps: int) -> Scheduler:
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps // 4)
     options = {
         "t_initial": max(2, steps - warmup),  # of 1, timm warns that nothing falls
         "lr_min": min(config.final_lr, config.scaled_lr),

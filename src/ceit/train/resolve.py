@@ -27,7 +27,7 @@ from ceit.model import config_of
 from ceit.paths import expanded
 from ceit.train.batch_size import batch_for_set
 from ceit.train.config import USUAL_BATCH, Mixing, SmallImages, TrainConfig
-from ceit.train.distributed import from_main, with_heartbeat
+from ceit.train.distributed import from_main, require_even_shares, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
 from ceit.train.trackers import chosen_trackers
@@ -92,9 +92,11 @@ class ResolvedRun:
 
     def description(self) -> dict[str, Any]:
         """The content of ``config.yaml``, but for what the images are normalised by."""
-        record = {} if self.images.record is None else {"images": IMAGES_FILE}
-        found = {"data": self.data, "found": _found(self.dataset)}
-        return {**found, **self.config.as_dict(), "steps": self.steps, **record}
+        record, found = self.images.record, {"data": self.data, "found": _found(self.dataset)}
+        images: dict[str, Any] = {} if record is None else {"images": IMAGES_FILE}
+        if record is not None and record.is_of_unsplit:
+            images["unsplit"] = True
+        return {**found, **self.config.as_dict(), "steps": self.steps, **images}
 
 
 def resolve(
@@ -115,7 +117,8 @@ def resolve(
     """
     config, batch_is_chosen = _with_whole_paths(config), config.global_batch_size is None
     if batch_is_chosen and config.lr_base_size is None and "lr_base_size" not in typed:
-        config = replace(config, lr_base_size=USUAL_BATCH, lr_scaling="sqrt")
+        scaling = config.lr_scaling if "lr_scaling" in typed else "sqrt"
+        config = replace(config, lr_base_size=USUAL_BATCH, lr_scaling=scaling)
     resumed = saved if saved is not None and saved.checkpoints else None
     if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start
         was = resumed.config | {"img_size": tuple(resumed.config["img_size"])}
@@ -123,6 +126,7 @@ def resolve(
         left_open |= dict.fromkeys(("img_size", "in_chans", "global_batch_size", "tracker"))
         open_now = {key for key, none in left_open.items() if key in was and getattr(config, key) == none}
         config = replace(config, **{key: was[key] for key in open_now})
+        require_even_shares(config, accelerator.num_processes)
     config = replace(config, tracker=chosen_trackers(config.tracker))
     folder = None if resumed is None else resumed.path
     images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)

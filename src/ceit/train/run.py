@@ -131,6 +131,7 @@ def begun(
     ends = math.inf if time_budget_seconds is None else time.monotonic() + time_budget_seconds
     output = expanded(output)
     accelerator = make_accelerator(config)
+    time_budget_seconds = from_main(time_budget_seconds)  # less each one's own age: all must choose alike
     directory = RunDirectory(output, writes=accelerator.is_main_process)
     if not directory.writes:
         say, show = _in_silence, _in_silence
@@ -171,7 +172,7 @@ def begun(
             directory.begin(trainer.description(), run.images.record)
         say(_summary(trainer))
         if directory.writes:
-            step = None if resumed is None else trainer.progress.step
+            step = None if saved is None else trainer.progress.step  # 0 where it starts over: that replaces the curves
             start_trackers(accelerator, run.config.tracker or (), output, trainer.description(), step)
         try:
             yield trainer
@@ -180,7 +181,9 @@ def begun(
             accelerator.end_training()
 
 
-def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say = _in_silence) -> RangeTest:
+def find_learning_rate(
+    config: TrainConfig, data: str, output: Path, *, typed: Collection[str] = (), say: Say = _in_silence
+) -> RangeTest:
     """A learning rate range test of the run that ``train`` would make; ``output`` gets ``lr_range_test.json``.
 
     Raises: ValueError as ``train``.
@@ -195,7 +198,8 @@ def find_learning_rate(config: TrainConfig, data: str, output: Path, *, say: Say
         naming_lost_processes(accelerator),
     ):
         accelerator.wait_for_everyone()
-        trainer = Trainer(resolve(config, data, accelerator, say=say), directory, accelerator, say=say)
+        run = resolve(config, data, accelerator, typed=typed, say=say)
+        trainer = Trainer(run, directory, accelerator, say=say)
         _measure(trainer)
         result = learning_rate_range_test(trainer)
         trainer.learner.stop_sharing()

@@ -79,26 +79,31 @@ def answer(model: Shown, image: bytes, top_k: int = TOP_K) -> Prediction:
     with _ONE_AT_A_TIME:
         try:
             return model.predictor.predict(image, top_k=top_k)[0]
-        except ValueError as error:  # damaged weights answer with what is no number
-            return Prediction(None, error=str(error))
-        except MemoryError:
-            return Prediction(None, error="this machine has too little memory for it")
+        except (ValueError, MemoryError, RuntimeError) as error:  # damaged weights answer with what is no number
+            return Prediction(None, error=_reason(error))
 
 
 def answers_html(models: Sequence[Shown], image: bytes) -> str:
     """The answers of all models as a part of the page; every name in it is escaped."""
     cards: list[dict[str, Any]] = []
+    errors: dict[str, str] = {}
     for model in models:
         said = answer(model, image)
         if said.error is not None:
-            return error_html(said.error)
-        card: dict[str, Any] = {"name": model.name, "said": said, "panels": [], "weights": []}
+            errors[model.name] = said.error
+            continue
+        card: dict[str, Any] = {"name": model.name, "said": said, "panels": [], "weights": [], "unexplained": None}
         if model.explains:
-            with _ONE_AT_A_TIME:
-                found = explain(model.predictor, image)
-            card |= {"panels": _panels(found), "weights": _layer_weights(found)}
+            try:
+                with _ONE_AT_A_TIME:
+                    found = explain(model.predictor, image)
+                card |= {"panels": _panels(found), "weights": _layer_weights(found)}
+            except (ValueError, MemoryError, RuntimeError) as error:
+                card["unexplained"] = _reason(error)
         cards.append(card)
-    return _render(cards=cards)
+    alike = len(models) == 1 or (len(errors) == len(models) and len({*errors.values()}) == 1)
+    sentences = errors.values() if alike else [f"{name}: {sentence}" for name, sentence in errors.items()]
+    return _render(cards=cards, error="; ".join(dict.fromkeys(sentences)) or None)
 
 
 def error_html(sentence: str) -> str:
@@ -118,6 +123,12 @@ def _reasons(predictor: Predictor) -> tuple[str, ...]:
     except ValueError as error:
         return (str(error),)
     return ()
+
+
+def _reason(error: Exception) -> str:
+    """Why the network failed. A lack of memory is a RuntimeError where torch meets it."""
+    is_memory = isinstance(error, MemoryError) or "memory" in str(error)
+    return "this machine has too little memory for it" if is_memory else str(error)
 
 
 def _render(**parts: Any) -> str:
