@@ -25,6 +25,7 @@ from ceit.data.image import (
     TooLargeError,
     image_suffixes,
     is_image_name,
+    or_reason,
     read_header,
     read_image,
     sniff,
@@ -455,3 +456,10 @@ def test_p14_the_limit_stands_for_others_while_a_large_image_is_read(monkeypatch
         assert pillow.limit_megapixels() == usual < 200
         assert pillow.above_limit((20_000, 10_000))
         assert Image.MAX_IMAGE_PIXELS is not None, "Pillow compares with it in other threads"
+
+
+def test_an_image_without_memory_is_one_that_cannot_be_read() -> None:
+    def fails(item: int) -> int:
+        raise MemoryError
+
+    assert or_reason(fails, 1) == "too little memory to decode it"

@@ -235,3 +235,18 @@ def test_names_that_are_no_unicode_are_states(cache: Path) -> None:
     store.add([(name, Fact(1))], [])
     assert store.facts([name]) == {name: Fact(1)}
     assert sys.getfilesystemencodeerrors() == "surrogateescape"
+
+
+def test_old_small_copies_make_room_for_all_new_ones(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, limit = np.zeros((16, 16, 3), np.uint8), 8_000_000
+    monkeypatch.setattr(store_module, "size_limit_bytes", lambda folder, held_bytes=0: limit)
+    store = Store(cache)
+    while not store.refused_copies:
+        start = store._query("SELECT count(*) FROM copies")[0][0]
+        store.add([], [Copy(start + number, "form", small) for number in range(1500)])
+    with sqlite3.connect(cache / store_module.FILE_NAME) as connection:
+        connection.execute("UPDATE copies SET used = 0")
+    connection.close()
+    store.refused_copies = 0
+    store.add([], [Copy(10**6 + number, "form", small) for number in range(2500)])
+    assert store.refused_copies == 0

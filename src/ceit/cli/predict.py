@@ -92,7 +92,9 @@ def main(arguments: list[str]) -> None:
         left = paths
         if origin is not None:
             stack.enter_context(prediction_file.for_one_process(options.output))
-            if options.resume and options.output.exists():
+            if not options.resume:
+                prediction_file.require_new(options.output)  # before minutes of preparation
+            elif options.output.exists():
                 ranks = min(options.top_k, len(class_names))
                 left = prediction_file.unanswered(options.output, paths, ranks, class_names, origin, say=tell)
         files = _without_stdin(left, stack)

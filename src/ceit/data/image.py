@@ -117,6 +117,8 @@ def or_reason(read: Callable[[_Item], _Result], item: _Item) -> _Result | str:
         return error.reason
     except OSError as error:
         return error.strerror or str(error)
+    except MemoryError:
+        return "too little memory to decode it"
 
 
 def read_header(source: str | Path | bytes, name: str | None = None) -> tuple[tuple[int, int], str]:

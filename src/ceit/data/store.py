@@ -265,12 +265,14 @@ class Store:
         needed = sum(copy.pixels_hwc.nbytes for copy in copies)
         if room < needed <= self.limit_bytes:
             old = "SELECT id, length(bytes) FROM copies JOIN pixels USING (id) WHERE used < ? ORDER BY used LIMIT 1000"
-            for number, size in self._query(old, (int(time.time()) - RECENT_SECONDS,)):
-                if room >= needed:
-                    break
-                self._query("DELETE FROM copies WHERE id = ?", (number,))
-                self._query("DELETE FROM pixels WHERE id = ?", (number,))
-                room += size
+            before = int(time.time()) - RECENT_SECONDS
+            while room < needed and (rows := self._query(old, (before,))):
+                for number, size in rows:
+                    if room >= needed:
+                        break
+                    self._query("DELETE FROM copies WHERE id = ?", (number,))
+                    self._query("DELETE FROM pixels WHERE id = ?", (number,))
+                    room += size
         sizes = accumulate(copy.pixels_hwc.nbytes for copy in copies)
         return sum(size <= room for size in sizes)
 

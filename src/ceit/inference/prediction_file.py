@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -209,6 +210,16 @@ def computed_by(file: Path) -> str | None:
     return None if before is None else before.computed_by
 
 
+def require_new(file: Path) -> None:
+    """Raises: ValueError if the file is there."""
+    if os.path.lexists(file):
+        raise _exists(file)
+
+
+def _exists(file: Path) -> ValueError:
+    return ValueError(f"{file} exists: --resume goes on with it, or name another --output")
+
+
 def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin, *, resume: bool) -> None:
     """Write every answer as soon as it is known, to a new file or behind those of one that is gone on with.
 
@@ -217,7 +228,7 @@ def write_answers(file: Path, predictions: Iterable[Prediction], origin: Origin,
     try:
         output = file.open("a" if resume else "x", encoding="utf-8", errors=NAME_ERRORS, newline="")
     except FileExistsError:
-        raise ValueError(f"{file} exists: --resume goes on with it, or name another --output") from None
+        raise _exists(file) from None
     with ExitStack() as stack:
         stack.callback(close_flushed, output)
         said = {"format_version": FORMAT_VERSION, **origin._asdict()}

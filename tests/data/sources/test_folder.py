@@ -369,6 +369,10 @@ def test_p15_a_class_of_broken_files_is_left_out_and_named(image_folder: ImageFo
     dataset = load_dataset(root, skip_broken=True)
     assert dataset.class_names == ("cat", "dog")
     assert dataset.remarks == ("class 'owl' is left out: none of its 2 images can be read",)
+    with pytest.raises(
+        ValueError, match="none of the 2 images of class 'owl' can be read: mend them, or leave it out of"
+    ):
+        load_dataset(root, skip_broken=True, classes=["cat", "dog", "owl"])
 
 
 def test_p15_one_class_in_two_unicode_forms(image_folder: ImageFolder) -> None:

@@ -282,3 +282,37 @@ def test_splits_that_are_left_out_are_said(tmp_path: Path) -> None:
         "left out: extra, 5 images: it is not called train, validation or test",
         "left out: test, 2 images without labels",
     )
+
+
+def with_names(count: int, names: list[str]) -> datasets.Dataset:
+    return table(count).cast_column("label", datasets.ClassLabel(names=names))
+
+
+@pytest.mark.parametrize("names", [["owl", "cat"], ["cat", "owl", "yak"], ["cat", "yak"]])
+@pytest.mark.parametrize("as_parquet", [False, True])
+def test_a_split_whose_numbers_mean_other_classes_is_refused(
+    tmp_path: Path, names: list[str], as_parquet: bool
+) -> None:
+    parts = {"train": table(6), "test": with_names(4, names)}
+    data = f"hf:{tmp_path / 'photos'}"
+    if as_parquet:
+        (tmp_path / "photos").mkdir()
+        for split, part in parts.items():
+            part.to_parquet(tmp_path / "photos" / f"{split}.parquet")
+    else:
+        saved(tmp_path, **parts)
+    with pytest.raises(ValueError, match=r"photos (test|train).* has other classes than the part before it"):
+        load_dataset(data)
+
+
+def test_parts_of_other_columns_are_left_out_or_named(tmp_path: Path) -> None:
+    dataset = load_dataset(saved(tmp_path / "a", train=table(40), test=table(4).remove_columns("label")))
+    assert "left out: test, 4 images without labels" in dataset.remarks
+    for number, (test, words) in enumerate(
+        [
+            (table(4, labels=["cat", "owl"] * 2), "has other classes than"),
+            (table(4).rename_column("image", "picture"), "test has no column 'image': save all splits with the same"),
+        ]
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_dataset(saved(tmp_path / str(number), train=table(40), test=test))

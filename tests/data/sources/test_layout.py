@@ -272,3 +272,18 @@ def test_p15_a_class_folder_of_undecodable_bytes_is_named(tree: Tree) -> None:
 def test_a_file_is_no_folder(tree: Tree) -> None:
     with pytest.raises(ValueError, match=r"data .*1\.png is not a folder"):
         understand(tree("1.png") / "1.png")
+
+
+@pytest.mark.parametrize("folder", ["images", "test", "Unknown"])
+def test_a_part_whose_images_lie_in_one_folder_that_is_no_class_is_left_out(tree: Tree, folder: str) -> None:
+    root = tree("train/ant/images/1.png", "train/bee/images/2.png", f"test/{folder}/3.png", f"test/{folder}/4.png")
+    layout = understand(root)
+    assert layout.splits.keys() == {"train"}
+    assert "left out: test, 2 images without class folders" in layout.remarks
+
+
+def test_a_part_of_one_class_is_a_part(tree: Tree) -> None:
+    assert understand(tree("train/images/1.png", "train/bee/2.png", "test/images/3.png")).splits.keys() == {
+        "train",
+        "test",
+    }

@@ -340,7 +340,7 @@ def test_paths_as_other_machines_write_them(table: Callable[..., Path], written:
         ("d:/data/cat/1.jpg", r"row 1 of .* names d:/data/cat/1\.jpg, a path of another machine"),
         ("\\\\server\\photos\\1.jpg", r"row 1 of .*, a path of another machine"),
         ("https://host/1.jpg", r"row 1 of .* names https://host/1\.jpg, an address: download the images and name the"),
-        ("cat/1", r"none of the first 2 images of .* is there, .*/cat/1 for one: paths are relative to the folder of"),
+        ("cat/1", r"none of the 2 images of .* is there, .*/cat/1 for one: paths are relative to the folder of"),
     ],
 )
 def test_paths_that_lead_nowhere(tmp_path: Path, file: str, message: str) -> None:
@@ -478,3 +478,20 @@ def test_p15_of_two_names_in_another_case_none_is_taken(table: Callable[..., Pat
     with pytest.raises(ValueError, match=message):
         load_dataset(path)
     assert load_dataset(path, skip_broken=True).remarks == ()
+
+
+@pytest.mark.parametrize("file", ["/9j/4AAQ" * 9000, "x" * 256, "é" * 200])
+def test_a_column_that_holds_the_pictures_is_one_sentence(tmp_path: Path, file: str) -> None:
+    (tmp_path / "labels.csv").write_text(f"image,label\n{file},cat\n{file},cat\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is too long for a path: name files|none of the 1 images of") as error:
+        load_dataset(tmp_path / "labels.csv")
+    assert len(str(error.value)) < 1000
+
+
+def test_only_images_that_are_asked_for_must_be_there(table: Callable[..., Path]) -> None:
+    path = table(TABLE, "path,label")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *(f"ant/{number}.jpg,ant" for number in range(200)), *lines[1:]]))
+    assert counted(load_dataset(path, classes=["cat", "dog"])) == 8
+    with pytest.raises(ValueError, match=r"none of the 200 images of .* is there, .*ant/0.jpg for one"):
+        load_dataset(path, classes=["ant"])

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face ``datasets`` library, by name or out of a folder."""
 
+import json
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 LABEL_COLUMNS = ("label", "labels", "class", "target")
+_OTHER_CLASSES = "has other classes than the part before it, or in another order: save all parts with the same features"
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
     """
     place, remarks = expanded(name), list[str]()
     tables = _open(name, place, remarks)
-    first = next(iter(tables.values()))
+    first = tables.get("train", next(iter(tables.values())))
     column, label_column = _columns(name, first, remarks)
+    tables = _with_columns_of(first, name, tables, column, label_column, remarks)
+    _require_names_of_all_files(name, place, label_column)
     cells = {split: [*map(_label, table.with_format(None)[label_column][:])] for split, table in tables.items()}
     class_names, labels = _labels(name, first.features[label_column], cells, remarks)
     parts = {split: _split(f"{name} {split}", tables[split], column, of) for split, of in labels.items()}
@@ -154,6 +158,50 @@ def _columns(name: str, table: "datasets.Dataset", remarks: list[str]) -> tuple[
         listed = " or ".join(map(repr, others))
         remarks.append(f"column {chosen!r} of {PREFIX}{name} is the class, not {listed}")
     return images[0], chosen
+
+
+def _with_columns_of(
+    first: "datasets.Dataset",
+    name: str,
+    tables: dict[str, "datasets.Dataset"],
+    column: str,
+    label_column: str,
+    remarks: list[str],
+) -> dict[str, "datasets.Dataset"]:
+    """The splits that are labelled, as ``first`` is: a number means the class that its own split says it does.
+
+    Raises: ValueError for one with other columns, or with other classes or their order.
+    """
+    alike = dict[str, "datasets.Dataset"]()
+    for split, table in tables.items():
+        if label_column not in table.features and split != "train":
+            remarks.append(f"left out: {split}, {len(table):,} images without labels")
+            continue
+        if column not in table.features:
+            raise ValueError(f"{PREFIX}{name} {split} has no column {column!r}: save all splits with the same columns")
+        if _classes_in(table.features[label_column]) != _classes_in(first.features[label_column]):
+            raise ValueError(f"{PREFIX}{name} {split} {_OTHER_CLASSES}")
+        alike[split] = table
+    return alike
+
+
+def _classes_in(feature: Any) -> tuple[str, ...]:
+    """The names of a ClassLabel; of another column whether it holds text or numbers."""
+    return tuple(getattr(feature, "names", ("text" if "string" in feature.dtype else "numbers",)))
+
+
+def _require_names_of_all_files(name: str, place: Path, label_column: str) -> None:
+    """Raises: ValueError for Parquet files whose classes differ: the library gives all the names of the first."""
+    from pyarrow import parquet
+
+    files = sorted(place.rglob("*.parquet")) if place.is_dir() else []
+    known: list[str] | None = None
+    for file in sorted(files, key=lambda file: split_of(file.stem.split("-")[0]) != "train"):
+        about = (parquet.read_schema(file).metadata or {}).get(b"huggingface", b"{}")
+        names = json.loads(about).get("info", {}).get("features", {}).get(label_column, {}).get("names")
+        known = known or names
+        if names is not None and names != known:
+            raise ValueError(f"{PREFIX}{name} {file.relative_to(place).as_posix()} {_OTHER_CLASSES}")
 
 
 def _labels(

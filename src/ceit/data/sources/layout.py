@@ -7,7 +7,7 @@ or it is refused with what to change. See docs/folders.md.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ceit.data.sources.walk import Folder, open_folder, passed_over_line, printa
 
 _NAMED = 4  # folders or classes, in one sentence
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+_NO_CLASS = ("image", "images", "img", "imgs", "unknown", "unlabeled", "unlabelled")  # in a part, of what has no labels
 _TABLE = "a CSV table with the columns path and label"
 
 
@@ -97,6 +98,9 @@ def read_split(folder: Path) -> SplitFolder:
 def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
     """The folder of each split; ``UNSPLIT``, the folder itself, where none is named after one."""
     named = [(split, child) for child in top.folders if (split := split_of(child.name)) and _may_hold_classes(child)]
+    classes = {class_name(child.name) for split, part in named if split == "train" for child in part.filled}
+    if classes:
+        named = [(split, part) for split, part in named if split == "train" or not _is_unlabelled(part, classes)]
     if not named:
         _refuse_loose_splits(top, remarks)
         return {UNSPLIT: top}
@@ -109,6 +113,14 @@ def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
         if child not in splits and (images := sum(1 for _ in child.walk())):
             _leave_out(child, _count(images, "image"), splits, top, remarks)
     return {split: folder for split in SPLITS for of, folder in named if of == split}
+
+
+def _is_unlabelled(part: Folder, classes: Collection[str]) -> bool:
+    """Whether its images lie in one folder that is no class: ``val/images``, ``test/test`` or ``test/unknown``."""
+    if len(part.filled) != 1 or not part.filled[0].images:
+        return False
+    name = class_name(part.filled[0].name)
+    return name not in classes and (name.lower() in _NO_CLASS or split_of(name) is not None)
 
 
 def _may_hold_classes(folder: Folder) -> bool:

@@ -86,6 +86,11 @@ def load_files(
     class_names = tuple(sorted({name for listing in kept.values() for name in listing.class_names}, key=order))
     counts = Counter(name for listing in listings.values() for name in listing.class_names)
     lost = [(name, count) for name, count in counts.items() if name not in class_names]
+    if lost and options.classes is not None:
+        name, count = lost[0]
+        raise ValueError(
+            f"none of the {count:,} images of class {name!r} can be read: mend them, or leave it out of classes"
+        )
     parts = {
         split: readable(replace(listing.split(class_names), digests=found.digests[rows[split]]), found, rows[split])
         for split, listing in kept.items()

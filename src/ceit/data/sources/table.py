@@ -21,7 +21,7 @@ LABEL_COLUMNS = ("label", "class", "target")
 SPLIT_COLUMN = "split"
 VALID_COLUMN = "isvalid"  # of fastai: True or False
 
-_FIRST_FILES = 100  # of which one must be there
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # of files
 
 
 def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
@@ -47,8 +47,9 @@ def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
     written = [_place(table, row, file) for row, file in zip(table.rows, files, strict=True)]
     places = _as_they_lie(table, written, remarks)
     kept = _distinct(table, places, labels, splits, remarks)
-    if not any(place.exists() for place in places[:_FIRST_FILES]):
-        none = f"none of the first {len(places[:_FIRST_FILES])} images of {path} is there, {places[0]} for one"
+    wanted = [places[i] for i in kept if options.classes is None or labels[i] in options.classes]
+    if wanted and not any(map(os.path.exists, wanted)):
+        none = f"none of the {len(wanted):,} images of {path} is there, {wanted[0]} for one"
         fix = "paths are relative to the folder of the table and end with the suffix of the file"
         raise ValueError(f"{none}: {fix}")
     if similar := alike(set(labels)):
@@ -128,13 +129,16 @@ def _place(table: Columns, row: int, file: str) -> Path:
     advice = f"row {row} of {table.place} names {file}"
     if re.match(r"\w+://", file):
         raise ValueError(f"{advice}, an address: download the images and name the files")
+    if max(map(len, re.split(r"[\\/]", file))) > _LONGEST_NAME or len(file) > _LONGEST_PATH:
+        what = f"row {row} of {table.place} has {file[: _LONGEST_NAME // 8]}... in its column of paths"
+        raise ValueError(f"{what}, which is too long for a path: name files")
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", file):
         raise ValueError(f"{advice}, a path of another machine: write paths relative to the folder of the table")
     folder, file = table.place.parent, os.path.expanduser(file)
     if file.isascii() and "\\" not in file:
         return folder / file
     spellings = (file, file.replace("\\", "/"), *(unicodedata.normalize(form, file) for form in ("NFC", "NFD")))
-    return next((path for spelling in spellings if (path := folder / spelling).exists()), folder / spellings[1])
+    return next((path for spelling in spellings if os.path.exists(path := folder / spelling)), folder / spellings[1])
 
 
 def _as_they_lie(table: Columns, places: Sequence[Path], remarks: list[str]) -> list[Path]:
