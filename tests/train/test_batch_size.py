@@ -59,7 +59,7 @@ def test_the_range_test_suggests_a_rate_for_the_run_as_it_was_typed(tmp_path: Pa
         find_learning_rate(OPEN, "digits", tmp_path / str(number), typed=typed)
         for number, typed in enumerate([(), ("lr_base_size",)])
     ]
-    assert found[0].suggested == pytest.approx(found[1].suggested * (256 / batch_for_set(1437, 1)) ** 0.5, rel=0.2)
+    assert found[0].suggested == pytest.approx(found[1].suggested * (256 / batch_for_set(1437, 1)) ** 0.5)
 
 
 def test_a_resumed_batch_that_the_processes_cannot_share_is_refused() -> None:

@@ -173,6 +173,14 @@ def test_images_to_show_replace_the_epochs_of_a_recipe() -> None:
     assert parse(words)[0].epochs_for(1000) == 5
 
 
+def test_images_to_show_are_typed_again_to_go_on(tmp_path: Path) -> None:
+    words = ["--data", "digits", "--output", str(tmp_path), "--recipe", "transfer_pets", "--samples", "5000"]
+    begun, _ = parse(words)
+    saved = begun.as_dict() | {"data": "digits", "epochs": 5}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
+    assert parse([*words, "--resume", "auto"])[0] == begun
+
+
 def test_durations_need_a_unit() -> None:
     assert [seconds_of(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
     for text in ("30", "0m", "m", "-5m", "1d"):

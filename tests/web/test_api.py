@@ -164,7 +164,7 @@ def test_a_bad_file_is_a_sentence_and_the_next_is_answered(
         (torch.nan, "the network's answer is not a number"),
         (MemoryError(), "this machine has too little memory for it"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "has too little memory for it"),
-        (RuntimeError("no kernel for this"), "no kernel for this"),
+        (RuntimeError("an illegal memory access"), "an illegal memory access"),
     ],
 )
 def test_a_network_that_fails_is_a_sentence(

@@ -179,11 +179,13 @@ def parse(arguments: list[str], chosen: Mapping[str, Any] | None = None) -> tupl
         options.pop("optimizer_args", None)  # they are for the recipe's own optimizer
     for name, value in typed.items():
         options |= flat_keys({name: value}) if name in SECTIONS else {name: value}
-    if "samples" in typed and not asked.goes_on:
-        options["epochs"] = typed.get("epochs")  # not what a recipe says of the length
-    if not asked.goes_on and (epochs := options.get("epochs")) is not None:
-        for name in typed.keys() & {"samples", "max_epochs"}:
-            _wrong_usage(f"{_option(name)} has no effect beside epochs {epochs:g}: leave it out, or set --epochs null")
+    if asked.recipe or not asked.goes_on:  # else the epochs are those that the run has begun with
+        if "samples" in typed:
+            options["epochs"] = typed.get("epochs")  # not what a recipe says of the length
+        if (epochs := options.get("epochs")) is not None:
+            for name in sorted(typed.keys() & {"samples", "max_epochs"}):
+                fix = "leave it out, or set --epochs null"
+                _wrong_usage(f"{_option(name)} has no effect beside epochs {epochs:g}: {fix}")
     if asked.fast_dev_run:
         options |= {"epochs": 1, "limit_batches": 2, "log_every_steps": 1}
     return config_from(nested(options)), asked

@@ -202,7 +202,7 @@ def place_without_way(data: str) -> str:
 
 
 def _word(key: str, value: Any) -> str:
-    if key == "img_size" and value[0] == value[1]:
+    if key == "img_size" and isinstance(value, list) and value[0] == value[1]:
         value = value[0]  # both sides of a square
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 LABEL_COLUMNS = ("label", "labels", "class", "target")
-_OTHER_CLASSES = "has other classes than the part before it, or in another order: save all parts with the same features"
+_OTHER_CLASSES = "has other classes than the other parts, or in another order: save all parts with the same features"
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _with_columns_of(
     """
     alike = dict[str, "datasets.Dataset"]()
     for split, table in tables.items():
-        if label_column not in table.features and split != "train":
+        if label_column not in table.features:
             remarks.append(f"left out: {split}, {len(table):,} images without labels")
             continue
         if column not in table.features:
@@ -194,9 +194,8 @@ def _require_names_of_all_files(name: str, place: Path, label_column: str) -> No
     """Raises: ValueError for Parquet files whose classes differ: the library gives all the names of the first."""
     from pyarrow import parquet
 
-    files = sorted(place.rglob("*.parquet")) if place.is_dir() else []
     known: list[str] | None = None
-    for file in sorted(files, key=lambda file: split_of(file.stem.split("-")[0]) != "train"):
+    for file in sorted(place.rglob("*.parquet")) if place.is_dir() else ():
         about = (parquet.read_schema(file).metadata or {}).get(b"huggingface", b"{}")
         names = json.loads(about).get("info", {}).get("features", {}).get(label_column, {}).get("names")
         known = known or names
