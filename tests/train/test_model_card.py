@@ -85,15 +85,27 @@ def test_the_command_on_the_card_gives_the_options_of_the_run(finished: Result) 
             "--recipe demo --data mnist --optimizer sgd --optimizer-args.momentum 0.85 --optimizer-args.nesterov true",
         ),
         (TrainConfig(compile=False, tracker=("tensorboard",)), "mnist", "--data mnist"),
+        (TrainConfig(samples=9, max_epochs=8, epochs=2), "mnist", "--data mnist --epochs 2"),
     ],
     ids=[
         *("recipe", "path", "size", "start", "hub's folder", "teacher", "classes", "letters", "a pair"),
-        *("another optimizer with the same arguments", "machine"),
+        *("another optimizer with the same arguments", "machine", "length"),
     ],
 )
 def test_the_command_names_the_nearest_recipe_and_what_differs(config: TrainConfig, data: str, words: str) -> None:
     command = training_command({"data": data, **config.as_dict(), "found": "", "steps": 1})
     assert " ".join(command.replace("\\\n", " ").split()) == f"ceit train {words} --output NEW_FOLDER"
+
+
+def test_the_command_of_photos_with_typed_options_is_one_that_is_taken(tmp_path: Path) -> None:
+    words = ["--recipe", "demo", "--data", "photos", "--output", "run", "--optimizer", "adamw", "--samples", "120"]
+    begun, _ = parse([*words, "--classes", "[🐶dog, café]", "--augmentation.crop-scale", "[1, 1]"])
+    resolved = {**begun.as_dict(), "epochs": 2, "img_size": [40, 40], "in_chans": 3, "global_batch_size": 16}
+    again, _ = parse(
+        shlex.split(training_command({"data": "photos", "unsplit": True, **resolved}).replace("\\\n", ""))[2:]
+    )
+    assert (again.classes, again.epochs, again.optimizer, again.optimizer_args) == (("🐶dog", "café"), 2, "adamw", {})
+    assert again.augmentation == begun.augmentation
 
 
 def test_the_command_of_an_unsplit_set_has_no_share_that_it_would_refuse() -> None:

@@ -162,7 +162,9 @@ def training_command(options: Mapping[str, Any]) -> str:
     for file in ("initial_checkpoint", "distillation.checkpoint"):
         if wanted[file] is not None:
             wanted[file] = last_part(wanted[file])
-    without_effect = {*_ON_ANY_MACHINE} | ({"validation_percent"} if options.get("unsplit") else set())
+    without_effect = {*_ON_ANY_MACHINE}
+    without_effect |= {"samples", "max_epochs"} if wanted["epochs"] is not None else set()
+    without_effect |= {"validation_percent"} if options.get("unsplit") else set()
     bases: dict[str | None, dict[str, Any]] = {None: _flat(TrainConfig().as_dict())} | {
         name: _flat(recipe_config(name).as_dict()) for name in recipe_names()
     }
