@@ -190,6 +190,28 @@ def test_p1_the_record_of_another_run_is_none(run: Path, photos: Path, tmp_path:
     assert "no record of its images" in said
 
 
+def test_p1_runs_of_one_split_seed_share_their_images(
+    run: Path, photos: Path, tmp_path: Path, evaluate: Evaluate
+) -> None:
+    """And a model that was copied away from such a run is measured on what the run tested."""
+    train(replace(SMALL, seed=5, split_seed=SMALL.seed), str(photos), tmp_path / "other")
+    assert recorded(tmp_path / "other") == recorded(run)
+    (tmp_path / "moved").mkdir()
+    for name in ("model.safetensors", "model.json"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "moved" / name)
+    for split in ("test", "validation"):
+        first, second = (evaluate(tmp_path / of, photos, "--split", split) for of in ("other", "moved"))
+        assert (first[0]["images"], first[0]["loss"]) == (second[0]["images"], second[0]["loss"])
+        assert "no record of its images" in second[1]
+
+
+def test_runs_of_one_split_seed_choose_by_the_same_images_of_a_known_set() -> None:
+    configs = SMALL, replace(SMALL, seed=5), replace(SMALL, seed=5, split_seed=SMALL.seed)
+    chosen = [load_run_images(config, "digits", lambda message: None).dataset.validation for config in configs]
+    first, by_seed, shared = (keys(split) for split in chosen if split is not None)
+    assert first == shared != by_seed
+
+
 def test_p1_a_run_without_its_record_does_not_go_on(photos: Path, tmp_path: Path) -> None:
     def stop(state: dict[str, Any]) -> None:
         if state.get("step") == 2:

@@ -127,12 +127,20 @@ def test_help_names_every_choice() -> None:
 def test_each_epoch_says_how_long_the_run_still_takes_by_its_own_pace() -> None:
     text = io.StringIO()
     live = LiveProgress(Console(file=text, width=200))
-    for step, total in ((1, 12), (4, 40)):  # a time budget may plan anew
-        live.show({"step": step, "total_steps": total, "epoch": 1, "loss": 1.5, "top1_percent": None})
+
+    def show_step(step: int, share_done: float) -> None:
+        state = {"step": step, "total_steps": 40, "share_done": share_done}
+        live.show(state | {"epoch": 1, "loss": 1.5, "top1_percent": None})
+
     epoch = {"event": "epoch", "epoch": 1, "step": 4, "train_loss": 1.5, "elapsed_seconds": 20.0}
+    live.show(epoch | {"validation": {"raw": None, "ema": None}})  # a run that was stopped after an epoch's last step
+    show_step(1, 0.08)
+    show_step(4, 0.1)  # a time budget may plan anew
     live.show(epoch | {"validation": {"raw": {"top1_percent": 50.0, "loss": 1.0}, "ema": None}})
+    show_step(40, 1.0)
     live.show(epoch | {"validation": {"raw": None, "ema": None}, "step": 40, "epoch": 9, "elapsed_seconds": 5400.0})
     assert text.getvalue().splitlines() == [
+        "epoch   1: loss 1.500, validation top-1 -, 20 s gone",
         "epoch   1: loss 1.500, validation top-1 raw 50.00 %, 20 s gone, 3 min left",
         "epoch   9: loss 1.500, validation top-1 -, 1.5 h gone, 0 s left",
     ]

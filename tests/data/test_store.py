@@ -187,6 +187,21 @@ def test_m5_the_size_has_a_limit_and_the_longest_unused_go_first(cache: Path, mo
     assert (cache / store_module.FILE_NAME).stat().st_size < 1.2e6
 
 
+def test_m5_copies_that_are_read_one_by_one_are_in_use(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As training reads them, which may last longer than a copy counts as new."""
+    monkeypatch.setattr(store_module, "_AT_ONCE", 2)
+    monkeypatch.setenv("CEIT_CACHE_GB", "0.001")
+    large = np.zeros((256, 256, 3), np.uint8)  # a fifth of the limit
+    clock = [10_000.0]
+    monkeypatch.setattr(store_module.time, "time", lambda: clock[0])
+    store = Store(cache)
+    store.add([], [Copy(number, "form", large) for number in range(4)])
+    clock[0] += 7200
+    assert all(store.copy(number, "form") is not None for number in (0, 2))
+    store.add([], [Copy(number, "form", large) for number in range(5, 7)])
+    assert [number for number in range(7) if store.copies([number], "form")] == [0, 2, 5, 6]
+
+
 def test_m5_no_copies_are_kept_where_none_are_wanted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CEIT_CACHE_GB", "0")
     store = filled(cache)

@@ -43,6 +43,22 @@ def test_the_first_share_of_the_steps_is_small_and_evaluation_never(make_trainer
     assert sizes(make_trainer, 5, **pooled) == [(8, 8)] * 4 + [(16, 16)]
 
 
+def test_the_time_left_counts_what_a_step_costs(make_trainer: MakeTrainer) -> None:
+    """Of eight steps four have a quarter of the pixels; while the head learns alone, a step costs a third."""
+    learner = make_trainer(small_images=HALF).learner
+    learner.plan(8)
+    assert learner.share_done(4, 8) == pytest.approx(1 / 5)
+    assert learner.share_done(6, 8) == pytest.approx(3 / 5)
+    assert learner.share_done(8, 8) == 1
+    learner.head_only_steps = 6
+    assert learner.share_done(4, 8) == pytest.approx((4 / 4 / 3) / 3)
+    assert learner.share_done(6, 8) == pytest.approx(1 / 3)
+    learner.head_only_steps = 2
+    assert learner.share_done(4, 8) == pytest.approx((2 / 12 + 2 / 4) / (2 / 12 + 2 / 4 + 4))
+    plain = make_trainer().learner
+    assert plain.share_done(3, 8) == 3 / 8
+
+
 def test_a_small_step_is_that_of_a_network_of_the_small_size(make_trainer: MakeTrainer) -> None:
     """Its loss is that of images scaled down and of a position embedding that was resized for good."""
     trainer = make_trainer(small_images=HALF, label_smoothing=0.0)

@@ -17,7 +17,8 @@ from ceit.study.cells import Cell, Record
 from ceit.study.run import seconds_needed
 from ceit.train.interruption import Interrupted
 
-_FREE = {"peak_lr", "warmup_lr", "warmup_epochs", "final_lr", "weight_decay", "label_smoothing", "layer_decay", "seed"}
+_FREE = {"peak_lr", "warmup_lr", "warmup_epochs", "final_lr", "weight_decay", "label_smoothing", "layer_decay"}
+_FREE |= {"seed", "split_seed"}
 """Options that cost no time: a run's estimate holds for all that differ in these alone."""
 
 

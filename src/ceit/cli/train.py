@@ -341,7 +341,7 @@ class LiveProgress(Progress):
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.add_task("train", total=None, epoch="", state="starting")
         self.speed = ""  # not known yet
-        self.steps = 0  # of the whole run
+        self.share_done = 0.0  # of the run's work, in which the steps of small images count less
 
     def say(self, message: str) -> None:
         """One message above the bar."""
@@ -353,18 +353,17 @@ class LiveProgress(Progress):
             found = {kind: kept for kind, kept in state["validation"].items() if kept is not None}
             validation = ", ".join(f"{kind} {kept['top1_percent']:.2f} %" for kind, kept in found.items()) or "-"
             loss = "-" if state["train_loss"] is None else f"{state['train_loss']:.3f}"
-            seconds, left = state["elapsed_seconds"], max(0, self.steps - state["step"])
-            times = f"{in_words(seconds)} gone, {in_words(seconds / state['step'] * left)} left"
+            seconds = state["elapsed_seconds"]
+            left = f", {in_words(seconds / self.share_done - seconds)} left" if self.share_done else ""
+            times = f"{in_words(seconds)} gone{left}"
             self.say(f"epoch {state['epoch']:>3}: loss {loss}, validation top-1 {validation}, {times}")
         elif state.get("event") == "step":
             self.speed = f"  {state['images_per_second']:.0f} images/s"
         elif "total_steps" in state:
             accuracy = "" if state["top1_percent"] is None else f"  top-1 {state['top1_percent']:.1f} %"
             text = f"loss {state['loss']:.3f}{accuracy}{self.speed}"
-            self.steps = state["total_steps"]
-            self.update(
-                self.task, total=state["total_steps"], completed=state["step"], epoch=state["epoch"], state=text
-            )
+            self.share_done = state["share_done"]
+            self.update(self.task, total=1, completed=self.share_done, epoch=state["epoch"], state=text)
 
 
 def print_report(result: Result) -> None:

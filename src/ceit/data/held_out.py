@@ -42,7 +42,7 @@ def to_measure(
     if asked == ALL:
         return _all(found, record)
     if found.is_fixed:
-        return _of_dataset(as_dataset(found, training.get("seed", 0)), training, asked)
+        return _of_dataset(as_dataset(found, _cut_seed(training)), training, asked)
     if record is not None:
         return _by_record(found, record, asked)
     if is_fixed := training.get("images") == FIXED:
@@ -60,7 +60,7 @@ def to_measure(
         return replace(_others(found, asked), remarks=(remark,))
     old = "images" not in training
     try:
-        dataset = as_dataset(cut_by_place(found) if old else found, training.get("seed", 0))
+        dataset = as_dataset(cut_by_place(found) if old else found, _cut_seed(training))
         dataset = dataset if asked in (TRAIN, VALIDATION) else without_copies(dataset)
     except ValueError as error:
         raise ValueError(f"{error}; or say --split all, which measures all images") from error
@@ -137,10 +137,15 @@ def _as_trained(dataset: ImageDataset, training: Mapping[str, Any]) -> tuple[Spl
     train, validation = dataset.train, dataset.validation
     if "seed" in training:
         if validation is None and (percent := training.get("validation_percent")):
-            train, validation = cut_validation(train, float(percent), training["seed"])
+            train, validation = cut_validation(train, float(percent), _cut_seed(training))
         if (percent := training.get("train_percent", 100)) < 100:
-            _, train = cut_share(train, percent, training["seed"])
+            _, train = cut_share(train, percent, _cut_seed(training))
     return train, validation
+
+
+def _cut_seed(training: Mapping[str, Any]) -> int:
+    """The seed that split the images of a run, as its model's file tells."""
+    return training.get("split_seed", training.get("seed", 0))
 
 
 def trained_in(found: LabelledSet, training: Mapping[str, Any]) -> np.ndarray:
@@ -148,7 +153,7 @@ def trained_in(found: LabelledSet, training: Mapping[str, Any]) -> np.ndarray:
 
     ``training`` is what the model's file tells.
     """
-    train, _ = _as_trained(as_dataset(found, training.get("seed", 0)), training)
+    train, _ = _as_trained(as_dataset(found, _cut_seed(training)), training)
     keys = {train.key(index) for index in range(len(train))}
     return np.array(
         [part == TRAIN and images.key(i) in keys for part, images in found.parts.items() for i in range(len(images))]
@@ -166,11 +171,11 @@ def to_calibrate_and_check(
     train, validation = used_for(TRAIN, found, record), used_for(VALIDATION, found, record)
     if train is None:  # no record, or other data than the run's
         old = "images" not in training and "seed" in training  # such runs cut their images by place
-        dataset = as_dataset(cut_by_place(found) if old else found, training.get("seed", 0))
+        dataset = as_dataset(cut_by_place(found) if old else found, _cut_seed(training))
         train, validation = _as_trained(dataset, training)
     if validation is not None:
         return train, validation, "validation split"
-    return *cut_validation(train, max(1, len(train) // 10), training.get("seed", 0)), "training images"
+    return *cut_validation(train, max(1, len(train) // 10), _cut_seed(training)), "training images"
 
 
 def without_other_classes(found: LabelledSet, kept: Collection[str]) -> LabelledSet:

@@ -111,6 +111,7 @@ class Store:
         self.trouble = trouble
         self.refused_copies = 0
         """Copies that were not kept since the store is full."""
+        self._used: dict[str, list[int]] = {}  # copies that were read, by form, of which the file does not know yet
         self._inode: int | None = None
         self._writable, self._renewed = True, False
         try:
@@ -136,8 +137,15 @@ class Store:
         return None
 
     def copy(self, digest: int, form: str) -> np.ndarray | None:
-        """The copy in this form, uint8 ``(H, W, C)``."""
-        return self.copies([digest], form).get(digest)
+        """The copy in this form, uint8 ``(H, W, C)``; so many at once are noted as in use."""
+        found = self.copies([digest], form).get(digest)
+        if found is not None:
+            with self._lock:
+                used = self._used.setdefault(form, [])
+                used.append(digest)
+                if len(used) >= _AT_ONCE:
+                    self.touch(self._used.pop(form), form)
+        return found
 
     def copies(self, digests: Sequence[int], form: str) -> dict[int, np.ndarray]:
         """The copies in this form that are there, by digest."""

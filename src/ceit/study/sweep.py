@@ -194,7 +194,15 @@ class Sweep:
         text = json.dumps([data, options | {"seed": None}, time_budget], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:8]
         cell = Cell(FOLDER, "", name, 0, data, options, self.recipe, time_budget)
-        return Trial(chosen, [replace(cell, seed=seed, options=options | {"seed": seed}) for seed in self.seeds])
+        cells = [replace(cell, seed=seed, options=options | self._seeds_of(seed, options)) for seed in self.seeds]
+        return Trial(chosen, cells)
+
+    def _seeds_of(self, seed: int, options: Options) -> Options:
+        """The seeds of a run. All runs split their images as the first one does: else images that test one train
+        another, and the choice sees them."""
+        if seed == self.seeds[0] or options.get("split_seed") is not None:
+            return {"seed": seed}
+        return {"seed": seed, "split_seed": self.seeds[0]}
 
     def _check(self) -> None:
         """Raises: ValueError for the first thing that is wrong."""
@@ -221,7 +229,7 @@ class Sweep:
             if self.budget and option in _LENGTH:
                 raise ValueError(f"the budget says how long each run is: leave out the option {option}, or the budget")
         for option in self.choices:
-            if option in CHOOSE_IMAGES:
+            if option in (*CHOOSE_IMAGES, "split_seed"):
                 raise ValueError(f"{option} chooses the images of the validation: give it one value for all trials")
         self._check_number()
         can_begin: set[str] = set()

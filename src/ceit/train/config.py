@@ -25,6 +25,7 @@ from ceit.options import (
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _Epochs = Annotated[float, Limit("must be 0 or more, and finite", minimum=0, exclusiveMaximum=math.inf)]
+_Seed = Annotated[int, Limit("must be in [0, 2^32)", minimum=0, exclusiveMaximum=2**32)]
 _Rate = Annotated[float, Limit("must be positive", exclusiveMinimum=0, exclusiveMaximum=math.inf)]
 USUAL_BATCH = 256
 """Images a step where neither the options nor the set ask for another number."""
@@ -218,8 +219,10 @@ class TrainConfig:
     with a compiler, in runs of at least 1,000 steps."""
     deterministic: bool = False
     """Get the same bits in every run on the same machine. Some operations are then slower."""
-    seed: Annotated[int, Limit("must be in [0, 2^32)", minimum=0, exclusiveMaximum=2**32)] = 0
+    seed: _Seed = 0
     """Seed of all random choices: initial weights, split, order, augmentation and drop path."""
+    split_seed: _Seed | None = None
+    """Seed of the split alone, so that runs with other seeds train, choose and test on the same images. null: seed."""
     max_skipped_steps: Count = 10
     """Steps with a loss or gradient that is not finite are skipped. Stop after this many in a row."""
 
@@ -281,6 +284,11 @@ class TrainConfig:
         """``peak_lr * global_batch_size / lr_base_size``, or times the root of that: the rate after the warm-up."""
         times = self.batch_size / self.lr_base_size if self.lr_base_size else 1.0
         return self.peak_lr * (math.sqrt(times) if self.lr_scaling == "sqrt" else times)
+
+    @property
+    def cut_seed(self) -> int:
+        """The seed by which images are split."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def batch_size(self) -> int:

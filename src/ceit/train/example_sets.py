@@ -88,4 +88,4 @@ def _is_of(saved: dict[str, Any], training: dict[str, Any]) -> bool:
         return False
     known = place_of(saved["data"])
     name = last_part(saved["data"]) if known is None else known[0]
-    return (name, saved.get("seed")) == (training["data"], training.get("seed"))
+    return name == training["data"] and all(saved.get(key) == training.get(key) for key in ("seed", "split_seed"))

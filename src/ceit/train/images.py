@@ -83,14 +83,14 @@ def _shared_out(
         return RunImages(without_copies(dataset), record)
     if found.is_fixed or resumed is not None:
         parts = found if found.is_fixed else cut_by_place(found)  # as an earlier version did
-        return RunImages(_split(config, as_dataset(parts, config.seed))[0], None, found.is_fixed)
+        return RunImages(_split(config, as_dataset(parts, config.cut_seed))[0], None, found.is_fixed)
     if found.unsplit is not None:
         shares = f"{found.name} comes unsplit: about 80 % of its images train, 10 % choose the best model, 10 % test it"
         if "validation_percent" in typed:
             fix = "leave it out, or put the images into folders train and test"
             raise ValueError(f"{shares}, so --validation-percent has no effect: {fix}")
         say(shares)
-    whole, unused = _split(config, as_dataset(found, config.seed))
+    whole, unused = _split(config, as_dataset(found, config.cut_seed))
     dataset, copies = without_copies(whole), copies_in_test(whole)
     parts = {TRAIN: dataset.train, VALIDATION: dataset.validation, TEST: dataset.test, UNUSED: unused, COPY: copies}
     present = {part: images for part, images in parts.items() if images is not None}
@@ -106,13 +106,13 @@ def _split(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Sp
     train, validation, unused = dataset.train, dataset.validation, None
     if validation is None and config.validation_percent > 0:
         try:
-            train, validation = cut_validation(train, float(config.validation_percent), config.seed)
+            train, validation = cut_validation(train, float(config.validation_percent), config.cut_seed)
         except ValueError as error:
             fix = "add images or a validation part, or set validation_percent 0 and select last"
             raise ValueError(f"validation_percent {config.validation_percent:g}: {error}; {fix}") from error
     if config.train_percent < 100:
         try:
-            unused, train = cut_share(train, config.train_percent, config.seed)
+            unused, train = cut_share(train, config.train_percent, config.cut_seed)
         except ValueError as error:
             rule = "it must leave at least one, and leave out one of each class; 100 takes all"
             left = round(len(train) * config.train_percent / 100)

@@ -1,5 +1,6 @@
 """The network in training, and all that makes a step of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -128,6 +129,8 @@ class Learner:
             group["lr"] = rate
         self.head_only_steps = self.config.freeze_steps(self.run.steps_per_epoch)
         self.small_steps = self._small_of(steps)
+        small_hw = self.run.small_hw or self.run.dataset.img_size
+        self.saved_by_small = 1 - math.prod(small_hw) / math.prod(self.run.dataset.img_size)  # of a step's work
         self.first_steps = self.first_of(steps)
 
     def first_of(self, steps: int) -> int:
@@ -136,6 +139,16 @@ class Learner:
 
     def _small_of(self, steps: int) -> int:
         return 0 if self.run.small_hw is None else round(self.config.small_images.share * steps)
+
+    def share_done(self, step: int, steps: int) -> float:
+        """What the first ``step`` of ``steps`` take of a run's work: an image counts by its pixels, and three times as
+        much where all layers learn as where the head alone does."""
+        return self._work(step) / self._work(steps)
+
+    def _work(self, step: int) -> float:
+        small, head_only = min(step, self.small_steps), min(step, self.head_only_steps)
+        both = min(small, head_only)
+        return step - self.saved_by_small * small - 2 / 3 * (head_only - self.saved_by_small * both)
 
     def small_hw(self, step: int) -> tuple[int, int] | None:
         """The size to which this step's images are scaled down, None for as they are."""

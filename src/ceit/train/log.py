@@ -64,6 +64,7 @@ class RunLog:
             {
                 "step": progress.step,
                 "total_steps": progress.steps,
+                "share_done": learner.share_done(progress.step, progress.steps),
                 "epoch": progress.epoch + 1,
                 "loss": progress.mean_loss,
                 "top1_percent": None if learner.config.mixing.on else progress.top1_percent,

@@ -351,6 +351,8 @@ class Trainer:
             }
             config, dataset = self.run.config, self.dataset
             training: dict[str, Any] = {"data": dataset.name, "seed": config.seed}
+            if config.split_seed is not None:
+                training["split_seed"] = config.split_seed
             shares = {"validation_percent": config.validation_percent, "train_percent": config.train_percent}
             training |= {**shares, **self.run.images.description}
             if config.classes is not None:

@@ -17,6 +17,8 @@ from ceit.data.audit.check import check
 from ceit.data.audit.report import Report
 from ceit.data.sources.choose import load_dataset
 from ceit.data.sources.shards.write import write_shards
+from ceit.train.config import TrainConfig
+from ceit.train.images import load_run_images
 
 ImageFolder = Callable[..., Path]
 CLASSES = ("boat", "lamp", "tree")
@@ -294,6 +296,19 @@ def test_p2_what_training_refuses_is_an_error(
     assert f"✗ {sentence}" in captured.out
     assert "classes without training images" not in captured.out  # no tick beside it
     assert captured.err == f"error: {sentence}\n"
+
+
+def test_p2_no_image_to_choose_by_is_an_error(image_folder: ImageFolder) -> None:
+    root = image_folder({"train/cat": 1, "train/dog": 1, "test/cat": 2, "test/dog": 2}, size=(40, 40))
+    (error,) = check(root).errors
+    assert error.startswith("training chooses its model by some of the training images: a validation part of 1 images")
+    assert error.endswith("add images or a validation part, or train with --validation-percent 0 --select last")
+    with pytest.raises(ValueError, match="a validation part of 1 images cannot be cut off 2: every class keeps"):
+        load_run_images(TrainConfig(img_size=(32, 32)), str(root), lambda message: None)
+    for name in ("cat", "dog"):
+        (root / "validation" / name).mkdir(parents=True)
+        (root / "test" / name / "0.png").rename(root / "validation" / name / "0.png")
+    assert check(root).errors == ()
 
 
 def test_p2_copies_and_broken_files_do_not_make_a_class_large_enough(image_folder: ImageFolder) -> None:

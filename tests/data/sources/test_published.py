@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from hashlib import md5
@@ -418,6 +419,15 @@ def test_fetching_takes_the_owners_archives(
     asked = len(archives.requests)
     command.main(["fetch", owner])
     assert len(archives.requests) == asked
+
+
+@pytest.mark.parametrize("owner", ["flowers102"], indirect=True)
+def test_fetching_needs_no_scipy(owner: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision's reader does, after it has got everything; this package reads the set by itself."""
+    for module in ("scipy", "scipy.io"):
+        monkeypatch.setitem(sys.modules, module, None)
+    command.main(["fetch", owner])
+    assert len(load_dataset(owner).train) == len(EXPECTED[owner][1]["train"])
 
 
 @pytest.mark.parametrize("owner", ["flowers102", "pets"], indirect=True)

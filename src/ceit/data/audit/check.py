@@ -21,7 +21,7 @@ from ceit.data.sources.layout import understand
 from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
 from ceit.data.sources.shards.index import sha256_of
 from ceit.data.sources.shards.load import has_shards, open_shards
-from ceit.data.splits import ArraySplit, FileSplit, Split
+from ceit.data.splits import ArraySplit, FileSplit, Split, cut_validation
 from ceit.data.threads import BLOCK_IMAGES, read_all
 from ceit.paths import expanded
 
@@ -164,9 +164,15 @@ class _Reading:
                 parts[name] = replace(part, digests=np.array([self.contents[i] for i in good], np.uint64))
         classes = [name for name, by_split in report.counts.items() if any(by_split.values())]
         try:
-            as_dataset(with_classes(replace(self.found, parts=parts), classes), seed=0)
+            dataset = as_dataset(with_classes(replace(self.found, parts=parts), classes), seed=0)
         except ValueError as error:
             return str(error)
+        if dataset.validation is None:
+            try:
+                cut_validation(dataset.train, 1, seed=0)
+            except ValueError as error:
+                fix = "add images or a validation part, or train with --validation-percent 0 --select last"
+                return f"training chooses its model by some of the training images: {error}; {fix}"
         return ""
 
     def _keep(self, waiting: list[_Inspection]) -> None:
