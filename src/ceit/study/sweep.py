@@ -193,16 +193,10 @@ class Sweep:
         options = joined(recipe_options(self.recipe), nested(self._first | chosen), length)
         text = json.dumps([data, options | {"seed": None}, time_budget], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:8]
+        if options.get("split_seed") is None:  # else images that test one seed train another, and the choice sees them
+            options["split_seed"] = self.seeds[0]
         cell = Cell(FOLDER, "", name, 0, data, options, self.recipe, time_budget)
-        cells = [replace(cell, seed=seed, options=options | self._seeds_of(seed, options)) for seed in self.seeds]
-        return Trial(chosen, cells)
-
-    def _seeds_of(self, seed: int, options: Options) -> Options:
-        """The seeds of a run. All runs split their images as the first one does: else images that test one train
-        another, and the choice sees them."""
-        if seed == self.seeds[0] or options.get("split_seed") is not None:
-            return {"seed": seed}
-        return {"seed": seed, "split_seed": self.seeds[0]}
+        return Trial(chosen, [replace(cell, seed=seed, options=options | {"seed": seed}) for seed in self.seeds])
 
     def _check(self) -> None:
         """Raises: ValueError for the first thing that is wrong."""

@@ -115,14 +115,9 @@ def table_rows(sweep: Sweep, found: Sequence[Ranked]) -> tuple[list[str], list[l
 
 
 def best_recipe(sweep: Sweep, best: Ranked) -> str:
-    """The options of a trial as a recipe, with words on where they come from.
-
-    It keeps the sweep's split: with another one, images that the choice has seen would test.
-    """
+    """The options of a trial as a recipe, its split too, with words on where they come from."""
     cell = best.trial.cells[0]
     options = {key: value for key, value in cell.options.items() if key != "seed" and value != {}}
-    if options.get("split_seed") is None:
-        options["split_seed"] = cell.seed
     command = shlex.join(["ceit", "train", "--recipe", str(sweep.places.results / BEST), "--data", str(sweep.data)])
     length = f" --time-budget {shlex.quote(cell.time_budget)}" if cell.time_budget else ""
     return (

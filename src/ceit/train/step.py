@@ -137,12 +137,7 @@ def _step(
     moved = totals[0].isfinite() & norm.isfinite()
     scale = learner.scaler.scale(torch.ones_like(totals[0]))
     _move(learner, moved)
-    learner.statistics.put_back(statistics, keep=moved)
-    if learner.average is not None:
-        learner.average.follow(step + 1, moved)
-    learner.suspect(images_bchw, unless=moved)
-    learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
+    _settle(learner, statistics, images_bchw, step, moved)
     numbers = torch.stack([*totals, moved.to(totals), local[0].isfinite().to(totals), scale.to(totals)])
     return StepResult(learner, step, len(labels_b) * learner.accelerator.num_processes, numbers, norms_p)
 
@@ -154,10 +149,15 @@ def step_alone(learner: Learner, images_bchw: Tensor, labels_b: Tensor, step: in
     _gradients(learner, learner.model, images_bchw, labels, device_batch_size)
     _, norm = _gradient_norms(learner)
     learner.optimizer.step()
-    learner.statistics.put_back(statistics, keep=norm.isfinite())
+    _settle(learner, statistics, images_bchw, step, norm.isfinite())
+
+
+def _settle(learner: Learner, statistics: list[Tensor], images_bchw: Tensor, step: int, moved: Tensor) -> None:
+    """What follows when the weights have moved, or have not: the rest of the state keeps up with them."""
+    learner.statistics.put_back(statistics, keep=moved)
     if learner.average is not None:
-        learner.average.follow(step + 1, norm.isfinite())
-    learner.suspect(images_bchw, unless=norm.isfinite())
+        learner.average.follow(step + 1, moved)
+    learner.suspect(images_bchw, unless=moved)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
 
