@@ -120,6 +120,8 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
         assert found["features"].shape == (1, 16)
     assert embed(folder, photos, "--near", str(broken / "a.png")) == 1
     assert "a.png cannot be read" in capsys.readouterr().err
+    assert embed(folder, str(broken), "--near", "typo.png") == 1  # told before the others are read
+    assert "typo.png cannot be read: No such file" in capsys.readouterr().err
 
 
 def test_a_predictor_without_features_says_so(folder: Path) -> None:

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import ceit_cli
-from ceit.data.held_out import to_calibrate_and_check, with_labels_of
+from ceit.data.held_out import to_calibrate_and_check, to_probe, with_labels_of
 from ceit.data.preprocessing import Preprocessing
-from ceit.data.record import FILE, ImageRecord
+from ceit.data.record import COPY, FILE, ImageRecord
 from ceit.data.sources.choose import load_images
 from ceit.data.splits import Split
 from ceit.inference.example_images import ExampleImages, of_dataset
@@ -386,6 +386,51 @@ def test_copies_in_the_test_part_are_left_out_and_nothing_came(tmp_path: Path, e
     assert document["images"] == json.loads((tmp_path / "run/test.json").read_text())["images"] == 40
     assert "came" not in said
     assert "1 images of the test part were trained on or chosen by, or are copies: left out" in said
+
+
+def test_a_probe_tests_on_no_image_that_the_run_was_trained_on(photos: Path, tmp_path: Path) -> None:
+    train(replace(SMALL, seed=7), str(photos), tmp_path / "run")
+    parts = recorded(tmp_path / "run")
+    add(photos / "a", range(60, 64))
+    found = load_images(str(photos), img_size=(16, 16), in_chans=1)
+    training = json.loads((tmp_path / "run" / "model.json").read_text())["training"]
+    record = ImageRecord.of_run(str(tmp_path / "run"), training)
+    trained, tested = to_probe(found, record, training)
+    assert (keys(trained), keys(tested)) == (parts["train"], parts["test"])
+    _, by_seed = to_probe(found, None, training)  # of a model that was copied away
+    assert not keys(by_seed) & parts["train"]
+
+
+@pytest.mark.parametrize("share", [100.0, 50.0, 10.0])
+def test_copies_of_images_that_stay_unused_are_no_test_images_either(share: float, tmp_path: Path) -> None:
+    """So runs of all shares and seeds are measured on the same images, and their records are of one set."""
+    for part, first in (("train", 0), ("test", 50)):
+        for number, name in enumerate("ab"):
+            add(tmp_path / f"set/{part}/{name}", range(first + 100 * number, first + 100 * number + 20))
+    for number in range(4):
+        shutil.copy(tmp_path / f"set/train/a/{number}.png", tmp_path / f"set/test/a/again{number}.png")
+    of_the_sets = set()
+    for seed in range(3):
+        images = load_run_images(replace(SMALL, train_percent=share, seed=seed), str(tmp_path / "set"), str)
+        assert len(images.dataset.test) == 40
+        assert images.record is not None
+        copies = [(row.source, row.name) for row in images.record.rows if row.part == COPY]
+        assert copies == [("test", f"a/again{number}") for number in range(4)]
+        of_the_sets.add(images.record.of_the_set)
+    assert len(of_the_sets) == 1
+
+
+def test_a_copy_in_the_test_part_that_is_edited_stays_one(tmp_path: Path, evaluate: Evaluate) -> None:
+    for part, first in (("train", 0), ("test", 50)):
+        for number, name in enumerate("ab"):
+            add(tmp_path / f"set/{part}/{name}", range(first + 100 * number, first + 100 * number + 20))
+    again = tmp_path / "set/test/a/again.png"
+    shutil.copy(tmp_path / "set/train/a/0.png", again)
+    train(SMALL, str(tmp_path / "set"), tmp_path / "run")
+    Image.open(again).rotate(180).save(again)
+    document, said = evaluate(tmp_path / "run", tmp_path / "set")
+    assert document["images"] == 40
+    assert "1 changed" in said
 
 
 def test_p1_export_checks_and_calibrates_with_the_images_of_the_record(run: Path, photos: Path) -> None:

@@ -146,6 +146,15 @@ def test_each_epoch_says_how_long_the_run_still_takes_by_its_own_pace() -> None:
     ]
 
 
+def test_the_bar_of_another_run_begins_anew() -> None:
+    live = LiveProgress(Console(file=io.StringIO(), force_terminal=True, width=200))
+    for share in (0.5, 1.0, 0.25):
+        state = {"step": 1, "total_steps": 4, "share_done": share}
+        live.show(state | {"epoch": 1, "loss": 1.5, "top1_percent": None})
+        task = live.tasks[live.task]
+        assert (task.percentage, task.finished) == (100 * share, share == 1)
+
+
 STUCK = """
 import os, sys, time
 import ceit_cli

@@ -14,6 +14,8 @@ Say = Callable[[str], object]
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """What moves, colours or renames a terminal, ends a line, or turns the direction of what follows."""
 
+_NO_MEMORY = "DefaultCPUAllocator", "out of memory"  # in torch's errors
+
 
 def plain(text: str) -> str:
     """The text in one line, with its control characters as ``\\x1b``: a name may hold any."""
@@ -32,6 +34,11 @@ def require_plain(kind: str, names: Iterable[str]) -> None:
 def as_typed(words: Iterable[str]) -> str:
     """The words of a command as they are typed: for a POSIX shell; on Windows with double quotes round spaces."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is full, the machine's or a device's: torch has its own words for it."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def in_words(seconds: float) -> str:

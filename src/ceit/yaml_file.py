@@ -14,7 +14,24 @@ NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, 
 """What its constructors raise, for a date of month 99, a key that is a list, and lists a thousand deep, say."""
 
 
-class _Loader(yaml.SafeLoader):
+class _EachKeyOnce(yaml.constructor.BaseConstructor):
+    """Refuses a key that stands twice in one place, of which the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _AsWritten(_EachKeyOnce, yaml.BaseLoader):
+    """Every value is a text."""
+
+
+class _Loader(_EachKeyOnce, yaml.SafeLoader):
     """Takes ``1e-3`` for the number that it is in YAML 1.2, not for text."""
 
 
@@ -57,7 +74,7 @@ def parse_yaml(name: str, text: str, *, as_written: bool = False) -> Any:
     """
     try:
         require_modest(name, text)
-        return yaml.load(text, Loader=yaml.BaseLoader if as_written else _Loader)
+        return yaml.load(text, Loader=_AsWritten if as_written else _Loader)
     except TooMuchError:
         raise
     except NOT_YAML as error:

@@ -86,7 +86,7 @@ def test_longer_runs_of_other_networks_get_more_variation_and_recipes_their_own_
     assert augmentations["resnet", 0.06] == {"flip": True, "translate": 2}
     assert augmentations["resnet", 0.2] == {"flip": True, "translate": 3}  # 17 epochs
     assert augmentations["ours", 0.06] == {"flip": True, "translate": 3}
-    assert augmentations["ours", 0.6] == {"flip": True, "translate": 4, "cutout": 8}
+    assert augmentations["ours", 0.6] == {"flip": True, "translate": 4, "cutout": 16}
 
 
 @pytest.mark.parametrize(

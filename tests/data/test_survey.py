@@ -363,6 +363,16 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Said:
     return shown.getvalue
 
 
+def test_a_terminal_shows_the_control_characters_of_a_name_spelt_out(
+    terminal: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = photos(3)
+    images.contents[1] = b"no image"
+    monkeypatch.setattr(images, "name", lambda index: f"photo {index}\x1b]0;owned\x07")
+    survey(images, SMALL, "reading photos")
+    assert r"photo 1\x1b]0;owned\x07 cannot be read" in terminal()
+
+
 def test_m5_a_terminal_shows_the_speed_and_names_what_is_broken(terminal: Said) -> None:
     images = photos(30)
     images.contents[3] = b"no image"

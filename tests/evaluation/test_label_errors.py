@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ceit
 import ceit_cli
 from ceit.data.record import ImageRecord
 from ceit.data.sources.choose import load_images
@@ -168,6 +169,14 @@ def test_a_model_of_other_classes_cannot_be_asked_and_the_files_are_checked_all_
     told = capsys.readouterr()
     assert "24 images that can be read, 2 classes" in told.out
     assert "error: the model could not be asked: class 'cat' and 1 more of" in told.err
+    nameless = copy.deepcopy(run.model)
+    nameless.class_names = None
+    ceit.save_checkpoint(tmp_path / "nameless.safetensors", nameless)
+    command = ["data", "check", str(tmp_path), "--checkpoint", str(tmp_path / "nameless.safetensors")]
+    assert ceit_cli.main(command) == 1
+    told = capsys.readouterr()
+    assert "24 images that can be read, 2 classes" in told.out
+    assert "error: the model could not be asked: the model tells 10 classes apart, the data set has 2" in told.err
     missing = str(tmp_path / "no run")
     assert ceit_cli.main(["data", "check", str(tmp_path), "--checkpoint", missing]) == 1
     assert "no run is not here" in capsys.readouterr().err

@@ -142,6 +142,18 @@ def test_yaml_that_its_constructors_do_not_take(text: str) -> None:
         parse_yaml("recipe x", text)
 
 
+@pytest.mark.parametrize("as_written", [False, True])
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "s:\n  a: {c: 1}\n  b: 2\n  a: {d: 1}"])
+def test_yaml_with_a_key_twice(text: str, as_written: bool) -> None:
+    with pytest.raises(ValueError, match=r"recipe x is not YAML: 'a' is there twice in .*, line [34], column [13]"):
+        parse_yaml("recipe x", text, as_written=as_written)
+
+
+def test_yaml_with_a_key_merged_from_elsewhere() -> None:
+    text = "one: &one {a: 1, b: 2}\ntwo: {<<: *one, a: 3}"
+    assert parse_yaml("recipe x", text)["two"] == {"a": 3, "b": 2}
+
+
 @pytest.mark.parametrize("data", [b"data: \xff", b"data: 2001-99-99", DEEP.encode()])
 def test_a_config_of_a_run_that_cannot_be_read(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(data)

@@ -30,6 +30,7 @@ from ceit.study.sweep import Sweep, run_sweep
 from ceit.study.sweep_report import draw_sweep, ranked, table_rows, write_sweep_report
 from ceit.train.recipe import recipe_config
 from ceit.train.run_directory import lines_of
+from ceit.train.trainer import Trainer
 
 TINY = {
     "model": "ceit_pico_patch4_32",
@@ -70,6 +71,10 @@ def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
     assert {config.cut_seed for config in configs} == {0}
     own = Sweep.read(write(tmp_path, options | {"split_seed": 7}, seeds=[0, 3]))
     assert {cell.config().cut_seed for cell in own.cells} == {7}
+    for same in (options, options | {"split_seed": 0}):  # and what was trained is found again
+        assert {cell.name for cell in Sweep.read(write(tmp_path, same, seeds=[3, 0])).cells} == {
+            cell.name for cell in sweep.cells
+        }
     assert {config.ema.decay for config in configs} == {0.9}
     assert {config.epochs for config in configs} == {1}
     assert [config.augmentation.translate for config in configs[:6]] == [0, 0, 1, 1, 2, 2]
@@ -345,6 +350,23 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
     said.clear()
     run(file, said)
     assert said == []  # it is not tried again
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't\nallocate"), MemoryError()])
+def test_a_run_that_memory_does_not_hold_is_recorded_and_the_others_go_on(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer.fit
+
+    def fail(trainer: Trainer) -> None:
+        if trainer.run.config.peak_lr == 0.02:
+            raise error
+        fit(trainer)
+
+    monkeypatch.setattr(Trainer, "fit", fail)
+    first, second = ranked(run(write(tmp_path, {"peak_lr": [0.02, 0.01]})))
+    assert first.failure is None
+    assert second.failure in ("DefaultCPUAllocator: can't allocate", "memory is full")
 
 
 def test_trials_are_not_ranked_that_saw_other_images(

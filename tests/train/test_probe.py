@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -195,6 +196,20 @@ def test_m10_a_step_that_does_not_fit_says_how_to_start_again(room: dict[str, in
     room["images"] = 0
     with pytest.raises(ValueError, match="out of memory: not even one image at once fits, take a smaller model or"):
         train(replace(config, device_batch_size=1), "digits", tmp_path / "none")
+
+
+def test_m10_a_lack_of_the_machines_own_memory_is_told_alike(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    batch = next(trainer.train_loader.epoch(0))
+    words = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+    lack = ValueError
+    for raised, told in ((RuntimeError(words), lack), (MemoryError(), lack), (RuntimeError("other"), RuntimeError)):
+        monkeypatch.setattr(CeiT, "forward", Mock(side_effect=raised))
+        with pytest.raises(told) as found:
+            train_step(trainer.learner, *batch, 0)
+        assert ("out of memory: 32 images at once do not fit" in str(found.value)) == (told is lack)
 
 
 def test_m10_a_step_that_no_longer_fits_says_how_to_go_on(room: dict[str, int], tmp_path: Path) -> None:

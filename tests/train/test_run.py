@@ -28,7 +28,7 @@ from ceit.train.log import Show
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run import Result, begun, train
 from ceit.weights import load_checkpoint
-from tests.train.conftest import SMALL
+from tests.train.conftest import SMALL, MakeTrainer
 
 TIMES = ("elapsed_seconds", "images_per_second", "data_wait_percent", "tflops")
 
@@ -285,6 +285,19 @@ def test_images_of_digits_are_not_mirrored_whatever_the_recipe_says(
     config = replace(SMALL, epochs=1, limit_batches=1, augmentation=Augmentation(flip=flip))
     train(config, "digits", tmp_path / "run", say=said.append)
     assert any("augmentation.flip is off" in line for line in said)
+
+
+def test_a_cut_out_leaves_something_of_a_small_image(make_trainer: MakeTrainer) -> None:
+    """The recipes' are of images of 32 pixels; the digits have 16."""
+    said: list[str] = []
+    for asked, taken in ((16, 8), (11, 8), (10, 10)):
+        trainer = make_trainer(said, augmentation=Augmentation(flip=False, cutout=asked))
+        assert trainer.run.config.augmentation.cutout == taken
+    told = [line for line in said if "cut-out" in line]
+    assert len(told) == 2
+    assert told[0] == (
+        "a cut-out of 16 pixels leaves too little of 16 x 16: augmentation.cutout is 8, half of the side"
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Distillation: teachers of timm's and of this project, and what they are shown."""
 
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -97,12 +98,20 @@ def test_a_run_of_this_project_teaches_another(make_trainer: MakeTrainer, tmp_pa
     ("teacher", "checkpoint", "sentence"),
     [
         ("resnet10", "x.pth", "unknown teacher 'resnet10'; did you mean"),
-        ("resnet10t", "missing.pth", "teacher resnet10t cannot be loaded from missing.pth"),
+        ("resnet10t", "missing.pth", "teacher resnet10t cannot be loaded from missing.pth: it is no file"),
     ],
 )
 def test_a_teacher_that_cannot_be_had_is_one_sentence(teacher: str, checkpoint: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_teacher(Distillation(teacher, checkpoint), SEVEN, RGB, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("content", [b"", b"half of a file", pickle.dumps([1.0], protocol=2)])
+@pytest.mark.parametrize("name", ["teacher.pth", "teacher.safetensors"])
+def test_a_damaged_file_of_a_teacher_is_one_sentence(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"teacher resnet10t cannot be loaded from {tmp_path / name}: .."):
+        make_teacher(Distillation("resnet10t", str(tmp_path / name)), SEVEN, RGB, CPU, torch.float32)
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:

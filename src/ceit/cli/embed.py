@@ -30,7 +30,11 @@ from ceit.atomic import replace_files
 from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to, positive, require_output
 from ceit.cli._terminal import facts, tell
 from ceit.cli.predict import images_of
-from ceit.data.sources.choose import load_dataset
+from ceit.data.held_out import to_probe
+from ceit.data.image import or_reason
+from ceit.data.record import ImageRecord
+from ceit.data.reduced import evaluation_cover
+from ceit.data.sources.choose import load_images
 from ceit.data.sources.listing import size_to_read
 from ceit.data.splits import Split
 from ceit.evaluation.neighbours import alike, knn_answers, nearest, probe_answers
@@ -39,6 +43,7 @@ from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import Embedding, Predictor
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT
+from ceit.weights import read_description
 
 FORMS = (".npz", ".parquet")
 _NEAR = 5
@@ -59,14 +64,15 @@ def main(arguments: list[str]) -> None:
         options.checkpoint, precision=options.precision, device=options.device, features=True
     )
     if options.probe is not None:
-        _print(_probed(predictor, options.probe, options.skip_broken), options.json)
+        _print(_probed(predictor, options.checkpoint, options.probe, options.skip_broken), options.json)
         return
     paths = images_of(options.paths)
     near = [] if options.near is None else [options.near]
+    reason = None if options.near is None else or_reason(predictor.pixels, options.near)
+    if isinstance(reason, str):  # told before all others are computed
+        raise ValueError(f"{options.near} cannot be read: {reason}")
     found = list(_tracked(predictor, [*paths, *near]))
     broken = [one for one in found if one.error is not None]
-    if near and found[-1].error is not None:
-        raise ValueError(f"{options.near} cannot be read: {found[-1].error}")
     read = [(path, one) for path, one in zip(paths, found, strict=False) if one.features is not None]
     if not read:
         raise ValueError(
@@ -122,23 +128,27 @@ def _write(file: Path, names: Sequence[str], features_nd: Tensor) -> None:
     replace_files({file: buffer.getvalue()})
 
 
-def _probed(predictor: Predictor, data: str, skip_broken: bool) -> dict[str, Any]:
+def _probed(predictor: Predictor, checkpoint: str, data: str, skip_broken: bool) -> dict[str, Any]:
     """Accuracy on the test images of features whose classes training images tell."""
     size = size_to_read(predictor.image_hw, predictor.preprocessing)
-    dataset = load_dataset(data, img_size=size, in_chans=predictor.in_chans, skip_broken=skip_broken)
-    tell(*(f"skipped {file}" for file in dataset.skipped), *dataset.remarks)
-    train_nd, test_md = (_of_split(predictor, split) for split in (dataset.train, dataset.test))
-    classes = len(dataset.class_names)
-    found: dict[str, Any] = {"data": dataset.name, "classes": classes}
-    found |= {"training_images": len(train_nd), "test_images": len(test_md)}
+    found = load_images(data, img_size=size, in_chans=predictor.in_chans, skip_broken=skip_broken)
+    tell(*(f"skipped {file}" for file in found.skipped), *found.remarks)
+    description = read_description(checkpoint)
+    training = (description and description.training) or {}
+    train, test = to_probe(found, ImageRecord.of_run(checkpoint, training), training)
+    train_nd, test_md = (_of_split(predictor, split) for split in (train, test))
+    classes = len(found.class_names)
+    figures: dict[str, Any] = {"data": found.name, "classes": classes}
+    figures |= {"training_images": len(train_nd), "test_images": len(test_md)}
     for name, answers in (("knn_top1_percent", knn_answers), ("linear_probe_top1_percent", probe_answers)):
-        said = answers(train_nd, dataset.train.labels, test_md, classes)
-        found[name] = round(100 * (said == dataset.test.labels).double().mean().item(), 2)
-    return found
+        said = answers(train_nd, train.labels, test_md, classes)
+        figures[name] = round(100 * (said == test.labels).double().mean().item(), 2)
+    return figures
 
 
 def _of_split(predictor: Predictor, split: Split) -> Tensor:
-    images = (split.read(index, predictor.in_chans) for index in range(len(split)))
+    cover = evaluation_cover(predictor.image_hw, predictor.preprocessing.crop)
+    images = (split.read(index, predictor.in_chans, cover) for index in range(len(split)))
     found = list(predictor.embed_stream(images))
     if broken := [one.error for one in found if one.error is not None]:
         raise ValueError(f"{len(broken)} images cannot be read: {broken[0]}")

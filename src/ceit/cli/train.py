@@ -357,11 +357,15 @@ class LiveProgress(Progress):
             left = f", {in_words(seconds / self.share_done - seconds)} left" if self.share_done else ""
             times = f"{in_words(seconds)} gone{left}"
             self.say(f"epoch {state['epoch']:>3}: loss {loss}, validation top-1 {validation}, {times}")
+        elif state.get("event") == "test":
+            self.share_done = 0.0
         elif state.get("event") == "step":
             self.speed = f"  {state['images_per_second']:.0f} images/s"
         elif "total_steps" in state:
             accuracy = "" if state["top1_percent"] is None else f"  top-1 {state['top1_percent']:.1f} %"
             text = f"loss {state['loss']:.3f}{accuracy}{self.speed}"
+            if self.tasks[self.task].finished and state["share_done"] < 1:  # another run of a sweep, or more steps
+                self.reset(self.task)
             self.share_done = state["share_done"]
             self.update(self.task, total=1, completed=self.share_done, epoch=state["epoch"], state=text)
 

@@ -160,6 +160,20 @@ def trained_in(found: LabelledSet, training: Mapping[str, Any]) -> np.ndarray:
     )
 
 
+def to_probe(found: LabelledSet, record: ImageRecord | None, training: Mapping[str, Any]) -> tuple[Split, Split]:
+    """Images that tell what features mean, and others to test that on: of an unsplit set those that the run trained
+    and tested on, as far as it knows them.
+
+    Raises: ValueError as ``as_dataset``.
+    """
+    if found.unsplit is not None:
+        train, test = used_for(TRAIN, found, record), used_for(TEST, found, record)
+        if train is not None and test is not None:
+            return train, test
+    dataset = as_dataset(found, _cut_seed(training))
+    return dataset.train, dataset.test
+
+
 def to_calibrate_and_check(
     found: LabelledSet, record: ImageRecord | None, training: Mapping[str, Any]
 ) -> tuple[Split, Split, str]:

@@ -232,7 +232,7 @@ def source_of(found: LabelledSet, part: str) -> str:
     """The part of the data that a split of the run comes from."""
     if found.unsplit is not None:
         return next(iter(found.parts))
-    if part == TEST:
+    if part in (TEST, COPY):
         return found.reported
     return VALIDATION if part == VALIDATION and {VALIDATION, TEST} <= found.parts.keys() else TRAIN
 

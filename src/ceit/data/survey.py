@@ -26,6 +26,7 @@ from ceit.data.preprocessing import to_array
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, Size, evaluation_cover, usual_crop
 from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, open_store
 from ceit.data.threads import map_in_order, usable_cores
+from ceit.messages import plain
 
 MEMORY_SHARE = 0.25  # of the machine's memory, that a set may be held in
 LONG_SECONDS = 10  # reading that takes longer is told where there is no terminal to show a bar
@@ -253,4 +254,4 @@ class _Report(Progress):
         store.trouble, store.refused_copies = None, 0
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(plain(sentence), markup=False, highlight=False, soft_wrap=True)

@@ -180,7 +180,7 @@ def ask(
     config = model.config
     loader = make_loader(split, batch_size=_BATCH, img_size=config.image_hw, preprocessing=preprocessing_of(model))
     computed = computing(with_features(model), "eager", "auto", [device], Work(_BATCH)).networks[0]
-    network, collected = KeptFeatures(AsModule(computed), len(class_names)), Collected()
+    network, collected = KeptFeatures(AsModule(computed), model.num_classes), Collected()
     options: dict[str, Any] = {"temperature": model.temperature, "observe": collected, "progress": progress}
     result = evaluate(network, loader, class_names=class_names, device=device, **options)
     return result, collected.answers(), network.joined(model.embed_dim)

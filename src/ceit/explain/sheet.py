@@ -67,7 +67,8 @@ def _show(axes: "Axes", pixels_hwc: np.ndarray, title: str) -> None:
 def _draw_map(axes: "Axes", pixels_hwc: np.ndarray, entry: PatchMap, letters: int) -> None:
     _show(axes, _grey(pixels_hwc), f"{fill(entry.kind, letters)}\n{plain(entry.about, letters)}".rstrip())
     values, (height, width) = entry.values_hw, pixels_hwc.shape[:2]
-    largest = float(np.abs(values).max()) or 1.0
+    most = float(np.abs(values).max())
+    largest = most or 1.0
     colours = {"cmap": _FOR_AND_AGAINST, "vmin": -largest} if entry.signed else {"cmap": _AMOUNTS, "vmin": 0.0}
     axes.imshow(
         values,
@@ -77,7 +78,9 @@ def _draw_map(axes: "Axes", pixels_hwc: np.ndarray, entry: PatchMap, letters: in
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         interpolation="nearest",
     )
-    ends = f"orange -{largest:.2g}, purple +{largest:.2g}" if entry.signed else f"dark 0, yellow {largest:.2g}"
+    ends = f"orange -{most:.2g}, purple +{most:.2g}" if entry.signed else f"dark 0, yellow {most:.2g}"
+    if not most:
+        ends = "0 everywhere"
     axes.set_xlabel(ends, fontsize=8, color=GREY)
 
 

@@ -7,6 +7,7 @@ import sys
 # Parameters of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 2**31 - 4096, 2**30
+_MMAP_BYTES_BEFORE_2_35 = 2**25  # glibc's limit until then
 
 
 def keep_freed_memory() -> None:
@@ -19,5 +20,6 @@ def keep_freed_memory() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large allocation
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         libc = ctypes.CDLL(None)
+        if not libc.mallopt(_MMAP_THRESHOLD, _MMAP_BYTES):
+            libc.mallopt(_MMAP_THRESHOLD, _MMAP_BYTES_BEFORE_2_35)
         libc.mallopt(_TRIM_THRESHOLD, _TRIM_BYTES)
-        libc.mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ceit.data.record import ImageRecord
 from ceit.inference.device import machine
 from ceit.lock import InUseError, locked
-from ceit.messages import Say
+from ceit.messages import Say, is_lack_of_memory
 from ceit.model.complexity import complexity
 from ceit.study.cells import Cell, Places, Record, path_of, read_cell, require_same_images, write_cell
 from ceit.train.checkpoint import checkpoints_in
@@ -122,7 +122,8 @@ def train_cell(
 def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Show], Record]) -> Record | None:
     """What ``run`` has found of a cell that it trains; None if the training failed, which is written as its result.
 
-    Raises: ValueError if the run cannot begin; it is none that has failed.
+    A lack of memory is such a failure wherever it shows. Raises: ValueError if the run cannot begin; it is none that
+    has failed.
     """
     began, steps, config_file = time.monotonic(), itertools.count(), places.run_of(cell) / "config.yaml"
     was_there = config_file.is_file()
@@ -135,11 +136,13 @@ def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Sh
         return run(show_and_count)
     except InUseError:
         raise
-    except ValueError as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         is_new = config_file.is_file() and not was_there
-        if not is_new and next(steps) == 0:
+        has_begun = isinstance(error, ValueError) and (is_new or next(steps) > 0)
+        if not has_begun and not is_lack_of_memory(error):
             raise
-        write_failure(cell, places, say, str(error), time.monotonic() - began)
+        why = " ".join(str(error).split()) or "memory is full"
+        write_failure(cell, places, say, why, time.monotonic() - began)
         return None
 
 
@@ -197,4 +200,4 @@ def seconds_needed(cell: Cell) -> float:
         accelerator = make_accelerator(config)
         trainer = Trainer(resolve(config, cell.data, accelerator), RunDirectory(Path(folder)), accelerator)
         step_seconds, validation_seconds = seconds_of_an_epoch(trainer)
-        return trainer.epochs * (step_seconds * len(trainer.train_loader) + validation_seconds)
+        return trainer.learner.work(trainer.run.steps) * step_seconds + trainer.epochs * validation_seconds

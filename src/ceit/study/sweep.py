@@ -191,10 +191,10 @@ class Sweep:
         length = self.budget | ({"epochs": None} if "samples" in self.budget else {})
         time_budget, data = length.pop("time_budget", None), absolute(self.data)
         options = joined(recipe_options(self.recipe), nested(self._first | chosen), length)
-        text = json.dumps([data, options | {"seed": None}, time_budget], sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()[:8]
-        if options.get("split_seed") is None:  # else images that test one seed train another, and the choice sees them
-            options["split_seed"] = self.seeds[0]
+        split_seed = options.pop("split_seed", None) or 0  # one of all seeds: else images that test one train another
+        named = options | {"seed": None} | ({"split_seed": split_seed} if split_seed else {})
+        name = hashlib.sha256(json.dumps([data, named, time_budget], sort_keys=True).encode()).hexdigest()[:8]
+        options["split_seed"] = split_seed
         cell = Cell(FOLDER, "", name, 0, data, options, self.recipe, time_budget)
         return Trial(chosen, [replace(cell, seed=seed, options=options | {"seed": seed}) for seed in self.seeds])
 

@@ -1,6 +1,5 @@
 """What a sweep has found: its trials ranked by validation accuracy, as a table, a figure and a recipe of the best."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 
 from ceit.atomic import write_text
 from ceit.json_file import read_json
+from ceit.messages import as_typed
 from ceit.plots import BLUE, ORANGE, new_figure
 from ceit.study.cells import Record, read_cell, require_same_images
 from ceit.study.report import FIGURES, TABLE, markdown, with_spread
@@ -118,12 +118,13 @@ def best_recipe(sweep: Sweep, best: Ranked) -> str:
     """The options of a trial as a recipe, its split too, with words on where they come from."""
     cell = best.trial.cells[0]
     options = {key: value for key, value in cell.options.items() if key != "seed" and value != {}}
-    command = shlex.join(["ceit", "train", "--recipe", str(sweep.places.results / BEST), "--data", str(sweep.data)])
-    length = f" --time-budget {shlex.quote(cell.time_budget)}" if cell.time_budget else ""
+    place, data = str(sweep.places.results / BEST), str(sweep.data)
+    words = ["ceit", "train", "--recipe", place, "--data", data, "--output", "DIR"]
+    words += ["--time-budget", cell.time_budget] if cell.time_budget else []
     return (
         f"# The best of a sweep by validation accuracy: trial {best.trial.name}, {with_spread(best.accuracies)} over "
         f"seeds {', '.join(str(cell.seed) for cell in best.trial.cells)}\n"
-        f"# Run:  {command} --output DIR{length}\n"
+        f"# Run:  {as_typed(words)}\n"
         f"# A run is as long as a trial was; --epochs N trains longer.\n"
         f"# {best.trial.words}\n" + yaml.safe_dump(options, sort_keys=False)
     )

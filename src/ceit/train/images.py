@@ -90,8 +90,9 @@ def _shared_out(
             fix = "leave it out, or put the images into folders train and test"
             raise ValueError(f"{shares}, so --validation-percent has no effect: {fix}")
         say(shares)
-    whole, unused = _split(config, as_dataset(found, config.cut_seed))
-    dataset, copies = without_copies(whole), copies_in_test(whole)
+    whole = as_dataset(found, config.cut_seed)
+    copies = copies_in_test(whole)  # of any training image, also of one that stays unused: all runs test the same
+    dataset, unused = _split(config, without_copies(whole))
     parts = {TRAIN: dataset.train, VALIDATION: dataset.validation, TEST: dataset.test, UNUSED: unused, COPY: copies}
     present = {part: images for part, images in parts.items() if images is not None}
     return RunImages(dataset, ImageRecord.of(present, found))

@@ -143,9 +143,10 @@ class Learner:
     def share_done(self, step: int, steps: int) -> float:
         """What the first ``step`` of ``steps`` take of a run's work: an image counts by its pixels, and three times as
         much where all layers learn as where the head alone does."""
-        return self._work(step) / self._work(steps)
+        return self.work(step) / self.work(steps)
 
-    def _work(self, step: int) -> float:
+    def work(self, step: int) -> float:
+        """The first ``step`` steps, counted in whole ones."""
         small, head_only = min(step, self.small_steps), min(step, self.head_only_steps)
         both = min(small, head_only)
         return step - self.saved_by_small * small - 2 / 3 * (head_only - self.saved_by_small * both)

@@ -198,6 +198,12 @@ def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator
     if config.augmentation.flip and not dataset.mirror_safe:
         chosen["augmentation"] = replace(config.augmentation, flip=False)
         say(f"mirrored images of {dataset.name} are other classes or none: augmentation.flip is off")
+    augmentation, side = chosen.get("augmentation", config.augmentation), min(dataset.img_size)
+    if 3 * augmentation.cutout > 2 * side:
+        chosen["augmentation"] = replace(augmentation, cutout=side // 2)
+        height, width = dataset.img_size
+        small = f"a cut-out of {augmentation.cutout} pixels leaves too little of {height} x {width}"
+        say(f"{small}: augmentation.cutout is {side // 2}, half of the side")
     if config.overfit_batches is not None:
         chosen |= {
             "augmentation": Augmentation(flip=False),

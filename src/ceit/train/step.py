@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
+from ceit.messages import is_lack_of_memory
 from ceit.model.ceit import CeiT
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.distributed import from_all, summed_, widest_dtype
@@ -91,12 +92,14 @@ def train_step(
     not finite, nothing moves: no weight, average, optimizer state or BatchNorm statistic. The device decides that, so
     the host does not wait for it; optimizers that cannot be told by the device wait for this one flag.
 
-    Raises: ValueError, which names the option, if the device's memory does not hold it.
+    Raises: ValueError, which names the option, if memory does not hold it.
     """
     try:
         with _at_size(learner, learner.small_hw(step)):
             return _step(learner, images_bchw, labels_b, step, learning_rate)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
         raise ValueError(f"out of memory: {_out_of_memory(learner)}") from error
 
 

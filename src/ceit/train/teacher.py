@@ -5,11 +5,13 @@ DeiT (ICML 2021), for ``hard``, where the teacher's decision is one more label.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from pickle import UnpicklingError
 
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
 from timm.models import load_checkpoint as load_checkpoint_of_timm
 from torch import Tensor, nn
@@ -21,6 +23,12 @@ from ceit.model.variants import MODELS, config_of
 from ceit.train.config import Distillation
 from ceit.weights import load_checkpoint, read_description
 from ceit.weights.geometry import require_same
+
+_DAMAGED = (
+    *(RuntimeError, OSError, KeyError, UnpicklingError),
+    *(SafetensorError, EOFError, AttributeError, TypeError, NotImplementedError),
+)
+"""What timm's reader raises for a file that it cannot use."""
 
 
 class Teacher:
@@ -97,15 +105,17 @@ def require_teacher(name: str) -> None:
 def _network_of_timm(config: Distillation, classes: int) -> nn.Module:
     """With a checkpoint the head has the data's classes; timm's pre-trained weights keep their own."""
     assert config.teacher is not None
+    if config.checkpoint is not None and not Path(config.checkpoint).is_file():
+        raise ValueError(f"teacher {config.teacher} cannot be loaded from {config.checkpoint}: it is no file")
     try:
         if config.checkpoint is None:
             return timm.create_model(config.teacher, pretrained=True)
         network = timm.create_model(config.teacher, num_classes=classes)
         load_checkpoint_of_timm(network, config.checkpoint, weights_only=True)  # nothing in a file is executed
         return network
-    except (RuntimeError, OSError, KeyError, UnpicklingError) as error:
+    except _DAMAGED as error:
         source = config.checkpoint or "timm's pre-trained weights"
-        reason = f"{error}" or "there is no such file"
+        reason = f"{error}" or type(error).__name__
         raise ValueError(f"teacher {config.teacher} cannot be loaded from {source}: {reason}") from error
 
 

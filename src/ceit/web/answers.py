@@ -14,6 +14,7 @@ from PIL import Image
 
 from ceit.explain.explanation import Explanation, PatchMap, explain, require_explainable
 from ceit.inference.predictor import Prediction, Predictor, familiarity_of
+from ceit.messages import is_lack_of_memory
 from ceit.model import CeiT
 
 TOP_K = 5
@@ -21,7 +22,6 @@ _SIDE = 256  # pixels of a picture on the page, or a little less: whole pixels o
 _AMOUNTS = ((0, 34, 78), (124, 123, 120), (254, 232, 56))  # dark blue over grey to yellow, as of cividis
 _AGAINST_AND_FOR = ((179, 88, 6), (247, 247, 247), (84, 39, 136))  # orange over white to purple, as of PuOr
 _STRENGTH = 0.6  # of the map on the grey image
-_NO_MEMORY = "DefaultCPUAllocator", "out of memory"  # in torch's errors
 _ONE_AT_A_TIME = Lock()  # explaining watches the layers of a network, which others must not use meanwhile
 
 
@@ -127,9 +127,8 @@ def _reasons(predictor: Predictor) -> tuple[str, ...]:
 
 
 def _reason(error: Exception) -> str:
-    """Why the network failed. A lack of memory is a RuntimeError where torch meets it."""
-    is_memory = isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
-    return "this machine has too little memory for it" if is_memory else str(error)
+    """Why the network failed."""
+    return "this machine has too little memory for it" if is_lack_of_memory(error) else str(error)
 
 
 def _render(**parts: Any) -> str:

@@ -305,6 +305,12 @@ def test_p2_no_image_to_choose_by_is_an_error(image_folder: ImageFolder) -> None
     assert error.endswith("add images or a validation part, or train with --validation-percent 0 --select last")
     with pytest.raises(ValueError, match="a validation part of 1 images cannot be cut off 2: every class keeps"):
         load_run_images(TrainConfig(img_size=(32, 32)), str(root), lambda message: None)
+    for name in range(58):  # of 62 images training wants three, and may have two
+        shutil.copytree(root / "train/cat", root / f"train/{name}")
+        Image.new("RGB", (40, 40), (4 * name, 0, 0)).save(root / f"train/{name}/0.png")
+    for number in range(2):
+        Image.new("RGB", (40, 40), (0, 9 + 100 * number, 0)).save(root / f"train/cat/more{number}.png")
+    assert "a validation part of 3 images cannot be cut off 62" in check(root).refusal
     for name in ("cat", "dog"):
         (root / "validation" / name).mkdir(parents=True)
         (root / "test" / name / "0.png").rename(root / "validation" / name / "0.png")

@@ -110,8 +110,10 @@ def test_no_cut_out_leaves_the_images() -> None:
     [
         ({"translate": -1}, "translate -1 and cutout 0 must not be negative"),
         ({"cutout": -1}, "translate 0 and cutout -1 must not be negative"),
-        ({"rand_augment": "rand-q9"}, "rand_augment 'rand-q9' must be of the form 'rand-m9-mstd0.5-inc1'"),
+        ({"rand_augment": "rand-q9"}, "rand_augment 'rand-q9' must be of the form 'rand-m9-n2-mstd0.5-inc1', n at"),
         ({"rand_augment": "rand-weird"}, "must be of the form"),
+        ({"rand_augment": "rand-m9-mstd.5"}, "must be of the form"),  # timm's reader takes the point for a letter
+        ({"rand_augment": "rand-m9-n15-tweights"}, "n at most 14"),
         ({"rand_augment": "rand-m9", "trivial_augment": True}, "rand_augment rand-m9 and trivial_augment exclude"),
         ({"color_jitter": 1.5}, "color_jitter 1.5 must be between 0, which is off, and 1"),
         ({"crop_scale": (0.5, 0.1)}, "crop_scale .* must be two shares"),

@@ -25,6 +25,7 @@ from ceit.data.splits import ArraySplit, FileSplit, Split, cut_validation
 from ceit.data.threads import BLOCK_IMAGES, read_all
 from ceit.paths import expanded
 
+_VALIDATION_PERCENT = 5.0  # what training takes where it is not told otherwise
 _as_it_lies = partial(LabelledSet, img_size=LARGE_SIZE, statistics=usual_statistics(3))
 
 
@@ -169,7 +170,7 @@ class _Reading:
             return str(error)
         if dataset.validation is None:
             try:
-                cut_validation(dataset.train, 1, seed=0)
+                cut_validation(dataset.train, _VALIDATION_PERCENT, seed=0)
             except ValueError as error:
                 fix = "add images or a validation part, or train with --validation-percent 0 --select last"
                 return f"training chooses its model by some of the training images: {error}; {fix}"

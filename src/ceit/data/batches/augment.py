@@ -17,7 +17,7 @@ from ceit.data.random_bits import random_bits, random_integers
 _FLIP, _SHIFT_Y, _SHIFT_X, _CUT_Y, _CUT_X, SINGLE_IMAGE_STREAM, _FACTOR, _OFFSET = range(1, 9)
 _FINE = 2**24  # steps from 0 to 1, all that float32 can tell apart there
 
-_RAND_AUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d*\.?\d+|t(weights|3aw?)))*")
+_RAND_AUGMENT = re.compile(r"rand(-((m|mmax|inc)\d+|n([1-9]|1[0-4])|(p|mstd)\d+\.?\d*|t(weights|3aw?)))*")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Augmentation:
         if not 0 <= self.brightness < 1:
             raise ValueError(f"brightness {self.brightness} must be in [0, 1): at 1 an image may lose all contrast")
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
-            raise ValueError(f"rand_augment {self.rand_augment!r} must be of the form 'rand-m9-mstd0.5-inc1'")
+            form = "of the form 'rand-m9-n2-mstd0.5-inc1', n at most 14"
+            raise ValueError(f"rand_augment {self.rand_augment!r} must be {form}")
         if self.trivial_augment and self.rand_augment is not None:
             raise ValueError(
                 f"rand_augment {self.rand_augment} and trivial_augment exclude each other: set one of them"

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ceit.data.batches.batch import Batches, Request, Varied
-from ceit.messages import in_words
+from ceit.messages import in_words, is_lack_of_memory
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Forked, they share images and lists of files with their parent and begin at once. Python's own choice on Linux, from
@@ -172,7 +172,7 @@ class _InWorker(Dataset[Varied | Exception]):
         except (ValueError, OSError) as error:
             return error
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
+            if not is_lack_of_memory(error):
                 raise
             reason = str(error) or "MemoryError"
             fix = "lower the workers or the batch size"
