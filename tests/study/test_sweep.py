@@ -235,6 +235,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return sweep
 
 
+def test_a_run_of_before_there_was_a_split_seed_was_split_by_its_seed(finished: Sweep, tmp_path: Path) -> None:
+    first, second, *_ = finished.cells
+    for cell in (first, second):
+        record = read_cell(finished.places.results, cell)
+        assert record is not None
+        before = replace(cell, options={key: value for key, value in cell.options.items() if key != "split_seed"})
+        write_cell(tmp_path, before, {key: record[key] for key in ("best", "train_seconds")})
+    assert read_cell(tmp_path, first) is not None
+    with pytest.raises(ValueError, match="was measured with split_seed 1, the study has 0 now"):
+        read_cell(tmp_path, second)
+
+
 def test_a_range_within_a_decade_has_numbers(finished: Sweep, tmp_path: Path) -> None:
     narrow = replace(finished, options=finished.options | {"peak_lr": {"log_uniform": [2e-4, 8e-4]}}, trials=2)
     draw_sweep(narrow, ranked(finished), [tmp_path / "figure.svg"])

@@ -79,9 +79,7 @@ def _draw_map(axes: "Axes", pixels_hwc: np.ndarray, entry: PatchMap, letters: in
         interpolation="nearest",
     )
     ends = f"orange -{most:.2g}, purple +{most:.2g}" if entry.signed else f"dark 0, yellow {most:.2g}"
-    if not most:
-        ends = "0 everywhere"
-    axes.set_xlabel(ends, fontsize=8, color=GREY)
+    axes.set_xlabel(ends if most else "0 everywhere", fontsize=8, color=GREY)
 
 
 def _drawn_answers(found: Explanation) -> list[Score]:

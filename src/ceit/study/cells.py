@@ -130,7 +130,10 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
 
 def first_difference(record: Record, other: Record) -> tuple[str, Any, Any] | None:
     """The name of an option in which two runs differ, or ``data``, and both its values; None if there is none."""
-    one, two = ({"data": run["data"]} | run["options"] for run in (record, other))
+    one, two = (
+        {"data": run["data"], "split_seed": run["options"].get("seed")} | run["options"]  # the seed split before that
+        for run in (record, other)
+    )
     different = (key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key))
     return next(((key, one.get(key), two.get(key)) for key in different), None)
 

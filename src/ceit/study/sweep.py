@@ -191,7 +191,7 @@ class Sweep:
         length = self.budget | ({"epochs": None} if "samples" in self.budget else {})
         time_budget, data = length.pop("time_budget", None), absolute(self.data)
         options = joined(recipe_options(self.recipe), nested(self._first | chosen), length)
-        split_seed = options.pop("split_seed", None) or 0  # one of all seeds: else images that test one train another
+        split_seed = options.pop("split_seed", None) or 0  # alike for all seeds: what tests one would train another
         named = options | {"seed": None} | ({"split_seed": split_seed} if split_seed else {})
         name = hashlib.sha256(json.dumps([data, named, time_budget], sort_keys=True).encode()).hexdigest()[:8]
         options["split_seed"] = split_seed
