@@ -53,6 +53,18 @@ def test_tables_and_a_picture(runs: list[str], tmp_path: Path, capsys: pytest.Ca
     assert "no option differs" in capsys.readouterr().out
 
 
+def test_epochs_are_those_that_a_time_budget_chose_last(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replanned = tmp_path / "replanned"
+    shutil.copytree(runs[0], replanned)
+    log = replanned / "metrics.jsonl"
+    plans = [{"event": "plan", "step": 9, "steps": 90 * n, "epochs": 2 * n} for n in (3, 2)]
+    log.write_text("".join(json.dumps(plan) + "\n" for plan in plans) + log.read_text(encoding="utf-8"))
+    assert ceit_cli.main(["compare", str(replanned)]) == 0
+    assert "2 of 4" in capsys.readouterr().out
+
+
 def test_a_run_that_is_not_finished_and_one_that_is_none(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

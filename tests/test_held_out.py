@@ -376,6 +376,19 @@ def test_only_the_images_of_the_chosen_classes_are_read(photos: Path) -> None:
         load_run_images(replace(SMALL, classes=("c", "a")), str(photos), lambda message: None)
 
 
+def test_images_that_came_into_a_test_part_are_told_from_those_of_the_run(tmp_path: Path, evaluate: Evaluate) -> None:
+    for part, first in (("train", 0), ("test", 50)):
+        add(tmp_path / "set" / part / "a", range(first, first + 20))
+        add(tmp_path / "set" / part / "b", range(first + 100, first + 120))
+    train(SMALL, str(tmp_path / "set"), tmp_path / "run")
+    add(tmp_path / "set/test/a", range(80, 83))
+    document, said = evaluate(tmp_path / "run", tmp_path / "set")
+    assert document["images"] == 43
+    assert "new images are measured too (3); --split test leaves them out" in said
+    assert evaluate(tmp_path / "run", tmp_path / "set", "--split", "test")[0]["images"] == 40
+    assert evaluate(tmp_path / "run", tmp_path / "set", "--split", "new")[0]["images"] == 3
+
+
 def test_copies_in_the_test_part_are_left_out_and_nothing_came(tmp_path: Path, evaluate: Evaluate) -> None:
     for part, first in (("train", 0), ("test", 50)):
         for number, name in enumerate("ab"):

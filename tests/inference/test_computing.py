@@ -306,6 +306,13 @@ def test_auto_is_what_the_gpu_computes_natively(
     assert chosen("auto", CPU[0], "onnxruntime") == "float32"
 
 
+def test_a_runtime_of_the_cpu_computes_there_beside_a_gpu(
+    make: Callable[..., CeiT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices_module, "default_device", lambda: torch.device("cuda"))
+    assert Predictor.from_model(make(), backend="onnxruntime").device == CPU[0]
+
+
 def test_devices_are_those_that_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices_module, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)

@@ -45,19 +45,36 @@ def test_the_rate_scales_as_asked(scaling: Any, rate: float) -> None:
     assert config.scaled_lr == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("typed", [(), ("lr_scaling",)])
-def test_a_chosen_batch_scales_the_rate_by_the_root_unless_the_other_way_is_typed(typed: tuple[str, ...]) -> None:
-    config = replace(OPEN, lr_scaling="linear")
-    run = resolve(config, "digits", make_accelerator(config), typed=typed)
+@pytest.mark.parametrize(
+    ("options", "power"),
+    [
+        ({}, 0.5),
+        ({"lr_scaling": "linear"}, 1.0),
+        ({"lr_base_size": 256}, 1.0),
+        ({"lr_base_size": 256, "lr_scaling": "sqrt"}, 0.5),
+        ({"lr_base_size": None}, 0.0),
+    ],
+)
+def test_a_chosen_batch_scales_the_rate_by_the_root_unless_the_options_say_otherwise(
+    options: dict[str, Any], power: float
+) -> None:
+    config = replace(OPEN, **options)
+    run = resolve(config, "digits", make_accelerator(config))
     share = run.config.batch_size / 256
     assert share < 1
-    assert run.config.scaled_lr == pytest.approx(3e-3 * (share if typed else share**0.5))
+    assert run.config.scaled_lr == pytest.approx(3e-3 * share**power)
 
 
-def test_the_range_test_suggests_a_rate_for_the_run_as_it_was_typed(tmp_path: Path) -> None:
+def test_scaling_from_no_size_is_refused() -> None:
+    config = replace(OPEN, lr_scaling="sqrt", global_batch_size=64)
+    with pytest.raises(ValueError, match="lr_scaling sqrt has no effect without an lr_base_size: set lr_base_size"):
+        resolve(config, "digits", make_accelerator(config))
+
+
+def test_the_range_test_suggests_a_rate_for_the_run_as_its_options_are(tmp_path: Path) -> None:
     found = [
-        find_learning_rate(OPEN, "digits", tmp_path / str(number), typed=typed)
-        for number, typed in enumerate([(), ("lr_base_size",)])
+        find_learning_rate(config, "digits", tmp_path / str(number))
+        for number, config in enumerate([OPEN, replace(OPEN, lr_base_size=None)])
     ]
     assert found[0].suggested == pytest.approx(found[1].suggested * (256 / batch_for_set(1437, 1)) ** 0.5)
 

@@ -1,5 +1,6 @@
 """Only the head learns at first, then everything: what moves when, and what a run is that was interrupted."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from ceit.cli.train import parse
 from ceit.train.config import WeightAverage
 from ceit.train.run import train
 from ceit.train.step import train_step
@@ -112,6 +114,32 @@ def test_a_head_that_alone_learns_to_the_end_leaves_all_else_as_it_was(pretraine
     train(config, "digits", tmp_path / "run")
     before, after = (load_file(run / "model.safetensors") for run in (pretrained, tmp_path / "run"))
     assert {name for name in before if name not in HEAD and not torch.equal(before[name], after[name])} == set()
+
+
+@pytest.mark.usefixtures("level")
+def test_early_stopping_waits_until_all_layers_learn(pretrained: Path, tmp_path: Path) -> None:
+    patient = replace(SMALL, initial_checkpoint=str(pretrained), limit_batches=1, early_stopping_epochs=2)
+    for frozen, epochs, last in ((4.5, 9, 7), (9.0, 9, 3)):  # the second never thaws
+        run = train(replace(patient, epochs=epochs, freeze_epochs=frozen), "digits", tmp_path / f"{frozen}")
+        assert json.loads((run.output / "test.json").read_text(encoding="utf-8"))["epochs"] == last
+
+
+def test_a_time_budget_that_ends_before_the_thaw_is_said(pretrained: Path, make_trainer: MakeTrainer) -> None:
+    said: list[str] = []
+    trainer = make_trainer(said, **options(pretrained))
+    said.clear()
+    trainer.warn_of_frozen_steps()
+    assert not said
+    trainer.plan(2)
+    trainer.warn_of_frozen_steps()
+    assert said == [
+        "all 2 steps fall into freeze_epochs 0.047619: the head alone learns; lower that, or give more time"
+    ]
+
+
+def test_a_trial_of_everything_takes_a_step_of_the_head_and_one_of_all() -> None:
+    words = ["--data", "photos", "--output", "run", "--recipe", "photos_finetune", "--freeze-epochs", "3"]
+    assert parse([*words, "--fast-dev-run"])[0].freeze_steps(2) == 1
 
 
 def test_a_compiled_network_thaws(pretrained: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ def test_the_command_on_the_card_gives_the_options_of_the_run(finished: Result) 
     config, asked = parse(words[2:])
     assert (asked.data, asked.output) == ("digits", "NEW_FOLDER")
     known = {key: value for key, value in saved.items() if key in config.as_dict()}
-    again = config.as_dict() | {"img_size": [config.img_size] * 2}
+    assert (config.lr_base_size, config.lr_scaling) == ("auto", "auto")  # which come to this for a batch that is told
+    again = config.as_dict() | {"img_size": [config.img_size] * 2, "lr_base_size": None, "lr_scaling": "linear"}
     machine = ("workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps", "tracker", "compile")
     assert {key: again[key] for key in known if key not in machine} == {
         key: value for key, value in known.items() if key not in machine
@@ -112,6 +113,15 @@ def test_the_command_of_an_unsplit_set_has_no_share_that_it_would_refuse() -> No
     options = {"data": "x", **TrainConfig(validation_percent=4.0).as_dict(), "found": "", "steps": 1}
     assert "--validation-percent 4.0" in training_command(options)
     assert "--validation-percent" not in training_command(options | {"unsplit": True})
+
+
+def test_the_card_tells_what_a_time_budget_came_to(finished: Result) -> None:
+    found = FinishedRun.read(finished.output, saved_config(finished.output) | {"epochs": 7})
+    assert "--epochs 2" in training_command(found.options)
+    cut = found._replace(report=found.report | {"epochs": 1, "steps": found.report["steps_per_epoch"] - 1})
+    how = section(model_card(cut), "How it was trained")
+    assert f"- Length: 1 epoch, the last one cut short, {cut.report['steps']} steps of 32 images." in how
+    assert "This command trains such a model again, in whole epochs;" in how
 
 
 def test_a_card_of_a_run_with_little_to_say_has_no_empty_words(finished: Result) -> None:

@@ -1,11 +1,10 @@
 """What the options of a run do to it, seen from its directory."""
 
-import itertools
+import errno
 import json
 import math
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from torch import nn
 import ceit
 import ceit_cli
 from ceit.data.batches.augment import Augmentation
-from ceit.data.batches.loader import Loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
-from ceit.evaluation.metrics import Evaluation, evaluate
 from ceit.train.config import Mixing, TrainConfig, WeightAverage
 from ceit.train.interruption import Interrupted
 from ceit.train.recipe import read_recipe
 from ceit.train.run import train
+from ceit.train.run_directory import RunDirectory
 from ceit.train.step import train_step
 from tests.train.conftest import TINY, MakeTrainer
 
@@ -82,17 +80,6 @@ def test_a_run_stops_when_validation_no_longer_improves_and_resuming_does_not_go
     again = train(still, "digits", tmp_path / "run", resume="auto")
     assert again.test == result.test
     assert len(lines(tmp_path / "run", "epoch")) == result.best["epoch"] + 3
-
-
-@pytest.fixture
-def level(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation whose accuracy stays where it is, while the loss falls each time."""
-    calls = itertools.count(1)
-
-    def evaluated(model: torch.nn.Module, loader: Loader, **options: Any) -> Evaluation:
-        return replace(evaluate(model, loader, **options), top1_percent=50.0, loss=1 / next(calls))
-
-    monkeypatch.setattr("ceit.train.trainer.evaluate", evaluated)
 
 
 @pytest.mark.usefixtures("level")
@@ -166,6 +153,20 @@ def test_the_last_weights_or_their_average_are_kept_without_a_validation_split(
     kept = load_file(tmp_path / "run" / "model.safetensors")
     name = "model" if kind == "raw" else kind
     assert all(torch.equal(kept[key], last[f"{name}.{key}"]) for key in kept)
+
+
+def test_without_validation_a_full_disk_at_the_first_epoch_leaves_a_run_that_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    options = config(select="last", validation_percent=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_state", full)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            train(options, "digits", tmp_path / "run")
+    assert train(options, "digits", tmp_path / "run", resume="auto").best["epoch"] == 2
 
 
 def test_a_share_of_the_training_images_is_of_every_class_and_leaves_validation_alone(

@@ -23,7 +23,7 @@ from ceit.evaluation.metrics import DivergedError, Evaluation, evaluate
 from ceit.messages import Say
 from ceit.model.complexity import complexity
 from ceit.train.config import Mixing
-from ceit.train.interruption import Interrupted
+from ceit.train.interruption import Interrupted, stop_signals
 from ceit.train.log import Show
 from ceit.train.resolve import ResolvedRun
 from ceit.train.run import Result, begun, train
@@ -149,6 +149,19 @@ def test_a_termination_saves_and_is_told_from_an_interruption(tmp_path: Path) ->
         train(SMALL, "digits", tmp_path / "run", show=terminate)
     assert stop.value.terminated
     assert (tmp_path / "run" / "checkpoints" / "step_00000001.safetensors").is_file()
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """As SIGINT in what a script starts with ``&``."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_signals() as received:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_resuming_a_finished_run_only_reports_again(finished: Result) -> None:

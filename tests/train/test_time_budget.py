@@ -198,6 +198,7 @@ def test_m3_what_was_chosen_anew_stays_when_the_run_is_resumed(clock: Clock, tmp
     assert records(run, "test")[0]["step"] == planned[-1]
     saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert saved["steps"] != planned[-1]
+    assert [line["epochs"] for line in records(run, "plan")] == [-(-steps // 42) for steps in planned]
 
 
 def test_m3_a_run_without_a_budget_that_is_resumed_with_one_keeps_its_steps_and_says_so(tmp_path: Path) -> None:

@@ -210,6 +210,20 @@ def test_no_tracker_and_none_that_is_installed_leave_the_files_of_a_run_alone(
     assert chosen_trackers(None) == ()
 
 
+def test_a_run_that_named_no_tracker_goes_on_where_none_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, said = replace(CONFIG, epochs=1), list[str]()
+    with pytest.raises(Interrupted):
+        train(config, "digits", tmp_path / "run", show=stop_at(2))
+    monkeypatch.setattr(ceit.train.trackers, "find_spec", lambda name: None)
+    saved = replace(config, tracker=("tensorboard",))  # as the command line takes it from config.yaml
+    train(saved, "digits", tmp_path / "run", resume="auto", say=said.append)
+    assert "resumed with another option: tracker was ['tensorboard'], now []" in said
+    with pytest.raises(ValueError, match="the tracker tensorboard is not installed"):
+        train(saved, "digits", tmp_path / "run", resume="auto", typed=("tracker",))
+
+
 def test_a_tracker_that_is_not_installed_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

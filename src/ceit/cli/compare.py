@@ -21,7 +21,7 @@ from ceit.cli._terminal import figures, print_whole
 from ceit.json_file import as_written, is_number, parse_json, read_json
 from ceit.paths import expanded
 from ceit.train.config import TrainConfig
-from ceit.train.run_directory import MAY_CHANGE, lines_of, saved_config
+from ceit.train.run_directory import MAY_CHANGE, lines_of, planned_epochs, saved_config
 
 _WIDTH = 80  # from which on all numbers fit
 _NO_OPTIONS = ("found", "img_size", "in_chans", "mean", "std", "steps")
@@ -72,13 +72,15 @@ def read_run(run: Path) -> dict[str, Any]:
         if not isinstance(report, dict) or not all(is_number(report.get(name)) for name in numbers):
             raise ValueError(f"{test} is not the report of a run")
     with as_written(run, "put back the metrics.jsonl and test.json that it wrote"):
-        return _told(run, [line for line in _whole_lines(run / "metrics.jsonl") if line["event"] == "epoch"], report)
+        return _told(run, _whole_lines(run / "metrics.jsonl"), report)
 
 
-def _told(run: Path, epochs: list[dict[str, Any]], report: dict[str, Any] | None) -> dict[str, Any]:
+def _told(run: Path, lines: list[dict[str, Any]], report: dict[str, Any] | None) -> dict[str, Any]:
+    epochs, options = [line for line in lines if line["event"] == "epoch"], saved_config(run)
     return {
         "run": str(run),
-        "options": saved_config(run),
+        "options": options,
+        "epochs": planned_epochs(options, lines),
         "curve": [{"epoch": line["epoch"], "validation_top1_percent": _best(line)} for line in epochs],
         "train_seconds": float(epochs[-1]["elapsed_seconds"]) if epochs else 0.0,
         "parameters": report and report["parameters"],
@@ -98,6 +100,7 @@ def differing_options(runs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     A run by an earlier version did as the defaults of later options do, but for those of the machine.
     """
     defaults = {key: value for key, value in TrainConfig().as_dict().items() if key not in MAY_CHANGE}
+    defaults |= {"lr_base_size": None, "lr_scaling": "linear"}  # a run tells what they came to
     flat = [_flat(defaults) | _flat(run["options"]) for run in runs]
     names = dict.fromkeys(name for options in flat for name in options if name not in _NO_OPTIONS)
     values = {name: [options.get(name) for options in flat] for name in names}
@@ -118,7 +121,7 @@ def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
         table.add_row(
             Text(name),
             "-" if run["parameters"] is None else f"{run['parameters'] / 1e6:.2f}M",
-            f"{len(run['curve'])} of {run['options']['epochs']}",
+            f"{len(run['curve'])} of {run['epochs']}",
             "-" if validation is None else f"{validation:.2f} %",
             "-" if run["test_top1_percent"] is None else f"{run['test_top1_percent']:.2f} %",
             "-" if run["test_loss"] is None else f"{run['test_loss']:.4f}",

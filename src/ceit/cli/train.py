@@ -188,6 +188,8 @@ def parse(arguments: list[str], chosen: Mapping[str, Any] | None = None) -> tupl
                 _wrong_usage(f"{_option(name)} has no effect beside epochs {epochs:g}: {fix}")
     if asked.fast_dev_run:
         options |= {"epochs": 1, "limit_batches": 2, "log_every_steps": 1}
+        if options.get("freeze_epochs"):
+            options["freeze_epochs"] = 0.5  # one step of the head alone, one of all
     return config_from(nested(options)), asked
 
 
@@ -310,9 +312,9 @@ def print_help(defaults: dict[str, Any], everything: bool) -> None:
 
 
 def print_config(config: TrainConfig) -> None:
-    """Every option as YAML, to be used as a recipe, and the learning rate that they give."""
+    """Every option as YAML, to be used as a recipe, and the learning rate, where they alone give it."""
     print(yaml.safe_dump(config.as_dict(), sort_keys=False), end="")
-    if config.lr_base_size is not None and config.global_batch_size is not None:
+    if config.global_batch_size is not None:
         print(f"# {config.rate_in_words}")
 
 

@@ -91,16 +91,17 @@ def _by_record(found: LabelledSet, record: ImageRecord, asked: str | None) -> Me
             raise ValueError(f"{found.place} has no {found.reported} part: choose --split train, new or all")
         used = {found.reported: used[found.reported]}
     left_out = sum(np.isin(of, _LEFT_OUT).sum() for of in used.values())
-    new = sum(np.count_nonzero(of == NEW) for of in used.values())
+    new, kept = (sum(np.count_nonzero(of == part) for of in used.values()) for part in (NEW, TEST))
     if left_out and not is_unsplit:
         why = "were trained on or chosen by, or are copies"
         remarks.append(f"{left_out:,} images of the {found.reported} part {why}: left out")
     if by_name := record.known_by_name_alone(found, used, _LEFT_OUT):
         why = "because of their names alone, as they have been edited or are other pictures"
         remarks.append(f"left out {why}: {by_name:,}; --split all measures them too")
-    if left_out and is_unsplit and new and asked is None:
+    of_the_run = is_unsplit or kept > 0  # a test part of other data is all new
+    if (left_out or kept) and of_the_run and new and asked is None:
         remarks.append(f"new images are measured too ({new:,}); --split test leaves them out")
-    held_out = (TEST,) if asked == TEST and is_unsplit else (TEST, NEW)
+    held_out = (TEST,) if asked == TEST and of_the_run else (TEST, NEW)
     chosen = {source: np.isin(of, held_out) for source, of in used.items()}
     return _chosen(found, chosen, TEST if left_out or not is_unsplit else ALL, remarks)
 

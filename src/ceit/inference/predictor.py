@@ -25,8 +25,8 @@ from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
 from ceit.data.threads import map_in_order
 from ceit.inference.backend import Network, in_turns
-from ceit.inference.computing import Precision, Work, chosen, computing
-from ceit.inference.device import default_device, devices_named
+from ceit.inference.computing import Precision, Work, chosen, computing, devices_for
+from ceit.inference.device import devices_named
 from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
 from ceit.inference.familiarity import Familiarity, with_features
@@ -149,7 +149,7 @@ class Predictor:
         if self.gives_features:
             require_features(model)
         if isinstance(model, CeiT):
-            devices = _as_devices(device)
+            devices = devices_for(None, backend)[:1] if device is None else _as_devices(device)
             if network is None:
                 callers = workers or torch.get_num_threads()
                 work = Work(batch_of(devices), threads=1, callers=callers, examples=lambda: examples)
@@ -422,9 +422,7 @@ def refuse_for_exported(backend: str | None, device: Devices) -> None:
         raise ValueError(f"an exported file is computed on the CPU, not on {device}: name the checkpoint instead")
 
 
-def _as_devices(device: Devices) -> tuple[torch.device, ...]:
-    if device is None:
-        return (default_device(),)
+def _as_devices(device: torch.device | str | Sequence[torch.device | str]) -> tuple[torch.device, ...]:
     if isinstance(device, str):
         return devices_named(device)[:1]
     if isinstance(device, torch.device):

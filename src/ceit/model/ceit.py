@@ -54,7 +54,8 @@ class EncoderBlock(nn.Module):
 class CeiT(nn.Module):
     """Convolution-enhanced image Transformer: I2T, ``L`` encoder blocks with LeFF, LCA, a linear head.
 
-    Shape: images ``(B, in_chans, height, width)`` to logits ``(B, num_classes)``, always.
+    Shape: images ``(B, in_chans, height, width)`` to logits ``(B, num_classes)``, or of 0 classes to the head's
+    input ``(B, D)``.
     Raises: ValueError for an image of another size than ``config.image_hw``; ``at_size`` changes it for a while.
 
     Only the class token is classified, and LeFF never mixes patches into it, so the last block's patch rows cannot

@@ -26,7 +26,7 @@ from ceit.train.probe import seconds_of_an_epoch
 from ceit.train.recipe import seconds_of
 from ceit.train.resolve import resolve
 from ceit.train.run import Result, train
-from ceit.train.run_directory import RunDirectory, lines_of, saved_config
+from ceit.train.run_directory import RunDirectory, lines_of, planned_epochs, saved_config
 from ceit.train.trainer import Trainer
 
 _LOOK_AGAIN_SECONDS = 2.0
@@ -179,7 +179,7 @@ def found_by(result: Result) -> Record:
         "machine": machine(next(result.model.parameters()).device),
         "found": resolved["found"],
         "precision": resolved["precision"],
-        "epochs": resolved["epochs"],
+        "epochs": planned_epochs(resolved, lines),
         "parameters": cost.parameters,
         "macs": cost.live_macs,
         "curve": curve,

@@ -147,12 +147,12 @@ class TrainConfig:
 
     peak_lr: _Rate = 1e-3
     """Learning rate at the end of the warm-up."""
-    lr_base_size: Count | None = None
+    lr_base_size: Count | Literal["auto"] | None = "auto"
     """Global batch size that peak_lr is meant for. Another batch size scales the learning rate. null: use peak_lr as it
-    is; if global_batch_size is null too, they become 256 and sqrt."""
-    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    is. auto: 256 if global_batch_size is null, else null."""
+    lr_scaling: Literal["auto", "linear", "sqrt"] = "auto"
     """How another batch size than lr_base_size scales the learning rate. linear: in proportion. sqrt: with the square
-    root."""
+    root. auto: sqrt if lr_base_size is auto, else linear."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after the warm-up. cosine: along a cosine. linear: along a straight line."""
     warmup_epochs: _Epochs = 0.5
@@ -282,7 +282,7 @@ class TrainConfig:
     @property
     def scaled_lr(self) -> float:
         """``peak_lr * global_batch_size / lr_base_size``, or times the root of that: the rate after the warm-up."""
-        times = self.batch_size / self.lr_base_size if self.lr_base_size else 1.0
+        times = self.batch_size / self.lr_base_size if isinstance(self.lr_base_size, int) else 1.0
         return self.peak_lr * (math.sqrt(times) if self.lr_scaling == "sqrt" else times)
 
     @property
@@ -299,7 +299,8 @@ class TrainConfig:
     def rate_in_words(self) -> str:
         """The learning rate after the warm-up, and how it follows from the size of the batch."""
         ratio = f"{self.batch_size} / {self.lr_base_size}"
-        times = "" if self.lr_base_size is None else f" * sqrt({ratio})" if self.lr_scaling == "sqrt" else f" * {ratio}"
+        times = f" * sqrt({ratio})" if self.lr_scaling == "sqrt" else f" * {ratio}"
+        times = times if isinstance(self.lr_base_size, int) else ""
         product = f"{self.peak_lr:g}{times} = " if times else ""
         return f"learning rate after the warm-up: {product}{self.scaled_lr:g}"
 

@@ -18,15 +18,16 @@ class Interrupted(KeyboardInterrupt):
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM instead of acting on them, so that a step is never cut in two; a second one acts at
-    once."""
+    once. One that the caller's process ignores, as what a script starts with ``&`` ignores SIGINT, stays ignored."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, before[number])
 
-    # known before the first can arrive
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # known before the first can arrive; None is a handler that Python cannot put back
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: was for number, was in found.items() if was not in (signal.SIG_IGN, None)}
     with suppress(ValueError):  # not the main thread: the caller keeps its own handling
         for number in before:
             signal.signal(number, note)

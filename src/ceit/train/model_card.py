@@ -31,11 +31,15 @@ class FinishedRun(NamedTuple):
 
     @classmethod
     def read(cls, run: Path, options: Mapping[str, Any] | None = None) -> Self:
-        """With the options of ``config.yaml``, unless they are given. Raises: ValueError if the run has not ended."""
+        """With the options of ``config.yaml``, unless they are given, and the epochs that it took: a time budget may
+        have chosen others since. Raises: ValueError if the run has not ended."""
         if not (run / "test.json").is_file():
             raise ValueError(f"{run} holds no finished run: it has no test.json")
         report, description = (read_json(run / name) for name in ("test.json", "model.json"))
-        return cls(dict(saved_config(run) if options is None else options), report, description)
+        options = dict(saved_config(run) if options is None else options)
+        if options.get("early_stopping_epochs") is None:
+            options["epochs"] = report["epochs"]
+        return cls(options, report, description)
 
 
 def model_card(found: FinishedRun) -> str:
@@ -117,6 +121,11 @@ def steps_of(found: FinishedRun) -> int:
     return found.report.get("steps", found.options["steps"])
 
 
+def is_cut_short(found: FinishedRun) -> bool:
+    """Whether the last epoch is not a whole one; the report of an earlier version does not tell."""
+    return bool(steps_of(found) % found.report.get("steps_per_epoch", 1))
+
+
 def training(found: FinishedRun, *more: str) -> Iterator[str]:
     """A list of data, network, start, length, seed and machine; then the command that trains such a model again."""
     options, report, machine = found.options, found.report, found.report["machine"]
@@ -124,19 +133,21 @@ def training(found: FinishedRun, *more: str) -> Iterator[str]:
     pixels = {1: "grey pixels", 3: "pixels in colour"}.get(options["in_chans"], "pixels")
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['processor']}"
     device = machine["accelerator"] or threads
+    epochs = f"{report['epochs']} epoch{'' if report['epochs'] == 1 else 's'}"
+    epochs, whole = (f"{epochs}, the last one cut short", ", in whole epochs") if is_cut_short(found) else (epochs, "")
     yield "\n".join(
         [
             f"- Data: {report['data']}. {options['found'].rpartition(' (')[0]}.",
             f"- Network: `{report['model']}`, {report['parameters']:,} parameters, for {height} x {width} {pixels}.",
             f"- Start: {'random weights' if start is None else f'the weights of {last_part(start)}'}.",
-            f"- Length: {report['epochs']} epochs, {steps_of(found):,} steps of {options['global_batch_size']} images.",
+            f"- Length: {epochs}, {steps_of(found):,} steps of {options['global_batch_size']} images.",
             f"- Time: {report['train_seconds']:.0f} s on {device}, in {options['precision']}.",
             f"- Seed: {report['seed']}.",
             f"- Made with: ceit {machine['ceit']}, torch {machine['torch']}.",
             *more,
         ]
     )
-    yield "This command trains such a model again; `config.yaml` has every option:"
+    yield f"This command trains such a model again{whole}; `config.yaml` has every option:"
     yield f"```\n{training_command(options)}\n```"
 
 
@@ -165,6 +176,8 @@ def training_command(options: Mapping[str, Any]) -> str:
     without_effect = {*_ON_ANY_MACHINE}
     without_effect |= {"samples", "max_epochs"} if wanted["epochs"] is not None else set()
     without_effect |= {"validation_percent"} if options.get("unsplit") else set()
+    if wanted["lr_base_size"] is None:  # what auto comes to where the batch is told
+        wanted |= {"lr_base_size": "auto", "lr_scaling": "auto"}
     bases: dict[str | None, dict[str, Any]] = {None: _flat(TrainConfig().as_dict())} | {
         name: _flat(recipe_config(name).as_dict()) for name in recipe_names()
     }

@@ -30,7 +30,7 @@ from ceit.train.config import USUAL_BATCH, Mixing, SmallImages, TrainConfig
 from ceit.train.distributed import from_main, require_even_shares, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
-from ceit.train.trackers import chosen_trackers
+from ceit.train.trackers import BY_ITSELF, chosen_trackers
 from ceit.weights.stored import is_shipped_name
 
 COMPILED_STEPS = 1000  # of a run, from which on compiling pays by estimate
@@ -115,10 +115,7 @@ def resolve(
 
     Raises: ValueError for an unknown model or data set, data that cannot be read, or options that do not suit the data.
     """
-    config, batch_is_chosen = _with_whole_paths(config), config.global_batch_size is None
-    if batch_is_chosen and config.lr_base_size is None and "lr_base_size" not in typed:
-        scaling = config.lr_scaling if "lr_scaling" in typed else "sqrt"
-        config = replace(config, lr_base_size=USUAL_BATCH, lr_scaling=scaling)
+    config, batch_is_chosen = _with_rate_base(_with_whole_paths(config)), config.global_batch_size is None
     resumed = saved if saved is not None and saved.checkpoints else None
     if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start
         was = resumed.config | {"img_size": tuple(resumed.config["img_size"])}
@@ -127,6 +124,8 @@ def resolve(
         open_now = {key for key, none in left_open.items() if key in was and getattr(config, key) == none}
         config = replace(config, **{key: was[key] for key in open_now})
         require_even_shares(config, accelerator.num_processes)
+        if tuple(config.tracker or ()) == BY_ITSELF and "tracker" not in typed:
+            config = replace(config, tracker=None)  # it may not be installed here
     config = replace(config, tracker=chosen_trackers(config.tracker))
     folder = None if resumed is None else resumed.path
     images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
@@ -154,6 +153,22 @@ def resolve(
     if run.config.compile:
         say("the network is compiled in the first step, which takes a minute or two")
     return run
+
+
+def _with_rate_base(config: TrainConfig) -> TrainConfig:
+    """With the batch size that ``peak_lr`` is meant for, if any, and how another one scales it.
+
+    Raises: ValueError if it is said how, but not from which size on.
+    """
+    base, scaling, batch_size = config.lr_base_size, config.lr_scaling, config.global_batch_size
+    if base == "auto" and batch_size is not None and scaling != "auto":
+        fix = "set lr_base_size, the batch that peak_lr is meant for, such as 256, or leave lr_scaling out"
+        raise ValueError(f"lr_scaling {scaling} has no effect without an lr_base_size: {fix}")
+    if scaling == "auto":
+        scaling = "sqrt" if base == "auto" and batch_size is None else "linear"
+    if base == "auto":
+        base = USUAL_BATCH if batch_size is None else None
+    return replace(config, lr_base_size=base, lr_scaling=scaling)
 
 
 def _normalised_as_before(images: RunImages, saved: SavedRun) -> RunImages:

@@ -268,6 +268,7 @@ def _measure(trainer: Trainer, time_budget_seconds: float | None = None, ends: f
         f"epoch {budget.epoch_end_seconds:.3g} s, the report {budget.report_seconds:.3g} s; so {steps} steps, "
         f"{steps / trainer.run.steps_per_epoch:.3g} epochs"
     )
+    trainer.warn_of_frozen_steps()
 
 
 def _in_more_steps(trainer: Trainer) -> ResolvedRun | None:

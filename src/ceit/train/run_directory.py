@@ -7,7 +7,7 @@ theirs, as ``tensorboard/``; by which names they know the run is in ``trackers.j
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,8 @@ _CONSEQUENCE = {
     "the weights will be others than without the change"
 }
 _LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images", "mean", "std")  # of config.yaml, beside the other options
-_CHOSEN = ("img_size", "in_chans", "global_batch_size", "precision")  # by the run itself where they are left open
+_CHOSEN = ("img_size", "in_chans", "global_batch_size", "lr_base_size", "lr_scaling", "precision")
+"""Options that the run itself chooses where they are left open."""
 _HALF_WRITTEN = ".*.tmp"
 _PUT_BACK = "put back what it wrote, or name another --output for a new run"
 
@@ -296,6 +297,13 @@ def saved_config(output: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not the configuration of a run, without it the run cannot be resumed")
     refuse_newer(path, values.pop("format_version", 1), FORMAT_VERSION)
     return values
+
+
+def planned_epochs(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> int:
+    """Epochs that a run means to take: those that it began with, unless a line of its log says that its time budget
+    chose others since."""
+    plans = [line["epochs"] for line in lines if line["event"] == "plan" and "epochs" in line]
+    return plans[-1] if plans else config["epochs"]
 
 
 def _without_places(key: str, value: Any) -> Any:

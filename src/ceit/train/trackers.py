@@ -17,6 +17,8 @@ from ceit.atomic import write_text
 
 FILE = "trackers.json"
 PROJECT = "ceit"
+BY_ITSELF = ("tensorboard",)
+"""What logs a run that names no tracker, if it is installed."""
 
 
 def chosen_trackers(names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -25,7 +27,7 @@ def chosen_trackers(names: tuple[str, ...] | None) -> tuple[str, ...]:
     Raises: ValueError for one whose package is not installed, with the command that installs it.
     """
     if names is None:
-        return ("tensorboard",) if _is_installed("tensorboard") else ()
+        return BY_ITSELF if all(map(_is_installed, BY_ITSELF)) else ()
     for name in names:
         if not _is_installed(name):
             package = "'ceit-vision[tensorboard]'" if name == "tensorboard" else name

@@ -1,5 +1,6 @@
 """The trainer: epochs of steps, validation after each, the best model kept, the state saved, a report at the end."""
 
+import math
 import os
 import signal
 import time
@@ -92,8 +93,8 @@ class Trainer:
             while self.progress.epoch < self.epochs and not self._has_stopped_improving():
                 self._train_epoch(received)
                 began = time.monotonic()
-                if self.validation_loader is not None:
-                    self.save()  # validation may take long, and be cut short
+                if self.validation_loader is not None or not self.progress.best:
+                    self.save()  # validation may take long, and be cut short; no model lies without a state
                 validation_seconds = self._end_epoch()
                 if self.budget is not None:
                     self.budget.epoch_ended(time.monotonic() - began, validation_seconds)
@@ -217,6 +218,7 @@ class Trainer:
             "seed": self.run.config.seed,
             "epochs": progress.epoch,
             "steps": progress.step,
+            "steps_per_epoch": len(self.train_loader),
             "best": progress.best,
             "train_seconds": round(progress.elapsed_seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -247,6 +249,13 @@ class Trainer:
         self._read_steps()  # as long as their images have the size that they had
         self.progress.steps = steps
         self.learner.plan(steps)
+
+    def warn_of_frozen_steps(self) -> None:
+        """If a time budget leaves the head no time to learn with the rest."""
+        if 0 < self.progress.steps <= self.learner.head_only_steps:
+            all_steps, frozen = self.progress.steps, self.run.config.freeze_epochs
+            effect = "the head alone learns; lower that, or give more time"
+            self.say(f"all {all_steps} steps fall into freeze_epochs {frozen:g}: {effect}")
 
     def loader(self, part: Split, is_training: bool = False) -> Loader:
         """This process's share of a split: shuffled and varied to train, else as prediction sees the images."""
@@ -285,7 +294,9 @@ class Trainer:
             fitting = f"{steps} steps in all fit into the time budget, not {progress.steps}"
             self.say(f"a step takes {budget.step_seconds:.3g} s by now: {fitting}")
             self.plan(steps)
-            self.log.record({"event": "plan", "step": progress.step, "steps": steps})
+            self.warn_of_frozen_steps()
+            planned = {"steps": steps, "epochs": self.epochs}
+            self.log.record({"event": "plan", "step": progress.step, **planned})
 
     def _read_steps(self) -> None:
         """Wait for the steps that have not been read yet, and count them in order."""
@@ -361,7 +372,9 @@ class Trainer:
 
     def _has_stopped_improving(self) -> bool:
         patience, progress = self.run.config.early_stopping_epochs, self.progress
-        if patience is None or not progress.best or progress.epoch - progress.last_rise < patience:
+        all_learn = math.ceil(self.run.config.freeze_epochs)  # a head that learns alone may well level off
+        since = max(progress.last_rise, all_learn if all_learn < self.epochs else 0)
+        if patience is None or not progress.best or progress.epoch - since < patience:
             return False
         self.say(f"stopped after epoch {progress.epoch}: {patience} epochs without a better validation accuracy")
         return True
