@@ -18,7 +18,7 @@ from ceit.data.cache import NoCacheError, cache_dir, keep, recall
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import absolute, load_dataset
 from ceit.data.store import Fact, open_store
-from ceit.paths import UnknownHomeError, expanded
+from ceit.paths import PathError, expanded
 from tests.train.conftest import SMALL
 
 NOBODY = "~nobody-such"
@@ -70,7 +70,6 @@ def test_p9_a_tilde_is_the_home_directory_and_stays_what_it_became(
         "~": tmp_path,
         "~/run": tmp_path / "run",
         "run/~": Path("run/~"),
-        "": Path(),
         "./~copy.png": tmp_path / "~copy.png",
         "~copy.png": tmp_path / "~copy.png",  # no user has this name, and the file is there
         "./~": tmp_path / "~",
@@ -79,7 +78,9 @@ def test_p9_a_tilde_is_the_home_directory_and_stays_what_it_became(
         assert expanded(path) == expected
         assert expanded(expanded(path)) == expected
     assert expanded(Path("~/run")) == tmp_path / "run"
-    with pytest.raises(UnknownHomeError, match=r"^~nobody-such/x: there is no user 'nobody-such'; a file of this"):
+    with pytest.raises(PathError, match=r"^a path is empty: name one, or \. for the folder that this is called in$"):
+        expanded("")
+    with pytest.raises(PathError, match=r"^~nobody-such/x: there is no user 'nobody-such'; a file of this"):
         expanded(f"{NOBODY}/x")
 
 

@@ -370,6 +370,9 @@ def test_dash_is_standard_input(
         assert first["path"] == "-"
         assert expected in first
         assert (first.get("predictions") == second["predictions"]) == (expected == "predictions")
+    monkeypatch.setattr(sys, "stdin", None)  # as `<&-` leaves it
+    assert ceit_cli.main(["predict", "--checkpoint", str(run), "-"]) == 1
+    assert capsys.readouterr().err == "error: standard input is closed: name a file in place of -\n"
 
 
 @pytest.mark.parametrize(

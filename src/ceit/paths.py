@@ -5,8 +5,9 @@ from argparse import ArgumentTypeError
 from pathlib import Path, PurePath, PureWindowsPath
 
 
-class UnknownHomeError(ArgumentTypeError, ValueError):
-    """``~`` of somebody whose home directory is not known; a command line's parser shows its words, too."""
+class PathError(ArgumentTypeError, ValueError):
+    """A path that names nothing: none, or one in a home directory that is not known. A command line's parser shows its
+    words, too."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -16,8 +17,11 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     that is there and called ``~name`` after no user, as some editors call their copies, is that file, and ``./~name``
     is always the file of this name. What comes out stays the same when it is expanded again.
 
-    Raises: UnknownHomeError, a ValueError.
+    Raises: PathError, a ValueError, for a home directory that is not known, and for no path at all, as a variable that
+    is not set leaves it.
     """
+    if not os.fspath(path):
+        raise PathError("a path is empty: name one, or . for the folder that this is called in")
     plain = Path(path)
     if not plain.parts or not plain.parts[0].startswith("~"):
         return plain
@@ -30,11 +34,9 @@ def expanded(path: str | os.PathLike[str]) -> Path:
             user = plain.parts[0][1:]
             if not user:
                 fix = "set HOME, or write the whole path"
-                raise UnknownHomeError(f"{plain}: the home directory is not known; {fix}") from error
+                raise PathError(f"{plain}: the home directory is not known; {fix}") from error
             if not os.path.lexists(plain):
-                raise UnknownHomeError(
-                    f"{plain}: there is no user {user!r}; a file of this name is ./{plain}"
-                ) from error
+                raise PathError(f"{plain}: there is no user {user!r}; a file of this name is ./{plain}") from error
     return plain.absolute()
 
 

@@ -27,6 +27,7 @@ from ceit.cli._terminal import bar, print_whole, tell
 from ceit.data.audit.check import check
 from ceit.data.audit.report import Copies, ImageName, Report
 from ceit.data.sources.choose import describe, fetch, load_dataset, place_of
+from ceit.data.sources.hub import PREFIX
 from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.listing import LARGE_SIZE
 from ceit.data.sources.published import PUBLISHED
@@ -139,7 +140,7 @@ def _shard(arguments: list[str]) -> None:
     add("--seed", "how a set that comes unsplit is split", metavar="N", type=int, default=0)
     add("--skip-broken", "leave out images that cannot be read, and list them", action="store_true")
     options = parser.parse_args(arguments)
-    folder = None if place_of(options.data) else expanded(options.data)
+    folder = None if place_of(options.data) else expanded(options.data.removeprefix(PREFIX))
     if folder is not None and folder.is_dir() and options.out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{options.out} lies in {folder}, and would be taken for a part of it: name a folder beside it"

@@ -280,6 +280,8 @@ def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:
     """The paths in full, with a file in the place of standard input: an image is read more than once over."""
     file = Path()
     if STDIN in paths:
+        if sys.stdin is None:
+            raise ValueError(f"standard input is closed: name a file in place of {STDIN}")
         file = Path(stack.enter_context(TemporaryDirectory(prefix="ceit-")), "stdin")
         file.write_bytes(sys.stdin.buffer.read())
     return [str(file if path == STDIN else Path(path).absolute()) for path in paths]

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ceit.atomic import replace_files
-from ceit.paths import UnknownHomeError, expanded
+from ceit.paths import PathError, expanded
 
 
 class NoCacheError(OSError):
@@ -17,7 +17,7 @@ def cache_dir() -> Path:
     asked = os.environ.get("CEIT_DATA")
     try:
         return expanded(asked or "~/.cache/ceit")
-    except UnknownHomeError as error:
+    except PathError as error:
         reason = f"CEIT_DATA is {asked}, and {error}" if asked else "the home directory is not known"
         raise NoCacheError(f"there is no place to keep data sets in: {reason}; set CEIT_DATA to a folder") from error
 

@@ -9,6 +9,7 @@ from ceit.data.held_out import to_calibrate_and_check, used_for
 from ceit.data.labelled import LabelledSet, of_classes
 from ceit.data.record import FILE, FIXED, TRAIN, ImageRecord
 from ceit.data.sources.choose import load_images, place_of
+from ceit.data.sources.class_names import class_name
 from ceit.data.splits import Split
 from ceit.inference.example_images import ExampleImages, of_dataset
 from ceit.inference.fastest import LEAST_IMAGES
@@ -35,7 +36,7 @@ def calibrating_and_checking(
         say(line)
     if not data:
         if training.get("classes") is not None:
-            found = of_classes(found, training["classes"])
+            found = of_classes(found, [class_name(str(name)) for name in training["classes"]])
         if record is not None and used_for(TRAIN, found, record) is None:
             raise ValueError(f"{found.place} has none of the images that the run was trained on")
         if record is None and model.class_names is not None and set(model.class_names) != set(found.class_names):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+import ceit_cli
 from ceit.data.image import BrokenImageError
 from ceit.data.sources.choose import load_dataset
 from ceit.data.sources.hub import HubSplit
@@ -266,6 +267,25 @@ def test_labels_that_look_alike_are_said(tmp_path: Path) -> None:
     rows = table(6, labels=["cat", "cat\u200b", "owl"] * 2)
     line = r"classes that differ in case, spaces or invisible signs alone: 'cat', 'cat\u200b'"
     assert load_dataset(saved(tmp_path, train=rows, test=rows)).remarks == (line,)
+
+
+def test_names_of_numbered_classes_have_one_form_of_accents(tmp_path: Path) -> None:
+    rows = with_names(6, ["cafe\u0301", "tea"])
+    assert load_dataset(saved(tmp_path, train=rows, test=rows)).class_names == ("caf\u00e9", "tea")
+
+
+def test_shards_beside_its_own_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = saved(tmp_path, train=table(6), test=table(2))
+    assert ceit_cli.main(["data", "shard", data, str(tmp_path / "photos/shards")]) == 1
+    assert "would be taken for a part of it: name a folder beside it" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_shards_take_what_a_raised_limit_lets_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(tmp_path, train=table(6), test=table(2))
+    monkeypatch.setenv("CEIT_MAX_MEGAPIXELS", "500")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert ceit_cli.main(["data", "shard", data, str(tmp_path / "shards")]) == 0
 
 
 def test_a_class_without_images_is_left_out_of_an_unsplit_set(tmp_path: Path) -> None:

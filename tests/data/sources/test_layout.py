@@ -124,7 +124,7 @@ def test_p2_what_only_sounds_like_a_split_is_a_class(tree: Tree, name: str) -> N
             "all folders of ROOT/train are in train: move what is in it up into ROOT/train",
         ),
         (
-            ["train/1.png", "test/2.png", "train.csv"],
+            ["train/1.png", "test/2.png", "sample_submission.csv", "test.csv", "train.csv"],
             "test and train of folder ROOT hold images without class folders: put those of each class in a folder of "
             "its name, or name them in a CSV table with the columns path and label; if train.csv tells the classes, "
             "say ROOT/train.csv",
@@ -181,6 +181,10 @@ def test_p2_what_looks_like_a_mistake_is_refused_with_the_fix(tree: Tree, names:
     [
         (["cat/1.png", "dog/1.png", "1.png", "2.png"], "left out: 2 images in no class folder"),
         (["train/cat/1.png", "train/dog/1.png", "train/1.png"], "left out: 1 image of train in no class folder"),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png", "1.png", "2.png"],
+            "left out: 2 images beside test and train",
+        ),
         (["cat/1.png", "dog/1.png", "owl/", "ape/x/"], "no images in 'ape' and 'owl'"),
         (["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/"], "no images in 'dog' of test"),
         (["train/cat/1.png", "train/dog/1.png", "test/1.png"], "left out: test, 1 image without class folders"),

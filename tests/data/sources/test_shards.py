@@ -304,6 +304,34 @@ def test_shards_of_others(tmp_path: Path, label: Callable[[int], dict[str, bytes
         assert np.array_equal(to_array(dataset.train.read(3, 3)), to_array(image))
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        lambda name, number: {".cls": name.encode()},
+        lambda name, number: {".json": json.dumps({"label": number, "class_name": name}).encode()},
+    ],
+)
+def test_classes_of_others_have_one_form_of_accents(
+    tmp_path: Path, label: Callable[[str, int], dict[str, bytes]]
+) -> None:
+    names = ("cafe\u0301", "Tea", "tea")
+    root = foreign(tmp_path / "wds", {"train-0.tar": 6, "test-0.tar": 3}, lambda n: label(names[n % 3], n % 3))
+    dataset = load_dataset(root)
+    assert sorted(dataset.class_names) == ["Tea", "caf\u00e9", "tea"]
+    assert dataset.remarks == ("classes that differ in case, spaces or invisible signs alone: 'Tea', 'tea'",)
+
+
+def test_samples_are_scanned_anew_where_more_kinds_of_images_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CEIT_DATA", str(tmp_path / "cache"))
+    root = tmp_path / "wds"
+    write_tar(root / "train-0.tar", {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"1"})
+    before = foreign_shards.scanned_folder(root)
+    monkeypatch.setattr(foreign_shards, "image_suffixes", lambda: {".png", ".raw3"})
+    assert foreign_shards.scanned_folder(root) != before
+
+
 def test_unsplit_shards_of_others_are_cut(tmp_path: Path) -> None:
     root = foreign(tmp_path / "wds", {"00.tar": 11, "01.tar": 9}, lambda number: {".cls": b"%d" % (number % 2)})
     (root / "classnames.txt").write_text("ant\nbee\n", encoding="utf-8-sig")  # as PowerShell writes it
@@ -341,7 +369,9 @@ def test_headers_are_scanned_once_until_a_shard_changes(tmp_path: Path, monkeypa
     ("members", "message"),
     [
         ({"a.png": b"", "a.jpg": b"", "a.cls": b"0"}, "sample a of shard .* has 2 images: it must have one"),
-        ({"a.cls": b"0"}, "sample a of shard .* has 0 images"),
+        ({"a.cls": b"0"}, r"sample a of shard .* has no image of a known kind, only \.cls: it must have one$"),
+        ({"a.raw3": b"", "a.json": b'{"label": 1}'}, r"has no image of a known kind, only \.raw3, \.json: it must"),
+        ({"a.txt": b"a licence", "b.json": b"{}"}, r"shard .*train-0\.tar has no samples"),
         ({"x/a.png": b""}, "sample x/a of shard .* tells no class: add it as x/a.cls"),
         ({"a.png": b"", "a.json": b"[]"}, "tells no class"),
         ({"a.png": b"", "a.json": b'{"label": [0, 1]}'}, "tells no class"),

@@ -374,6 +374,12 @@ def test_tables_that_excel_writes(table: Callable[..., Path], encoding: str, sep
     assert counted(dataset) == 8
 
 
+def test_quotes_after_a_blank_are_quotes(table: Callable[..., Path]) -> None:
+    path = table(TABLE, "path,label")
+    path.write_text("path, label\n" + "".join(f'"{file}", "a {name}, or not"\n' for file, name in TABLE))
+    assert load_dataset(path).class_names == ("a cat, or not", "a dog, or not")
+
+
 def test_a_table_of_tabs_may_be_called_tsv(table: Callable[..., Path]) -> None:
     path = table(TABLE, "path,label").with_suffix(".tsv")
     path.write_text("file_name\tLabel\n" + "".join(f"{file}\t{name}\n" for file, name in TABLE))

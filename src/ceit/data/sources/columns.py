@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ceit.limits import ROWS, TABLE, read_file
 
 SEPARATORS = ",;\t|"
 
+_HEADER = 1 << 20  # letters in which it begins and ends
 _NO_VALUES = frozenset({"nan", "<na>", "#n/a"})  # what pandas and Excel write where there is nothing
 
 
@@ -56,12 +57,11 @@ def read_columns(path: Path, required: Sequence[Sequence[str]], known: Sequence[
 
 def _read_csv(path: Path, required: Sequence[Sequence[str]], known: Sequence[str]) -> Columns:
     text = re.sub(r"\Asep=.\r?\n", "", _text(path))  # Excel's own first line
-    readers = {separator: csv.reader(io.StringIO(text, newline=""), delimiter=separator) for separator in SEPARATORS}
     try:
-        headers = {sep: set(map(_plain, next(filter(_is_filled, reader), []))) for sep, reader in readers.items()}
+        headers = {separator: set(map(_plain, _header(text, separator))) for separator in SEPARATORS}
         fitting = (sep for sep in SEPARATORS if all(headers[sep] & set(group) for group in required))
         separator = next(fitting, SEPARATORS[0])
-        rows = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)))
+        rows = list(enumerate(_rows(text, separator, strict=True)))
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV file in UTF-8 ({error}): look for a quote that is not closed") from error
     filled = [(number, [cell.strip() for cell in row]) for number, row in rows if _is_filled(row)]
@@ -73,6 +73,16 @@ def _read_csv(path: Path, required: Sequence[Sequence[str]], known: Sequence[str
             raise ValueError(f"{cells}: put cells that hold {separator!r} in quotes")
     cells = [[as_text(row[index]) for _, row in filled] for index in range(len(header))]
     return Columns(path, header, cells, [number - start for number, _ in filled])
+
+
+def _rows(text: str, separator: str, strict: bool = False) -> Iterator[list[str]]:
+    """The rows of a CSV file; a quote after a blank opens a cell in quotes, too."""
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict)
+
+
+def _header(text: str, separator: str) -> list[str]:
+    """The first row that holds anything; the rest of a large table is not looked at."""
+    return next(filter(_is_filled, _rows(text[:_HEADER], separator)), [])
 
 
 def _read_parquet(path: Path, known: Sequence[str]) -> Columns:

@@ -72,6 +72,8 @@ def load_hub(name: str, options: LoadOptions) -> LabelledSet:
 
     Raises: ValueError for a set that cannot be had, without such columns or usual splits, or with broken images.
     """
+    if not name:
+        raise ValueError(f"{PREFIX} names no data set: say {PREFIX}OWNER/NAME or {PREFIX}DIR")
     place, remarks = expanded(name), list[str]()
     tables = _open(name, place, remarks)
     first = tables.get("train", next(iter(tables.values())))
@@ -112,8 +114,6 @@ def _open(name: str, place: Path, remarks: list[str]) -> dict[str, "datasets.Dat
     import datasets
     from datasets.exceptions import DatasetsError
 
-    if not name:
-        raise ValueError(f"{PREFIX} names no data set: say {PREFIX}OWNER/NAME or {PREFIX}DIR")
     try:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             loaded = datasets.load_from_disk(place)
@@ -186,8 +186,8 @@ def _with_columns_of(
 
 
 def _classes_in(feature: Any) -> tuple[str, ...]:
-    """The names of a ClassLabel; of another column whether it holds text or numbers."""
-    return tuple(getattr(feature, "names", ("text" if "string" in feature.dtype else "numbers",)))
+    """The names of a ClassLabel, as they are kept; of another column whether it holds text or numbers."""
+    return tuple(map(class_name, getattr(feature, "names", ("text" if "string" in feature.dtype else "numbers",))))
 
 
 def _require_names_of_all_files(name: str, place: Path, label_column: str) -> None:
@@ -215,7 +215,7 @@ def _labels(
         if bare := sum(not _is_label(cell) for cell in column):
             raise ValueError(f"{bare} of {len(column)} images of {PREFIX}{name} {split} have no label: remove them")
     if isinstance(feature, datasets.ClassLabel):
-        values, class_names = range(len(feature.names)), feature.names
+        values, class_names = range(len(feature.names)), _classes_in(feature)
     else:
         values = class_names = sorted(set(chain(*cells.values())))
     if similar := alike(map(str, class_names)):

@@ -16,6 +16,7 @@ from ceit.data.sources.class_names import ALIKE, alike, class_name, folded
 from ceit.data.sources.listing import Listing, load_files
 from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
+from ceit.data.sources.table import SUFFIXES
 from ceit.data.sources.walk import Folder, open_folder, passed_over_line, printable
 
 _NAMED = 4  # folders or classes, in one sentence
@@ -112,6 +113,8 @@ def _split_folders(top: Folder, remarks: list[str]) -> dict[str, Folder]:
     for child in top.folders:
         if child not in splits and (images := sum(1 for _ in child.walk())):
             _leave_out(child, _count(images, "image"), splits, top, remarks)
+    if top.images:
+        remarks.append(f"left out: {_count(len(top.images), 'image')} beside {_names(splits)}")
     return {split: folder for split in SPLITS for of, folder in named if of == split}
 
 
@@ -243,8 +246,11 @@ def _refuse_empty(folder: Folder) -> None:
 
 
 def _tables_in(folder: Path) -> str:
-    """The advice to name a table that lies there, if there is one."""
-    tables = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in (".csv", ".parquet"))
+    """The advice to name a table that lies there, if there is one: rather ``train.csv`` than ``sample_submission.csv``
+    of a competition."""
+    tables = [path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES]
+    words = {path: path.stem.lower() for path in tables}
+    tables.sort(key=lambda path: ("submission" in words[path] or "test" in words[path], path))
     return f"; if {tables[0].name} tells the classes, say {tables[0]}" if tables else ""
 
 

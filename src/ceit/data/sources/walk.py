@@ -23,7 +23,7 @@ def is_of_the_system(name: str) -> bool:
     return name.startswith("._") or name.lower() in SYSTEM_FILES
 
 
-_HOW_TO_READ: Mapping[str, str] = dict.fromkeys((".heic", ".heif", ".hif"), " (install pillow-heif to read them)")
+HOW_TO_READ: Mapping[str, str] = dict.fromkeys((".heic", ".heif", ".hif"), " (install pillow-heif to read them)")
 _NOT_OF_SUFFIXES = frozenset("!?&=@:, ")
 _SIZES_OF_SITES = tuple(f"{joint}{size}" for joint in "_-" for size in ("large", "medium", "small", "thumb"))
 _NAMED_KINDS = 6  # of what was passed over, in one line
@@ -142,7 +142,7 @@ def image_files(path: str | Path, unlisted: list[str] | None = None) -> tuple[li
 def passed_over_line(counts: Mapping[str, int]) -> str:
     """``passed over: 12 .txt, 3 hidden``, the most frequent kinds first; empty if there was nothing."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    kinds = [f"{count:,} {kind}{_HOW_TO_READ.get(kind, '')}" for kind, count in ordered[:_NAMED_KINDS]]
+    kinds = [f"{count:,} {kind}{HOW_TO_READ.get(kind, '')}" for kind, count in ordered[:_NAMED_KINDS]]
     if others := sum(count for _, count in ordered[_NAMED_KINDS:]):
         kinds.append(f"{others:,} of other kinds")
     return f"passed over: {', '.join(kinds)}" if kinds else ""

@@ -21,10 +21,12 @@ from ceit.data.cache import cache_dir, file_state
 from ceit.data.cut import digest_of
 from ceit.data.image import image_suffixes
 from ceit.data.labelled import UNSPLIT
+from ceit.data.sources.class_names import class_name
 from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.shards.index import Shard, ShardIndex, ShardSet, read_index, shard_set, write_index
 from ceit.data.sources.shards.split import SampleTable
 from ceit.data.sources.split_names import SPLITS, split_of
+from ceit.data.sources.walk import HOW_TO_READ
 from ceit.data.threads import with_progress_bar
 from ceit.json_file import parse_json
 from ceit.limits import CLASSES, IMAGE, LABEL, MEMBERS
@@ -66,7 +68,8 @@ def scan_shards(root: Path) -> ShardSet:
 
 def scanned_folder(root: Path) -> Path:
     """Where the cache keeps what is known of the shards in ``root`` as they are now."""
-    state = hashlib.sha256(b"2")  # of the rules by which they are scanned
+    rules = f"3 {sorted(image_suffixes())}"  # by which they are scanned
+    state = hashlib.sha256(rules.encode())
     for path in [*chain(*find_shards(root).values()), root / _CLASS_NAMES]:
         state.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
     return cache_dir() / "shards" / state.hexdigest()[:32]
@@ -142,7 +145,7 @@ def _files(archive: TarFile) -> Iterator[tuple[str, str, TarInfo]]:
 
 
 def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile) -> _Sample | None:
-    """The sample of these members, by suffix; None for a licence or a list among the samples."""
+    """The sample of these members, by suffix; None for a licence, a list or a text alone among the samples."""
     images = [member for suffix, member in members.items() if suffix in image_suffixes()]
     for suffix, member in members.items():
         inner, _, ending = suffix.rpartition(".")
@@ -151,11 +154,13 @@ def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile)
         if (is_image and has_class) or (not images and (is_image or is_class)):
             fix = "rename it without the dot"
             raise ValueError(f"{member.name} of shard {path} has a dot in its name, at which its key ends: {fix}")
-    if not images and ".cls" not in members:
+    told = {suffix: members[suffix] for suffix in _LABELS if suffix in members}
+    if not images and ".cls" not in members and (not told or len(told) == len(members)):
         return None
     if len(images) != 1:
-        raise ValueError(f"sample {key} of shard {path} has {len(images)} images: it must have one")
-    told = {suffix: members[suffix] for suffix in _LABELS if suffix in members}
+        found = f"{len(images)} images" if images else f"no image of a known kind, only {', '.join(members)}"
+        fix = "".join(HOW_TO_READ.get(suffix, "") for suffix in members)
+        raise ValueError(f"sample {key} of shard {path} has {found}: it must have one{fix}")
     for member in told.values():
         LABEL.require(member.size, f"{member.name} of {path}")
     texts = {of: _utf8(_content(archive, file), f"{file.name} of {path}") for of, file in told.items()}
@@ -177,8 +182,9 @@ def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
     told = next((value for value in values if value is not None and str(value).strip()), None)
     if not isinstance(told, (int, str)) or isinstance(told, bool):
         raise ValueError("neither a number nor a name")
-    label, name = str(told).strip(), record.get("class_name")
-    return (int(label) if label.isascii() and label.isdigit() else label), name if isinstance(name, str) else None
+    label, name = class_name(str(told).strip()), record.get("class_name")
+    number = int(label) if label.isascii() and label.isdigit() else label
+    return number, class_name(name) if isinstance(name, str) else None
 
 
 def _utf8(data: bytes, name: object) -> str:
@@ -210,7 +216,7 @@ def _classes(root: Path, samples: Sequence[_Sample]) -> tuple[list[int], tuple[s
     names = [named.get(number, str(number)) for number in range(count)]
     listed = root / _CLASS_NAMES
     if listed.is_file():
-        names = [line.strip() for line in _utf8(listed.read_bytes(), listed).splitlines() if line.strip()]
+        names = [class_name(line.strip()) for line in _utf8(listed.read_bytes(), listed).splitlines() if line.strip()]
         if len(names) < count:
             raise ValueError(f"{listed} names {len(names)} classes, the shards have class {count - 1}: add its name")
     if len(set(names)) < len(names):

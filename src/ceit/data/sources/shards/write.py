@@ -6,16 +6,17 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ceit.atomic import move, naming
 from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_suffixes, is_image_name
+from ceit.data.pillow import limit_lifted, silent
 from ceit.data.random_bits import shuffled
 from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, sha256_of, write_index
 from ceit.data.sources.shards.split import SampleTable
@@ -153,8 +154,9 @@ def _image(dataset: ImageDataset, split: Split, number: int) -> tuple[str, bytes
             return path.suffix.lower(), path.read_bytes()
     if isinstance(split, EncodedSplit):
         data = split.encoded(number)
-        with Image.open(io.BytesIO(data)) as image:
-            form = image.format or ""
+        form = ""
+        with silent(), limit_lifted(), suppress(UnidentifiedImageError), Image.open(io.BytesIO(data)) as image:
+            form = image.format or ""  # reading it has been tried before
         suffix = _SUFFIX.get(form, f".{form.lower()}")
         if suffix in image_suffixes():
             return suffix, data
