@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,26 @@ def test_stream_is_read_two_batches_ahead_at_most(predictor: Predictor) -> None:
     for i in range(20):
         next(stream)
         assert taken <= i + 1 + 2 * 4
+
+
+def test_streams_at_once_leave_torch_its_threads(predictor: Predictor, photos: Path) -> None:
+    def in_a_thread(work: Callable[[], object]) -> None:
+        thread = Thread(target=work)
+        thread.start()
+        thread.join()
+
+    torch.set_num_threads(3)
+    try:
+        first, second = (predictor.predict_stream([photos / "d.png"] * 9, batch_size=1) for _ in range(2))
+        next(first)  # whose workers have one thread each
+        in_a_thread(lambda: next(second))
+        first.close()
+        in_a_thread(second.close)
+        later: list[int] = []
+        in_a_thread(lambda: later.append(torch.get_num_threads()))
+        assert later == [3]
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_every_core_has_a_batch_of_its_own_and_torch_keeps_its_threads(predictor: Predictor, photos: Path) -> None:

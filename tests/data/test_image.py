@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 
 from ceit.data import pillow
@@ -89,6 +90,20 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # a quarter turn
     path = save(Image.new("RGB", (6, 2)), tmp_path / "a.jpg", exif=exif)
     assert read_image(path, 3).size == (2, 6)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_orientation_in_xmp_alone_is_none(suffix: str, tmp_path: Path) -> None:
+    """Browsers do not heed it."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    path = save(
+        Image.new("RGB", (6, 2)), tmp_path / f"a.{suffix}", **({"pnginfo": info} if suffix == "png" else {"xmp": xmp})
+    )
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == 6
+    assert read_image(path, 3).size == (6, 2)
 
 
 def test_the_first_frame_is_taken(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What computes: by default eager, or OpenVINO where it pays and answers as eager does; else what was asked for."""
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -221,6 +223,17 @@ def test_graphs_used_last_are_kept(monkeypatch: pytest.MonkeyPatch, own_cache: P
     assert kept() == ["c.bin", "c.xml", "e.onnx"]
     monkeypatch.setenv("CEIT_DATA", "/proc/nowhere")  # nothing can be written
     kept_graphs.keep_graph("a", "onnxruntime", graph)
+    assert kept_graphs.recall_graph("a", "onnxruntime") is None
+
+
+def test_graphs_are_read_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    kept_graphs.keep_graph("a", "onnxruntime", SimpleNamespace(SerializeToString=lambda: bytes(100)))
+    monkeypatch.setattr(os, "utime", refused)
+    assert kept_graphs.recall_graph("a", "onnxruntime") is not None
+    monkeypatch.setenv("CEIT_DATA", "~nobody-such/cache")
     assert kept_graphs.recall_graph("a", "onnxruntime") is None
 
 

@@ -162,6 +162,8 @@ def test_shapes_are_those_that_the_modules_see(switches: dict[str, Any]) -> None
     assert isinstance(model, CeiT)
     seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for name, module in model.named_modules():
+        if name == "lca.attn.qkv":  # which with a hook computes what nobody asks for
+            continue
         module.register_forward_hook(
             lambda _, images, out, name=name: seen.update({name: (tuple(images[0].shape[1:]), tuple(out.shape[1:]))})
         )

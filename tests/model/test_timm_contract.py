@@ -15,9 +15,11 @@ from timm.data.config import resolve_model_data_config
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import ceit
 from ceit.model import MODELS, CeiT, config_of, list_models, resize_pos_embed
+from ceit.model.attention import MultiHeadSelfAttention
 from ceit.shipped import DEFAULT
 
 BATCH, DEPTH = 2, 3
@@ -142,6 +144,82 @@ def test_timms_keywords_reach_the_configuration() -> None:
 
 
 # classes
+
+
+@pytest.mark.parametrize("name", ["ceit_pico_patch4_32", "deit_mini_patch4_32"])
+def test_what_timms_own_training_script_says_is_taken(name: str) -> None:
+    model = timm.create_model(name, drop_rate=0.0, device="cpu", dtype=torch.float64)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    with pytest.raises(ValueError, match=r"^drop_rate 0\.1 must be 0: the network has no dropout; set drop_path_rate$"):
+        timm.create_model(name, drop_rate=0.1)
+
+
+class Adapter(nn.Module):
+    """A low-rank adapter round a linear layer, as libraries for fine-tuning have it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.down = base, nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor:
+        return self.base.bias
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.base(tokens) + self.up(self.down(tokens))
+
+
+def test_adapters_act_in_every_attention(tiny: Callable[..., CeiT]) -> None:
+    model = tiny().eval()
+    for module in [*model.modules()]:
+        if isinstance(module, MultiHeadSelfAttention):
+            module.qkv = Adapter(module.qkv)
+    images = torch.randn(IMAGES)
+    logits = model(images)
+    torch.testing.assert_close(logits, model.forward_head(model.forward_features(images)))
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in model.named_parameters() if ".up." in name)
+
+
+def test_hooks_on_a_linear_layer_act_in_every_attention(tiny: Callable[..., CeiT]) -> None:
+    model = tiny()
+    for module in [*model.modules()]:
+        if isinstance(module, nn.Linear):
+            prune.random_unstructured(module, "weight", amount=0.3)
+    for _ in range(2):
+        model(torch.randn(IMAGES)).sum().backward()
+
+
+def test_every_block_is_seen_by_its_hooks_and_may_be_wrapped(tiny: Callable[..., CeiT]) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, *given: Any) -> Tensor:
+            return self.block(*given)
+
+    model, images, seen = tiny().eval(), torch.randn(IMAGES), list[tuple[int, ...]]()
+    expected = model(images)
+    hooks = [block.register_forward_hook(lambda _, __, tokens: seen.append(tokens.shape)) for block in model.blocks]
+    torch.testing.assert_close(model(images), expected)
+    assert seen == [(BATCH, 7, 24)] * DEPTH
+    for hook in hooks:
+        hook.remove()
+    model.blocks = nn.Sequential(*map(Wrapped, model.blocks))
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_the_size_that_it_has_leaves_the_parameters_to_their_optimizer(tiny: Callable[..., CeiT]) -> None:
+    model = tiny()
+    before = model.pos_embed
+    model.set_input_size((32, 48))
+    assert model.pos_embed is before
 
 
 def test_reset_classifier(tiny: Callable[..., CeiT]) -> None:

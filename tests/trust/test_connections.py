@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,30 @@ def test_idle_connections_are_few_and_end(port: int) -> None:
     assert _answer(port).endswith(b"ok")
     for one in idle:
         one.close()
+
+
+def test_a_connection_whose_answer_nobody_takes_ends(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_MOST_SECONDS", 0.5)
+    question = f"GET /api/models HTTP/1.1\r\nHost: elsewhere:{port}\r\n\r\n".encode()
+    stuck = [_connect(port) for _ in range(limits.CONNECTIONS_A_CLIENT.value)]
+    for one in stuck:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.settimeout(0.5)
+        with suppress(OSError):
+            for _ in range(200):
+                one.sendall(question * 1000)
+    began = time.monotonic()
+    while not _is_answered(port):
+        assert time.monotonic() - began < 20
+    for one in stuck:
+        one.close()
+
+
+def _is_answered(port: int) -> bool:
+    try:
+        return _answer(port).endswith(b"ok")
+    except OSError:
+        return False
 
 
 def test_nothing_holds_a_connection_that_has_ended() -> None:

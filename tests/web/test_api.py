@@ -117,6 +117,7 @@ def test_models_say_what_they_can(ask: Ask, models: list[Shown]) -> None:
         ("top_k=0", 400, "top_k 0 must be a whole number of at least 1"),
         ("top_k=-1", 400, "top_k -1 must be a whole number of at least 1"),
         ("top_k=%C2%B2", 400, "top_k ² must be a whole number of at least 1"),
+        (f"top_k={'0' * 5000}1", 400, "top_k 000"),
         ("top_k=", 400, "top_k must be a whole number of at least 1"),
     ],
 )

@@ -48,6 +48,19 @@ def test_a_full_disk_while_saving_leaves_the_old_files(
     assert {path.name: path.read_bytes() for path in saved[1].parent.iterdir()} == before
 
 
+def test_layers_may_share_their_weights(tmp_path: Path, make: Callable[..., CeiT]) -> None:
+    model = make(depth=2)
+    model.blocks[1].attn = model.blocks[0].attn
+    ceit.save_checkpoint(tmp_path / "model.safetensors", model)
+    again, images = ceit.load_checkpoint(tmp_path / "model.safetensors"), torch.randn(1, 3, *model.config.image_hw)
+    torch.testing.assert_close(again(images), model.eval()(images))
+
+
+def test_the_file_beside_the_weights_is_not_them(saved: tuple[CeiT, Path]) -> None:
+    with pytest.raises(ValueError, match=r"\.json describes weights and holds none: name the file of the weights"):
+        ceit.load_checkpoint(saved[1].with_suffix(".json"))
+
+
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, make: Callable[..., CeiT]) -> None:
     with pytest.raises(ValueError, match=r"model.pth must end in .safetensors"):
         ceit.save_checkpoint(tmp_path / "model.pth", make())

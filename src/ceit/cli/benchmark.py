@@ -117,7 +117,14 @@ def make_parser() -> Parser:
     precisions = "".join(f"\n  {name:<13}{' '.join(PRECISIONS_OF[name])}" for name in BACKENDS)
     parser = Parser(__doc__, notes=f"backends, and the precisions that each has:{precisions}")
     add = adding_to(parser.add_argument_group("what is measured"))
-    add("--models", "models of ceit and timm; NAME,FIELD=VALUE sets a field", nargs="+", default=[], metavar="NAME")
+    add(
+        "--models",
+        "models of ceit and timm; NAME,FIELD=VALUE sets a field",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+    )
     add("--checkpoint", "a trained model: a run directory or a file of weights", metavar="RUN|FILE")
     add("--opponents", f"for comparison, models of timm: {', '.join(OPPONENTS)}", action="store_true")
     text = "any module: what a function in a file makes"
@@ -126,10 +133,10 @@ def make_parser() -> Parser:
     add("--measures", text, nargs="+", choices=(*MEASURES, _LOADER), default=["inference"], metavar="KIND")
     add("--data", f"images to read, for --measures {_LOADER}, which needs no model", type=expanded, metavar="FOLDER")
     text = f"what computes the models; see below (default: all that are installed, but {PLAIN})"
-    add("--backends", text, nargs="+", choices=BACKENDS, metavar="NAME")
+    add("--backends", text, nargs="+", action="extend", choices=BACKENDS, metavar="NAME")
     text = "what computes the modules of --against"
     add("--against-backends", text, nargs="+", choices=BACKENDS, default=[PLAIN], metavar="NAME")
-    add("--precisions", "number formats; see below (default: float32 bf16)", nargs="+", metavar="NAME")
+    add("--precisions", "number formats; see below (default: float32 bf16)", nargs="+", action="extend", metavar="NAME")
     add("--img-size", "a side of the images, or height and width", type=int, nargs="+", metavar="PX")
     add = adding_to(parser.add_argument_group("how it is measured"))
     add("--batch-sizes", "images per batch", nargs="+", type=positive, default=[1, 8, 16, 64], metavar="N")

@@ -54,5 +54,6 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--entry", "which state dict of several, such as model_ema (default: model or state_dict)", metavar="NAME")
     add("--model", "which model it is, if the tensors' shapes do not tell", metavar="NAME")
     add("--num-heads", "attention heads, if the tensors' shapes do not tell", type=int, metavar="K")
-    add("--geometry", "other fields of CeiTConfig that they do not tell", nargs="+", default=[], metavar="FIELD=VALUE")
+    text = "other fields of CeiTConfig that they do not tell"
+    add("--geometry", text, nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
     return parser.parse_args(arguments)

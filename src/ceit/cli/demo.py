@@ -93,7 +93,7 @@ def draw(result: Result) -> list[Path]:
     images, labels = next(loader.epoch(0))
     precision = chosen("auto", next(result.model.parameters()).device)
     network = prepare(result.model, "eager", precision, image_shape=(images.shape[1], *result.dataset.img_size))
-    probabilities = network(images).softmax(-1).cpu()
+    probabilities = (network(images) / (result.model.temperature or 1.0)).softmax(-1).cpu()
     names = result.dataset.class_names
     assert result.test.confusion is not None  # named sets have few classes
     return [

@@ -109,7 +109,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     images = parser.add_argument_group("images to compare and to calibrate with")
     add = adding_to(images.add_mutually_exclusive_group())
     add("--data", "a data set (default: that of the run)", metavar="NAME|DIR")
-    add("--images", "pictures, or folders of them, instead of a data set", nargs="+", type=expanded, metavar="PATH")
+    text = "pictures, or folders of them, instead of a data set"
+    add("--images", text, nargs="+", action="extend", type=expanded, metavar="PATH")
     options = parser.parse_args(arguments)
     if options.format == _WEB:
         for name in ("dynamic_size", "overwrite"):

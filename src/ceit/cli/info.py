@@ -71,7 +71,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     add("--img-size", "side of the images, or height and width", type=int, nargs="+", metavar="PX")
     add("--num-classes", "classes that the head tells apart", type=int, metavar="N")
     add("--in-chans", "channels of the images", type=int, metavar="C")
-    add("--geometry", "any field of CeiTConfig, as a recipe sets it", nargs="+", default=[], metavar="FIELD=VALUE")
+    text = "any field of CeiTConfig, as a recipe sets it"
+    add("--geometry", text, nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
     return parser.parse_args(arguments)
 
 

@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from ceit.cli._parser import MODEL, RAW, Parser, adding_to
 from ceit.cli._terminal import tell
 from ceit.cli.predict import share_of
+from ceit.data.pillow import LIMIT_VARIABLE
 from ceit.shipped import DEFAULT
 
 PORT = 7860
@@ -54,8 +55,9 @@ def main(arguments: list[str]) -> None:
     ):
         uploads = Path(folder).resolve()
         gradio = gradio_with(uploads)
-        os.environ.setdefault("CEIT_MAX_MEGAPIXELS", _MEGAPIXELS)
-        names = dict.fromkeys(options.checkpoint)
+        if not os.environ.get(LIMIT_VARIABLE, "").strip():
+            os.environ[LIMIT_VARIABLE] = _MEGAPIXELS
+        names = dict.fromkeys(options.checkpoint or [DEFAULT])
         models = [shown(name, options.device, not options.raw, options.unknown_below) for name in names]
         app = api(models)
         mount_page(gradio, app, models)
@@ -72,8 +74,9 @@ def main(arguments: list[str]) -> None:
         )
         print(f"http://127.0.0.1:{port} answers; Ctrl+C ends it", flush=True)
         if options.share is not None:
-            place = f"http://{host}:{port}, or this machine's number"
-            tell(f"others may open {place}, with any name and the word as the password")
+            known_as = filter(None, (_own_number(), f"{host.removesuffix('.local')}.local"))
+            places = " or ".join(f"http://{name}:{port}" for name in known_as)
+            tell(f"others may open {places}, with any name and the word as the password")
         uvicorn.Server(settings).run(sockets=[listening])
 
 
@@ -99,10 +102,18 @@ def listening_at(address: str, port: int | None) -> socket.socket:
     raise OSError(f"{ports} taken, or not allowed: name another with --port")
 
 
+def _own_number() -> str | None:
+    """This machine's address in its network; None without a network. Nothing is sent."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect(("192.0.2.1", 9))  # an address that is nobody's
+        return way.getsockname()[0]
+    return None
+
+
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
-    add("--checkpoint", MODEL, nargs="+", default=[DEFAULT], metavar="RUN|FILE")
+    add("--checkpoint", MODEL, nargs="+", action="extend", metavar="RUN|FILE")
     add("--port", f"port of the page (default: the first free one from {PORT} on)", type=_port, metavar="N")
     text = "let other machines of the network in, if they give this word as the password; it and the pictures travel "
     text += "unencrypted"

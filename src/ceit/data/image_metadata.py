@@ -27,8 +27,17 @@ _PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where none is declared, or none that can be read."""
+    """The EXIF orientation, 1 to 8; 1 where none is declared, or none that can be read.
+
+    Pillow would also take one that XMP or a text chunk alone declares, which browsers do not heed.
+    """
     try:
+        if not hasattr(image, "tag_v2"):  # whose tags are EXIF
+            if image.format == "PNG" and "exif" not in image.info:
+                image.load()  # it may lie behind the pixels
+            carrier = Image.new("1", (1, 1))
+            carrier.info["exif"] = image.info.get("exif", b"")
+            image = carrier
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:  # of the metadata alone
         return 1

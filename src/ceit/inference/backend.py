@@ -244,6 +244,8 @@ class AsModule(nn.Module):
 class _PointwiseLinear(nn.Module):
     """A linear layer on tokens ``(B, T, D)`` as a 1x1 convolution over a map of one column."""
 
+    is_affine = True
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias

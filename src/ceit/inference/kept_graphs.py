@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ceit.atomic import replace_files
-from ceit.data.cache import cache_dir
+from ceit.data.cache import NoCacheError, cache_dir
 from ceit.inference.graphs import save_openvino
 
 MOST_BYTES = 2_000_000_000
@@ -19,11 +19,13 @@ _SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
 
 def recall_graph(name: str, backend: str) -> Path | None:
     """The file of the graph kept under a name; None if there is none, or it is not as it was written."""
-    for file in _folder().glob(f"{name}.*{_SUFFIX[backend]}"):
-        with suppress(OSError):
-            if file.stem == f"{name}.{_digest(part.read_bytes() for part in _parts(file))}":
-                os.utime(file)  # it is in use
-                return file
+    with suppress(NoCacheError):
+        for file in _folder().glob(f"{name}.*{_SUFFIX[backend]}"):
+            with suppress(OSError):
+                if file.stem == f"{name}.{_digest(part.read_bytes() for part in _parts(file))}":
+                    with suppress(OSError):  # a cache may be for reading alone
+                        os.utime(file)  # it is in use
+                    return file
     return None
 
 

@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -89,6 +90,31 @@ class Embedding:
     error: str | None = None
 
 
+class _Streams:
+    """The streams of all predictors of the process: each sets torch's threads for its workers, and whoever sets them
+    last sets them for all threads to come. So what holds between streams is put back when the last one ends."""
+
+    def __init__(self) -> None:
+        self._lock, self._open, self._cores = Lock(), 0, 0
+
+    @contextmanager
+    def one(self) -> Iterator[int]:
+        """Of a stream: torch's threads, as they are where none is open."""
+        with self._lock:
+            if not self._open:
+                self._cores = torch.get_num_threads()
+            self._open += 1
+        try:
+            yield self._cores
+        finally:
+            with self._lock:
+                self._open -= 1
+                torch.set_num_threads(self._cores)
+
+
+_streams = _Streams()
+
+
 class Predictor:
     """Classifies images.
 
@@ -133,7 +159,7 @@ class Predictor:
         model that cannot tell.
         """
         geometry, classes = model.config, model.config.num_classes
-        class_names = class_names or class_names_of(model)
+        class_names = class_names_of(model) if class_names is None else list(class_names)
         if len(class_names) != classes or not classes:
             raise ValueError(f"{len(class_names)} class names do not fit a model of {classes} classes")
         preprocessing = preprocessing or default_preprocessing(model)
@@ -286,21 +312,20 @@ class Predictor:
         answer: Callable[[Sequence[ImageInput], Event], list[_Answer]],
         batch_size: int,
     ) -> Iterator[_Answer]:
-        cores = torch.get_num_threads()
-        asked = self.workers or cores
-        workers = min(asked, length_hint(images, asked)) or 1  # of few images each gets several cores
-        threads = max(1, cores // workers)
-        batch_size = min(batch_size, -(-length_hint(images, workers * batch_size) // workers)) or 1
-        source, stop = iter(images), Event()
-        batches = iter(lambda: list(islice(source, batch_size)), [])
-        pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(threads,))
-        try:
-            for answers in map_in_order(pool, lambda batch: answer(batch, stop), batches, 2 * workers):
-                yield from answers
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(cores)  # the last thread to set it has set it for all threads to come
+        with _streams.one() as cores:
+            asked = self.workers or cores
+            workers = min(asked, length_hint(images, asked)) or 1  # of few images each gets several cores
+            threads = max(1, cores // workers)
+            batch_size = min(batch_size, -(-length_hint(images, workers * batch_size) // workers)) or 1
+            source, stop = iter(images), Event()
+            batches = iter(lambda: list(islice(source, batch_size)), [])
+            pool = ThreadPoolExecutor(workers, "predict", initializer=torch.set_num_threads, initargs=(threads,))
+            try:
+                for answers in map_in_order(pool, lambda batch: answer(batch, stop), batches, 2 * workers):
+                    yield from answers
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
 
     def _answer(self, images: Sequence[ImageInput], stop: Event, *, top_k: int) -> list[Prediction]:
         read, images_bhwc = self._read(images, stop)

@@ -26,7 +26,10 @@ class MultiHeadSelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens_btd: Tensor, queries_bqd: Tensor | None = None) -> Tensor:
-        if queries_bqd is None and not torch.compiler.is_exporting():
+        if not is_affine(self.qkv):
+            k_btd, v_btd = self.qkv(tokens_btd).chunk(3, dim=-1)[1:]
+            q_bqd = self.qkv(tokens_btd if queries_bqd is None else queries_bqd).chunk(3, dim=-1)[0]
+        elif queries_bqd is None and not torch.compiler.is_exporting():
             q_bqd, k_btd, v_btd = self.qkv(tokens_btd).chunk(3, dim=-1)
         else:  # in exported graphs too: there the chunks of activations would be copied, those of weights are constants
             weights = self.qkv.weight.chunk(3)
@@ -48,3 +51,9 @@ class MultiHeadSelfAttention(nn.Module):
 
     def _split_heads(self, x_btd: Tensor) -> Tensor:
         return x_btd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def is_affine(layer: nn.Module) -> bool:
+    """Whether a layer is what its weight and bias say: an adapter, a hook or a quantised layer does more."""
+    of_its_class = type(layer).forward is nn.Linear.forward or getattr(type(layer), "is_affine", False)
+    return of_its_class and not (layer._forward_hooks or layer._forward_pre_hooks)

@@ -134,11 +134,12 @@ class CeiT(nn.Module):
         """Embedded tokens ``(B, 1 + N, D)`` of a grid to what ``forward_features`` gives; with ``live_only`` row 0."""
         class_tokens: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            if live_only and i == len(self.blocks) - 1:
-                assert isinstance(block, EncoderBlock)
+            is_live_alone = live_only and i == len(self.blocks) - 1
+            if is_live_alone and type(block) is EncoderBlock and not _is_hooked(block):
                 tokens_btd = block.forward_class_token(tokens_btd)
             else:
                 tokens_btd = self._forward_block(block, tokens_btd, grid)
+                tokens_btd = tokens_btd[:, :1] if is_live_alone else tokens_btd
             class_tokens.append(tokens_btd[:, 0])
         if self.lca is not None:
             class_b1d = self.lca(torch.stack(class_tokens, dim=1))
@@ -305,9 +306,10 @@ class CeiT(nn.Module):
             return
         self.config = replace(self.config, img_size=img_size if isinstance(img_size, int) else tuple(img_size))
         self.patch_embed.image_hw = self.config.image_hw
+        if self.pos_grid == self.config.grid:  # an optimizer may know the parameter
+            return
+        self.familiarity = None
         resized = resize_pos_embed(self.pos_embed.data, self.pos_grid, self.config.grid)
-        if self.pos_grid != self.config.grid:
-            self.familiarity = None
         self.pos_grid = self.config.grid
         self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
 
@@ -340,6 +342,10 @@ class CeiT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Tensors beside the 1-D ones that weight decay spares; LCA's layer embedding is decayed, as released."""
         return {"pos_embed", "cls_token"}
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

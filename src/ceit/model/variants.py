@@ -99,8 +99,14 @@ def _shipped_cfg(name: str) -> dict[str, Any]:
 
 
 def _build(name: str, **geometry: Any) -> CeiT:
-    """What timm calls with the keywords of ``timm.create_model``."""
-    return CeiT(config_of(name, **geometry))
+    """What timm calls with the keywords of ``timm.create_model``, some of which its own training script always gives.
+
+    Raises: ValueError as ``config_of``, and for a ``drop_rate``.
+    """
+    if rate := geometry.pop("drop_rate", 0):
+        raise ValueError(f"drop_rate {rate} must be 0: the network has no dropout; set drop_path_rate")
+    placement = {key: geometry.pop(key) for key in ("device", "dtype") if key in geometry}
+    return CeiT(config_of(name, **geometry)).to(**placement)
 
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:

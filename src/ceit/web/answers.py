@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from ceit.data.sources.walk import printable
 from ceit.explain.explanation import Explanation, PatchMap, explain, require_explainable
 from ceit.inference.predictor import Prediction, Predictor, familiarity_of
 from ceit.messages import is_lack_of_memory
@@ -68,11 +69,11 @@ def shown(name: str, device: str | None, calibrated: bool, unknown_below: float)
     try:
         familiarity_of(model, unknown_below)
     except ValueError as error:
-        return Shown(name, predictor, (str(error), *remarks))
+        return Shown(printable(name), predictor, (str(error), *remarks))
     judging = Predictor.from_model(
         model, device=device, precision="auto", calibrated=calibrated, unknown_below=unknown_below
     )
-    return Shown(name, judging, remarks)
+    return Shown(printable(name), judging, remarks)
 
 
 def answer(model: Shown, image: bytes, top_k: int = TOP_K) -> Prediction:

@@ -24,7 +24,7 @@ def api(models: Sequence[Shown]) -> Starlette:
         name, top_k = request.query_params.get("model", models[0].name), request.query_params.get("top_k", str(TOP_K))
         if name not in by_name:
             return _error(404, unknown("model", name, by_name))
-        if not re.fullmatch(r"0*[1-9]\d{0,99}", top_k, re.ASCII):
+        if not re.fullmatch(r"0{0,99}[1-9]\d{0,99}", top_k, re.ASCII):
             return _error(400, f"top_k {top_k} must be a whole number of at least 1")
         said = await run_in_threadpool(answer, by_name[name], await request.body(), int(top_k))
         return JSONResponse(said.as_dict()) if said.error is None else _error(422, said.error)

@@ -31,11 +31,16 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(IDLE_SECONDS.value, self._look, before)
 
     def _look(self, before: Any) -> None:
-        """``before`` is the last request that was there at the look before this one."""
+        """``before`` is the last request that was there at the look before this one; of a connection that closes, how
+        much of the answer had not been taken."""
         is_answering = self.cycle is not None and not self.cycle.response_complete
         if self.transport.is_closing():
-            return
-        if self.cycle is before and not is_answering:
+            left = self.transport.get_write_buffer_size()
+            if left == before:
+                self.transport.abort()  # nobody takes the rest
+            else:
+                self._look_later(left)
+        elif self.cycle is before and not is_answering:
             self.transport.abort()
         else:
             self._look_later(self.cycle)

@@ -13,6 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,9 @@ class Guard:
             content = json.dumps({"error": refusal.sentence}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
             start = {"type": "http.response.start", "status": refusal.status, "headers": [*headers, *refusal.headers]}
-            await send_safe(start)
-            await send_safe({"type": "http.response.body", "body": content})
+            with suppress(TimeoutError):
+                await send_safe(start)
+                await send_safe({"type": "http.response.body", "body": content})
         except TimeoutError:
             return  # the server ends the connection
 

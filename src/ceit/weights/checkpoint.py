@@ -144,12 +144,16 @@ def save_checkpoint(
     path = expanded(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors")
-    state = {key: value.detach().cpu().contiguous() for key, value in clean_state_dict(model.state_dict()).items()}
+    whole = torch.contiguous_format
+    state = {  # copies: layers may share their weights, a file's do not
+        key: value.detach().cpu().clone(memory_format=whole)
+        for key, value in clean_state_dict(model.state_dict()).items()
+    }
     require_fit(state, model.config)
     description = Description(
         model.config,
         model_name or name_of(model.config),
-        model.class_names if class_names is None else class_names,
+        model.class_names if class_names is None else list(class_names),
         _in_lists(model.preprocessing if preprocessing is None else preprocessing),
         training,
         model.temperature,

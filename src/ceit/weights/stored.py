@@ -86,6 +86,8 @@ def _file_of(path: Path) -> Path:
             raise ValueError(
                 f"{path} is an exported file, which does not show its layers: name the checkpoint that it was made of"
             )
+        if path.suffix.lower() == ".json":
+            raise ValueError(f"{path} describes weights and holds none: name the file of the weights beside it")
         return path
     if not (path / "model.safetensors").exists():
         raise ValueError(
