@@ -3,7 +3,7 @@
 PYTHON ?= python3
 FUZZ_SEED ?= 6
 BIN := .venv/bin
-USER := .venv/for-the-demo
+DEMO := .venv/for-the-demo
 DEVELOPER := .venv/for-the-gate
 WEB := .venv-web
 DEPENDENCIES := .venv-dependencies
@@ -31,7 +31,7 @@ help:
 	@echo "make format  rewrite the code as the gate wants it, where that can be done by a machine"
 	@echo "make clean   remove everything that these targets made, except runs/"
 
-demo: $(USER)
+demo: $(DEMO)
 	$(BIN)/ceit demo --output runs/demo
 
 # One thread a worker: torch would otherwise start as many as there are cores in each of them.
@@ -96,8 +96,16 @@ clean:
 	rm -rf .venv $(WEB) $(DEPENDENCIES) $(DEPENDENCIES)-tools $(FLOORS) build dist .coverage .hypothesis .pytest_cache .ruff_cache
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# An environment keeps the Python that made it.
+.PHONY: same-python
+same-python:
+ifneq ($(origin PYTHON),file)
+	@test ! -x $(BIN)/python || test "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" || { \
+	    echo "error: .venv is of $$($(BIN)/python -V), not of $$($(PYTHON) -V): make clean first" >&2; exit 1; }
+endif
+
 # Linux gets torch with CUDA, several gigabytes, unless another build is there already.
-$(USER): pyproject.toml
+$(DEMO): pyproject.toml | same-python
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test "$$(uname)" != Linux || command -v nvidia-smi >/dev/null || ls .venv/lib/python*/site-packages/torch >/dev/null 2>&1 || \
@@ -106,7 +114,7 @@ $(USER): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[viz]'
 	@touch $@
 
-$(DEVELOPER): $(USER)
+$(DEVELOPER): $(DEMO)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,viz]'
 	@touch $@
 

@@ -56,7 +56,9 @@ def measured(checkpoint: str, other: str, count: int) -> dict[str, Any]:
     training, config, names = description.training, description.config, tuple(description.class_names or ())
     predictor = Predictor.from_checkpoint(checkpoint, unknown_below=KNOWN_REJECTED)
     dataset = load_dataset(training["data"], img_size=config.image_hw, classes=names)
-    _, validation = cut_validation(dataset.train, float(training["validation_percent"]), training["seed"])
+    _, validation = cut_validation(
+        dataset.train, float(training["validation_percent"]), training.get("split_seed", training["seed"])
+    )
     known = judged(predictor, read(dataset.test, config.in_chans))
     right = known["answer"] == np.array([names[label] for label in dataset.test.labels.tolist()])
     of_validation = judged(predictor, read(validation, config.in_chans))

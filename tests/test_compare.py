@@ -53,6 +53,22 @@ def test_tables_and_a_picture(runs: list[str], tmp_path: Path, capsys: pytest.Ca
     assert "no option differs" in capsys.readouterr().out
 
 
+def test_other_sizes_and_other_images_are_told(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(runs[0], other)
+    config = yaml.safe_load((other / "config.yaml").read_text(encoding="utf-8"))
+    changed = config | {"img_size": [24, 24], "found": "other images"}
+    (other / "config.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+    assert ceit_cli.main(["compare", runs[0], str(other)]) == 0
+    printed = capsys.readouterr().out
+    assert "the runs saw different images" in printed
+    assert "img_size" in printed
+    assert ceit_cli.main(["compare", runs[0], runs[0]]) == 0
+    assert "different images" not in capsys.readouterr().out
+
+
 def test_epochs_are_those_that_a_time_budget_chose_last(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,14 +54,14 @@ def soak_table() -> str:
     """How memory, open files and pace stay over a long time."""
     found = _read("soak")
     lines = [
-        "| of | done | memory, then | MB a thousand (95 %) | in the last half | open files | pace, last tenth to first "
-        "| CPU time each, last to first |",
+        "| of | done | memory, then | MiB a thousand (95 %) | in the last half | open files "
+        "| pace, last tenth to first | CPU time each, last to first |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for unit in ("steps", "predictions", "requests"):
         row = found[unit]
         slope, low, high = (f"{value:+.2f}" for value in row["megabytes_a_thousand"])
-        memory = f"{row['megabytes_when_warm']:.0f} MB, {row['megabytes_at_the_end']:.0f} MB"
+        memory = f"{row['megabytes_when_warm']:.0f} MiB, {row['megabytes_at_the_end']:.0f} MiB"
         late = f"{row['megabytes_a_thousand_in_the_last_half'][0]:+.2f}"
         files = f"{row['open_files_when_warm']}, {row['open_files_at_the_end']}"
         pace = f"{row['last_pace_to_first']:.2f} | {row['last_cost_to_first']:.2f}"

@@ -38,6 +38,16 @@ def good(img_size=8):
     return model
 
 
+def uncounted():
+    class Reading(nn.Module):
+        image_shape = (3, 8, 8)
+
+        def forward(self, images):
+            return images.flatten(1) * images.sum().item()  # which has no value where operations are counted
+
+    return Reading()
+
+
 def bad():
     raise ValueError("no such\\nluck")
 
@@ -266,6 +276,18 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(measuring, "STARTS", 1)
     monkeypatch.setattr(measuring, "LIBRARIES", ("torch",))
+
+
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_counted_is_timed(made: Path) -> None:
+    arms = [Arm(ModelSpec(f"{made}:uncounted", "factory"), "plain", "float32")]
+    settings = Settings(threads=1, batch_sizes=(2,), rounds=1, turn_seconds=0.0, gemm_sizes=(64,))
+    said: list[str] = []
+    [found] = measure(arms, settings, said.append, lambda _: None)["arms"]
+    assert (found["errors"], found["inference_macs"]) == ([], None)
+    assert found["inference"]["2"]["images_per_second"] > 0
+    assert found["inference"]["2"]["percent_of_peak"] is None
+    assert any("its operations cannot be counted, so its share of the peak is not known" in line for line in said)
 
 
 @pytest.mark.usefixtures("here")

@@ -83,6 +83,7 @@ def test_sections_are_joined_key_by_key() -> None:
 def test_names_of_arms_make_names_of_files() -> None:
     assert slug("+ I2T + LeFF") == "plus-i2t-plus-leff"
     assert slug("CeiT, 10 %") == "ceit-10-percent"
+    assert (slug("Größe_2"), slug("宽度 2")) == ("größe-2", "宽度-2")
 
 
 def write(folder: Path, **changes: object) -> str:

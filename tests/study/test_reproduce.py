@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 import ceit_cli
+from ceit.cli import _cells
 from ceit.study import reproduce as runner
 from ceit.study.cells import Cell, Places, path_of, read_record, same_elsewhere, unpack, write_cell
 from ceit.study.plan import TUNING, load_study, scales, study_names
@@ -119,12 +121,18 @@ def test_a_cell_says_what_was_done_and_found(finished: Finished) -> None:
     assert not list(finished.places.runs.glob("own/digits/*/checkpoints"))
 
 
-def test_a_second_run_does_nothing_and_tables_are_the_same_bytes(finished: Finished) -> None:
+def test_a_second_run_does_nothing_and_tables_are_the_same_bytes(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(finished.folder)
     for name in REPORT:
         (finished.folder / name).unlink()
     assert ceit_cli.main(["reproduce", *finished.arguments]) == 0
     assert contents(finished.folder) == before
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"all 4 cells of \S+ are finished in .*, nothing is trained: another --results measures them", said
+    )
 
 
 def test_the_table_has_every_arm_and_the_test_between_them(finished: Finished) -> None:
@@ -297,6 +305,14 @@ def test_a_cell_that_fails_is_recorded_and_those_that_need_its_model_too(
     assert ceit_cli.main([*command, "--dry-run"]) == 0
     assert capsys.readouterr().out.count(" failed") == 2
 
+    arms.pop("good")
+    file.write_text(yaml.safe_dump(study | {"compare": []}, sort_keys=False))
+    fine = tmp_path / "fine.yaml"
+    fine.write_text(yaml.safe_dump(OWN | {"arms": {"good": {"tuned_as": None, "options": options}}, "compare": []}))
+    places = ["--results", str(results), "--runs", str(tmp_path / "runs")]
+    assert ceit_cli.main(["reproduce", str(file), str(fine), *places]) == 1
+    assert (results / "fine" / "digits" / "table.md").is_file()  # whatever became of the study before it
+
 
 def test_cells_are_not_compared_that_saw_other_images(finished: Finished, tmp_path: Path) -> None:
     for path in finished.folder.glob("*.json"):
@@ -355,6 +371,20 @@ def test_a_dry_run_prints_the_cells_and_their_time(finished: Finished, capsys: p
     assert ceit_cli.main(["reproduce", *finished.arguments, "--dry-run"]) == 0
     assert "to run" not in capsys.readouterr().out
     assert contents(finished.folder) == before
+
+
+def test_minutes_of_another_machine_are_not_taken(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished.places.results, tmp_path / "results")
+    command = ["reproduce", str(finished.file), "--results", str(tmp_path / "results"), "--seeds", "3", "--dry-run"]
+    timed: list[str] = []
+    monkeypatch.setattr(_cells, "seconds_needed", lambda cell: timed.append(cell.arm) or 60.0)
+    assert ceit_cli.main(command) == 0
+    assert timed == []
+    monkeypatch.setattr(_cells, "machine", lambda _: {"processor": "another"})
+    assert ceit_cli.main(command) == 0
+    assert len(timed) == len(set(timed)) > 0
 
 
 def test_the_learning_rate_is_that_of_the_best_validation_accuracy(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ import ceit_cli
 from ceit.cli.sweep import EXAMPLE
 from ceit.cli.train import parse
 from ceit.data.record import ImageRecord
+from ceit.model import CeiTConfig
+from ceit.model.variants import config_of
+from ceit.shipped import shipped_description
 from ceit.study import sweep as sweeps
 from ceit.study import sweep_report
 from ceit.study.cells import read_cell, read_record, write_cell
@@ -448,6 +451,20 @@ def test_weights_that_are_not_there_stop_the_sweep_before_the_first_run(
     monkeypatch.setattr(sweeps, "run_trial", lambda *_: pytest.fail("a run began"))
     with pytest.raises(ValueError, match=r"checkpoint nowhere\.safetensors is not here: name a run directory"):
         run(write(tmp_path, options))
+
+
+def test_tuning_begins_with_the_network_of_the_checkpoint(tmp_path: Path) -> None:
+    """As ``ceit train`` does with that recipe."""
+    start = {"initial_checkpoint": "ceit_nano_patch4_32.cifar10", "peak_lr": [0.001, 0.002]}
+    sweep = Sweep(start, "digits", str(tmp_path), "photos_finetune", "grid")
+    configs = [cell.config() for cell in sweep.cells]
+    network = shipped_description("ceit_nano_patch4_32.cifar10")["config"]
+    for config in configs:
+        assert asdict(config_of(config.model, **config.geometry, img_size=config.img_size)) == asdict(
+            CeiTConfig(**network)
+        )
+    other = Sweep(start | {"model": "ceit_mini_patch4_32"}, "digits", str(tmp_path), "photos_finetune", "grid")
+    assert {cell.config().model for cell in other.cells} == {"ceit_mini_patch4_32"}
 
 
 def test_the_total_time_ends_a_sweep_between_two_runs_and_a_longer_one_goes_on(

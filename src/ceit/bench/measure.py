@@ -144,7 +144,7 @@ class _Run:
                 with _errors_into(row):
                     process = processes.enter_context(Process(settings.threads, memory=row["freed_memory"]))
                     row |= process.ask("build", arm=arm.as_dict())
-                    row[f"{kind}_macs"] = process.ask("macs", kind=kind)["macs"]
+                    row[f"{kind}_macs"] = self._macs(process, kind, arm.label)
                     size = batch or settings.train_batch_size or (128 if max(row["image_shape"][1:]) <= 64 else 16)
                     found = row[kind][str(size)] = {"seconds": []}
                     turns.append(_Turn(f"{kind}, batch {size}", process, {"do": kind, "batch": size}, found, row))
@@ -164,6 +164,14 @@ class _Run:
                     if not turn.failed:
                         with _errors_into(turn.row):
                             turn.found |= turn.process.ask("memory")
+
+    def _macs(self, process: Process, kind: str, label: str) -> int | None:
+        """Of one image; None where a module of somebody's own cannot be counted, which needs no device for that."""
+        try:
+            return process.ask("macs", kind=kind)["macs"]
+        except ArmError as error:
+            self.say(f"{label}: its operations cannot be counted, so its share of the peak is not known: {error}")
+            return None
 
     def measure_deployment(self) -> None:
         """Size of the files, time from the start of a process to the first logits, memory at its highest.

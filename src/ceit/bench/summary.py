@@ -43,7 +43,8 @@ def summarise(result: dict[str, Any]) -> None:
                 }
                 found["images_per_second"] = rounded(rate)
                 macs = row[f"{kind}_macs"]
-                found["percent_of_peak"] = rounded(100 * 2e-9 * macs * rate / peak_gflops) if peak_gflops else None
+                is_known = peak_gflops is not None and macs is not None
+                found["percent_of_peak"] = rounded(100 * 2e-9 * macs * rate / peak_gflops) if is_known else None
                 other = None if base is None else base[kind].get(batch)
                 found["times_baseline"] = None if other is None else ratios(other["seconds"], found["seconds"])
         starts = row["deployment"].get("start_seconds")

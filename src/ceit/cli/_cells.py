@@ -3,14 +3,16 @@ process and goes on when it is given again. And tables of cells."""
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ceit.inference.device import default_device, machine
 from ceit.inference.memory import keep_freed_memory
 from ceit.messages import as_typed
 from ceit.study.cells import Cell, Record
@@ -45,16 +47,17 @@ def print_cells(heads: Sequence[str], cells: Iterable[tuple[Cell, list[str], Rec
     """A row for every cell: its words under ``heads``, minutes, status. Returns the seconds that are left.
 
     ``cells``: each with its words, what it has found if it is finished, and whether another cell is the same run.
-    The minutes of one that is to run are those of a finished one that is as long, else estimated from steps now.
+    The minutes of one that is to run are those of one that is as long and was finished on such a machine, else
+    estimated from steps now.
     """
-    left, rows, seconds_of = 0.0, [], dict[str, float]()
+    left, rows, seconds_of, here = 0.0, [], dict[str, float](), _kind(machine(default_device()))
     for cell, words, record, is_shared in cells:
         costly = sorted((name, value) for name, value in cell.options.items() if name not in _FREE)
         length = repr((cell.data, costly))
         minutes, status = "", "shared"
         if record is not None:
             minutes, status = f"{record['train_seconds'] / 60:.1f}", "failed" if "failed" in record else "done"
-            if status == "done":
+            if status == "done" and _kind(record["machine"]) == here:
                 seconds_of[length] = record["train_seconds"]
         elif not is_shared:
             if length not in seconds_of:
@@ -64,6 +67,11 @@ def print_cells(heads: Sequence[str], cells: Iterable[tuple[Cell, list[str], Rec
         rows.append([*words, minutes, Text(status, "green" if record else "dim")])
     print_table([*heads, "minutes", ""], rows)
     return left
+
+
+def _kind(of: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a run's time depends on, of its machine."""
+    return tuple(of.get(name) for name in ("processor", "threads", "accelerator"))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:

@@ -24,7 +24,7 @@ from ceit.train.config import TrainConfig
 from ceit.train.run_directory import MAY_CHANGE, lines_of, planned_epochs, saved_config
 
 _WIDTH = 80  # from which on all numbers fit
-_NO_OPTIONS = ("found", "img_size", "in_chans", "mean", "std", "steps")
+_NO_OPTIONS = ("found", "mean", "std", "steps")
 
 
 def main(arguments: list[str]) -> None:
@@ -129,6 +129,8 @@ def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
         )
     show(table)
     options = differing_options(runs)
+    if len({run["options"].get("found") for run in runs}) > 1:
+        console.print("\nthe runs saw different images")
     if len(runs) > 1 and not options:
         console.print("\nno option differs")
     if options:

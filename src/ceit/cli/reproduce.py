@@ -28,7 +28,7 @@ from ceit.paths import expanded
 from ceit.study.cells import Places, path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study, scale_of, scales, study_names
-from ceit.study.report import failures_of, write_report
+from ceit.study.report import failures_of, records_of, write_report
 from ceit.study.reproduce import chosen_rates, reproduce
 
 ALL = "all"
@@ -64,9 +64,10 @@ def main(arguments: list[str]) -> None:
                 with LiveProgress(Console(stderr=True)) as live:
                     reproduce(study, scale, places, live.say, live.show, wait)
                 if wait:
-                    for path in write_report(places.results, study, scale.name):
-                        print(path)
-                    failures += failures_of(places.results, study, scale.name)
+                    failures += (failed := failures_of(places.results, study, scale.name))
+                    if not failed or records_of(places.results, study, scale.name):
+                        for path in write_report(places.results, study, scale.name):
+                            print(path)
     if failures:
         raise ValueError(f"{len(failures)} of the cells were not trained to their end; the first: {failures[0]}")
 

@@ -37,7 +37,7 @@ from ceit.messages import Say, in_words, unknown
 from ceit.model.variants import config_of
 from ceit.options import dotted_options, fits, is_section, parts_of, require_types, wanted
 from ceit.paths import expanded
-from ceit.train.choose_recipe import FINE_TUNING, Facts, choose_recipe
+from ceit.train.choose_recipe import FINE_TUNING, Facts, choose_recipe, network_of
 from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
 from ceit.train.images import kept_classes
 from ceit.train.probe import RangeTest
@@ -45,8 +45,6 @@ from ceit.train.recipe import flat_keys, nested, read_recipe, recipe_names, seco
 from ceit.train.run import Result, find_learning_rate, train
 from ceit.train.run_directory import saved_config
 from ceit.train.schema import descriptions, recipe_schema
-from ceit.weights import load_checkpoint
-from ceit.weights.geometry import nearest_model
 from ceit.weights.stored import A_CHECKPOINT, is_here
 from ceit.yaml_file import parse_yaml
 
@@ -228,13 +226,6 @@ def require_start(checkpoint: str, recipe: str | None) -> None:
         raise FileNotFoundError(f"--initial-checkpoint {checkpoint} is not here: name {A_CHECKPOINT}")
     start = f"recipe {recipe} starts from {checkpoint}, which is not here"
     raise FileNotFoundError(f"{start}: give --initial-checkpoint {A_CHECKPOINT}")
-
-
-def network_of(checkpoint: str) -> dict[str, Any]:
-    """The options that make a checkpoint's own network, at its own size. Raises: ValueError as ``load_checkpoint``."""
-    network = load_checkpoint(expanded(checkpoint)).config
-    model, geometry = nearest_model(network)
-    return {"model": model, "geometry": geometry, "img_size": network.img_size}
 
 
 def _typed(arguments: list[str]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def _digest(record: Record) -> str:
 
 def slug(arm: str) -> str:
     """An arm's name as a file's: lower case, a dash for all that is neither letter nor digit, a plus spelt out."""
-    return re.sub(r"[^a-z0-9.]+", "-", arm.lower().replace("+", " plus ").replace("%", " percent ")).strip("-")
+    return re.sub(r"(?:[^\w.]|_)+", "-", arm.lower().replace("+", " plus ").replace("%", " percent ")).strip("-")
 
 
 def recipe_options(recipe: str | None) -> Options:

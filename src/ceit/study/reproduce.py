@@ -49,6 +49,9 @@ def reproduce(study: Study, scale: Scale, places: Places, say: Say, show: Show, 
             write_cell(places.results, cell, found | {"measured_as": measured_as})
             say(f"{words} is the same run as {twin}")
 
+    if not wait and all(path_of(places.results, cell).is_file() for cell in cells):
+        fix = "another --results measures them anew"
+        say(f"all {len(cells)} cells of {study.name} are finished in {places.results}, nothing is trained: {fix}")
     run_cells(cells, places, run, say, wait=wait, is_ready=is_ready)
     return cells
 

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, Self, get_args
 
 from torch import nn
@@ -25,6 +25,7 @@ from ceit.options import as_fields, fits
 from ceit.paths import expanded
 from ceit.study.cells import CHOOSE_IMAGES, Cell, Options, Places, joined, path_of, read_cell, recipe_options
 from ceit.study.run import finish, found_by, recorded, run_cells, train_cell
+from ceit.train.choose_recipe import FINE_TUNING, network_of
 from ceit.train.config import FROM_THE_DATA, SECTIONS, TrainConfig, known_keys
 from ceit.train.log import Show
 from ceit.train.optimizer import make_optimizer
@@ -190,7 +191,11 @@ class Sweep:
     def _trial(self, chosen: Options) -> Trial:
         length = self.budget | ({"epochs": None} if "samples" in self.budget else {})
         time_budget, data = length.pop("time_budget", None), absolute(self.data)
-        options = joined(recipe_options(self.recipe), nested(self._first | chosen), length)
+        recipe, own = recipe_options(self.recipe), nested(self._first | chosen)
+        start = own.get("initial_checkpoint")
+        if self.recipe == FINE_TUNING and start is not None and "model" not in own and is_here(start):
+            recipe |= _network_of(start)  # as ``ceit train`` takes it
+        options = joined(recipe, own, length)
         split_seed = options.pop("split_seed", None) or 0  # alike for all seeds: what tests one would train another
         named = options | {"seed": None} | ({"split_seed": split_seed} if split_seed else {})
         name = hashlib.sha256(json.dumps([data, named, time_budget], sort_keys=True).encode()).hexdigest()[:8]
@@ -301,6 +306,9 @@ def run_trial(cell: Cell, places: Places, say: Say, show: Show) -> None:
         return
     finish(cell, places, found)
     say(f"{cell.name}: validation top-1 {found['best']['validation_top1_percent']:.2f} %")
+
+
+_network_of = cache(network_of)
 
 
 def _require_names(config: TrainConfig) -> None:

@@ -121,11 +121,12 @@ def best_recipe(sweep: Sweep, best: Ranked) -> str:
     place, data = str(sweep.places.results / BEST), str(sweep.data)
     words = ["ceit", "train", "--recipe", place, "--data", data, "--output", "DIR"]
     words += ["--time-budget", cell.time_budget] if cell.time_budget else []
+    longer = "another --time-budget" if cell.time_budget else "--epochs N"
     return (
         f"# The best of a sweep by validation accuracy: trial {best.trial.name}, {with_spread(best.accuracies)} over "
         f"seeds {', '.join(str(cell.seed) for cell in best.trial.cells)}\n"
         f"# Run:  {as_typed(words)}\n"
-        f"# A run is as long as a trial was; --epochs N trains longer.\n"
+        f"# A run is as long as a trial was; {longer} trains longer.\n"
         f"# {best.trial.words}\n" + yaml.safe_dump(options, sort_keys=False)
     )
 

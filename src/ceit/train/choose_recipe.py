@@ -1,12 +1,15 @@
 """Which recipe suits what lies there, and why, in plain words: the images, the time and the machine decide."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ceit.messages import in_words
 from ceit.model.variants import config_of
+from ceit.paths import expanded
 from ceit.train.cost import mean_macs
 from ceit.train.recipe import recipe_config
+from ceit.weights import load_checkpoint
+from ceit.weights.geometry import nearest_model
 
 SMALL_IMAGES = ("demo", "small_30min", "small_90min")
 """Recipes for small images, each trained for longer than the one before."""
@@ -121,3 +124,10 @@ def _seconds(recipe: str, facts: Facts) -> float:
     flops = _GPU_FLOPS if facts.has_gpu else facts.cores * (PHOTO_CORE_FLOPS if are_photos else _CORE_FLOPS)
     reading = READING_SECONDS / facts.cores if are_photos else 0.0
     return images * (6 * mean_macs(config, network) / flops + reading)
+
+
+def network_of(checkpoint: str) -> dict[str, Any]:
+    """The options that make a checkpoint's own network, at its own size. Raises: ValueError as ``load_checkpoint``."""
+    network = load_checkpoint(expanded(checkpoint)).config
+    model, geometry = nearest_model(network)
+    return {"model": model, "geometry": geometry, "img_size": network.img_size}
