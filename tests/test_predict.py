@@ -177,11 +177,11 @@ def test_streams_at_once_leave_torch_its_threads(predictor: Predictor, photos: P
 
     torch.set_num_threads(3)
     try:
-        first, second = (predictor.predict_stream([photos / "d.png"] * 9, batch_size=1) for _ in range(2))
-        next(first)  # whose workers have one thread each
-        in_a_thread(lambda: next(second))
-        first.close()
-        in_a_thread(second.close)
+        streams = [predictor.predict_stream([photos / "d.png"] * 9, batch_size=1) for _ in range(2)]
+        next(streams[0])  # whose workers have one thread each
+        in_a_thread(lambda: next(streams[1]))
+        del streams[0]
+        in_a_thread(streams.clear)
         later: list[int] = []
         in_a_thread(lambda: later.append(torch.get_num_threads()))
         assert later == [3]

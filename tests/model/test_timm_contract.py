@@ -178,7 +178,7 @@ def test_adapters_act_in_every_attention(tiny: Callable[..., CeiT]) -> None:
     model = tiny().eval()
     for module in [*model.modules()]:
         if isinstance(module, MultiHeadSelfAttention):
-            module.qkv = Adapter(module.qkv)
+            module.add_module("qkv", Adapter(module.qkv))
     images = torch.randn(IMAGES)
     logits = model(images)
     torch.testing.assert_close(logits, model.forward_head(model.forward_features(images)))
@@ -211,7 +211,7 @@ def test_every_block_is_seen_by_its_hooks_and_may_be_wrapped(tiny: Callable[...,
     assert seen == [(BATCH, 7, 24)] * DEPTH
     for hook in hooks:
         hook.remove()
-    model.blocks = nn.Sequential(*map(Wrapped, model.blocks))
+    model.blocks = nn.ModuleList(map(Wrapped, model.blocks))
     torch.testing.assert_close(model(images), expected)
 
 

@@ -43,8 +43,8 @@ def summarise(result: dict[str, Any]) -> None:
                 }
                 found["images_per_second"] = rounded(rate)
                 macs = row[f"{kind}_macs"]
-                is_known = peak_gflops is not None and macs is not None
-                found["percent_of_peak"] = rounded(100 * 2e-9 * macs * rate / peak_gflops) if is_known else None
+                of_peak = None if peak_gflops is None or macs is None else 100 * 2e-9 * macs * rate / peak_gflops
+                found["percent_of_peak"] = None if of_peak is None else rounded(of_peak)
                 other = None if base is None else base[kind].get(batch)
                 found["times_baseline"] = None if other is None else ratios(other["seconds"], found["seconds"])
         starts = row["deployment"].get("start_seconds")
