@@ -200,7 +200,7 @@ def test_two_steps_through_the_command_line(
     assert "test" in {line["event"] for line in lines}
     resolved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     for key, value in config.as_dict().items():
-        if key not in NOT_THE_RECIPES:
+        if key not in NOT_THE_RECIPES and value != "auto":
             assert resolved[key] == value, key
     shutil.rmtree(run)  # gigabytes for the largest
 

@@ -77,7 +77,7 @@ def test_every_study_that_a_command_names_exists(page: Path) -> None:
 def test_every_option_that_the_text_names_exists(page: Path) -> None:
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     of_others = {"multi_gpu", "nproc_per_node", "gpus_per_node", "cpus_per_task", "scale", "seeds", "dry_run"}
-    of_others |= {"help", "help_all", "measures", "local_addr"}
+    of_others |= {"help", "help_all", "measures", "local_addr", "results"}
     known = {*known_keys(), *SWITCHES, *of_others, "recipe", "data", "output", "resume", "time_budget"}
     known |= {f"geometry.{field.name}" for field in fields(CeiTConfig)}
     named = {name.replace("-", "_") for name in re.findall(r"`[^`]*?--([a-z][\w.-]+)", text)}
@@ -92,13 +92,14 @@ def test_the_slurm_file_is_valid_and_queues_itself_again_until_the_run_is_done(t
         srun() { echo "$@"; if [ -n "${ENDS:-}" ]; then mkdir -p "$OUTPUT"; touch "$OUTPUT/test.json"; fi; return 1; }
     """
     told = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[1-2]"}
-    told |= {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    told |= {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "96"}
 
     def run(**more: str) -> list[str]:
         words = ["bash", "-c", stand_ins + script]
         return subprocess.run(words, env=told | more, capture_output=True, text=True, check=False).stdout.splitlines()
 
     command, again = run()
+    assert command.startswith("--cpus-per-task=96 torchrun ")  # which srun does not take from sbatch
     assert "--rdzv-endpoint node1:29500 -m ceit train" in command
     parse(shlex.split(command.partition("ceit train ")[2]))
     assert again == "requeue 7"
