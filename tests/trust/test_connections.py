@@ -31,6 +31,7 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     settings = uvicorn.Config(Guard(_app, tmp_path), http=connection.Connection, log_level="error", ws="none")
     server = uvicorn.Server(settings)
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what is not taken soon stands still
         running = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
         running.start()
         while not server.started:
@@ -77,14 +78,16 @@ def test_idle_connections_are_few_and_end(port: int) -> None:
 
 def test_a_connection_whose_answer_nobody_takes_ends(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_MOST_SECONDS", 0.5)
-    question = f"GET /api/models HTTP/1.1\r\nHost: elsewhere:{port}\r\n\r\n".encode()
-    stuck = [_connect(port) for _ in range(limits.CONNECTIONS_A_CLIENT.value)]
+    monkeypatch.setattr(connection, "CONNECTIONS_A_CLIENT", limits.CONNECTIONS_A_CLIENT._replace(value=5))
+    question = f"GET /api/models HTTP/1.1\r\nHost: elsewhere:{port}\r\n\r\n".encode()  # which is refused
+    stuck = [socket.socket() for _ in range(5)]
     for one in stuck:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        one.settimeout(0.5)
-        with suppress(OSError):
-            for _ in range(200):
-                one.sendall(question * 1000)
+        one.settimeout(1)
+        one.connect(("127.0.0.1", port))
+        with suppress(OSError):  # nothing more is read, as nobody takes the answers
+            for _ in range(100):
+                one.sendall(question * 100)
     began = time.monotonic()
     while not _is_answered(port):
         assert time.monotonic() - began < 20
