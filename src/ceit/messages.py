@@ -14,6 +14,7 @@ Say = Callable[[str], object]
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """What moves, colours or renames a terminal, ends a line, or turns the direction of what follows."""
 
+_NAMED = 4  # in one sentence
 _NO_MEMORY = "DefaultCPUAllocator", "out of memory"  # in torch's errors
 
 
@@ -47,6 +48,14 @@ def in_words(seconds: float) -> str:
         if seconds >= size:
             return f"{float(f'{seconds / size:.2g}'):g} {unit}"
     return f"{seconds:.0f} s"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names and how many more there are: ``cat, dog and 3 more``."""
+    all_names = list(names)
+    first, others = all_names[:_NAMED], all_names[_NAMED:]
+    *some, last = [*first, f"{len(others):,} more"] if others else first
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

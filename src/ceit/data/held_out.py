@@ -12,6 +12,7 @@ import torch
 from ceit.data.labelled import LabelledSet, as_dataset, cut_by_place, without_copies
 from ceit.data.record import COPY, FIXED, NEW, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
 from ceit.data.splits import ImageDataset, JoinedSplit, Split, cut_share, cut_validation
+from ceit.messages import listed
 
 ALL = "all"
 ASKABLE = (TEST, VALIDATION, TRAIN, NEW, ALL)
@@ -201,7 +202,7 @@ def without_other_classes(found: LabelledSet, kept: Collection[str]) -> Labelled
         there, wanted = (", ".join(sorted(names)[:_NAMED]) for names in (found.class_names, kept))
         raise ValueError(f"no image of {found.place} is of a class that the run kept ({wanted}); it has {there}")
     if left_out := sum(len(found.parts[name]) - len(split) for name, split in parts.items()):
-        others = ", ".join(name for name in found.class_names if name not in kept)
+        others = listed(name for name in found.class_names if name not in kept)
         line = f"left out: {left_out:,} images of classes that the run was told to leave out ({others})"
         found = replace(found, remarks=(*found.remarks, line))
     return replace(found, parts={name: split for name, split in parts.items() if len(split)})

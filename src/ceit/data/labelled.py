@@ -8,7 +8,7 @@ import torch
 
 from ceit.data.cut import tenths_by_content, tenths_by_place
 from ceit.data.splits import ArraySplit, ImageDataset, SetDescription, Split, channel_statistics
-from ceit.messages import unknown
+from ceit.messages import listed, unknown
 
 UNSPLIT = "all"
 """What the one part of a set is called that does not say what trains and what tests."""
@@ -73,8 +73,7 @@ def without_empty_classes(found: LabelledSet) -> LabelledSet:
     empty = [name for number, name in enumerate(found.class_names) if number not in used]
     if not used or not empty:
         return found
-    shown = ", ".join(map(repr, empty[:4])) + (f" and {len(empty) - 4:,} more" if len(empty) > 4 else "")
-    remark = f"no images in {shown}: left out of the classes"
+    remark = f"no images in {listed(map(repr, empty))}: left out of the classes"
     kept = with_classes(found, [name for number, name in enumerate(found.class_names) if number in used])
     return replace(kept, remarks=(*found.remarks, remark))
 

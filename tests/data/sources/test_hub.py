@@ -265,7 +265,7 @@ def test_it_is_said_which_column_is_the_class(tmp_path: Path) -> None:
 
 def test_labels_that_look_alike_are_said(tmp_path: Path) -> None:
     rows = table(6, labels=["cat", "cat\u200b", "owl"] * 2)
-    line = r"classes that differ in case, spaces or invisible signs alone: 'cat', 'cat\u200b'"
+    line = r"classes that differ in case, spaces or invisible signs alone: 'cat' and 'cat\u200b'"
     assert load_dataset(saved(tmp_path, train=rows, test=rows)).remarks == (line,)
 
 

@@ -318,7 +318,7 @@ def test_classes_of_others_have_one_form_of_accents(
     root = foreign(tmp_path / "wds", {"train-0.tar": 6, "test-0.tar": 3}, lambda n: label(names[n % 3], n % 3))
     dataset = load_dataset(root)
     assert sorted(dataset.class_names) == ["Tea", "caf\u00e9", "tea"]
-    assert dataset.remarks == ("classes that differ in case, spaces or invisible signs alone: 'Tea', 'tea'",)
+    assert dataset.remarks == ("classes that differ in case, spaces or invisible signs alone: 'Tea' and 'tea'",)
 
 
 def test_samples_are_scanned_anew_where_more_kinds_of_images_are_known(

@@ -404,7 +404,7 @@ def test_rows_are_counted_as_they_stand_in_the_file(tmp_path: Path) -> None:
 def test_labels_that_look_alike_are_said(table: Callable[..., Path]) -> None:
     rows = [(f"{number}.jpg", ("Cat", "cat", "dog")[number % 3]) for number in range(12)]
     assert load_dataset(table(rows, "path,label")).remarks == (
-        "classes that differ in case, spaces or invisible signs alone: 'Cat', 'cat'",
+        "classes that differ in case, spaces or invisible signs alone: 'Cat' and 'cat'",
     )
 
 

@@ -4,7 +4,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-ALIKE = "classes that differ in case, spaces or invisible signs alone"
+from ceit.messages import listed
 
 
 def class_name(text: str) -> str:
@@ -18,7 +18,9 @@ def folded(name: str) -> str:
     return " ".join("".join(shown).split())
 
 
-def alike(names: Iterable[str]) -> list[str]:
-    """Those that differ from another of them in case, spaces or signs of no width alone, sorted."""
+def remarks_of_look_alikes(names: Iterable[str], where: str = "") -> tuple[str, ...]:
+    """The remark that names those that differ from another of them in case, spaces or signs of no width alone."""
     counts = Counter(map(folded, names := list(names)))
-    return sorted(name for name in names if counts[folded(name)] > 1)
+    similar = sorted(name for name in names if counts[folded(name)] > 1)
+    what = "classes that differ in case, spaces or invisible signs alone"
+    return (f"{what}{where}: {listed(map(repr, similar))}",) if similar else ()

@@ -14,7 +14,7 @@ from ceit.data.cache import file_state
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_bytes
 from ceit.data.labelled import UNSPLIT, LabelledSet
-from ceit.data.sources.class_names import ALIKE, alike, class_name
+from ceit.data.sources.class_names import class_name, remarks_of_look_alikes
 from ceit.data.sources.columns import as_text
 from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.load_options import LoadOptions
@@ -175,7 +175,7 @@ def _with_columns_of(
     alike = dict[str, "datasets.Dataset"]()
     for split, table in tables.items():
         if label_column not in table.features:
-            remarks.append(f"left out: {split}, {len(table):,} images without labels")
+            remarks.append(_without_labels(split, len(table)))
             continue
         if column not in table.features:
             raise ValueError(f"{PREFIX}{name} {split} has no column {column!r}: save all splits with the same columns")
@@ -183,6 +183,10 @@ def _with_columns_of(
             raise ValueError(f"{PREFIX}{name} {split} {_OTHER_CLASSES}")
         alike[split] = table
     return alike
+
+
+def _without_labels(split: str, images: int) -> str:
+    return f"left out: {split}, {images:,} images without labels"
 
 
 def _classes_in(feature: Any) -> tuple[str, ...]:
@@ -210,7 +214,7 @@ def _labels(
     import datasets
 
     unlabelled = [split for split, column in cells.items() if split != "train" and not any(map(_is_label, column))]
-    remarks += [f"left out: {split}, {len(cells.pop(split)):,} images without labels" for split in unlabelled]
+    remarks += [_without_labels(split, len(cells.pop(split))) for split in unlabelled]
     for split, column in cells.items():
         if bare := sum(not _is_label(cell) for cell in column):
             raise ValueError(f"{bare} of {len(column)} images of {PREFIX}{name} {split} have no label: remove them")
@@ -218,8 +222,7 @@ def _labels(
         values, class_names = range(len(feature.names)), _classes_in(feature)
     else:
         values = class_names = sorted(set(chain(*cells.values())))
-    if similar := alike(map(str, class_names)):
-        remarks.append(f"{ALIKE}: {', '.join(map(repr, similar))}")
+    remarks += remarks_of_look_alikes(map(str, class_names))
     numbers = {value: number for number, value in enumerate(values)}
     labels = {split: torch.tensor([numbers[cell] for cell in of], dtype=torch.int64) for split, of in cells.items()}
     return tuple(map(str, class_names)), labels

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ceit.data.labelled import UNSPLIT, LabelledSet
-from ceit.data.sources.class_names import ALIKE, alike, class_name, folded
+from ceit.data.sources.class_names import class_name, folded, remarks_of_look_alikes
 from ceit.data.sources.listing import Listing, load_files
 from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
 from ceit.data.sources.table import SUFFIXES
 from ceit.data.sources.walk import Folder, open_folder, passed_over_line, printable
+from ceit.messages import listed
 
-_NAMED = 4  # folders or classes, in one sentence
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 _NO_CLASS = ("image", "images", "img", "imgs", "unknown", "unlabeled", "unlabelled")  # in a part, of what has no labels
 _TABLE = "a CSV table with the columns path and label"
@@ -185,9 +185,8 @@ def _classes(folder: Folder, root: Path, remarks: list[str]) -> dict[str, list[P
     if folder.images and classes:
         remarks.append(f"left out: {_count(len(folder.images), 'image')}{where} in no class folder")
     if empty := [name for name, images in classes.items() if not images]:
-        remarks.append(f"no images in {_listed(map(repr, empty))}{where}")
-    if similar := alike(classes):
-        remarks.append(f"{ALIKE}{where}: {_listed(map(repr, similar))}")
+        remarks.append(f"no images in {listed(map(repr, empty))}{where}")
+    remarks += remarks_of_look_alikes(classes, where)
     if nested := [child for child in folder.folders if child.filled and not child.images]:
         inner = ", ".join(f"{child.name} in {_names(child.filled)}" for child in nested[:2])
         have = "class has its" if len(nested) == 1 else "classes have their"
@@ -212,7 +211,7 @@ def _refuse_nested_splits(folder: Folder) -> None:
     times = Counter(name for names in inside for name in names)
     shared = [name for name, count in times.items() if count > 1]
     if len(times) > 1 and len(shared) * 2 >= len(times):
-        have = f"{_names(nested)} of folder {folder.path} hold the same folders, {_listed(sorted(shared))}"
+        have = f"{_names(nested)} of folder {folder.path} hold the same folders, {listed(sorted(shared))}"
         raise ValueError(f"{have}: {rename} if they are the parts of the set; {otherwise}")
 
 
@@ -255,15 +254,7 @@ def _tables_in(folder: Path) -> str:
 
 
 def _names(folders: Iterable[Folder]) -> str:
-    return _listed(folder.name for folder in folders)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The first names and how many more there are."""
-    all_names = list(names)
-    first, others = all_names[:_NAMED], all_names[_NAMED:]
-    *some, last = [*first, f"{len(others)} more"] if others else first
-    return f"{', '.join(some)} and {last}" if some else last
+    return listed(folder.name for folder in folders)
 
 
 def _count(number: int, one: str, many: str = "") -> str:

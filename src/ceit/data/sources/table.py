@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from ceit.data.labelled import UNSPLIT, LabelledSet
-from ceit.data.sources.class_names import ALIKE, alike, class_name
+from ceit.data.sources.class_names import class_name, remarks_of_look_alikes
 from ceit.data.sources.columns import Columns, read_columns
 from ceit.data.sources.listing import Listing, load_files, shown_path
 from ceit.data.sources.load_options import LoadOptions
@@ -52,8 +52,7 @@ def load_labels(path: Path, options: LoadOptions) -> LabelledSet:
         none = f"none of the {len(wanted):,} images of {path} is there, {wanted[0]} for one"
         fix = "paths are relative to the folder of the table and end with the suffix of the file"
         raise ValueError(f"{none}: {fix}")
-    if similar := alike(set(labels)):
-        remarks.append(f"{ALIKE}: {', '.join(map(repr, similar))}")
+    remarks += remarks_of_look_alikes(set(labels))
     listing = Listing(path.parent, places, labels)
     parts = {split: listing.take(i for i in kept if splits[i] == split) for split in dict.fromkeys(splits)}
     are_numbers = all(re.fullmatch("-?[0-9]+", label) for label in labels)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ceit.data.labelled import LabelledSet
-from ceit.data.sources.class_names import ALIKE, alike
+from ceit.data.sources.class_names import remarks_of_look_alikes
 from ceit.data.sources.layout import has_class_folders
 from ceit.data.sources.listing import usual_statistics
 from ceit.data.sources.load_options import LoadOptions
@@ -80,7 +80,7 @@ def load_shards(root: Path, options: LoadOptions) -> LabelledSet:
         img_size=size,
         licence=index.licence,
         citation=index.citation,
-        remarks=(f"{ALIKE}: {', '.join(map(repr, similar))}",) if (similar := alike(index.class_names)) else (),
+        remarks=remarks_of_look_alikes(index.class_names),
         skipped=tuple(lines),
         mirror_safe=index.mirror_safe,
     )
