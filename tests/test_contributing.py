@@ -1,7 +1,11 @@
 """The contributor's page: every file and name on it is there, and the ways through the code are short."""
 
 import ast
+import os
+import platform
 import re
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -144,3 +148,22 @@ def test_what_is_not_there_is_noticed() -> None:
     assert has(file, "CeiTConfig.embed_dim")
     assert not has(file, "CeiTConfig.embedding")
     assert not has(file, "embed_dim")
+
+
+def test_make_says_that_an_environment_keeps_its_python(tmp_path: Path) -> None:
+    there = tmp_path / ".venv/bin/python"
+    there.parent.mkdir(parents=True)
+    there.write_text("#!/bin/sh\necho Python 3.10.1\n")
+    there.chmod(0o755)
+    outside = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES", "PYTHON")
+    }
+
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "-f", str(ROOT / "Makefile"), *words, "same-python"]
+        return subprocess.run(command, cwd=tmp_path, env=outside, capture_output=True, text=True, timeout=600)
+
+    refused = make(f"PYTHON={sys.executable}")
+    assert refused.returncode != 0
+    assert f"error: .venv is of Python 3.10.1, not of Python {platform.python_version()}" in refused.stderr
+    assert make().returncode == 0  # a target that names no Python takes the one that is there
