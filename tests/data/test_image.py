@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 
@@ -129,6 +129,20 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(path.read_bytes()[:-800])
     with pytest.raises(BrokenImageError, match=rf"a\.{suffix} cannot be read as an image \((?i:.*truncated)"):
         read_image(path, 3)
+
+
+def test_a_truncated_file_is_refused_whatever_others_have_set_for_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    cut = save(Image.fromarray(noise), tmp_path / "a.jpg").read_bytes()[:-4000]
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for _ in range(2):
+        with pytest.raises(BrokenImageError, match="truncated"):
+            read_image(cut, 3)
+        with Image.open(io.BytesIO(cut)) as image:
+            image.load()  # as they want it
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
@@ -393,7 +407,7 @@ def test_p15_pillows_warnings_do_not_come_without_the_files_name() -> None:
 def test_p15_other_threads_keep_their_warnings() -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        with pillow.silent():
+        with pillow.reading():
             thread = threading.Thread(target=lambda: warnings.warn("from another thread", UserWarning, stacklevel=1))
             thread.start()
             thread.join()

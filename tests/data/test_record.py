@@ -247,6 +247,16 @@ def test_copies_across_given_parts_are_not_measured_and_said(tmp_path: Path) -> 
         without_copies(as_dataset(load_images(tmp_path / "set"), seed=0))
 
 
+def test_validation_images_that_are_training_images_are_said(tmp_path: Path) -> None:
+    for number in range(16):
+        part = "train" if number < 8 else "val" if number < 12 else "test"
+        picture(tmp_path / "set" / part / CLASSES[number % 2] / f"{number}.bmp", number)
+    assert without_copies(as_dataset(load_images(tmp_path / "set"), seed=0)).remarks == ()
+    shutil.copy(tmp_path / "set/train/cat/0.bmp", tmp_path / "set/val/cat/again.bmp")
+    dataset = without_copies(as_dataset(load_images(tmp_path / "set"), seed=0))
+    assert dataset.remarks[0].startswith("1 of 5 validation images of set are copies of training images: they choose")
+
+
 def test_an_image_moved_from_train_to_test_is_not_measured(tmp_path: Path) -> None:
     for number in range(16):
         part = "train" if number < 10 else "test"

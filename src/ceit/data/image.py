@@ -72,7 +72,7 @@ def read_image(
     """
     mode = image_mode(in_chans)
     if isinstance(source, Image.Image):
-        with pillow.silent():
+        with pillow.reading():
             return _reduced(_as_mode(source, mode), cover)
 
     def decode(image: Image.Image) -> Image.Image:
@@ -193,7 +193,7 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
 
 def _read(data: bytes, use: Callable[[Image.Image], _Result], limit_megapixels: float, name: str) -> _Result:
     """``use`` of the image that the bytes are: whatever fails is their fault, as no file is open any more."""
-    with pillow.silent():
+    with pillow.reading():
         try:
             return _use(data, use, limit_megapixels, name)
         except BrokenImageError:

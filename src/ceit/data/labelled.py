@@ -129,10 +129,15 @@ def with_parts(found: LabelledSet, train: Split, validation: Split | None, test:
 
 
 def without_copies(dataset: ImageDataset) -> ImageDataset:
-    """The set without test images that are copies of training or validation images; ``remarks`` count them.
+    """The set without test images that are copies of training or validation images; ``remarks`` count them, and
+    validation images that are copies of training images, which stay.
 
     A fixed set stays as it is. Raises: ValueError if nothing is left to test on.
     """
+    if copies := _copies_in_validation(dataset):
+        line = f"{copies:,} of {len(dataset.validation or ()):,} validation images of {dataset.name} are copies of "
+        line += "training images: they choose a model that has learnt them (ceit data check names them)"
+        dataset = replace(dataset, remarks=(*dataset.remarks, line))
     is_copy = _is_copy(dataset)
     if not is_copy.any():
         return dataset
@@ -148,6 +153,13 @@ def copies_in_test(dataset: ImageDataset) -> Split | None:
     """The test images that ``without_copies`` leaves out; None if there are none."""
     is_copy = _is_copy(dataset)
     return dataset.test.subset(torch.from_numpy(np.flatnonzero(is_copy))) if is_copy.any() else None
+
+
+def _copies_in_validation(dataset: ImageDataset) -> int:
+    known, validation = dataset.train.digests, dataset.validation
+    if validation is None or validation.digests is None or known is None:
+        return 0
+    return int(np.isin(validation.digests, known).sum())
 
 
 def _is_copy(dataset: ImageDataset) -> np.ndarray:

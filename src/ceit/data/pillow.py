@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 LIMIT_VARIABLE = "CEIT_MAX_MEGAPIXELS"
 
@@ -113,12 +113,22 @@ _HERE = _WhileReading()
 _SILENT = [("ignore", _HERE, category, None, 0) for category in (UserWarning, RuntimeWarning)]
 
 
-@contextmanager
-def silent() -> Iterator[None]:
-    """Without Pillow's warnings, which name no file, also where warnings are errors; other threads keep theirs.
+class _ForOthers:
+    """In place of ``ImageFile.LOAD_TRUNCATED_IMAGES`` where somebody set it: not true of a thread that reads here."""
 
-    They are about metadata, which change no pixel, and about sizes, for which ``limit_megapixels`` answers.
+    def __bool__(self) -> bool:
+        return not _HERE.reading
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Whole images alone, and no warnings, also where they are errors; other threads keep what they have set.
+
+    The warnings name no file. They are about metadata, which change no pixel, and about sizes, for which
+    ``limit_megapixels`` answers. An image cut short would be grey from there on.
     """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        cast(Any, ImageFile).LOAD_TRUNCATED_IMAGES = _ForOthers()
     filters = cast(list[Any], warnings.filters)
     if filters[: len(_SILENT)] != _SILENT:
         filters[:] = [*_SILENT, *(entry for entry in filters if entry not in _SILENT)]

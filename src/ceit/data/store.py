@@ -33,7 +33,7 @@ DISK_SHARE = 0.1  # of what is free
 RECENT_SECONDS = 3600  # a copy that was used within them is not dropped: sets larger than the store keep a part
 _LOCK_SECONDS = 20
 _AT_ONCE = 500  # values in one question; SQLite takes at least 999
-_READER = "2"  # another number wherever the pixels of a copy change, or bytes that were refused are read
+_READER = "3"  # another number wherever the pixels of a copy change, or bytes that were refused are read
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (

@@ -233,7 +233,7 @@ def test_what_cannot_serve(tmp_path: Path) -> None:
     columns = r"one column of type Image and .* its columns are"
     refused("b", rf"{columns} label \(ClassLabel\)", train=table(2).remove_columns("image"))
     refused("c", rf"{columns} image \(Image\)", train=table(2).remove_columns("label"))
-    refused("d", rf"{columns} image \(Image\), label \(Value\)", train=table(2, labels=[0.5, 1.5]))
+    refused("d", rf"{columns} image \(Image\), label \(float64\)", train=table(2, labels=[0.5, 1.5]))
     refused("e", r"1 of 2 images of hf:.*photos train have no label", train=table(2, labels=["a", None]))
     refused("i", r"1 of 2 images of hf:.*photos train have no label", train=table(2, labels=["a", " "]))
     both, other = table(2, labels=["a", "b"]), table(1, labels=["c"])
@@ -261,6 +261,33 @@ def test_it_is_said_which_column_is_the_class(tmp_path: Path) -> None:
     assert dataset.class_names == ("pet", "bird")
     assert dataset.remarks == (f"column 'kind' of {name} is the class, not 'label'",)
     assert load_dataset(saved(tmp_path / "plain", train=table(6), test=table(2))).remarks == ()
+
+
+def test_class_folders_of_which_the_library_drops_files_are_refused(tmp_path: Path) -> None:
+    for number in range(12):
+        name = f"train_{number}.png" if number < 4 else f"{number}.png"
+        (folder := tmp_path / "photos" / NAMES[number % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded(number, (32, 32))["bytes"])
+    told = (
+        r"has 12 images, of which the library datasets takes 4, by their names: say .*photos, without hf:, to take all"
+    )
+    with pytest.raises(ValueError, match=told):
+        load_dataset(f"hf:{tmp_path / 'photos'}")
+    for file in (tmp_path / "photos").rglob("train_*.png"):
+        file.rename(file.with_name(file.name.removeprefix("train_")))
+    assert sum(map(len, keys(load_dataset(f"hf:{tmp_path / 'photos'}")))) == 12
+
+
+def test_of_several_configurations_all_are_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for part in ("large", "small"):
+        table(4).to_parquet(tmp_path / "set" / f"{part}.parquet")
+    listed = "".join(f"- config_name: {part}\n  data_files: {part}.parquet\n" for part in ("large", "small"))
+    (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    with pytest.raises(
+        ValueError, match=r"Config name is missing.*'large', 'small'.* save it by save_to_disk, and say"
+    ):
+        load_dataset(f"hf:{tmp_path / 'set'}")
 
 
 def test_labels_that_look_alike_are_said(tmp_path: Path) -> None:

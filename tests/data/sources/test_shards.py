@@ -374,6 +374,13 @@ def test_headers_are_scanned_once_until_a_shard_changes(tmp_path: Path, monkeypa
         ({"a.txt": b"a licence", "b.json": b"{}"}, r"shard .*train-0\.tar has no samples"),
         ({"x/a.png": b""}, "sample x/a of shard .* tells no class: add it as x/a.cls"),
         ({"a.png": b"", "a.json": b"[]"}, "tells no class"),
+        ({"a.png": b"", "a.json": b'{"label": 0.5}'}, "tells no class"),
+        ({"a.JPG": b"", "a.cls": b"0", "a.jpg": b""}, "two files of one kind for sample a: give each sample a name"),
+        (
+            {"a.png": b"", "b.png": b"", "a.cls": b"0", "b.cls": b"1"},
+            r"sample a .* tells no class: add it as a\.cls; files of one sample must follow each other: pack",
+        ),
+        ({"a.cls": b"", "b.cls": b"", "a.png": b"0", "b.png": b"1"}, r"no image .* files of one sample must follow"),
         ({"a.png": b"", "a.json": b'{"label": [0, 1]}'}, "tells no class"),
         ({"a.png": b"", "a.json": b'{"label": {"id": 1}}'}, "tells no class"),
         ({"README.md": b""}, r"shard .*train-0\.tar has no samples"),
@@ -390,6 +397,20 @@ def test_shards_that_cannot_be_read(tmp_path: Path, members: dict[str, bytes], m
     write_tar(tmp_path / "wds" / "train-0.tar", members)
     with pytest.raises(ValueError, match=message):
         load_dataset(tmp_path / "wds")
+
+
+def test_numbers_as_pandas_writes_them_are_classes(tmp_path: Path) -> None:
+    def label(number: int) -> dict[str, bytes]:
+        return {".json": json.dumps({"label": float(number % 2)}).encode()}
+
+    dataset = load_dataset(foreign(tmp_path / "wds", {"train-0.tar": 6, "test-0.tar": 2}, label))
+    assert dataset.class_names == ("0", "1")
+
+
+def test_the_last_word_of_a_shards_name_tells_its_part(tmp_path: Path) -> None:
+    counts = {"test-tubes-train-000.tar": 6, "test-tubes-val-000.tar": 4, "test-tubes-test-000.tar": 2}
+    dataset = load_dataset(foreign(tmp_path / "wds", counts, lambda n: {".cls": b"%d" % (n % 2)}))
+    assert [len(part) for part in splits(dataset).values()] == [6, 4, 2]
 
 
 def test_foreign_shards_that_were_cut(tmp_path: Path) -> None:

@@ -144,6 +144,16 @@ def test_what_is_no_table(tmp_path: Path, text: str, message: str) -> None:
         load_dataset(tmp_path / "labels.csv")
 
 
+def test_rows_may_lack_empty_cells_at_their_end_or_have_more(table: Callable[..., Path]) -> None:
+    """As Excel saves them."""
+    plain = load_dataset(path := table([*SPLIT], "path,label,split"))
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},notes", *(f"{row}{',' * (number % 4)}" for number, row in enumerate(rows))]))
+    again = load_dataset(path)
+    assert again.class_names == plain.class_names
+    assert [len(part) for part in (again.train, again.test)] == [len(part) for part in (plain.train, plain.test)]
+
+
 def test_what_cannot_serve(table: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=r"class 'dog' of file .*labels\.csv is in test but not in train"):
         load_dataset(table([*SPLIT, ("e.jpg", "dog", "test")]))

@@ -1,5 +1,6 @@
 """One walk over folders: which files are images, in which order, and what is counted as passed over."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -146,6 +147,15 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     unlisted: list[str] = []
     assert list(open_folder(tmp_path).walk(unlisted)) == [tmp_path / "a.png", tmp_path / "shut"]
     assert unlisted == [f"folder {tmp_path}/shut cannot be listed (Permission denied): make it readable or remove it"]
+
+
+def test_a_drive_that_fails_is_no_reason_to_remove_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> object:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(ValueError, match=r"\(Input/output error\): try again, or copy the folder to a local disk"):
+        names(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ def _read_csv(path: Path, required: Sequence[Sequence[str]], known: Sequence[str
     start, header = filled.pop(0) if filled else (0, [])
     _refuse_twins(path, header, known)
     for number, row in filled:
+        row += [""] * (len(header) - len(row))  # Excel leaves out separators of empty cells at the end
+        while len(row) > len(header) and not row[-1]:
+            row.pop()
         if len(row) != len(header):
             cells = f"row {number - start} of {path} has {len(row)} cells, its header {len(header)}"
             raise ValueError(f"{cells}: put cells that hold {separator!r} in quotes")

@@ -19,6 +19,7 @@ from ceit.data.sources.columns import as_text
 from ceit.data.sources.listing import usual_geometry, usual_statistics
 from ceit.data.sources.load_options import LoadOptions
 from ceit.data.sources.split_names import SPLITS, split_of
+from ceit.data.sources.walk import image_files
 from ceit.data.splits import Split, readable
 from ceit.paths import expanded
 
@@ -120,8 +121,13 @@ def _open(name: str, place: Path, remarks: list[str]) -> dict[str, "datasets.Dat
         else:
             loaded = datasets.load_dataset(str(place) if place.is_dir() else name)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ValueError(f"{PREFIX}{name} cannot be loaded by the library datasets: {reason}") from error
+        reason, *more = (str(error) or type(error).__name__).strip().splitlines()
+        fix = ""
+        if "config name is missing" in reason.lower():
+            reason = " ".join([reason, *more])
+            fix = f"; load the one that is meant, save it by save_to_disk, and say {PREFIX}DIR"
+        raise ValueError(f"{PREFIX}{name} cannot be loaded by the library datasets: {reason}{fix}") from error
+    _require_whole_folder(name, place, loaded)
     if isinstance(loaded, datasets.Dataset):
         return {UNSPLIT: loaded}
     assert isinstance(loaded, datasets.DatasetDict)  # nothing was asked to be streamed
@@ -140,6 +146,17 @@ def _open(name: str, place: Path, remarks: list[str]) -> dict[str, "datasets.Dat
     return {split: loaded[name] for name, split in names.items()}
 
 
+def _require_whole_folder(name: str, place: Path, loaded: Any) -> None:
+    """Raises: ValueError for class folders of which the library leaves out files: it takes some by their names."""
+    tables = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
+    if not place.is_dir() or any(table.info.builder_name != "imagefolder" for table in tables):
+        return
+    taken, there = sum(map(len, tables)), len(image_files(place)[0])
+    if taken < there:
+        what = f"{PREFIX}{name} has {there:,} images, of which the library datasets takes {taken:,}, by their names"
+        raise ValueError(f"{what}: say {name}, without {PREFIX}, to take all")
+
+
 def _columns(name: str, table: "datasets.Dataset", remarks: list[str]) -> tuple[str, str]:
     """The column of images and that of labels."""
     import datasets
@@ -150,8 +167,9 @@ def _columns(name: str, table: "datasets.Dataset", remarks: list[str]) -> tuple[
     plain = ("string", "large_string", "int", "uint")
     labels += [name for name in LABEL_COLUMNS if getattr(features.get(name), "dtype", "").startswith(plain)]
     if len(images) != 1 or not labels:
-        found = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
-        needed = f"one column of type Image and one of type ClassLabel, or named {' or '.join(LABEL_COLUMNS)}"
+        found = ", ".join(f"{column} ({_type(feature)})" for column, feature in features.items())
+        named = f"named {' or '.join(LABEL_COLUMNS)}, of text or whole numbers"
+        needed = f"one column of type Image and one of type ClassLabel, or {named}"
         raise ValueError(f"{PREFIX}{name} must have {needed}; its columns are {found}")
     chosen, *others = dict.fromkeys(labels)
     if others:
@@ -183,6 +201,12 @@ def _with_columns_of(
             raise ValueError(f"{PREFIX}{name} {split} {_OTHER_CLASSES}")
         alike[split] = table
     return alike
+
+
+def _type(feature: Any) -> str:
+    """``Image``, ``ClassLabel`` or, of plain values, ``float32``."""
+    name = type(feature).__name__
+    return str(feature.dtype) if name == "Value" else name
 
 
 def _without_labels(split: str, images: int) -> str:

@@ -1,5 +1,6 @@
 """A folder as every verb sees it: the same images in the same order, and a count of what is passed over."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -159,7 +160,10 @@ def _number(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _cannot_be_listed(path: str | Path, error: OSError) -> ValueError:
-    return ValueError(f"folder {path} cannot be listed ({error.strerror or error}): make it readable or remove it")
+    fix = "make it readable or remove it"
+    if error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN):  # of drives
+        fix = "try again, or copy the folder to a local disk"
+    return ValueError(f"folder {path} cannot be listed ({error.strerror or error}): {fix}")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

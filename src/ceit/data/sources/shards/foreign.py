@@ -42,7 +42,8 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {split: [] for split in (*SPLITS, UNSPLIT)}
     for path in sorted(root.glob("[!.]*.tar")):
-        found[next(filter(None, map(split_of, re.split(r"[-_.]", path.stem))), UNSPLIT)].append(path)
+        told = [split for word in re.split(r"[-_.]", path.stem) if (split := split_of(word))]
+        found[told[-1] if told else UNSPLIT].append(path)  # the set's own name may have such a word, before the part's
     for folder in sorted(root.glob("[!.]*")):
         if split := split_of(folder.name):
             found[split] += sorted(folder.glob("[!.]*.tar"))
@@ -68,7 +69,7 @@ def scan_shards(root: Path) -> ShardSet:
 
 def scanned_folder(root: Path) -> Path:
     """Where the cache keeps what is known of the shards in ``root`` as they are now."""
-    rules = f"3 {sorted(image_suffixes())}"  # by which they are scanned
+    rules = f"4 {sorted(image_suffixes())}"  # by which they are scanned
     state = hashlib.sha256(rules.encode())
     for path in [*chain(*find_shards(root).values()), root / _CLASS_NAMES]:
         state.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
@@ -121,8 +122,14 @@ def _samples_of(path: Path) -> Iterator[_Sample]:
             if not _is_zero(path, archive.offset):
                 fix = "copy it anew, or if tar files were joined to one, keep them apart"
                 raise ValueError(f"shard {path} goes on behind its end at byte {archive.offset:,}: {fix}")
-            for key, members in groupby(files, lambda file: file[0]):
-                if (sample := _sample(path, key, dict(pair[1:] for pair in members), archive)) is not None:
+            samples = [(key, [pair[1:] for pair in of]) for key, of in groupby(files, lambda file: file[0])]
+            are_apart = len(dict(samples)) < len(samples)
+            order = "; files of one sample must follow each other: pack them by name" if are_apart else ""
+            for key, members in samples:
+                if len(dict(members)) < len(members):
+                    fix = "give each sample a name of its own"
+                    raise ValueError(f"shard {path} has two files of one kind for sample {key}: {fix}")
+                if (sample := _sample(path, key, dict(members), archive, order)) is not None:
                     yield sample
     except tarfile.TarError as error:
         raise ValueError(f"shard {path} is no whole tar file ({error}): copy it anew") from error
@@ -144,8 +151,11 @@ def _files(archive: TarFile) -> Iterator[tuple[str, str, TarInfo]]:
             yield f"{folder}/{stem}" if folder else stem, f".{suffix.lower()}", member
 
 
-def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile) -> _Sample | None:
-    """The sample of these members, by suffix; None for a licence, a list or a text alone among the samples."""
+def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile, order: str) -> _Sample | None:
+    """The sample of these members, by suffix; None for a licence, a list or a text alone among the samples.
+
+    ``order`` is what to add to an error where files of a sample are apart.
+    """
     images = [member for suffix, member in members.items() if suffix in image_suffixes()]
     for suffix, member in members.items():
         inner, _, ending = suffix.rpartition(".")
@@ -160,14 +170,14 @@ def _sample(path: Path, key: str, members: dict[str, TarInfo], archive: TarFile)
     if len(images) != 1:
         found = f"{len(images)} images" if images else f"no image of a known kind, only {', '.join(members)}"
         fix = "".join(HOW_TO_READ.get(suffix, "") for suffix in members)
-        raise ValueError(f"sample {key} of shard {path} has {found}: it must have one{fix}")
+        raise ValueError(f"sample {key} of shard {path} has {found}: it must have one{fix}{order}")
     for member in told.values():
         LABEL.require(member.size, f"{member.name} of {path}")
     texts = {of: _utf8(_content(archive, file), f"{file.name} of {path}") for of, file in told.items()}
     try:
         label, name = _class_of(texts)
     except (AttributeError, ValueError) as error:
-        raise ValueError(f"sample {key} of shard {path} tells no class: add it as {key}.cls") from error
+        raise ValueError(f"sample {key} of shard {path} tells no class: add it as {key}.cls{order}") from error
     if images[0].issparse():
         raise ValueError(f"sample {key} of shard {path} has a sparse image: pack it as it is")
     IMAGE.require(images[0].size, f"{images[0].name} of {path}")
@@ -180,6 +190,8 @@ def _class_of(texts: dict[str, str]) -> tuple[int | str, str | None]:
     record = parse_json("its JSON", texts[".json"]) if ".json" in texts else {}
     values = [texts.get(".cls"), *map(record.get, ("label", "cls", "class")), texts.get(".txt")]
     told = next((value for value in values if value is not None and str(value).strip()), None)
+    if isinstance(told, float) and told.is_integer():  # as pandas writes whole numbers beside empty cells
+        told = int(told)
     if not isinstance(told, (int, str)) or isinstance(told, bool):
         raise ValueError("neither a number nor a name")
     label, name = class_name(str(told).strip()), record.get("class_name")

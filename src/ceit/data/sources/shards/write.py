@@ -16,7 +16,7 @@ from ceit.atomic import move, naming
 from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import image_suffixes, is_image_name
-from ceit.data.pillow import limit_lifted, silent
+from ceit.data.pillow import limit_lifted, reading
 from ceit.data.random_bits import shuffled
 from ceit.data.sources.shards.index import PREFIX, Shard, ShardIndex, sha256_of, write_index
 from ceit.data.sources.shards.split import SampleTable
@@ -155,7 +155,7 @@ def _image(dataset: ImageDataset, split: Split, number: int) -> tuple[str, bytes
     if isinstance(split, EncodedSplit):
         data = split.encoded(number)
         form = ""
-        with silent(), limit_lifted(), suppress(UnidentifiedImageError), Image.open(io.BytesIO(data)) as image:
+        with reading(), limit_lifted(), suppress(UnidentifiedImageError), Image.open(io.BytesIO(data)) as image:
             form = image.format or ""  # reading it has been tried before
         suffix = _SUFFIX.get(form, f".{form.lower()}")
         if suffix in image_suffixes():
