@@ -182,6 +182,7 @@ def print_report(report: Report) -> None:
         console.print()
     lists = {
         "cannot be read": [_name(found) for found in report.unreadable],
+        "one side all grey": [_name(found) for found in report.cut],
         "changed since they were written": list(map(Text, report.changed_shards)),
         "copies across splits": [_group(group) for group in report.leaks],
         "copies within a split": [_group(group) for group in report.copies if not group.across],
@@ -225,6 +226,8 @@ def _findings(report: Report) -> Table:
     add("blank images", len(report.blank))
     if report.dark:
         add("16-bit images that use only 12 bits", len(report.dark), "they look black: scale them, or declare 12 bits")
+    if report.cut:
+        add("images with one side all grey", len(report.cut), "probably cut short: look at them, copy them anew")
     table.add_row()
     if report.balance is not None:
         (most, many), (fewest, few) = report.balance

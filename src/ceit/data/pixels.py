@@ -42,6 +42,14 @@ def looks_dark_for_its_depth(image: Image.Image) -> bool:
     return image.info.get(_UNUSED_BITS, 0) >= _MANY_UNUSED
 
 
+def looks_cut(image: Image.Image) -> bool:
+    """Whether an RGB image has a side of 128-grey alone, not all of it: so a JPEG decoder fills what is missing."""
+    grey_hw = (np.asarray(image) == 128).all(axis=2)
+    height, width = (max(8, side // 16) for side in grey_hw.shape)
+    sides = grey_hw[-height:], grey_hw[:height], grey_hw[:, -width:], grey_hw[:, :width]  # it may have been turned
+    return any(side.all() for side in sides) and not grey_hw.all()
+
+
 def _unused(highest: int, bits: int) -> int:
     return bits - int(highest).bit_length() if highest else 0
 

@@ -130,6 +130,22 @@ def test_p15_images_of_12_bits_in_16_are_counted(image_folder: ImageFolder) -> N
     assert [image["name"] for image in report.as_dict()["dark"]] == ["cat/dark.png"]
 
 
+def test_jpegs_that_were_cut_and_given_an_end_are_counted(image_folder: ImageFolder) -> None:
+    root = image_folder({"train/cat": 2, "train/dog": 2, "test/cat": 2, "test/dog": 2}, size=(40, 40))
+    noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
+    for name, more in (("upright", {}), ("turned", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0"})):
+        path = root / "train" / "cat" / f"{name}.jpg"
+        Image.fromarray(noise).save(path, **more)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) * 2 // 3] + b"\xff\xd9")
+        (root / "train" / "dog" / f"{name}.jpg").write_bytes(whole)
+    Image.new("RGB", (40, 40), (128, 128, 128)).save(root / "train" / "dog" / "blank.png")
+    report = check(root)
+    assert [image.name for image in report.cut] == ["cat/turned.jpg", "cat/upright.jpg"]
+    assert [image["name"] for image in report.as_dict()["cut"]] == ["cat/turned.jpg", "cat/upright.jpg"]
+    assert [image.name for image in report.blank] == ["dog/blank.png"]
+
+
 def test_blank_and_flat_images_are_no_copies(image_folder: ImageFolder) -> None:
     root = image_folder({"train/cat": 3, "train/dog": 3, "test/cat": 3, "test/dog": 3}, size=(40, 40))
     random = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from ceit.data.cut import digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import read_header
 from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset, with_classes, without_empty_classes
-from ceit.data.pixels import looks_dark_for_its_depth
+from ceit.data.pixels import looks_cut, looks_dark_for_its_depth
 from ceit.data.sources.choose import load_images, place_of
 from ceit.data.sources.layout import understand
 from ceit.data.sources.listing import LARGE_SIZE, shown_path, usual_statistics
@@ -81,6 +81,7 @@ class _Inspection(NamedTuple):
     digest: bytes
     picture: np.ndarray
     dark: bool
+    cut: bool
     content: int
     """What training knows the image by; 0 in a fixed set, which it knows whole."""
 
@@ -93,8 +94,8 @@ def _inspect(split: Split, index: int) -> _Inspection:
     else:
         is_grey = isinstance(split, ArraySplit) and split.images.shape[1] == 1
         size, mode, content = image.size, "L" if is_grey else image.mode, 0
-    dark = looks_dark_for_its_depth(image)
-    return _Inspection(size, mode, pixel_digest(image), small_picture(image), dark, content)
+    dark, cut = looks_dark_for_its_depth(image), looks_cut(image)
+    return _Inspection(size, mode, pixel_digest(image), small_picture(image), dark, cut, content)
 
 
 @dataclass
@@ -107,6 +108,7 @@ class _Reading:
     prints: list[Prints] = field(default_factory=list)
     unreadable: list[ImageName] = field(default_factory=list)
     dark: list[ImageName] = field(default_factory=list)
+    cut: list[ImageName] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
     sizes: set[tuple[int, int]] = field(default_factory=set)
 
@@ -124,6 +126,8 @@ class _Reading:
             self.sizes.add(found.size)
             if found.dark:
                 self.dark.append(self._name(name, index))
+            if found.cut:
+                self.cut.append(self._name(name, index))
             waiting.append(found)
             if len(waiting) == BLOCK_IMAGES:
                 self._keep(waiting)
@@ -148,6 +152,7 @@ class _Reading:
             copies=tuple(self._copies(prints, group) for group in find_copies(prints, self._picture)),
             blank=tuple(self._name(*self.places[i]) for i in np.flatnonzero(prints.contrast < BLANK_CONTRAST)),
             dark=tuple(self.dark),
+            cut=tuple(self.cut),
             modes=dict(self.modes.most_common()),
             smallest=in_order[0] if in_order else None,
             largest=in_order[-1] if in_order else None,

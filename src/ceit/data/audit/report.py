@@ -49,6 +49,7 @@ class Report:
     copies: tuple[Copies, ...]
     blank: tuple[ImageName, ...]
     dark: tuple[ImageName, ...]  # they use 12 bits of 16 or fewer, undeclared, so that they look black
+    cut: tuple[ImageName, ...]  # one side is grey, as of a JPEG that was cut short and given an end
     modes: dict[str, int]
     smallest: tuple[int, int] | None  # width and height of the image of fewest pixels
     largest: tuple[int, int] | None  # and of most
@@ -143,6 +144,7 @@ class Report:
             ],
             "blank": [image._asdict() for image in self.blank],
             "dark": [image._asdict() for image in self.dark],
+            "cut": [image._asdict() for image in self.cut],
             "modes": self.modes,
             "smallest_image": self.smallest and {"width": self.smallest[0], "height": self.smallest[1]},
             "largest_image": self.largest and {"width": self.largest[0], "height": self.largest[1]},
