@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -228,6 +229,38 @@ def test_bf16_answers_are_close(predictor: Predictor, photos: Path) -> None:
     found = dict(prediction.predictions)
     assert found == pytest.approx(expected, abs=0.1)
     assert found != pytest.approx(expected, rel=1e-5)
+
+
+def test_files_open_for_reading_are_images(predictor: Predictor, photos: Path) -> None:
+    expected = predictor.predict(photos / "d.png")[0].predictions
+    with (photos / "d.png").open("rb") as file, (photos / "d.png").open("rb") as again:
+        (alone,), listed = predictor.predict(file), predictor.predict([again, io.BytesIO(b"no image")])
+    assert (alone.path, alone.predictions) == (None, expected)
+    assert [listed[0].predictions, listed[1].error] == [expected, "not an image"]
+
+
+def test_a_path_that_names_nothing_leaves_the_others_their_answers(predictor: Predictor, photos: Path) -> None:
+    good = str(photos / "d.png")
+    found = predictor.predict([good, "", "nul\0.png", "~nobody-of-this-name/a.png", good])
+    assert found[0] == found[-1]
+    assert [one.path for one in found] == [good, "", "nul\0.png", "~nobody-of-this-name/a.png", good]
+    told = ("a path is empty: ", "there is a NUL in the path", "~nobody-of-this-name/a.png: there is no user")
+    assert all(one.error and one.error.startswith(why) for one, why in zip(found[1:-1], told, strict=True))
+
+
+def test_floats_that_round_to_the_range_are_in_it(predictor: Predictor) -> None:
+    image = np.random.default_rng(0).random((*SIZE, 3))
+    image[0, 0], image[0, 1] = 0, 1
+    moved = image.copy()
+    moved[0, 0], moved[0, 1] = -1e-6, 1.000001
+    assert predictor.predict(moved) == predictor.predict(image)
+    with pytest.raises(ValueError, match=r"pixels of 0 to 1\.01 are out of range"):
+        predictor.predict(np.where(image == 1, 1.01, image))
+
+
+def test_a_predictor_is_not_sent_to_other_processes(predictor: Predictor) -> None:
+    with pytest.raises(TypeError, match=r"a Predictor stays in its process: make one there, as by Predictor\.from_ch"):
+        pickle.dumps(predictor)
 
 
 def test_grey_network_takes_colour_and_transparency(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Every kind of file becomes the 8-bit image that a person sees; damaged ones are named."""
 
+import copy
 import errno
 import io
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -402,6 +404,18 @@ def test_p15_pillows_warnings_do_not_come_without_the_files_name() -> None:
     assert [str(warning.message) for warning in told] == ["mine"]
     with pytest.warns(UserWarning, match="Corrupt EXIF data"), Image.open(io.BytesIO(warning)) as image:
         image.getexif()
+
+
+def test_p15_the_filters_of_warnings_can_still_be_copied_and_sent() -> None:
+    """As scikit-learn does for each of its workers."""
+    read_image(encoded("PNG"), 3)
+    for copied in (pickle.loads(pickle.dumps(warnings.filters)), copy.deepcopy(warnings.filters)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.filters[:] = [entry for entry in copied if entry[0] == "ignore" and entry[1] is not None]
+            warnings.simplefilter("always", append=True)
+            warnings.warn("mine", UserWarning, stacklevel=1)
+        assert [str(warning.message) for warning in told] == ["mine"]
+    assert all(entry[1] is None or isinstance(entry[1].pattern, str) for entry in warnings.filters)
 
 
 def test_p15_other_threads_keep_their_warnings() -> None:

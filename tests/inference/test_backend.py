@@ -100,6 +100,21 @@ def test_compiled_in_one_graph(precision: str) -> None:
     torch.compile(fuse(model), fullgraph=True, dynamic=True)(images(2))
 
 
+def test_a_forked_process_computes_with_openvino_after_its_parent() -> None:
+    lines = [
+        "import os, signal, torch",
+        "from ceit.inference.backend import prepare",
+        "layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))",
+        "network = prepare(layers, 'openvino', 'float32', image_shape=(3, 2, 2), threads=1)",
+        "expected = network(torch.ones(3, 3, 2, 2))",
+        "if (child := os.fork()) == 0:",
+        "    signal.alarm(300)",
+        "    os._exit(0 if torch.equal(network(torch.ones(3, 3, 2, 2)), expected) else 1)",
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=900)
+
+
 def test_a_signal_is_taken_after_networks_of_openvino_have_gone() -> None:
     lines = [
         "import gc, os, signal, torch",

@@ -141,6 +141,8 @@ def test_timms_keywords_reach_the_configuration() -> None:
     )
     with pytest.raises(ValueError, match=r"^unknown global_pool 'max'; known: avg, sum, token$"):
         timm.create_model("ceit_pico_patch4_32", global_pool="max")
+    with pytest.raises(ValueError, match=r"^global_pool '' is none of token, avg, sum: forward_features gives tokens$"):
+        timm.create_model("ceit_pico_patch4_32", num_classes=0, global_pool="")
 
 
 # classes
@@ -213,6 +215,19 @@ def test_every_block_is_seen_by_its_hooks_and_may_be_wrapped(tiny: Callable[...,
         hook.remove()
     model.blocks = nn.ModuleList(map(Wrapped, model.blocks))
     torch.testing.assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize("part", ["norm1", "attn", "norm2", "mlp", "mlp.project"])
+def test_parts_of_the_last_block_are_seen_by_their_hooks_in_evaluation(tiny: Callable[..., CeiT], part: str) -> None:
+    model, images, seen = tiny().eval(), torch.randn(IMAGES), list[Tensor]()
+    expected = model(images)
+    hook = model.blocks[-1].get_submodule(part).register_forward_hook(lambda _, __, tokens: seen.append(tokens))
+    torch.testing.assert_close(model(images), expected)
+    rows = 6 if part == "mlp.project" else 7
+    assert [tokens.shape[:2] for tokens in seen] == [(BATCH, rows)]
+    hook.remove()
+    model(images)
+    assert len(seen) == 1
 
 
 def test_the_size_that_it_has_leaves_the_parameters_to_their_optimizer(tiny: Callable[..., CeiT]) -> None:

@@ -125,7 +125,7 @@ def test_weights_that_ship_are_of_their_own_geometry(create: Callable[..., CeiT]
     refused = rf"the weights {name} are of num_heads {told.num_heads}, not 4: leave num_heads out"
     with pytest.raises(ValueError, match=refused):
         create(name, pretrained=True, num_heads=4)
-    with pytest.raises(ValueError, match="of global_pool avg, not token"):
+    with pytest.raises(ValueError, match="of global_pool avg, not 'token'"):
         create(name, pretrained=True, global_pool="token")
     assert create(name, pretrained=True, num_heads=told.num_heads, drop_path_rate=0.1).config.drop_path_rate == 0.1
     assert create(name, global_pool="token").config.global_pool == "token", "without weights it is free"

@@ -1,6 +1,7 @@
 """What of Pillow is used, and how: its formats, its limit of size, its warnings. Nothing of it changes for others."""
 
 import os
+import re
 import sys
 import threading
 import warnings
@@ -104,6 +105,10 @@ class _WhileReading(threading.local):
     """
 
     reading = False
+    pattern = "(?!)"  # for others, who copy the filters into other processes: there it matches nothing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return re.compile, (self.pattern,)
 
     def match(self, _text: str) -> bool:
         return self.reading

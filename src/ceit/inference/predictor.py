@@ -14,14 +14,14 @@ from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, Self, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ceit.data.image import or_reason, read_image
+from ceit.data.image import UnreadableImageError, or_reason, read_image
 from ceit.data.preprocessing import IMAGENET, Preprocessing, to_array, to_image
 from ceit.data.reduced import IN_MEMORY_SIDE, evaluation_cover
 from ceit.data.threads import map_in_order
@@ -32,10 +32,10 @@ from ceit.inference.example_images import ExampleImages
 from ceit.inference.exported import SUFFIXES, ExportedNetwork, is_exported, load_exported
 from ceit.inference.familiarity import Familiarity, with_features
 from ceit.model import CeiT
-from ceit.paths import expanded
+from ceit.paths import PathError, expanded
 from ceit.weights import load_checkpoint
 
-ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
+ImageInput = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # of one core: more makes it hardly faster, and every core holds its own
 
@@ -118,10 +118,15 @@ _streams = _Streams()
 class Predictor:
     """Classifies images.
 
-    An image is a path, the bytes of a file, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a tensor
-    ``(C, H, W)``; arrays and tensors hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought to the
-    network's size and channels as files are in evaluation.
+    An image is a path, a file open for reading, its bytes, a Pillow image, an array ``(H, W)`` or ``(H, W, C)``, or a
+    tensor ``(C, H, W)``; arrays and tensors hold uint8, or floats in 0..1, which are rounded to 8 bits. All are brought
+    to the network's size and channels as files are in evaluation.
+
+    It stays in its process, but for a fork: what computes cannot be sent. Each process makes its own.
     """
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Predictor stays in its process: make one there, as by Predictor.from_checkpoint")
 
     def __init__(
         self,
@@ -366,7 +371,10 @@ class Predictor:
         if isinstance(source, np.ndarray | Tensor):
             source = to_pillow(source)
         cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
-        source = source if isinstance(source, bytes | Image.Image) else expanded(source)
+        if _is_file(source):
+            source = source.read()
+        if not isinstance(source, bytes | Image.Image):
+            source = _place(source)
         image = read_image(source, self.in_chans, cover)
         return to_array(self.preprocessing.fit(image, self.image_hw))
 
@@ -384,6 +392,16 @@ class Predictor:
         shares = self.familiarity.of(outputs[:, classes:]).tolist()
         limit = self.unknown_below
         return [replace(one, familiarity=f, unknown=f < limit) for one, f in zip(found, shares, strict=True)]
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Raises: UnreadableImageError for what is no path."""
+    try:
+        if "\0" in os.fspath(path):
+            raise PathError("there is a NUL in the path")
+        return expanded(path)
+    except PathError as error:
+        raise UnreadableImageError(str(error), str(error)) from error
 
 
 def require_features(model: CeiT | ExportedNetwork) -> CeiT:
@@ -498,7 +516,7 @@ def to_pillow(image: np.ndarray | Tensor) -> Image.Image:
         raise ValueError(f"shape {shape} is no image: {form} with 1 to 4 channels")
     if np.issubdtype(pixels_hwc.dtype, np.floating):
         least, most = pixels_hwc.min(), pixels_hwc.max()
-        if not (least >= 0 and most <= 1):
+        if not (least > -0.5 / 255 and most < 1 + 0.5 / 255):  # what rounds to 0 to 255
             raise ValueError(f"pixels of {least:g} to {most:g} are out of range: floats must be in 0 to 1")
         pixels_hwc = np.rint(pixels_hwc * 255).astype(np.uint8)
     if pixels_hwc.dtype != np.uint8:
@@ -511,4 +529,9 @@ def _as_images(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput
         return [images]
     if isinstance(images, np.ndarray | Tensor):
         return [images] if images.ndim < 4 else list(images)
-    return images
+    return [images] if _is_file(images) else images  # which would give its lines
+
+
+def _is_file(source: object) -> TypeGuard[BinaryIO]:
+    """Whether it is open for reading: a file, or what a web framework gives in its place."""
+    return callable(getattr(source, "read", None)) and not isinstance(source, os.PathLike)

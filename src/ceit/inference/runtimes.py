@@ -1,5 +1,6 @@
 """Graphs as callables: images float32 ``(B, C, H, W)`` to logits float32 ``(B, classes)``, on the CPU."""
 
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,11 +79,12 @@ class OpenVino:
         self._options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": self._threads * callers,
+            "ENABLE_CPU_PINNING": False,  # several processes would all pin their threads to the first cores
         }
         self._callers = callers
-        self._compiled: dict[tuple[_Shape, int], Any] = {}
+        self._compiled: dict[tuple[int, _Shape, int], Any] = {}
         self._lock = threading.Lock()
-        self._requests_of: dict[tuple[int, _Shape, int], list[Any]] = {}
+        self._requests_of: dict[tuple[int, int, _Shape, int], list[Any]] = {}
         try:
             self._model = openvino_core().read_model(model) if isinstance(model, Path) else model
             self._any_size = self._model.inputs[0].get_partial_shape()[2].is_dynamic
@@ -122,25 +124,29 @@ class OpenVino:
         return results
 
     def _requests(self, shape: _Shape, streams: int) -> list[Any]:
-        """This thread's own requests for batches of a shape: each holds the buffers of one computation."""
-        key = threading.get_ident(), shape, streams
+        """This thread's own requests for batches of a shape: each holds the buffers of one computation.
+
+        A forked process makes its own: the threads that compute those of its parent are not in it.
+        """
+        key = os.getpid(), threading.get_ident(), shape, streams
         if key not in self._requests_of:
             compiled = self._compiled_for(shape, streams)
             self._requests_of[key] = [compiled.create_infer_request() for _ in range(streams)]
         return self._requests_of[key]
 
     def _compiled_for(self, shape: _Shape, streams: int) -> Any:
+        key = os.getpid(), shape, streams
         with self._lock:
-            if (shape, streams) not in self._compiled:
+            if key not in self._compiled:
                 try:
                     model = self._model.clone()
                     if shape is not None:  # a graph that computes with its own sizes comes out of it wrong
                         model.reshape(list(shape))
                     options = {**self._options, "NUM_STREAMS": streams * self._callers}
-                    self._compiled[shape, streams] = openvino_core().compile_model(model, "CPU", options)
+                    self._compiled[key] = openvino_core().compile_model(model, "CPU", options)
                 except RuntimeError as error:
                     raise ValueError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
-            return self._compiled[shape, streams]
+            return self._compiled[key]
 
 
 def _first_line(error: Exception) -> str:

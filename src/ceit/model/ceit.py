@@ -344,8 +344,10 @@ class CeiT(nn.Module):
         return {"pos_embed", "cls_token"}
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _is_hooked(block: nn.Module) -> bool:
+    """Whether somebody looks at what goes through a block, or in evaluation at what comes out of a part of it."""
+    looked_at = [block] if block.training else block.modules()
+    return bool(block._forward_pre_hooks) or any(part._forward_hooks for part in looked_at)
 
 
 def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

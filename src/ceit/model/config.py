@@ -61,6 +61,10 @@ class CeiTConfig:
             object.__setattr__(self, "img_size", tuple(self.img_size))
         if not fits(self.img_size, int | tuple[int, int]):
             raise ValueError(f"img_size {self.img_size!r} must be a whole number of pixels, or two: height and width")
+        if not self.global_pool:  # timm's word for a network that gives its tokens
+            raise ValueError(
+                f"global_pool {self.global_pool!r} is none of token, avg, sum: forward_features gives tokens"
+            )
         require_types(CeiTConfig, vars(self))
         _require(isfinite(self.mlp_ratio) and self.expanded_dim >= 1, "mlp_ratio", self, "must be positive")
         for name in ("stem_kernel_size", "leff_kernel_size"):

@@ -148,7 +148,7 @@ def _require_geometry_of(shipped: str, known: Mapping[str, Any], asked: Mapping[
     """Raises: ValueError naming the first field that would make another network of the weights."""
     for key, value in asked.items():
         if known.get(key, value) != value and key not in _ADAPTED:
-            raise ValueError(f"the weights {shipped} are of {key} {known[key]}, not {value}: leave {key} out")
+            raise ValueError(f"the weights {shipped} are of {key} {known[key]}, not {value!r}: leave {key} out")
 
 
 _ADAPTED = ("num_classes", "in_chans", "img_size", "drop_path_rate", "skip_dead")  # to which weights are, or no matter
