@@ -25,10 +25,10 @@ from ceit.data.batches.loader import Loader, make_loader
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.sources.choose import load_dataset
 from ceit.data.splits import ImageDataset
-from ceit.data.threads import usable_cores
 from ceit.inference.backend import BACKENDS, PRECISIONS_OF, Network, prepare
 from ceit.inference.device import machine
 from ceit.inference.predictor import preprocessing_of
+from ceit.machine import usable_cores
 from ceit.model import CeiT
 from ceit.weights import load_checkpoint
 

@@ -42,8 +42,8 @@ from ceit.data.reduced import training_cover
 from ceit.data.sources.listing import Listing
 from ceit.data.sources.walk import open_folder
 from ceit.data.splits import FileSplit
-from ceit.data.threads import usable_cores
 from ceit.inference.device import machine
+from ceit.machine import usable_cores
 from ceit.model.variants import config_of
 
 PICTURE_WIDTH, PICTURE_HEIGHT, PICTURE_BYTES = 500, 375, 80_000  # of the pictures made here; the last is the least

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from ceit.atomic import write_text
 from ceit.data.cache import cache_dir
 from ceit.data.sources.known_sets import SETS
-from ceit.data.threads import usable_cores
+from ceit.machine import usable_cores
 
 CLASSES = ("airplane", "automobile", "cat", "frog", "horse", "ship")
 SIZES = (

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.make_photos import DESCRIPTION
 from ceit.atomic import write_text
-from ceit.data.threads import usable_cores
+from ceit.machine import usable_cores
 from ceit.train.config import config_from
 from ceit.train.recipe import nested, read_recipe
 from ceit.train.run import train

@@ -25,8 +25,8 @@ from rich.table import Table
 
 import ceit
 from ceit.atomic import replace_files
-from ceit.data.threads import usable_cores
 from ceit.inference.device import machine
+from ceit.machine import usable_cores
 
 WIDTH, HEIGHT = 4000, 3000
 FILE_BYTES = 2_500_000  # about, of every photograph

@@ -25,8 +25,8 @@ from rich.table import Table
 import ceit
 from ceit.atomic import replace_files
 from ceit.data.preprocessing import IMAGENET
-from ceit.data.threads import usable_cores
 from ceit.inference.device import machine
+from ceit.machine import usable_cores
 
 ARMS = {
     "eager float32": ["--backend", "eager", "--precision", "float32"],

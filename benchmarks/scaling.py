@@ -22,7 +22,7 @@ from ceit.bench.backends import BACKENDS, PRECISIONS_OF
 from ceit.bench.chart import STYLE
 from ceit.bench.measure import Settings, measure
 from ceit.bench.summary import rounded
-from ceit.data.threads import usable_cores
+from ceit.machine import usable_cores
 from ceit.plots import new_figure
 
 MODELS = ("ceit_tiny_patch16_224", "deit_tiny_patch16_224")

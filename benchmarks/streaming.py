@@ -31,10 +31,10 @@ from benchmarks.loading import make_pictures
 from ceit.atomic import replace_files
 from ceit.data.image import read_image
 from ceit.data.preprocessing import IMAGENET, to_array
-from ceit.data.threads import usable_cores
 from ceit.inference.device import machine
 from ceit.inference.memory import keep_freed_memory
 from ceit.inference.predictor import CPU_BATCH, Predictor
+from ceit.machine import usable_cores
 
 ALONE_IMAGES = 512  # that reading and computing are measured on, if there are as many
 SAMPLE_SECONDS = 0.25

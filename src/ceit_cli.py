@@ -125,7 +125,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
             ceit_list.main(rest)
         case [verb, *rest] if verb in VERBS:
-            importlib.import_module(f"ceit.cli.{verb}").main(rest)
+            command = importlib.import_module(f"ceit.cli.{verb}")
+            importlib.import_module("ceit.inference.cores").keep_to_the_share()
+            command.main(rest)
         case [word, *_]:
             kind = "option" if word.startswith("-") else "verb"
             known = ["--help", "--version", "--debug"] if kind == "option" else list(VERBS)
@@ -211,9 +213,10 @@ def _words_of(error: Exception) -> str:
 
 
 def _explain(sentence: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    print(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], sentence), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        if debug:
+            traceback.print_exc()
+        print(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], sentence), file=sys.stderr, flush=True)
 
 
 def _settle_stdout() -> None:

@@ -181,6 +181,19 @@ sys.exit(ceit_cli.main(sys.argv[1:]))
 """
 
 
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    """As after ``ceit train 2>&1 | head -1``, or in a shell that was left."""
+    arguments = ["train", "--recipe", "demo", "--data", "digits", "--output", str(tmp_path / "run"), *SMALL]
+    command = [sys.executable, "-m", "ceit", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    assert process.stderr.readline()
+    process.stderr.close()
+    process.wait(timeout=900)
+    assert (tmp_path / "run" / "test.json").is_file()
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_a_run_that_waits_for_images_that_never_come(
     tmp_path: Path, number: signal.Signals, code: int

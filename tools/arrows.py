@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 FLOORS: dict[str, tuple[str, ...]] = {
     "": (  # the rooms, the lowest floor first; rooms of one floor do not know each other
-        "version paths messages lock limits shipped",
+        "version paths messages lock limits shipped machine terminal",
         "atomic options yaml_file json_file",
         "model plots",
         "weights data",

@@ -13,8 +13,8 @@ from benchmarks.gpu.turns import Setting, wait_for
 from benchmarks.loading import make_pictures
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.batch import Batch
-from ceit.data.threads import usable_cores
 from ceit.inference.device import default_device
+from ceit.machine import usable_cores
 from ceit.train.config import TrainConfig
 from ceit.train.run import begun
 from ceit.train.step import bring_to_host, train_step

@@ -12,7 +12,7 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -411,7 +411,9 @@ def test_p15_the_filters_of_warnings_can_still_be_copied_and_sent() -> None:
     read_image(encoded("PNG"), 3)
     for copied in (pickle.loads(pickle.dumps(warnings.filters)), copy.deepcopy(warnings.filters)):
         with warnings.catch_warnings(record=True) as told:
-            warnings.filters[:] = [entry for entry in copied if entry[0] == "ignore" and entry[1] is not None]
+            cast(Any, warnings).filters[:] = [
+                entry for entry in copied if entry[0] == "ignore" and entry[1] is not None
+            ]
             warnings.simplefilter("always", append=True)
             warnings.warn("mine", UserWarning, stacklevel=1)
         assert [str(warning.message) for warning in told] == ["mine"]

@@ -25,7 +25,7 @@ from ceit.data.path_array import PathArray
 from ceit.data.preprocessing import to_array
 from ceit.data.reduced import Form, evaluation_cover, training_cover
 from ceit.data.splits import FileSplit
-from ceit.data.survey import form_for, memory_bytes, survey
+from ceit.data.survey import form_for, survey
 
 SMALL = Form(3, (16, 16), (8, 8))
 REDUCED = Form(3, (16, 16))
@@ -310,35 +310,6 @@ def test_m5_a_set_larger_than_memory_is_not_held(monkeypatch: pytest.MonkeyPatch
     assert form_for(1000, (32, 64), 3).size is None
 
 
-def test_the_memory_of_the_machine_is_known() -> None:
-    assert 2**28 < memory_bytes() < 2**45
-
-
-@pytest.mark.parametrize(
-    ("line", "file"),
-    [
-        ("0::/", "memory.max"),
-        ("0::/slurm/job_7/step_0", "slurm/job_7/memory.max"),
-        ("4:memory:/slurm/job_7/step_0", "memory/slurm/job_7/memory.limit_in_bytes"),
-        ("4:memory:/docker/of_the_host", "memory/memory.limit_in_bytes"),
-    ],
-)
-def test_m5_the_memory_of_a_container_or_a_job_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, file: str
-) -> None:
-    own, limit = tmp_path / "cgroup", tmp_path / "groups" / file
-    own.write_text(f"1:name=systemd:/\n{line}\n")
-    limit.parent.mkdir(parents=True)
-    monkeypatch.setattr(survey_module, "_OWN_GROUPS", own)
-    monkeypatch.setattr(survey_module, "_GROUPS", tmp_path / "groups")
-    limit.write_text("1000000\n")
-    assert memory_bytes() == 1_000_000
-    limit.write_text("max\n")
-    assert memory_bytes() > 2**28
-    own.unlink()
-    assert memory_bytes() > 2**28
-
-
 def test_nothing_is_left_running_when_reading_is_stopped() -> None:
     images, before = photos(60), threading.active_count()
     images.failing = dict.fromkeys(range(5, 60), KeyboardInterrupt())
@@ -356,10 +327,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Said:
     """What a terminal of 100 columns would show."""
     shown = io.StringIO()
 
-    def console(**options: object) -> Console:
-        return Console(file=shown, force_terminal=True, width=100, quiet=bool(options.get("quiet")))
+    def console(quiet: bool) -> Console:
+        return Console(file=shown, force_terminal=True, width=100, quiet=quiet)
 
-    monkeypatch.setattr(survey_module, "Console", console)
+    monkeypatch.setattr(survey_module, "stderr_console", console)
     return shown.getvalue
 
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -149,6 +151,32 @@ def test_a_termination_saves_and_is_told_from_an_interruption(tmp_path: Path) ->
         train(SMALL, "digits", tmp_path / "run", show=terminate)
     assert stop.value.terminated
     assert (tmp_path / "run" / "checkpoints" / "step_00000001.safetensors").is_file()
+
+
+def test_a_closed_terminal_saves_though_it_is_told_twice(tmp_path: Path) -> None:
+    def close(state: dict[str, Any]) -> None:
+        if state.get("total_steps"):
+            os.kill(os.getpid(), signal.SIGHUP)  # the shell
+            os.kill(os.getpid(), signal.SIGHUP)  # and the system
+
+    with pytest.raises(Interrupted, match=r"^SIGHUP: saved step_00000001\.safetensors after step 1; go on with: ") as stop:
+        train(SMALL, "digits", tmp_path / "run", show=close)
+    assert stop.value.terminated
+    assert (tmp_path / "run" / "checkpoints" / "step_00000001.safetensors").is_file()
+
+
+def test_images_that_try_a_recipe_out_are_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie in the order of their classes, as in a folder."""
+    monkeypatch.setattr("ceit.train.trainer.EVALUATION_BATCH", 30)
+    folder = tmp_path / "photos"
+    for number in range(400):
+        path = folder / f"class{number // 100}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    result = train(replace(SMALL, epochs=1, limit_batches=1), str(folder), tmp_path / "run")
+    assert result.test.images == 30
+    assert min(found.images for found in result.test.listed()) >= 4
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:

@@ -31,8 +31,8 @@ class Run:
         told.append(("init", options))
     def log(self, values, step):
         told.append(("log", values, step))
-    def finish(self):
-        told.append(("finish",))
+    def finish(self, exit_code=0):
+        told.append(("finish", exit_code))
 told = []
 def init(**options):
     return Run(options)
@@ -47,7 +47,7 @@ def start_run(**options):
     return types.SimpleNamespace(info=info)
 def log_params(values): told.append(("params", values))
 def log_metrics(values, step): told.append(("log", values, step))
-def end_run(): told.append(("finish",))
+def end_run(status="FINISHED"): told.append(("finish", status))
 limits = types.SimpleNamespace(MAX_PARAM_VAL_LENGTH=500, MAX_PARAMS_TAGS_PER_BATCH=100)
 utils = types.SimpleNamespace(validation=limits)
 """
@@ -93,9 +93,10 @@ def test_a_tracker_gets_options_steps_validation_and_test_and_goes_on_after_an_i
         train(config, "digits", output, show=stop_at(3))
     assert not {"wandb", "trackio", "mlflow"} - {name} & sys.modules.keys()
     first = told(name)
-    assert first[-1] == ("finish",)
+    assert first[-1] == ("finish", {"wandb": 1, "trackio": 0, "mlflow": "KILLED"}[name])
     train(config, "digits", output, resume="auto")
     second = told(name)
+    assert second[-1] == ("finish", "FINISHED" if name == "mlflow" else 0)
 
     began, resumed = (next(entry[1] for entry in part if entry[0] == "init") for part in (first, second))
     if name == "mlflow":
@@ -165,8 +166,57 @@ def test_a_tracker_that_cannot_begin_stops_the_run_in_its_own_words_and_the_run_
         logged_out.setattr(fake, "init", refuse)
         with pytest.raises(ValueError, match=r"tracking with wandb cannot begin: 'api_key not configured'"):
             train(config, "digits", tmp_path / "run")
-    train(config, "digits", tmp_path / "run", resume="auto")
-    assert told("wandb")[-1] == ("finish",)
+    assert not (tmp_path / "run").exists()
+    train(config, "digits", tmp_path / "run")
+    assert told("wandb")[-1] == ("finish", 0)
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_an_outage_of_a_tracker_costs_its_curves_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any, **named: Any) -> None:
+        raise ConnectionError("no answer\nafter 5 tries")
+
+    fake, said, run = importlib.import_module(name), list[str](), tmp_path / "run"
+    for method in ("log", "finish", "log_metrics", "end_run"):
+        monkeypatch.setattr(fake.Run if name == "wandb" else fake, method, fail, raising=False)
+    train(replace(CONFIG, epochs=1, tracker=(name, "tensorboard")), "digits", run, say=said.append)
+    about = [line for line in said if line.startswith(name) or "not been ended" in line]
+    assert about == [
+        f"{name} has not taken the figures of step 2 (no answer after 5 tries): it is told more in 10 min; "
+        "metrics.jsonl has everything",
+        f"the run in {name} has not been ended (no answer after 5 tries)",
+    ]
+    assert (run / "test.json").is_file()
+    assert curves(run)["loss"]
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_run_that_failed_has_failed_in_its_trackers(name: str, tmp_path: Path) -> None:
+    def fail(state: dict[str, Any]) -> None:
+        if state.get("total_steps"):
+            raise ValueError("of the test")
+
+    with pytest.raises(ValueError, match="of the test"):
+        train(replace(CONFIG, tracker=(name,)), "digits", tmp_path / "run", show=fail)
+    assert told(name)[-1] == ("finish", "FAILED" if name == "mlflow" else 1)
+
+
+def test_a_tensorboard_that_does_not_work_is_said_and_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> Any:
+        raise TypeError("Descriptors cannot be created directly.\nIf this call came from a _pb2.py file ...")
+
+    said = list[str]()
+    monkeypatch.setattr(ceit.train.trackers, "import_module", broken)
+    train(replace(CONFIG, epochs=1), "digits", tmp_path / "run", say=said.append)
+    (line,) = (line for line in said if "TensorBoard" in line)
+    assert line.startswith("TensorBoard is installed and does not work, so it gets no curves: Descriptors cannot be")
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 @pytest.mark.usefixtures("fakes")
@@ -205,9 +255,9 @@ def test_no_tracker_and_none_that_is_installed_leave_the_files_of_a_run_alone(
 ) -> None:
     train(replace(CONFIG, epochs=1, tracker=()), "digits", tmp_path / "none")
     assert not {"tensorboard", "trackers.json"} & {path.name for path in (tmp_path / "none").iterdir()}
-    assert chosen_trackers(None) == ("tensorboard",)
+    assert chosen_trackers(None, print) == ("tensorboard",)
     monkeypatch.setattr(ceit.train.trackers, "find_spec", lambda name: None)
-    assert chosen_trackers(None) == ()
+    assert chosen_trackers(None, print) == ()
 
 
 def test_a_run_that_named_no_tracker_goes_on_where_none_is_installed(
@@ -235,7 +285,7 @@ def test_a_tracker_that_is_not_installed_says_how_to_install_it(
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(ceit.train.trackers, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'ceit-vision\[tensorboard\]'"):
-        chosen_trackers(("tensorboard",))
+        chosen_trackers(("tensorboard",), print)
 
 
 def test_an_unknown_tracker_names_the_nearest() -> None:

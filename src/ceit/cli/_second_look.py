@@ -14,6 +14,7 @@ from ceit.evaluation.run_images import images_for
 from ceit.inference.exported import is_exported
 from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import preprocessing_of
+from ceit.terminal import stderr_console
 from ceit.weights import load_checkpoint, read_description
 
 _LISTED = 12
@@ -32,7 +33,7 @@ def look(checkpoint: str | Path, data: str) -> SecondLook:
     found, training = images_for(model.config, preprocessing_of(model), training, data, skip_broken=True)
     same_set = found.is_fixed and training.get("data") == found.name
     columns = TextColumn("asking the model"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
+    console = stderr_console()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=sum(map(len, found.parts.values())))
         return second_look(

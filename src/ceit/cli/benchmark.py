@@ -34,8 +34,9 @@ from ceit.bench.processes import Memory
 from ceit.cli._parser import Parser, adding_to, positive, require_output
 from ceit.cli._terminal import figures, print_whole
 from ceit.data.sources.listing import LARGE_SIZE
-from ceit.data.threads import usable_cores
+from ceit.machine import usable_cores
 from ceit.paths import expanded
+from ceit.terminal import stderr_console
 
 _LOADER = "loader"  # a measure that is no model's
 _MOST_SECONDS = 600.0  # of a turn; a process that does not answer for twice as long is given up
@@ -98,7 +99,7 @@ def main(arguments: list[str]) -> None:
         is_complete = result["complete"] and (paths is None or "loader" in result)
         write_text(options.output, json.dumps(result | {"complete": is_complete}, indent=1) + "\n")
 
-    say = partial(Console(stderr=True, highlight=False, markup=False).print, style="dim", soft_wrap=True)
+    say = partial(stderr_console().print, style="dim", highlight=False, markup=False, soft_wrap=True)
     result = measure(arms, settings, say, save)
     if paths is not None:
         say(f"reading {options.data}")

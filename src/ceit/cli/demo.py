@@ -12,7 +12,6 @@ examples:
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from ceit.atomic import replace_files
 from ceit.cli._cells import training
@@ -28,6 +27,7 @@ from ceit.paths import expanded
 from ceit.plots import draw_confusion, draw_curves, draw_prediction_sheet
 from ceit.report.contents import contents_of
 from ceit.report.page import page
+from ceit.terminal import stderr_console
 from ceit.train.recipe import recipe_config
 from ceit.train.run import Result, train
 from ceit.train.run_directory import saved_config
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     begun = str(saved_config(output)["data"]) if (output / "config.yaml").is_file() else None
     data = options.data or (begun if begun in SETS else _DATA)
     command, several = ["ceit", "demo", *arguments], "ceit train runs in several"
-    with training(command, several=several, needs=["matplotlib"]), LiveProgress(Console(stderr=True)) as live:
+    with training(command, several=several, needs=["matplotlib"]), LiveProgress(stderr_console()) as live:
         if options.data is None and data == begun:
             live.say(f"{output} holds a run on {data}, which goes on")
         if begun != _ALWAYS_HERE:  # which the demo may come to by itself

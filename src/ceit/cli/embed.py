@@ -43,6 +43,7 @@ from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import Embedding, Predictor
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT
+from ceit.terminal import stderr_console
 from ceit.weights import read_description
 
 FORMS = (".npz", ".parquet")
@@ -102,7 +103,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _tracked(predictor: Predictor, images: Sequence[str]) -> Any:
-    console = Console(stderr=True)
+    console = stderr_console()
     stream = predictor.embed_stream(images)
     return track(
         stream, "embedding", total=len(images), console=console, transient=True, disable=not console.is_terminal

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -46,6 +45,7 @@ from ceit.inference.predictor import exported_precision, preprocessing_of, refus
 from ceit.inference.views import VIEWS, MeanOverViews
 from ceit.model import CeiT
 from ceit.paths import expanded
+from ceit.terminal import stderr_console
 from ceit.train.example_sets import to_choose_by
 from ceit.weights import load_checkpoint, read_description
 
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
     follows = devices[0].type == "cpu" and backend == "eager"  # runtimes have threads of their own
     collected = Collected()
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = stderr_console()
     with (
         sharing_cores(follows, tell) as cores,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
 from ceit.cli._parser import JSON, RAW, WEIGHTS, Parser, adding_to, positive
@@ -30,6 +29,7 @@ from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import Predictor
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT
+from ceit.terminal import stderr_console
 
 FORMS = (".png", ".svg")
 _NAME_BYTES = 180  # of a sheet's name, to which endings come; file systems allow 255
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     require_explainable(predictor, options.about)
     options.output.mkdir(parents=True, exist_ok=True)
     broken, found = list[str](), list[dict[str, object]]()
-    console = Console(stderr=True)
+    console = stderr_console()
     for name, path in track(
         sheets.items(), "explaining", console=console, transient=True, disable=not console.is_terminal
     ):

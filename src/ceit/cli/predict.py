@@ -57,6 +57,7 @@ from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT, shipped_names
+from ceit.terminal import stderr_console
 from ceit.train.example_sets import to_choose_by
 from ceit.train.interruption import stop_signals
 from ceit.weights import load_checkpoint
@@ -307,7 +308,7 @@ def _counted(
     With a bar on the terminal where the answers go elsewhere; when stopped, it is said how many there are.
     """
     done = total - len(paths)
-    console = Console(stderr=True)
+    console = stderr_console()
     hidden = (sys.stdout.isatty() and output is None) or not console.is_terminal
     tracked = track(answers, "predicting", total=total, completed=done, console=console, transient=True, disable=hidden)
     try:

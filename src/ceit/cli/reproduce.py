@@ -16,8 +16,6 @@ examples:
 import argparse
 from dataclasses import replace
 
-from rich.console import Console
-
 from ceit.cli._cells import print_cells, print_table, training
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress
@@ -30,6 +28,7 @@ from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study, scale_of, scales, study_names
 from ceit.study.report import failures_of, records_of, write_report
 from ceit.study.reproduce import chosen_rates, reproduce
+from ceit.terminal import stderr_console
 
 ALL = "all"
 
@@ -61,7 +60,7 @@ def main(arguments: list[str]) -> None:
         failures: list[str] = []
         for wait in (False, True):  # what other processes are running of one study need not delay the next
             for _, study, scale in asked:
-                with LiveProgress(Console(stderr=True)) as live:
+                with LiveProgress(stderr_console()) as live:
                     reproduce(study, scale, places, live.say, live.show, wait)
                 if wait:
                     failures += (failed := failures_of(places.results, study, scale.name))

@@ -5,14 +5,13 @@ Trials are ranked by validation accuracy. Stopped or killed, the same command go
 usage: ceit sweep FILE.yaml [options]
 """
 
-from rich.console import Console
-
 from ceit.cli._cells import print_cells, print_table, training
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress
 from ceit.study.cells import read_cell
 from ceit.study.sweep import Sweep, run_sweep
 from ceit.study.sweep_report import notes, ranked, table_rows, write_sweep_report
+from ceit.terminal import stderr_console
 
 EXAMPLE = """example, a file my_sweep.yaml:
   recipe: photos_128     # the one that ceit train named for your data
@@ -46,7 +45,7 @@ def main(arguments: list[str]) -> None:
         return
     if not options.report:
         command, several = ["ceit", "sweep", *arguments], "start the same command again to share the runs out"
-        with training(command, several=several, needs=["matplotlib"]), LiveProgress(Console(stderr=True)) as live:
+        with training(command, several=several, needs=["matplotlib"]), LiveProgress(stderr_console()) as live:
             run_sweep(sweep, live.say, live.show)
     print_report(sweep)
 

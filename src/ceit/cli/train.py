@@ -30,13 +30,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli._terminal import print_evaluation
 from ceit.data.sources.choose import glance
-from ceit.data.threads import usable_cores
 from ceit.inference.device import default_device
 from ceit.inference.memory import keep_freed_memory
+from ceit.machine import usable_cores
 from ceit.messages import Say, in_words, unknown
 from ceit.model.variants import config_of
 from ceit.options import dotted_options, fits, is_section, parts_of, require_types, wanted
 from ceit.paths import expanded
+from ceit.terminal import stderr_console
 from ceit.train.choose_recipe import FINE_TUNING, Facts, choose_recipe, network_of
 from ceit.train.config import SECTIONS, TrainConfig, config_from, known_keys
 from ceit.train.images import kept_classes
@@ -99,7 +100,7 @@ def main(arguments: list[str]) -> None:
         print_config(config)
         return
     is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
-    live = LiveProgress(Console(stderr=True, quiet=not is_main))
+    live = LiveProgress(stderr_console(quiet=not is_main))
     start = config.initial_checkpoint
     if start is not None and not asked.print_config and not asked.goes_on:  # what goes on has weights of its own
         require_start(start, None if "initial_checkpoint" in asked.typed else asked.recipe)

@@ -6,16 +6,12 @@ and however many processes of the machine take part. Letters: n images, H height
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path, PurePosixPath
 
 import numpy as np
-import psutil
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -25,15 +21,16 @@ from ceit.data.image import BrokenImageError, UnreadableImageError
 from ceit.data.preprocessing import to_array
 from ceit.data.reduced import IN_MEMORY_SIDE, Form, Size, evaluation_cover, usual_crop
 from ceit.data.store import SIZE_VARIABLE, Copy, Fact, Store, open_store
-from ceit.data.threads import map_in_order, usable_cores
+from ceit.data.threads import map_in_order
+from ceit.machine import memory_bytes, usable_cores
 from ceit.messages import plain
+from ceit.terminal import stderr_console
 
 MEMORY_SHARE = 0.25  # of the machine's memory, that a set may be held in
 LONG_SECONDS = 10  # reading that takes longer is told where there is no terminal to show a bar
 _NAMED_IMAGES = 10  # of the broken ones, as they are met; all are counted in the end
 _LOOKED_UP, _LOOKED_UP_TOGETHER = 1024, 32  # images that the store is asked about at once, alone and among several
 _WRITTEN_BYTES, _WRITTEN_SECONDS = 1 << 25, 1.0  # what is found is kept when it is so much, or so old
-_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass
@@ -98,25 +95,6 @@ def local_share() -> tuple[int, int]:
     """
     rank, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return (rank, processes) if rank < processes else (0, 1)
-
-
-def memory_bytes() -> int:
-    """The machine's memory, or what its container or cluster job may have."""
-    return min([psutil.virtual_memory().total, *_limits_of_groups()])
-
-
-def _limits_of_groups() -> Iterator[int]:
-    """The bytes that each control group of Linux allows in which this process is, and each group above it.
-
-    A line is ``0::/job/step`` of version 2, or ``4:memory:/job/step`` of version 1.
-    """
-    text = _OWN_GROUPS.read_text(encoding="utf-8", errors="surrogateescape") if _OWN_GROUPS.exists() else ""
-    for _, controller, group in (line.split(":", 2) for line in text.splitlines()):
-        own = PurePosixPath(group.lstrip("/"))
-        for above in (own, *own.parents):
-            with suppress(OSError, ValueError):  # it has no limit, or a container does not show it
-                name = "memory.limit_in_bytes" if controller else "memory.max"
-                yield int((_GROUPS / controller / above / name).read_text(encoding="ascii"))
 
 
 @dataclass(frozen=True)
@@ -221,7 +199,7 @@ class _Report(Progress):
     """What is said on stderr while a survey goes on: a progress bar, or a sentence where that is no terminal."""
 
     def __init__(self, description: str, images: int, is_shown: bool) -> None:
-        console = Console(stderr=True, quiet=not is_shown)
+        console = stderr_console(quiet=not is_shown)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _ImagesPerSecond()
         is_bar = console.is_terminal and is_shown
         super().__init__(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not is_bar)

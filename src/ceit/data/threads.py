@@ -1,6 +1,5 @@
 """Many images read at once: in threads, as Pillow decodes outside Python's lock."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +10,11 @@ from queue import SimpleQueue
 from threading import Event
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ceit.data.image import or_reason
+from ceit.machine import usable_cores
+from ceit.terminal import stderr_console
 
 BLOCK_IMAGES = 1024  # read before they are asked for: what is held in memory at once
 
@@ -69,12 +69,7 @@ def map_in_order(
 
 def with_progress_bar(items: Iterable[_Item], description: str, total: int) -> Iterator[_Item]:
     """The items themselves, with a progress bar on stderr where that is a terminal."""
-    console = Console(stderr=True)
+    console = stderr_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield from bar.track(items, total, description=description)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

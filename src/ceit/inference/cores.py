@@ -16,6 +16,8 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from ceit.machine import usable_cores
+
 LOOK_SECONDS = 1.0  # the least time over which the use of the cores is averaged
 TOLERATED = 0.6  # of a core; a program that takes less of it is better shared with than left the whole core
 _BUSY = ("user", "system", "irq", "softirq", "steal")  # as the systems name them; without "nice"
@@ -98,6 +100,15 @@ class FreeCores:
     def restore(self) -> None:
         """As many threads as before."""
         torch.set_num_threads(self._most)
+
+
+def keep_to_the_share() -> None:
+    """At most as many threads as cores, where a container has a share of a machine's. Process-wide: for commands.
+
+    ``OMP_NUM_THREADS`` says otherwise.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
 
 
 @contextmanager

@@ -371,11 +371,9 @@ class Predictor:
         if isinstance(source, np.ndarray | Tensor):
             source = to_pillow(source)
         cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
-        if _is_file(source):
-            source = source.read()
-        if not isinstance(source, bytes | Image.Image):
-            source = _place(source)
-        image = read_image(source, self.in_chans, cover)
+        given: Any = source.read() if _is_file(source) else source
+        place = given if isinstance(given, bytes | Image.Image) else _place(given)
+        image = read_image(place, self.in_chans, cover)
         return to_array(self.preprocessing.fit(image, self.image_hw))
 
     def _found(self, images_bhwc: Tensor, top_k: int) -> list[Prediction]:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 from torch import Tensor
 
+from ceit.data.batches.workers import HangingError
 from ceit.data.record import ImageRecord
 from ceit.inference.device import machine
 from ceit.lock import InUseError, locked
@@ -134,7 +135,7 @@ def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Sh
 
     try:
         return run(show_and_count)
-    except InUseError:
+    except (InUseError, HangingError):
         raise
     except (ValueError, RuntimeError, MemoryError) as error:
         is_new = config_file.is_file() and not was_there

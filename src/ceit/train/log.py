@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from ceit.evaluation.metrics import Evaluation
 from ceit.model import CeiT
@@ -16,7 +15,7 @@ from ceit.train.cost import macs
 from ceit.train.learner import Learner
 from ceit.train.run_directory import RunDirectory
 from ceit.train.step import StepResult
-from ceit.train.trackers import flat
+from ceit.train.trackers import Telling, flat
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -24,14 +23,14 @@ Show = Callable[[dict[str, Any]], None]
 class RunLog:
     """The lines of a run; ``show`` gets them too, and the state after every step."""
 
-    def __init__(self, directory: RunDirectory, accelerator: Accelerator, show: Show) -> None:
-        self.directory, self.accelerator, self.show = directory, accelerator, show
+    def __init__(self, directory: RunDirectory, trackers: Telling, show: Show) -> None:
+        self.directory, self.trackers, self.show = directory, trackers, show
         self.begin_window()
 
     def record(self, line: dict[str, Any]) -> None:
         """Write one line."""
         self.directory.log(line)
-        self.accelerator.log(_scalars(line), step=line["step"])
+        self.trackers.log(_scalars(line), line["step"])
         self.show(line)
 
     def begin_window(self) -> None:

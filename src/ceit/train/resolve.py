@@ -126,7 +126,7 @@ def resolve(
         require_even_shares(config, accelerator.num_processes)
         if tuple(config.tracker or ()) == BY_ITSELF and "tracker" not in typed:
             config = replace(config, tracker=None)  # it may not be installed here
-    config = replace(config, tracker=chosen_trackers(config.tracker))
+    config = replace(config, tracker=chosen_trackers(config.tracker, say))
     folder = None if resumed is None else resumed.path
     images = with_heartbeat(lambda: load_run_images(config, data, say, folder, typed), accelerator)
     if resumed is not None:

@@ -166,19 +166,23 @@ def begun(
             for change in directory.go_on(resumed, trainer.description()):
                 say(f"resumed with another option: {change}")
             trainer.resume(resumed)
-        else:
-            if saved is not None:
-                say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
-            directory.begin(trainer.description(), run.images.record)
-        say(_summary(trainer))
+        elif saved is not None:
+            say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
         if directory.writes:
             step = None if saved is None else trainer.progress.step  # 0 where it starts over: that replaces the curves
             start_trackers(accelerator, run.config.tracker or (), output, trainer.description(), step)
+        if resumed is None:  # now that nothing keeps it from beginning
+            directory.begin(trainer.description(), run.images.record)
+        say(_summary(trainer))
+        failure: BaseException | None = None
         try:
             yield trainer
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             trainer.learner.stop_sharing()
-            accelerator.end_training()
+            trainer.log.trackers.end(failure)
 
 
 def find_learning_rate(

@@ -3,9 +3,11 @@
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from ceit.atomic import write_text
+from ceit.messages import Say, in_words
 
 FILE = "trackers.json"
 PROJECT = "ceit"
@@ -21,13 +24,28 @@ BY_ITSELF = ("tensorboard",)
 """What logs a run that names no tracker, if it is installed."""
 
 
-def chosen_trackers(names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The trackers asked for; for None TensorBoard, if it is installed.
+LEFT_ALONE_SECONDS = 600.0
+"""A tracker that has not taken what it was told is not told anything for so long: it may take minutes to give up."""
+
+
+class TrackerError(Exception):
+    """A tracker's package has failed; the words are its own."""
+
+
+def chosen_trackers(names: tuple[str, ...] | None, say: Say) -> tuple[str, ...]:
+    """The trackers asked for; for None TensorBoard, if it is installed. One that then does not work is done without.
 
     Raises: ValueError for one whose package is not installed, with the command that installs it.
     """
     if names is None:
-        return BY_ITSELF if all(map(_is_installed, BY_ITSELF)) else ()
+        if not all(map(_is_installed, BY_ITSELF)):
+            return ()
+        try:
+            _import_tensorboard()
+        except TrackerError as error:
+            say(f"TensorBoard is installed and does not work, so it gets no curves: {error}")
+            return ()
+        return BY_ITSELF
     for name in names:
         if not _is_installed(name):
             package = "'ceit-vision[tensorboard]'" if name == "tensorboard" else name
@@ -40,6 +58,14 @@ def _is_installed(package: str) -> bool:
     """Whether it can be imported; a mere folder of that name, as wandb leaves behind, has no origin."""
     found = find_spec(package)
     return found is not None and found.origin is not None
+
+
+def _import_tensorboard() -> None:
+    """Raises: TrackerError if that fails, as with packages that do not fit each other."""
+    try:
+        import_module("torch.utils.tensorboard")
+    except Exception as error:
+        raise TrackerError(_words(error)) from error
 
 
 def start_trackers(
@@ -75,13 +101,68 @@ def start_trackers(
     try:
         accelerator.init_trackers(PROJECT)
     except Exception as error:  # of a package's own, such as one that asks to log in
-        raise ValueError(f"tracking with {', '.join(names)} cannot begin: {error}") from error
+        fix = "see to that, or leave it out of --tracker"
+        raise ValueError(f"tracking with {', '.join(names)} cannot begin: {error}; {fix}") from error
     if "mlflow" in trackers:
         if "mlflow" not in known:
             trackers["mlflow"].store_init_configuration(config)
         known["mlflow"] = trackers["mlflow"].tracker.info.run_id
     if known:
         write_text(saved, json.dumps(known) + "\n")
+
+
+class Telling:
+    """Tells the trackers of a run what it has found. One that fails is left alone for a while, and the run goes on."""
+
+    def __init__(self, accelerator: Accelerator, say: Say) -> None:
+        self.accelerator, self.say, self._again = accelerator, say, dict[str, float]()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for tracker in self.accelerator.trackers:
+            if time.monotonic() < self._again.get(tracker.name, 0.0):
+                continue
+            try:
+                _tell(tracker, values, step)
+            except TrackerError as error:
+                self._again[tracker.name] = time.monotonic() + LEFT_ALONE_SECONDS
+                later = f"it is told more in {in_words(LEFT_ALONE_SECONDS)}; metrics.jsonl has everything"
+                self.say(f"{tracker.name} has not taken the figures of step {step} ({error}): {later}")
+
+    def end(self, failure: BaseException | None) -> None:
+        """End their runs, as failed ones where the training has, and the accelerator's own."""
+        for tracker in self.accelerator.trackers:
+            try:
+                _end(tracker, failure)
+            except TrackerError as error:
+                self.say(f"the run in {tracker.name} has not been ended ({error})")
+        self.accelerator.trackers = []
+        self.accelerator.end_training()
+
+
+def _tell(tracker: Any, values: Mapping[str, float], step: int) -> None:
+    if tracker.name in BY_ITSELF:  # in files beside those of the run, which a full disk stops as well
+        tracker.log(values, step=step)
+        return
+    try:
+        tracker.log(values, step=step)
+    except Exception as error:
+        raise TrackerError(_words(error)) from error
+
+
+def _end(tracker: Any, failure: BaseException | None) -> None:
+    try:
+        if failure is not None and tracker.name == "mlflow":
+            import_module("mlflow").end_run("KILLED" if isinstance(failure, KeyboardInterrupt) else "FAILED")
+        elif failure is not None and tracker.name == "wandb":
+            tracker.tracker.finish(exit_code=1)
+        else:
+            tracker.finish()
+    except Exception as error:
+        raise TrackerError(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from ceit.messages import Say, as_typed
 from ceit.model import CeiT
 from ceit.train.checkpoint import DamagedError, Progress, checkpoint_name, checkpoints_in, load_state
 from ceit.train.distributed import from_all, from_main, total_of
-from ceit.train.interruption import Interrupted, stop_signals
+from ceit.train.interruption import STOPS, Interrupted, stop_signals
 from ceit.train.learner import Learner, MakeModel, normalised_as, starting_model
 from ceit.train.log import RunLog, Show
 from ceit.train.profiling import StepProfile
@@ -33,6 +32,7 @@ from ceit.train.resolve import ResolvedRun
 from ceit.train.run_directory import RunDirectory, SavedRun
 from ceit.train.step import StepResult, bring_to_host, train_step
 from ceit.train.time_budget import TimeBudget
+from ceit.train.trackers import Telling
 from ceit.weights import load_checkpoint
 
 EVALUATION_BATCH = 250
@@ -61,7 +61,7 @@ class Trainer:
     ) -> None:
         self.run, self.directory, self.accelerator = run, directory, accelerator
         self.cores, self.say = cores, say
-        self.log = RunLog(directory, accelerator, show)
+        self.log = RunLog(directory, Telling(accelerator, say), show)
         set_seed(run.config.seed)
         model = make_model(run, say)
         self.dataset = normalised_as(model, run.dataset)
@@ -84,7 +84,7 @@ class Trainer:
     def fit(self) -> None:
         """Train from ``progress`` to the last epoch, or to where the accuracy has stopped rising.
 
-        Raises: Interrupted after saving, on SIGINT or SIGTERM; ValueError if too many steps in a row have no finite
+        Raises: Interrupted after saving, on one of STOPS; ValueError if too many steps in a row have no finite
         loss, or no epoch's validation has one.
         """
         with stop_signals() as received:
@@ -260,6 +260,9 @@ class Trainer:
     def loader(self, part: Split, is_training: bool = False) -> Loader:
         """This process's share of a split: shuffled and varied to train, else as prediction sees the images."""
         config, varied = self.run.config, {}
+        if config.limit_batches is not None and not is_training:  # spread over the classes, which lie one after another
+            most = config.limit_batches * EVALUATION_BATCH * self.accelerator.num_processes
+            part = part.subset(torch.linspace(0, len(part) - 1, min(len(part), most)).round().long())
         if is_training and config.overfit_batches is None:
             varied = {"augmentation": config.augmentation, "shuffle": True}
             varied |= {"sampling": config.sampling, "shard_window": config.shard_window}
@@ -381,14 +384,14 @@ class Trainer:
 
     def _stop_if_asked(self, received: list[int]) -> None:
         """Save and stop if any process got a signal."""
-        counts = [float(received.count(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-        interrupted, terminated = total_of(counts, self.accelerator)
-        if interrupted or terminated:
+        interrupted, *others = total_of([float(received.count(number)) for number in STOPS], self.accelerator)
+        if interrupted or any(others):
             self.save()
-            name, step = "SIGTERM" if terminated else "SIGINT", self.progress.step
+            name = next((stop.name for stop, count in zip(STOPS[1:], others, strict=True) if count), STOPS[0].name)
+            step = self.progress.step
             said = f"{name}: saved {checkpoint_name(step)} after step {step}"
             go_on = as_typed(["ceit", "train", "--output", os.fspath(self.directory.path), "--resume", "auto"])
-            raise Interrupted(f"{said}; go on with: {go_on}", terminated > 0)
+            raise Interrupted(f"{said}; go on with: {go_on}", any(others))
 
     def _deployed(self, model: CeiT) -> nn.Module:
         """The model as it will predict; in float64, in which nothing but training computes, as it is."""

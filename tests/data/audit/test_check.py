@@ -135,7 +135,7 @@ def test_jpegs_that_were_cut_and_given_an_end_are_counted(image_folder: ImageFol
     noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
     for name, more in (("upright", {}), ("turned", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0"})):
         path = root / "train" / "cat" / f"{name}.jpg"
-        Image.fromarray(noise).save(path, **more)
+        Image.fromarray(noise).save(path, "JPEG", **more)
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) * 2 // 3] + b"\xff\xd9")
         (root / "train" / "dog" / f"{name}.jpg").write_bytes(whole)

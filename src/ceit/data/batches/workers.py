@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ceit.data.batches.batch import Batches, Request, Varied
+from ceit.machine import usable_cores
 from ceit.messages import in_words, is_lack_of_memory
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
@@ -122,7 +123,7 @@ class Workers:
                 _kill(self._processes, self._started_by)
                 reason = "a disk or a network drive does not answer, or the processes that read were stopped"
                 fix = "see to that, or lower the batch size, then go on (ceit train: --resume auto)"
-                raise ValueError(f"no images have come for {in_words(HANGING_SECONDS)}: {reason}; {fix}") from None
+                raise HangingError(f"no images have come for {in_words(HANGING_SECONDS)}: {reason}; {fix}") from None
             if not str(error).startswith("DataLoader worker"):
                 raise
             fix = "most often memory or /dev/shm was full: lower the workers or the batch size"
@@ -134,6 +135,10 @@ class Workers:
             raise
         finally:
             limit.cancel()
+
+
+class HangingError(ValueError):
+    """No images come, for a reason that lies in the machine."""
 
 
 def _kill(processes: set[BaseProcess], started_by: int) -> None:
@@ -227,11 +232,11 @@ def _shared(batch: Varied) -> Varied | ValueError:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """What starts now does not get Ctrl-C and SIGTERM; what was sent here arrives afterwards."""
+    """What starts now does not get Ctrl-C, SIGTERM and SIGHUP; what was sent here arrives afterwards."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
@@ -241,6 +246,8 @@ def _signals_held() -> Iterator[None]:
 def _begin_work(worker: int) -> None:
     """Ctrl-C and preemption signals are for the main process, which still needs batches to finish its step and save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     queues: Any = Queue
     queues._on_queue_feeder_error = staticmethod(_end_for)  # Python's own goes on, while the batch is waited for
     parent = multiprocessing.parent_process()
@@ -287,7 +294,7 @@ def usual_workers(batch_bytes: int) -> int:
     import resource  # of Unix alone
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) // processes
+    cores = usable_cores() // processes
     if os.path.isdir(_SHARED_MEMORY):
         room = shutil.disk_usage(_SHARED_MEMORY).free // 2 // processes
         cores = min(cores, room // (_AHEAD * batch_bytes))

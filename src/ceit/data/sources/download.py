@@ -14,7 +14,6 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ceit.atomic import move, naming, write_array
@@ -23,6 +22,7 @@ from ceit.data.sources.archives import ARRAY_NAMES, Arrays, open_archives
 from ceit.data.sources.known_sets import SETS, NamedSet, Source
 from ceit.limits import DOWNLOAD, TooMuchError
 from ceit.paths import expanded
+from ceit.terminal import stderr_console
 
 TIMEOUT_SECONDS = 20
 _RESUMPTIONS = 5  # of a connection that was cut, within one call
@@ -154,7 +154,7 @@ def get_files(files: Mapping[str, Path]) -> None:
 
     Bars on stderr, if that is a terminal, show how far it is. Raises: SourceError.
     """
-    console = Console(stderr=True)
+    console = stderr_console()
     speed = TransferSpeedColumn(), TimeRemainingColumn()
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), *speed
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

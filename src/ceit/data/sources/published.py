@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 
-from rich.console import Console
-
 from ceit.atomic import move
 from ceit.data.cache import cache_dir
 from ceit.data.labelled import LabelledSet
@@ -27,6 +25,7 @@ from ceit.data.sources.matlab import read_matlab
 from ceit.data.sources.split_names import SPLITS
 from ceit.data.survey import survey
 from ceit.json_file import as_written
+from ceit.terminal import stderr_console
 
 Contents = tuple[dict[str, Listing], Sequence[str]]  # of each official split; all class names in the order of numbers
 
@@ -156,7 +155,7 @@ def _say_if_partial(name: str, place: Path, parts: dict[str, Listing], class_nam
     counts = zip(found, ("classes", "training", "validation", "test"), official, strict=True)
     if different := [f"{here:,} {what} of {count:,}" for here, what, count in counts if here != count]:
         sentence = f"{name} in {place} is not the whole published set: {', '.join(different)}"
-        Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
+        stderr_console().print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read_imagenet(root: Path) -> Contents:
