@@ -20,6 +20,7 @@ from PIL import Image
 import ceit_cli
 from ceit.cli.sweep import EXAMPLE
 from ceit.cli.train import parse
+from ceit.data.batches.workers import HangingError
 from ceit.data.record import ImageRecord
 from ceit.model import CeiTConfig
 from ceit.model.variants import config_of
@@ -382,6 +383,28 @@ def test_a_run_that_memory_does_not_hold_is_recorded_and_the_others_go_on(
     first, second = ranked(run(write(tmp_path, {"peak_lr": [0.02, 0.01]})))
     assert first.failure is None
     assert second.failure in ("DefaultCPUAllocator: can't allocate", "memory is full")
+
+
+def test_what_is_no_fault_of_a_run_stops_the_sweep_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logged_out(*given: Any) -> None:
+        raise ValueError("tracking with wandb cannot begin: log in")
+
+    def hang(trainer: Trainer) -> None:
+        raise HangingError("no images have come for 10 min")
+
+    file = write(tmp_path, {"peak_lr": [0.01]})
+    with monkeypatch.context() as during:
+        during.setattr("ceit.train.run.start_trackers", logged_out)
+        with pytest.raises(ValueError, match="cannot begin: log in"):
+            run(file)
+    with monkeypatch.context() as during:
+        during.setattr(Trainer, "fit", hang)
+        with pytest.raises(HangingError):
+            run(file)
+    (entry,) = ranked(run(file))
+    assert entry.failure is None
 
 
 def test_trials_are_not_ranked_that_saw_other_images(
