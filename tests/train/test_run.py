@@ -159,7 +159,7 @@ def test_a_closed_terminal_saves_though_it_is_told_twice(tmp_path: Path) -> None
             os.kill(os.getpid(), signal.SIGHUP)  # the shell
             os.kill(os.getpid(), signal.SIGHUP)  # and the system
 
-    with pytest.raises(Interrupted, match=r"^SIGHUP: saved step_00000001\.safetensors after step 1; go on with: ") as stop:
+    with pytest.raises(Interrupted, match=r"^SIGHUP: saved step_00000001\.safetensors after step 1; go on") as stop:
         train(SMALL, "digits", tmp_path / "run", show=close)
     assert stop.value.terminated
     assert (tmp_path / "run" / "checkpoints" / "step_00000001.safetensors").is_file()
