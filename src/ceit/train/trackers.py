@@ -100,12 +100,12 @@ def start_trackers(
     accelerator.log_with = [*trackers.values()]
     try:
         accelerator.init_trackers(PROJECT)
+        if "mlflow" in trackers and "mlflow" not in known:
+            trackers["mlflow"].store_init_configuration(config)
     except Exception as error:  # of a package's own, such as one that asks to log in
         fix = "see to that, or leave it out of --tracker"
         raise ValueError(f"tracking with {', '.join(names)} cannot begin: {error}; {fix}") from error
     if "mlflow" in trackers:
-        if "mlflow" not in known:
-            trackers["mlflow"].store_init_configuration(config)
         known["mlflow"] = trackers["mlflow"].tracker.info.run_id
     if known:
         write_text(saved, json.dumps(known) + "\n")
