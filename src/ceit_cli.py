@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     debug, arguments = _for_the_verb(sys.argv[1:] if arguments is None else arguments)
     _print_anything()
+    if os.environ.get("MPLBACKEND", "").startswith("module://"):  # of a notebook, whose packages are not those here
+        os.environ["MPLBACKEND"] = "agg"
     try:
         with contextlib.ExitStack() as at_end:
             if threading.current_thread() is threading.main_thread():  # Python lets no other handle signals

@@ -81,6 +81,7 @@ def test_a_file_has_every_image_with_its_path_and_probabilities_the_worst_mistak
         (said,) = predictor.predict(row["path"])
         assert row["label"] == Path(row["path"]).parent.name
         assert row["answer"] == said.predictions[0].label
+        assert sum(float(row[f"p({name})"]) for name in CLASSES) == pytest.approx(1, abs=3e-7)
         for score in said.predictions:
             assert float(row[f"p({score.label})"]) == pytest.approx(score.probability, abs=2e-6)
         assert float(row["probability"]) == pytest.approx(said.predictions[0].probability, abs=2e-6)

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,25 @@ def test_every_run_of_several_has_its_name_and_its_look(tmp_path: Path) -> None:
     assert set(names) <= set(words)
     looks = [tuple(curve_style(number).values()) for number in range(25)]
     assert len(set(looks)) == 25
+
+
+def test_many_curves_and_long_names_leave_the_axes_their_room(tmp_path: Path) -> None:
+    curve = [{"epoch": epoch, "validation_top1_percent": 10.0 * epoch} for epoch in (1, 2)]
+    names = [f"{'a folder with a long name/' * 6}{number}" for number in range(30)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        few, many = (draw_validation(dict.fromkeys(names[:n], curve), tmp_path / f"{n}.png") for n in (1, 30))
+    with Image.open(few) as one, Image.open(many) as thirty:
+        assert thirty.height - one.height == 29 * 40
+        assert thirty.width == one.width == 1600
+
+
+def test_settings_of_the_user_do_not_change_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = {"run_1": [{"epoch": epoch, "validation_top1_percent": 10.0 * epoch} for epoch in (1, 2)]}
+    plain = draw_validation(curve, tmp_path / "plain.png").read_bytes()
+    for name, value in {"text.usetex": True, "axes.facecolor": "black", "savefig.bbox": "tight"}.items():
+        monkeypatch.setitem(matplotlib.rcParams, name, value)
+    assert draw_validation(curve, tmp_path / "mine.png").read_bytes() == plain
 
 
 def test_letters_that_the_font_lacks_come_from_one_that_is_installed(

@@ -404,6 +404,25 @@ def test_table_fits_80_columns_and_shows_names_as_they_are(
     assert "cannot be read: image file is truncated" in lines[3]
 
 
+def test_labels_that_begin_alike_stay_apart_in_the_table(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"Cherry_(including_sour)___{rest}" for rest in ("healthy", "Powdery_mildew", "a", "b", "c", "d")]
+    ceit.save_checkpoint(tmp_path / "m.safetensors", network(), class_names=names, preprocessing=PREPROCESSING)
+    monkeypatch.setenv("COLUMNS", "120")
+    words = [
+        "predict",
+        "--checkpoint",
+        str(tmp_path / "m.safetensors"),
+        str(photos / "d.png"),
+        "--precision",
+        "float32",
+    ]
+    assert ceit_cli.main(words) == 0
+    label = answer_of(np.array(Image.open(photos / "d.png")))[0][0]
+    assert names[NAMES.index(label)][:27] in capsys.readouterr().out
+
+
 def test_dash_is_standard_input(
     run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

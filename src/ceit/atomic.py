@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import glob
 import os
 import re
@@ -92,8 +93,11 @@ def _locked(path: Path) -> IO[bytes]:
 
 
 def _is_at(path: Path, file: IO[bytes]) -> bool:
-    with suppress(FileNotFoundError):
+    try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):  # gone, on a network drive
+            raise
     return False
 
 

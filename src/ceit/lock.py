@@ -13,7 +13,8 @@ try:
 except ImportError:  # Windows has other locks
     fcntl = None
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, 524)
+"""The last is the kernel's own ENOTSUPP, which some network file systems let through."""
 _TURN_SECONDS = 0.5  # between two looks at whether another process is done
 
 
@@ -59,6 +60,8 @@ def locked(path: Path, say: Callable[[str], object] = lambda message: None) -> I
         except (BlockingIOError, FileNotFoundError) as error:  # held, or just given up
             raise InUseError(_in_use(path)) from error
         except OSError as error:
+            if error.errno == errno.ESTALE:  # as above, on a network drive
+                raise InUseError(_in_use(path)) from error
             if error.errno not in _NO_LOCKS:
                 raise
             consequence = "nothing keeps other runs out, so start no second one there"

@@ -73,6 +73,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ceit",  # names inside an SVG are otherwise drawn anew every time
 }
 _MATRIX_STYLE: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
+_LEGEND_LETTERS = 90  # of a name below a figure
 _WRITTEN_CELLS = 12  # classes up to which a confusion matrix has its numbers written in
 _NAMED_CLASSES = 50  # and its classes named
 
@@ -82,12 +83,14 @@ def new_figure(
     path: str | Path | Sequence[Path], height: float, style: Mapping[Any, Any] = STYLE, width: float = _WIDTH
 ) -> Iterator["Figure"]:
     """An empty figure of so many inches in the style of the package; what the block draws is saved in every path."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
     from matplotlib.font_manager import fontManager
 
     installed = fontManager.get_font_names()
-    with rc_context({"font.family": [font for font in _FONTS if font in installed], **style}):
+    settings: Any = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
+    settings |= {"font.family": [font for font in _FONTS if font in installed], **style}  # whatever a matplotlibrc says
+    with rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         for each in (path,) if isinstance(path, str | Path) else path:
@@ -129,13 +132,14 @@ def draw_validation(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str
     }
     if not found:
         raise ValueError("no run has finished an epoch with validation: there is nothing to draw")
-    with new_figure(path, 3.6) as figure:
+    with new_figure(path, 3.6 + 0.2 * len(found)) as figure:
         axes = figure.add_subplot()
         curves_drawn = []
         for number, points in enumerate(found.values()):
             curves_drawn += axes.plot(*zip(*points, strict=True), markersize=4, **curve_style(number))
         label_epochs(axes)
-        axes.legend(curves_drawn, list(found), loc="lower right", handlelength=1.6)  # also names that begin with "_"
+        names = [plain(name, _LEGEND_LETTERS) for name in found]  # given, so also those that begin with "_"
+        figure.legend(curves_drawn, names, loc="outside lower left", handlelength=1.6)
     return Path(path)
 
 

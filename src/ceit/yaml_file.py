@@ -1,5 +1,6 @@
 """YAML that people write: in files, and on the command line."""
 
+import codecs
 import re
 from functools import cache
 from importlib.resources import files
@@ -32,21 +33,36 @@ class _AsWritten(_EachKeyOnce, yaml.BaseLoader):
 
 
 class _Loader(_EachKeyOnce, yaml.SafeLoader):
-    """Takes ``1e-3`` for the number that it is in YAML 1.2, not for text."""
+    """Takes numbers as YAML 1.2 does: ``1e-3`` is one, ``010`` is ten, and ``1:30`` is text."""
+
+    def number(self, node: yaml.ScalarNode) -> int | float | str:
+        if ":" in node.value:
+            return node.value
+        if re.fullmatch(r"[-+]?0[0-9_]+", node.value):
+            return int(node.value)
+        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
 
 
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?0[0-9]+$"), list("-+0"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
 def text_of(kind: str, file: str) -> str:
-    """The text of a file. ``kind`` names it in errors. Raises: ValueError if it is not there, or is not in UTF-8."""
+    """The text of a file in UTF-8, or in UTF-16 with its mark, as Windows PowerShell writes it.
+
+    ``kind`` names it in errors. Raises: ValueError if it is not there, or is no such text.
+    """
     path = expanded(file)
     if not path.is_file():
         raise ValueError(f"{kind} file {path} does not exist")
     try:
-        return read_file(path, YAML).decode("utf-8").replace("\r\n", "\n")
+        data = read_file(path, YAML)
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+        return data.decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{kind} file {path} is not text in UTF-8: {error}") from error
 

@@ -43,6 +43,13 @@ def test_exact_copies_have_a_cosine_of_one() -> None:
     assert nearest(features, features, 2)[0].max() <= 1
 
 
+def test_more_pairs_than_anybody_reads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MOST_PAIRS", 45)
+    assert len(alike(torch.ones(10, 3), 0.9)) == 45
+    with pytest.raises(ValueError, match=r"more than 45 pairs have a cosine of 0\.9 or more: ask for a higher one"):
+        alike(torch.ones(11, 3), 0.9)
+
+
 def test_the_vote_of_neighbours_is_that_of_scikit_learn() -> None:
     (train, labels), (test, _) = drawn(400, 1), drawn(300, 2)
 

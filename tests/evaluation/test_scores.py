@@ -121,6 +121,21 @@ def test_calibration_error_of_a_case_worked_out_by_hand() -> None:
     assert (found.temperature, result.uncalibrated) == (None, None)
 
 
+@pytest.mark.parametrize(("images", "points"), [(100, 9.0), (1000, 2.9), (10_000, 0.9)])
+def test_the_calibration_error_that_chance_makes_is_that_of_perfect_models(images: int, points: float) -> None:
+    """Of answers that are right as often as they say, drawn many times; the points are those of such a drawing."""
+    random = np.random.default_rng(0)
+    errors, by_chance = [], []
+    for _ in range(40):
+        confidence = torch.from_numpy(random.beta(2.0, 0.8, images) / 2 + 0.5)
+        labels = torch.from_numpy((random.random(images) > confidence.numpy()).astype(np.int64))
+        found = measured(torch.stack([confidence, 1 - confidence], 1).log().float(), labels)[0].calibration
+        errors.append(100 * found.ece)
+        by_chance.append(100 * found.ece_by_chance)
+    assert np.mean(by_chance) == pytest.approx(np.mean(errors), rel=0.15)
+    assert np.mean(by_chance) == pytest.approx(points, rel=0.4)
+
+
 def test_bins_hold_their_upper_edge_and_the_ends() -> None:
     assert bin_of(np.array([0.0, 1e-9, 0.2, 0.2001, 1.0]), bins=5).tolist() == [0, 0, 0, 1, 4]
 

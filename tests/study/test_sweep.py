@@ -385,6 +385,14 @@ def test_a_run_that_memory_does_not_hold_is_recorded_and_the_others_go_on(
     assert second.failure in ("DefaultCPUAllocator: can't allocate", "memory is full")
 
 
+def test_classes_of_a_sweep_are_names_as_they_are_written(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    options = "{classes: [[007, no]], peak_lr: [1e-3, 010]}"
+    file.write_text(f"data: digits\noutput: out\nsearch: grid\noptions: {options}\n")
+    configs = [cell.config() for cell in Sweep.read(str(file)).cells]
+    assert [(config.classes, config.peak_lr) for config in configs] == [(("007", "no"), 1e-3), (("007", "no"), 10.0)]
+
+
 def test_what_is_no_fault_of_a_run_stops_the_sweep_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

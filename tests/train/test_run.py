@@ -22,6 +22,7 @@ from torch import nn
 from ceit.data.batches.augment import Augmentation
 from ceit.data.batches.loader import Loader
 from ceit.evaluation.metrics import DivergedError, Evaluation, evaluate
+from ceit.lock import InUseError
 from ceit.messages import Say
 from ceit.model.complexity import complexity
 from ceit.train.config import Mixing
@@ -448,7 +449,7 @@ def failing_lock(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(fcntl, "flock", fail)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, 524])
 def test_a_file_system_without_locks_is_said_and_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -458,6 +459,29 @@ def test_a_file_system_without_locks_is_said_and_trained_on(
     sentence = f"run has no locks ({os.strerror(number)}): nothing keeps other runs out, so start no second one there"
     assert any(line.endswith(sentence) for line in said)
     assert (tmp_path / "run" / "test.json").is_file()
+
+
+def test_a_lock_that_was_just_given_up_on_a_network_drive_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_lock(monkeypatch, errno.ESTALE)
+    with pytest.raises(InUseError, match="is in use by another"):
+        train(SMALL, "digits", tmp_path / "run")
+
+
+def test_processes_that_see_other_data_do_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ceit.train.resolve.from_all", lambda value: [value, f"not {value}"])
+    told = r"process 1 has other data than process 0: not (\d+ training, .*), not \1: give all machines the same files"
+    with pytest.raises(ValueError, match=told):
+        train(SMALL, "digits", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_a_launcher_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ValueError, match="WORLD_SIZE is 4 and LOCAL_RANK is not set: start with torchrun"):
+        train(SMALL, "digits", tmp_path / "run")
 
 
 def test_a_lock_that_fails_for_another_reason_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def training(command: Sequence[str], *, several: str, needs: Sequence[str]) -> I
     ``needs``: modules for the report, which would else be missed when all is trained.
     Raises: ValueError in one process of several, with what to do instead; Interrupted when stopped.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ValueError(f"{' '.join(command[:2])} runs in one process: {several}")
     for module in needs:
         importlib.import_module(module)

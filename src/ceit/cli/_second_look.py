@@ -75,7 +75,7 @@ def print_look(found: SecondLook, checkpoint: str | Path) -> None:
         ]
         _print_list(console, f"images unlike all classes: {len(found.strangers):,}", strange)
     table = figures(["class, the hardest first"], ["images", "answered as labelled", "look wrong"])
-    table.columns[0].max_width = 32
+    table.columns[0].max_width, table.columns[0].no_wrap, table.columns[0].overflow = 32, False, "fold"
     for one in found.classes[:_LISTED_CLASSES]:
         table.add_row(Text(printable(one.label)), f"{one.images:,}", f"{100 * one.answered:.1f}%", f"{one.suspects:,}")
     console.print()

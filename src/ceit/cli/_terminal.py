@@ -12,6 +12,7 @@ from ceit.evaluation.metrics import Evaluation
 from ceit.evaluation.scores import most_confused
 from ceit.messages import plain
 
+_MUCH = 0.5  # of the calibration error: when so much of it is chance, that is said
 _FEW_IMAGES = 100  # below, one image is more than a point of the accuracy, which is said
 
 
@@ -83,6 +84,8 @@ def print_evaluation(
     calibration = result.calibration
     rows.append(("loss", f"{result.loss:.4f}  Brier {calibration.brier:.4f}"))
     off = f"off by {100 * calibration.ece:.1f} points (ECE)"
+    if calibration.ece_by_chance > _MUCH * calibration.ece:
+        off += f", of which so few images make {100 * calibration.ece_by_chance:.1f} by chance"
     if result.uncalibrated is not None:
         off += f"; {100 * result.uncalibrated.ece:.1f} without the temperature of {calibration.temperature:.2f}"
     rows.append(("confidence", off))
@@ -90,7 +93,7 @@ def print_evaluation(
 
     listed, classes = result.listed(), len(result.per_class)
     table = figures(["class"], ["images", "precision", "recall", "F1"])
-    table.columns[0].max_width = 32
+    table.columns[0].max_width, table.columns[0].no_wrap, table.columns[0].overflow = 32, False, "fold"
     table.add_column("", no_wrap=True)
     for entry in listed:
         scores = ["-" if score is None else f"{score:.3f}" for score in (entry.precision, entry.recall, entry.f1)]

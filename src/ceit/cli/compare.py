@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> None:
         if options.plot:
             from ceit.plots import draw_validation
 
-            draw_validation({run["run"]: run["curve"] for run in runs}, options.plot)
+            curves = [run["curve"] for run in runs]
+            draw_validation(dict(zip(_names(runs), curves, strict=True)), options.plot)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -107,12 +108,16 @@ def differing_options(runs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
 
 
+def _names(runs: list[dict[str, Any]]) -> list[str]:
+    """The last parts of their paths, or the whole paths where those do not tell the runs apart."""
+    names = [Path(run["run"]).resolve().name for run in runs]
+    return names if len(set(names)) == len({run["run"] for run in runs}) else [run["run"] for run in runs]
+
+
 def print_tables(runs: list[dict[str, Any]], console: Console) -> None:
     """A row for every run, then a row for every option that differs; a narrow terminal cuts no number."""
     show = console.print if console.width >= _WIDTH else partial(print_whole, console)
-    names = [Path(run["run"]).resolve().name for run in runs]
-    if len(set(names)) < len({run["run"] for run in runs}):  # they do not tell the runs apart
-        names = [run["run"] for run in runs]
+    names = _names(runs)
     table = figures(["run"], ["size", "epochs", "validation", "test top-1", "test loss", "minutes"])
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for name, run in zip(names, runs, strict=True):

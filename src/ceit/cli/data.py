@@ -250,7 +250,7 @@ def _classes(report: Report) -> Table:
     """Images of every class; of very many classes the largest and the smallest."""
     first, names = report.splits[0], list(report.counts)
     splits = [Column(split, justify="right", no_wrap=True) for split in report.splits]
-    columns = Column("class", no_wrap=True, max_width=32), *splits, Column("", no_wrap=True)
+    columns = Column("class", overflow="fold", max_width=32), *splits, Column("", no_wrap=True)
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     most = max((by_split[first] for by_split in report.counts.values()), default=0)
     if left_out := len(names) - _LISTED_CLASSES if len(names) > _LISTED_CLASSES else 0:

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     """Compute the features, and write or compare them.
 
     Raises: ValueError if none of the paths holds an image, for an exported file or a file that is there already; and
-    before anything is written, if some cannot be read and that was not accepted beforehand.
+    after all else, if some cannot be read and that was not accepted beforehand.
     """
     options = _parsed(arguments)
     keep_freed_memory()
@@ -79,12 +79,10 @@ def main(arguments: list[str]) -> None:
         raise ValueError(
             f"none of the {len(paths)} images can be read: {printable(str(broken[0].path))}: {broken[0].error}"
         )
+    sentence = ""
     if broken:
         some = ", ".join([*(printable(str(one.path)) for one in broken[:3]), *(["..."] if len(broken) > 3 else [])])
-        sentence = f"{len(broken)} of {len(paths)} images cannot be read: {some}"
-        if not options.skip_broken:
-            raise ValueError(f"{sentence}; nothing was written, --skip-broken goes on without them")
-        tell(sentence)
+        tell(sentence := f"{len(broken)} of {len(paths)} images cannot be read: {some}")
     names, features_nd = [path for path, _ in read], _stacked([one for _, one in read])
     if options.output is not None:
         _write(options.output, names, features_nd)
@@ -100,6 +98,8 @@ def main(arguments: list[str]) -> None:
         ]
         _print_rows(pairs, options.json)
         tell(f"{len(pairs):,} pairs of {len(names):,} images have a cosine of {options.duplicates:g} or more")
+    if broken and not options.skip_broken:
+        raise ValueError(f"{sentence}; all else was done, and --skip-broken makes this no error")
 
 
 def _tracked(predictor: Predictor, images: Sequence[str]) -> Any:

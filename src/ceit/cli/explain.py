@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> None:
         if options.json:
             found.append({"path": path, "sheet": str(files[name][0]), **said.as_dict()})
         else:
-            print(f"{printable(str(files[name][0]))}: {said.answers[0].label} {100 * said.answers[0].probability:.1f}%")
+            best = f"{said.answers[0].label} {100 * said.answers[0].probability:.1f}%"
+            print(f"{printable(str(files[name][0]))}: {printable(path)} is {best}")
     if options.json:
         print(json.dumps(found))
     if broken:
@@ -90,7 +91,7 @@ def _names(paths: Sequence[str]) -> Iterator[str]:
 
 def _title(path: str, said: Explanation) -> str:
     best = said.answers[0]
-    return f"{printable(Path(path).name)}: {best.label}, {100 * best.probability:.1f}%"
+    return f"{printable('/'.join(Path(path).parts[-2:]))}: {best.label}, {100 * best.probability:.1f}%"
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:

@@ -348,7 +348,7 @@ def _print_table(
     console = Console(highlight=False)
     shown = map(prediction_file.printable, [*paths, _IMAGE])
     path_cells = min(max(map(cell_len, shown)), max(16, console.width * 2 // 5))
-    label_cells = min(max(map(cell_len, [*class_names, _LABEL, _UNKNOWN])), 20)
+    label_cells = _cells_for([*class_names, _LABEL, _UNKNOWN], most=max(20, console.width // 3))
     others_cells = console.width - path_cells - label_cells - _BAR_CELLS - 7 - 3 * len(_GAP)
     others_heading = "runners-up" if top_k > 1 and others_cells >= len("runners-up") else ""
 
@@ -386,6 +386,15 @@ def _runners_up(scores: Sequence[Score], cells: int) -> str:
     while words and cell_len(", ".join(words)) > cells:
         words.pop()
     return ", ".join(words)
+
+
+def _cells_for(labels: Sequence[str], most: int) -> int:
+    """20 cells, or fewer for short labels; or as many more, up to ``most``, as keep shortened ones apart."""
+    longest, different = max(map(cell_len, labels)), len({*labels})
+    cells = min(longest, 20)
+    while cells < min(longest, most) and len({_fit(label, cells) for label in labels}) < different:
+        cells += 1
+    return cells
 
 
 def _fit(text: str, cells: int) -> str:

@@ -99,7 +99,8 @@ def main(arguments: list[str]) -> None:
     if asked.print_config and not asked.data:
         print_config(config)
         return
-    is_main = int(os.environ.get("RANK", "0")) == 0  # a launcher starts this command once for every process
+    is_alone = int(os.environ.get("WORLD_SIZE") or 1) == 1
+    is_main = is_alone or int(os.environ.get("RANK") or 0) == 0  # a launcher starts this command once for every process
     live = LiveProgress(stderr_console(quiet=not is_main))
     start = config.initial_checkpoint
     if start is not None and not asked.print_config and not asked.goes_on:  # what goes on has weights of its own
@@ -265,6 +266,8 @@ def _value(hint: Any, text: str) -> Any:
     for written in (text, f"[{text}]"):  # a list may stand without its brackets
         with suppress(ValueError):
             value = parse_yaml("", written, as_written=names)
+            if hint is Any and written == text and isinstance(value, str) and "," in value:
+                continue  # not a text: 0.9,0.99
             if text and fits(value, hint):
                 is_whole = type(value) is int and hint is not Any and fits(0.5, hint)  # 5 for a number is 5.0
                 return float(value) if is_whole else value

@@ -78,7 +78,7 @@ def write_predictions(file: Path, answers: Answers, class_names: Sequence[str], 
             answer = int(row.argmax())
             told = [name_of(image), class_names[int(answers.labels_n[image])], class_names[answer]]
             numbers = [row[answer], answers.losses_n[image], *(row if shown else ())]
-            yield _line([*told, *(f"{number:.6f}" for number in numbers)])
+            yield _line([*told, *(f"{number:.9g}" for number in numbers)])
 
     replace_files({file: lines()})
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEIGHBOURS, SHARPNESS = 20, 0.07  # as is usual for k nearest neighbours of features
+MOST_PAIRS = 1_000_000
 _BLOCK = 1024
 _ROUNDS = 200
 _ROUNDING = 1e-6  # of a cosine in float32: that of an image and its copy may lie below 1
@@ -34,13 +35,19 @@ def nearest(features_nd: Tensor, others_md: Tensor, count: int) -> tuple[Tensor,
 
 
 def alike(features_nd: Tensor, least_cosine: float) -> list[Pair]:
-    """All pairs of images with at least this cosine, the closest first."""
+    """All pairs of images with at least this cosine, the closest first.
+
+    Raises: ValueError for more than ``MOST_PAIRS``, which nobody reads, and memory may not hold.
+    """
     units_nd = F.normalize(features_nd, dim=1)
     pairs: list[Pair] = []
     for start in range(0, len(units_nd), _BLOCK):
         cosines_bm = (units_nd[start : start + _BLOCK] @ units_nd[start:].T).clamp(-1, 1)
         are_alike = cosines_bm >= least_cosine - _ROUNDING
         rows, columns = torch.nonzero(torch.triu(are_alike, diagonal=1), as_tuple=True)
+        if len(pairs) + len(rows) > MOST_PAIRS:
+            fix = "ask for a higher one, or take fewer images that are nearly the same"
+            raise ValueError(f"more than {MOST_PAIRS:,} pairs have a cosine of {least_cosine:g} or more: {fix}")
         found = cosines_bm[rows, columns].tolist()
         pairs += map(Pair, (rows + start).tolist(), (columns + start).tolist(), found)
     return sorted(pairs, key=lambda pair: -pair.cosine)

@@ -110,6 +110,16 @@ class Calibration:
     loss: float
     reliability: tuple[ConfidenceBin, ...]
 
+    @property
+    def ece_by_chance(self) -> float:
+        """About what the ECE of so many answers would be if each were right as often as it says:
+
+        sum over bins of  sqrt(2 / pi * n_bin * confidence * (1 - confidence)) / n
+        """
+        variances = [one.images * one.confidence * (1 - one.confidence) for one in self.reliability]
+        images = sum(one.images for one in self.reliability)
+        return sum(math.sqrt(2 / math.pi * max(0.0, variance)) for variance in variances) / max(1, images)
+
     @classmethod
     def of_counts(
         cls,

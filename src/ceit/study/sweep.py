@@ -32,7 +32,7 @@ from ceit.train.optimizer import make_optimizer
 from ceit.train.recipe import nested, seconds_of
 from ceit.train.teacher import require_teacher
 from ceit.weights.stored import A_CHECKPOINT, is_here
-from ceit.yaml_file import read_yaml
+from ceit.yaml_file import parse_yaml, read_yaml, text_of
 
 FOLDER = "trials"
 MOST_TRIALS = 10_000
@@ -129,6 +129,10 @@ class Sweep:
         values, where = read_yaml("sweep", file), f"sweep {file}"
         if isinstance(values, dict):
             values |= {key: value for key, value in instead.items() if value is not None}
+            options = values.get("options")
+            if isinstance(options, dict) and isinstance(options.get("classes"), list):
+                written = parse_yaml(where, text_of("sweep", file), as_written=True)["options"]["classes"]
+                options["classes"] = [None if one in ("null", "~") else one for one in written]  # 007 and no are names
         as_fields(where, values, cls)
         for key, fix in (("data", "set it, or --data"), ("output", "set it, or --output"), ("options", "set some")):
             if not values.get(key):

@@ -33,6 +33,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     for another computation than the options do.
     """
     _refuse_another_computation(config)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "LOCAL_RANK" not in os.environ:
+        fix = "start with torchrun or accelerate launch, or unset WORLD_SIZE for one process"
+        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and LOCAL_RANK is not set: {fix}")
     learns_all_along = config.freeze_epochs == 0
     # the first step of a static graph shows which parameters are unused; torch's breaks where steps come in pieces
     is_static = learns_all_along and config.device_batch_size is None

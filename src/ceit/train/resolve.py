@@ -27,7 +27,7 @@ from ceit.model import config_of
 from ceit.paths import expanded
 from ceit.train.batch_size import batch_for_set
 from ceit.train.config import USUAL_BATCH, Mixing, SmallImages, TrainConfig
-from ceit.train.distributed import from_main, require_even_shares, with_heartbeat
+from ceit.train.distributed import from_all, from_main, require_even_shares, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
 from ceit.train.trackers import BY_ITSELF, chosen_trackers
@@ -132,6 +132,7 @@ def resolve(
     if resumed is not None:
         images = _normalised_as_before(images, resumed)
     dataset = images.dataset
+    _require_one_set(dataset)
     config = _suited(config, dataset, accelerator, say)
     dtype = None if config.precision == "float64" else autocast_dtype(config.precision, accelerator.device)
     dtype = from_main(dtype)
@@ -239,6 +240,17 @@ def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator
         sizes = f"global_batch_size is {batch_size}, not {asked_size}"
         say(f"{count} training images: {sizes}; an epoch has {count // batch_size} steps, {config.rate_in_words}")
     return config
+
+
+def _require_one_set(dataset: ImageDataset) -> None:
+    """Raises: ValueError, in every process, if one has other images or labels than the first: shares would overlap."""
+    parts = [part for part in (dataset.train, dataset.validation, dataset.test) if part is not None]
+    labels = hashlib.sha256(b"".join(part.labels.numpy().tobytes() for part in parts)).hexdigest()[:8]
+    seen = from_all(f"{_found(dataset)}, labels {labels}")
+    for number, one in enumerate(seen):
+        if one != seen[0]:
+            what = f"process {number} has other data than process 0: {one}, not {seen[0]}"
+            raise ValueError(f"{what}: give all machines the same files")
 
 
 def _found(dataset: ImageDataset) -> str:

@@ -57,7 +57,6 @@ class Workers:
             sampler=self._requests,
             num_workers=count,
             prefetch_factor=_AHEAD,
-            timeout=HANGING_SECONDS,
             persistent_workers=True,
             pin_memory=pin_memory,
             generator=torch.Generator(),
@@ -104,13 +103,14 @@ class Workers:
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         """Tells of a process that died meanwhile, or hangs; and ends all at once if this one is to end."""
-        # DataLoader's own time limit is for a message to come. It says where the batch lies in shared memory, which its
-        # sender is then asked for, and a process that was stopped in between never answers.
-        limit = threading.Timer(HANGING_SECONDS + _END_SECONDS, _end_all, (self._processes, self._hang))
-        limit.daemon = True
+        # DataLoader's own time limit counts the time for which this process is stopped (Ctrl-Z), and is for a message.
+        # This says where the batch lies in shared memory, which its sender is then asked for. If that was stopped by
+        # then, it never answers.
+        done = threading.Event()
         try:
             if self._processes:  # else they are started in here, which is better done without other threads
-                limit.start()
+                watched = done, self._processes, self._hang
+                threading.Thread(target=_end_if_hanging, args=watched, daemon=True).start()
             yield
         except (RuntimeError, OSError, EOFError) as error:
             if str(error) == "can't start new thread":
@@ -119,7 +119,7 @@ class Workers:
                 raise ValueError(f"no memory is left to wait for images ({error}): {fix}") from None
             if "Too many open files" in str(error):
                 raise ValueError("too many open files: lower the workers, or raise the limit (ulimit -n)") from None
-            if self._hang.is_set() or str(error).startswith("DataLoader timed out"):
+            if self._hang.is_set():
                 _kill(self._processes, self._started_by)
                 reason = "a disk or a network drive does not answer, or the processes that read were stopped"
                 fix = "see to that, or lower the batch size, then go on (ceit train: --resume auto)"
@@ -134,11 +134,19 @@ class Workers:
                     process.terminate()
             raise
         finally:
-            limit.cancel()
+            done.set()
 
 
 class HangingError(ValueError):
     """No images come, for a reason that lies in the machine."""
+
+
+def _end_if_hanging(done: threading.Event, processes: set[BaseProcess], hang: threading.Event) -> None:
+    """Ends all processes after so many seconds in which this one was not stopped."""
+    for _ in range(HANGING_SECONDS):
+        if done.wait(1):
+            return
+    _end_all(processes, hang)
 
 
 def _kill(processes: set[BaseProcess], started_by: int) -> None:
