@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unicodedata import east_asian_width
 
 import numpy as np
@@ -88,9 +88,9 @@ def new_figure(
     from matplotlib.font_manager import fontManager
 
     installed = fontManager.get_font_names()
-    settings: Any = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
+    settings = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
     settings |= {"font.family": [font for font in _FONTS if font in installed], **style}  # whatever a matplotlibrc says
-    with rc_context(settings):
+    with rc_context(cast(Any, settings)):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         for each in (path,) if isinstance(path, str | Path) else path:
