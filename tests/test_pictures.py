@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -116,7 +116,7 @@ def test_settings_of_the_user_do_not_change_a_picture(tmp_path: Path, monkeypatc
     curve = {"run_1": [{"epoch": epoch, "validation_top1_percent": 10.0 * epoch} for epoch in (1, 2)]}
     plain = draw_validation(curve, tmp_path / "plain.png").read_bytes()
     for name, value in {"text.usetex": True, "axes.facecolor": "black", "savefig.bbox": "tight"}.items():
-        monkeypatch.setitem(matplotlib.rcParams, name, value)
+        monkeypatch.setitem(cast(Any, matplotlib.rcParams), name, value)
     assert draw_validation(curve, tmp_path / "mine.png").read_bytes() == plain
 
 
