@@ -262,7 +262,8 @@ class Trainer:
         config, varied = self.run.config, {}
         if config.limit_batches is not None and not is_training:  # spread over the classes, which lie one after another
             most = config.limit_batches * EVALUATION_BATCH * self.accelerator.num_processes
-            part = part.subset(torch.linspace(0, len(part) - 1, min(len(part), most)).round().long())
+            rows = torch.linspace(0, len(part) - 1, min(len(part), most), dtype=torch.float64)
+            part = part.subset(rows.round().long())
         if is_training and config.overfit_batches is None:
             varied = {"augmentation": config.augmentation, "shuffle": True}
             varied |= {"sampling": config.sampling, "shard_window": config.shard_window}
