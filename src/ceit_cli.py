@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
+from typing import TextIO
 
 __version__ = "0.1.0"
 
@@ -83,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed (one sentence on stderr says why), 2 for wrong usage, 130 when interrupted, 143 when terminated. There is a
     traceback only with ``--debug``.
     """
+    try:
+        return _run(arguments)
+    finally:
+        _settle(sys.stderr)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     debug, arguments = _for_the_verb(sys.argv[1:] if arguments is None else arguments)
     _print_anything()
     if os.environ.get("MPLBACKEND", "").startswith("module://"):  # of a notebook, whose packages are not those here
@@ -94,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             at_end.callback(sys.stdout.flush)  # here and not at exit, where a failure could no longer be answered
             return _dispatch(arguments)
     except BrokenPipeError:
-        _settle_stdout()  # the reader has gone, as in `ceit info MODEL | head -1`: nobody is left to tell
+        _settle(sys.stdout)  # the reader has gone, as in `ceit info MODEL | head -1`: nobody is left to tell
         return FAILED
     except KeyboardInterrupt as stop:
         _explain(str(stop) or "interrupted", debug)
@@ -109,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ending.code or DONE
     except Exception as error:
         _explain(f"error: {_sentence(error)}", debug)
-        _settle_stdout()
+        _settle(sys.stdout)
         return FAILED
 
 
@@ -221,12 +229,12 @@ def _explain(sentence: str, debug: bool) -> None:
         print(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], sentence), file=sys.stderr, flush=True)
 
 
-def _settle_stdout() -> None:
-    """If stdout cannot be written to, let it go nowhere: the interpreter would complain about it once more at exit."""
+def _settle(stream: TextIO) -> None:
+    """If it cannot be written to, let it go nowhere: the interpreter would complain about it once more at exit."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from ceit.study.sweep import Sweep, run_sweep
 from ceit.study.sweep_report import draw_sweep, ranked, table_rows, write_sweep_report
 from ceit.train.recipe import recipe_config
 from ceit.train.run_directory import lines_of
+from ceit.train.trackers import CannotBeginError
 from ceit.train.trainer import Trainer
 
 TINY = {
@@ -397,7 +398,7 @@ def test_what_is_no_fault_of_a_run_stops_the_sweep_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def logged_out(*given: Any) -> None:
-        raise ValueError("tracking with wandb cannot begin: log in")
+        raise CannotBeginError("tracking with wandb cannot begin: log in")
 
     def hang(trainer: Trainer) -> None:
         raise HangingError("no images have come for 10 min")

@@ -154,12 +154,14 @@ def test_a_termination_saves_and_is_told_from_an_interruption(tmp_path: Path) ->
     assert (tmp_path / "run" / "checkpoints" / "step_00000001.safetensors").is_file()
 
 
-def test_a_closed_terminal_saves_though_it_is_told_twice(tmp_path: Path) -> None:
+def test_a_closed_terminal_saves_though_it_is_told_twice(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     def close(state: dict[str, Any]) -> None:
         if state.get("total_steps"):
             os.kill(os.getpid(), signal.SIGHUP)  # the shell
             os.kill(os.getpid(), signal.SIGHUP)  # and the system
 
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
     with pytest.raises(Interrupted, match=r"^SIGHUP: saved step_00000001\.safetensors after step 1; go on") as stop:
         train(SMALL, "digits", tmp_path / "run", show=close)
     assert stop.value.terminated

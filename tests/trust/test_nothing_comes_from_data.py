@@ -56,6 +56,7 @@ KNOWN = {
     "inference/quantize.py: np.load": "arrays that this program has just written, without pickles",
     "inference/quantize.py: subprocess.run": "this Python, with a module of the package",
     "train/run_directory.py: yaml.safe_load": "builds plain values alone",
+    "train/trackers.py: import_module": "the texts torch.utils.tensorboard and mlflow",
     "weights/reading.py: torch.load": "weights_only",
     "web/page.py: import_module": "the text gradio",
     "yaml_file.py: yaml.load": "a loader that builds plain values alone",

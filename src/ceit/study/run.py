@@ -28,6 +28,7 @@ from ceit.train.recipe import seconds_of
 from ceit.train.resolve import resolve
 from ceit.train.run import Result, train
 from ceit.train.run_directory import RunDirectory, lines_of, planned_epochs, saved_config
+from ceit.train.trackers import CannotBeginError
 from ceit.train.trainer import Trainer
 
 _LOOK_AGAIN_SECONDS = 2.0
@@ -135,7 +136,7 @@ def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Sh
 
     try:
         return run(show_and_count)
-    except (InUseError, HangingError):
+    except (InUseError, HangingError, CannotBeginError):
         raise
     except (ValueError, RuntimeError, MemoryError) as error:
         is_new = config_file.is_file() and not was_there

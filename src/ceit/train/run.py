@@ -168,16 +168,16 @@ def begun(
             trainer.resume(resumed)
         elif saved is not None:
             say(f"{output} holds no checkpoint yet: the run starts over, and takes {run.steps} steps")
+        if resumed is None:
+            directory.begin(trainer.description(), run.images.record)
+        say(_summary(trainer))
         failure: BaseException | None = None
         try:
             if directory.writes:
                 step = (
                     None if saved is None else trainer.progress.step
-                )  # 0 where it starts over: that replaces the curves
+                )  # 0 where it starts over: it replaces the curves
                 start_trackers(accelerator, run.config.tracker or (), output, trainer.description(), step)
-            if resumed is None:  # now that nothing keeps it from beginning
-                directory.begin(trainer.description(), run.images.record)
-            say(_summary(trainer))
             yield trainer
         except BaseException as error:
             failure = error

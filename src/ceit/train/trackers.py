@@ -28,6 +28,10 @@ LEFT_ALONE_SECONDS = 600.0
 """A tracker that has not taken what it was told is not told anything for so long: it may take minutes to give up."""
 
 
+class CannotBeginError(ValueError):
+    """A tracker that a run asks for does not begin, which is no fault of the run."""
+
+
 class TrackerError(Exception):
     """A tracker's package has failed; the words are its own."""
 
@@ -75,8 +79,8 @@ def start_trackers(
 
     To be called in the main process alone, so that no other logs. The run is named as ``output``, in the project or
     experiment ``ceit`` unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` name another. It gets the options, with
-    dots where they have sections. TensorBoard does not: its files lie beside ``config.yaml``. Raises: ValueError if a
-    tracker cannot begin, in its own words.
+    dots where they have sections. TensorBoard does not: its files lie beside ``config.yaml``. Raises: CannotBeginError
+    if a tracker cannot, in its own words.
     """
     saved = output / FILE
     known = json.loads(saved.read_text(encoding="utf-8")) if resumed_step is not None and saved.is_file() else {}
@@ -104,7 +108,7 @@ def start_trackers(
             trackers["mlflow"].store_init_configuration(config)
     except Exception as error:  # of a package's own, such as one that asks to log in
         fix = "see to that, or leave it out of --tracker"
-        raise ValueError(f"tracking with {', '.join(names)} cannot begin: {error}; {fix}") from error
+        raise CannotBeginError(f"tracking with {', '.join(names)} cannot begin: {error}; {fix}") from error
     if "mlflow" in trackers:
         known["mlflow"] = trackers["mlflow"].tracker.info.run_id
     if known:
