@@ -74,7 +74,7 @@ DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 class Terminated(SystemExit):
-    """SIGTERM asked the process to end. It passes through ``except Exception``, as KeyboardInterrupt does."""
+    """SIGTERM, or a closed terminal, asked the process to end. As KeyboardInterrupt it passes ``except Exception``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,6 +99,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         with contextlib.ExitStack() as at_end:
             if threading.current_thread() is threading.main_thread():  # Python lets no other handle signals
                 at_end.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _terminate))
+                if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+                    at_end.callback(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, _terminate))
             at_end.callback(sys.stdout.flush)  # here and not at exit, where a failure could no longer be answered
             return _dispatch(arguments)
     except BrokenPipeError:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ceit_cli
 from ceit import machine
 from ceit.inference.cores import keep_to_the_share
 from ceit.machine import memory_bytes, usable_cores
@@ -78,7 +79,7 @@ def test_commands_compute_in_as_many_threads_as_they_have_cores(group: Path, mon
         keep_to_the_share()
         assert torch.get_num_threads() == 7
         monkeypatch.delenv("OMP_NUM_THREADS")
-        keep_to_the_share()
+        assert ceit_cli.main(["info", "ceit_pico_patch4_32"]) == 0
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

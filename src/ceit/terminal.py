@@ -6,6 +6,9 @@ from typing import IO, Any, cast
 
 from rich.console import Console
 
+_BELOW = "rich_proxied_file"
+"""What rich calls the stream below its own, which it puts into the place of stderr while a bar moves."""
+
 
 def stderr_console(quiet: bool = False) -> Console:
     """A console on stderr that never stops the work: what cannot be written is lost.
@@ -15,8 +18,9 @@ def stderr_console(quiet: bool = False) -> Console:
     """
     if sys.stderr is None:
         return Console(stderr=True, quiet=quiet)
-    file = cast(IO[str], _Unfailing(sys.stderr))
-    return Console(file=file, quiet=quiet, force_terminal=None if sys.stderr.isatty() else False)
+    stream = getattr(sys.stderr, _BELOW, sys.stderr)
+    file = cast(IO[str], _Unfailing(stream))
+    return Console(file=file, quiet=quiet, force_terminal=None if stream.isatty() else False)
 
 
 class _Unfailing:
@@ -26,6 +30,8 @@ class _Unfailing:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
+        if name == _BELOW:  # by which rich would go past this
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:

@@ -161,11 +161,12 @@ def test_a_tracker_that_cannot_begin_stops_the_run_in_its_own_words_and_the_run_
     def refuse(**options: Any) -> None:
         raise KeyError("api_key not configured")
 
-    config, fake = replace(CONFIG, epochs=1, tracker=("wandb",)), importlib.import_module("wandb")
+    config, fake, said = replace(CONFIG, epochs=1, tracker=("wandb",)), importlib.import_module("wandb"), list[str]()
     with monkeypatch.context() as logged_out:
         logged_out.setattr(fake, "init", refuse)
         with pytest.raises(ValueError, match=r"tracking with wandb cannot begin: 'api_key not configured'"):
-            train(config, "digits", tmp_path / "run")
+            train(config, "digits", tmp_path / "run", say=said.append)
+    assert not [line for line in said if "wandb" in line]
     train(config, "digits", tmp_path / "run", resume="auto")
     assert told("wandb")[-1] == ("finish", 0)
 
@@ -183,10 +184,11 @@ def test_an_outage_of_a_tracker_costs_its_curves_alone(
         monkeypatch.setattr(fake.Run if name == "wandb" else fake, method, fail, raising=False)
     train(replace(CONFIG, epochs=1, tracker=(name, "tensorboard")), "digits", run, say=said.append)
     about = [line for line in said if line.startswith(name) or "not been ended" in line]
+    why = "(no answer after 5 tries)"
+    later = f"{why}: it is told no more for 10 min; metrics.jsonl has everything"
     assert about == [
-        f"{name} has not taken the figures of step 2 (no answer after 5 tries): it is told more in 10 min; "
-        "metrics.jsonl has everything",
-        f"the run in {name} has not been ended (no answer after 5 tries)",
+        *(f"{name} has not taken the figures of step {step} {later}" for step in (2, 6)),  # the first, and the test's
+        f"the run in {name} has not been ended {why}",
     ]
     assert (run / "test.json").is_file()
     assert curves(run)["loss"]

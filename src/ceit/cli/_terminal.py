@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from rich import box
 from rich.console import Console
@@ -12,7 +13,7 @@ from ceit.evaluation.metrics import Evaluation
 from ceit.evaluation.scores import most_confused
 from ceit.messages import plain
 
-_MUCH = 0.5  # of the calibration error: when so much of it is chance, that is said
+_MUCH = 0.5  # of the calibration error: when chance makes more than so much of it, that is said
 _FEW_IMAGES = 100  # below, one image is more than a point of the accuracy, which is said
 
 
@@ -85,7 +86,7 @@ def print_evaluation(
     rows.append(("loss", f"{result.loss:.4f}  Brier {calibration.brier:.4f}"))
     off = f"off by {100 * calibration.ece:.1f} points (ECE)"
     if calibration.ece_by_chance > _MUCH * calibration.ece:
-        off += f", of which so few images make {100 * calibration.ece_by_chance:.1f} by chance"
+        off += f", where chance alone makes about {100 * calibration.ece_by_chance:.1f} of so many images"
     if result.uncalibrated is not None:
         off += f"; {100 * result.uncalibrated.ece:.1f} without the temperature of {calibration.temperature:.2f}"
     rows.append(("confidence", off))
@@ -113,6 +114,7 @@ def print_evaluation(
 
 
 def tell(*lines: str) -> None:
-    """Print remarks on stderr, where they are no part of the result."""
-    for line in lines:
-        print(plain(line), file=sys.stderr)
+    """Print remarks on stderr, where they are no part of the result; they stop nothing if nobody reads them."""
+    with suppress(OSError):
+        for line in lines:
+            print(plain(line), file=sys.stderr, flush=True)

@@ -82,7 +82,9 @@ def main(arguments: list[str]) -> None:
     sentence = ""
     if broken:
         some = ", ".join([*(printable(str(one.path)) for one in broken[:3]), *(["..."] if len(broken) > 3 else [])])
-        tell(sentence := f"{len(broken)} of {len(paths)} images cannot be read: {some}")
+        sentence = f"{len(broken)} of {len(paths)} images cannot be read: {some}"
+        if options.skip_broken:
+            tell(sentence)
     names, features_nd = [path for path, _ in read], _stacked([one for _, one in read])
     if options.output is not None:
         _write(options.output, names, features_nd)

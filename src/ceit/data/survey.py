@@ -93,7 +93,7 @@ def local_share() -> tuple[int, int]:
 
     Where the launcher says the first and not the second, as a cluster's script may, the process counts as alone.
     """
-    rank, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rank, processes = int(os.environ.get("LOCAL_RANK") or 0), int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return (rank, processes) if rank < processes else (0, 1)
 
 

@@ -372,6 +372,9 @@ class Predictor:
             source = to_pillow(source)
         cover = evaluation_cover(self.image_hw, self.preprocessing.crop)
         given: Any = source.read() if _is_file(source) else source
+        if given is not source and not isinstance(given, bytes):
+            what = f"reading it gives no bytes but {type(given).__name__}: open it in binary mode, or give its bytes"
+            raise UnreadableImageError(what, what)
         place = given if isinstance(given, bytes | Image.Image) else _place(given)
         image = read_image(place, self.in_chans, cover)
         return to_array(self.preprocessing.fit(image, self.image_hw))
@@ -531,5 +534,5 @@ def _as_images(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput
 
 
 def _is_file(source: object) -> TypeGuard[BinaryIO]:
-    """Whether it is open for reading: a file, or what a web framework gives in its place."""
+    """Whether it can be read: an open file, or what a web framework gives in its place."""
     return callable(getattr(source, "read", None)) and not isinstance(source, os.PathLike)

@@ -131,8 +131,9 @@ class Sweep:
             values |= {key: value for key, value in instead.items() if value is not None}
             options = values.get("options")
             if isinstance(options, dict) and isinstance(options.get("classes"), list):
-                written = parse_yaml(where, text_of("sweep", file), as_written=True)["options"]["classes"]
-                options["classes"] = [None if one in ("null", "~") else one for one in written]  # 007 and no are names
+                written = parse_yaml(where, text_of("sweep", file), as_written=True)["options"].get("classes", [])
+                pairs = zip(options["classes"], written, strict=False)
+                options["classes"] = [read if read is None else one for read, one in pairs] or options["classes"]
         as_fields(where, values, cls)
         for key, fix in (("data", "set it, or --data"), ("output", "set it, or --output"), ("options", "set some")):
             if not values.get(key):

@@ -245,8 +245,9 @@ def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator
 def _require_one_set(dataset: ImageDataset) -> None:
     """Raises: ValueError, in every process, if one has other images or labels than the first: shares would overlap."""
     parts = [part for part in (dataset.train, dataset.validation, dataset.test) if part is not None]
-    labels = hashlib.sha256(b"".join(part.labels.numpy().tobytes() for part in parts)).hexdigest()[:8]
-    seen = from_all(f"{_found(dataset)}, labels {labels}")
+    known = [part.labels.numpy() for part in parts] + [part.digests for part in parts if part.digests is not None]
+    contents = hashlib.sha256(b"".join(array.tobytes() for array in known)).hexdigest()[:8]
+    seen = from_all(f"{_found(dataset)}, contents {contents}")
     for number, one in enumerate(seen):
         if one != seen[0]:
             what = f"process {number} has other data than process 0: {one}, not {seen[0]}"

@@ -28,6 +28,9 @@ LEFT_ALONE_SECONDS = 600.0
 """A tracker that has not taken what it was told is not told anything for so long: it may take minutes to give up."""
 
 
+_STARTED = "run", "writer", "active_run"  # what accelerate's trackers have once they have started
+
+
 class CannotBeginError(ValueError):
     """A tracker that a run asks for does not begin, which is no fault of the run."""
 
@@ -107,6 +110,7 @@ def start_trackers(
         if "mlflow" in trackers and "mlflow" not in known:
             trackers["mlflow"].store_init_configuration(config)
     except Exception as error:  # of a package's own, such as one that asks to log in
+        accelerator.trackers = [one for one in accelerator.trackers if any(hasattr(one, name) for name in _STARTED)]
         fix = "see to that, or leave it out of --tracker"
         raise CannotBeginError(f"tracking with {', '.join(names)} cannot begin: {error}; {fix}") from error
     if "mlflow" in trackers:
@@ -123,13 +127,14 @@ class Telling:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for tracker in self.accelerator.trackers:
-            if time.monotonic() < self._again.get(tracker.name, 0.0):
+            is_last = any(name.startswith("test/") for name in values)
+            if time.monotonic() < self._again.get(tracker.name, 0.0) and not is_last:
                 continue
             try:
                 _tell(tracker, values, step)
             except TrackerError as error:
                 self._again[tracker.name] = time.monotonic() + LEFT_ALONE_SECONDS
-                later = f"it is told more in {in_words(LEFT_ALONE_SECONDS)}; metrics.jsonl has everything"
+                later = f"it is told no more for {in_words(LEFT_ALONE_SECONDS)}; metrics.jsonl has everything"
                 self.say(f"{tracker.name} has not taken the figures of step {step} ({error}): {later}")
 
     def end(self, failure: BaseException | None) -> None:

@@ -301,7 +301,7 @@ def usual_workers(batch_bytes: int) -> int:
         return 0
     import resource  # of Unix alone
 
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     cores = usable_cores() // processes
     if os.path.isdir(_SHARED_MEMORY):
         room = shutil.disk_usage(_SHARED_MEMORY).free // 2 // processes

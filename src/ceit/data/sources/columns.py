@@ -48,8 +48,8 @@ def read_columns(path: Path, required: Sequence[Sequence[str]], known: Sequence[
     Of each group in ``required`` one column must be there, so the separator of a CSV file, a comma, semicolon, tab or
     bar, is the one that makes its header so. Of a Parquet file columns of no text that are not ``known`` are empty.
 
-    Raises: ValueError for a file that is none, two known columns of one name, rows of unequal length, and columns that
-    hold neither text nor numbers.
+    Raises: ValueError for a file that is none, two known columns of one name, rows with more cells than the header has,
+    and columns that hold neither text nor numbers.
     """
     names = [name for group in (*required, known) for name in group]
     return _read_parquet(path, names) if path.suffix.lower() == ".parquet" else _read_csv(path, required, names)

@@ -149,7 +149,12 @@ def _open(name: str, place: Path, remarks: list[str]) -> dict[str, "datasets.Dat
 def _require_whole_folder(name: str, place: Path, loaded: Any) -> None:
     """Raises: ValueError for class folders of which the library leaves out files: it takes some by their names."""
     tables = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
-    if not place.is_dir() or any(table.info.builder_name != "imagefolder" for table in tables):
+    if not place.is_dir() or any(
+        table.info.builder_name != "imagefolder" or "label" not in table.features for table in tables
+    ):  # no classes, or told by a table
+        return
+    card = place / "README.md"
+    if card.is_file() and "data_files" in card.read_text(encoding="utf-8", errors="replace"):  # which names those meant
         return
     taken, there = sum(map(len, tables)), len(image_files(place)[0])
     if taken < there:
