@@ -84,9 +84,7 @@ def test_the_probe_measures_on_test_images(folder: Path, capsys: pytest.CaptureF
     assert f"{found['knn_top1_percent']:.2f}%" in capsys.readouterr().out
 
 
-def test_what_cannot_be_done_is_said_and_nothing_is_written(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = str(folder / "photos")
     for arguments in (
         [photos],

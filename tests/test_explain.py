@@ -116,7 +116,7 @@ def test_what_cannot_be_explained_is_one_sentence(
     captured = capsys.readouterr()
     assert f"1 of 2 images cannot be read: {photos / 'b' / 'broken.png'}" in captured.err
     assert "Holi day.explained.png: " in captured.out
-    assert re.search(r"Holi day\S* is \S+ [\d.]+%$", captured.out, re.MULTILINE)  # of which picture, with its folder
+    assert re.search(r"Holi day\S*: \S+ [\d.]+%$", captured.out, re.MULTILINE)  # of which picture, with its folder
     assert len(list((tmp_path / "2").iterdir())) == 2
     model = ceit.load_checkpoint(checkpoint)
     images = synthetic(8, image_hw=(16, 24), preprocessing=Preprocessing((0.3,) * 3, (0.4,) * 3))

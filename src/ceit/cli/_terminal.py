@@ -86,7 +86,7 @@ def print_evaluation(
     rows.append(("loss", f"{result.loss:.4f}  Brier {calibration.brier:.4f}"))
     off = f"off by {100 * calibration.ece:.1f} points (ECE)"
     if calibration.ece_by_chance > _MUCH * calibration.ece:
-        off += f", where chance alone makes about {100 * calibration.ece_by_chance:.1f} of so many images"
+        off += f"; chance alone makes about {100 * calibration.ece_by_chance:.1f} with {result.images:,} images"
     if result.uncalibrated is not None:
         off += f"; {100 * result.uncalibrated.ece:.1f} without the temperature of {calibration.temperature:.2f}"
     rows.append(("confidence", off))

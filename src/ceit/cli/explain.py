@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
             found.append({"path": path, "sheet": str(files[name][0]), **said.as_dict()})
         else:
             best = f"{said.answers[0].label} {100 * said.answers[0].probability:.1f}%"
-            print(f"{printable(str(files[name][0]))}: {printable(path)} is {best}")
+            print(f"{printable(str(files[name][0]))}: {printable(path)}: {best}")
     if options.json:
         print(json.dumps(found))
     if broken:
