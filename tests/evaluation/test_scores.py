@@ -1,6 +1,8 @@
 """Figures of a classifier are scikit-learn's, and those that it does not have are worked out by hand."""
 
+import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from ceit.data.preprocessing import Preprocessing
 from ceit.data.splits import ArraySplit
 from ceit.evaluation.answers import Collected
 from ceit.evaluation.metrics import Evaluation, evaluate
-from ceit.evaluation.scores import accuracy_interval, auroc_per_class, bin_of, most_confused
+from ceit.evaluation.scores import Calibration, accuracy_interval, auroc_per_class, bin_of, most_confused
 
 
 def case(seed: int) -> tuple[Tensor, Tensor]:
@@ -134,6 +136,19 @@ def test_the_calibration_error_that_chance_makes_is_that_of_perfect_models(image
         by_chance.append(100 * found.ece_by_chance)
     assert np.mean(by_chance) == pytest.approx(np.mean(errors), rel=0.15)
     assert np.mean(by_chance) == pytest.approx(points, rel=0.4)
+
+
+def test_chance_is_named_where_it_makes_much_of_the_calibration_error() -> None:
+    """Ten answers of 0.9, nine of them right: chance makes about sqrt(2 / pi * 10 * 0.9 * 0.1) / 10 = 7.6 points."""
+    as_sure_as_right, too_sure = (Calibration.of_counts(*bins, 0.0, 0.0, None) for bins in (bins_of(9), bins_of(5)))
+    assert as_sure_as_right.of_chance() == "chance alone makes about 7.6 with 10 images"
+    assert too_sure.of_chance() == "", "40 points are not chance"
+    assert Calibration.from_json(json.loads(json.dumps(asdict(too_sure)))) == too_sure
+
+
+def bins_of(right: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ten answers of 0.9: how many there are, how many are right and the sum of their probabilities."""
+    return np.array([0, 10]), np.array([0, right]), np.array([0.0, 9.0])
 
 
 def test_bins_hold_their_upper_edge_and_the_ends() -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ceit.cli.train import parse
+from ceit.evaluation.scores import Calibration
 from ceit.train.config import Augmentation, Distillation, TrainConfig
 from ceit.train.model_card import FinishedRun, model_card, training_command
 from ceit.train.recipe import recipe_config
@@ -37,6 +38,9 @@ def test_the_card_says_what_the_run_found(finished: Result) -> None:
     assert f"| validation | | {report['best']['validation_top1_percent']:.2f} % |" in good
     assert f"Validation chose epoch {report['best']['epoch']} of 2." in good
     assert "few test images: each one is 0.3 points" in good
+    of_chance = Calibration.from_json(report["calibration"]).of_chance()
+    assert ("chance alone makes about" in good) == bool(of_chance)
+    assert of_chance in good
     assert f"{report['parameters']:,} parameters, for 16 x 16 grey pixels." in how
     assert f"- Length: 2 epochs, {report['steps']:,} steps of 32 images." in how
     assert "- Start: random weights." in how

@@ -13,7 +13,6 @@ from ceit.evaluation.metrics import Evaluation
 from ceit.evaluation.scores import most_confused
 from ceit.messages import plain
 
-_MUCH = 0.5  # of the calibration error: when chance makes more than so much of it, that is said
 _FEW_IMAGES = 100  # below, one image is more than a point of the accuracy, which is said
 
 
@@ -85,8 +84,8 @@ def print_evaluation(
     calibration = result.calibration
     rows.append(("loss", f"{result.loss:.4f}  Brier {calibration.brier:.4f}"))
     off = f"off by {100 * calibration.ece:.1f} points (ECE)"
-    if calibration.ece_by_chance > _MUCH * calibration.ece:
-        off += f"; chance alone makes about {100 * calibration.ece_by_chance:.1f} with {result.images:,} images"
+    if of_chance := calibration.of_chance():
+        off += f"; {of_chance}"
     if result.uncalibrated is not None:
         off += f"; {100 * result.uncalibrated.ece:.1f} without the temperature of {calibration.temperature:.2f}"
     rows.append(("confidence", off))

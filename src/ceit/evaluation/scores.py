@@ -8,13 +8,14 @@ Letters: n images, K classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 CONFIDENCE_BINS = 15  # as in Guo et al., of equal width
+_MUCH = 0.5  # of the ECE: when chance makes more than so much of it, that is said
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,18 @@ class Calibration:
         variances = [one.images * one.confidence * (1 - one.confidence) for one in self.reliability]
         images = sum(one.images for one in self.reliability)
         return sum(math.sqrt(2 / math.pi * max(0.0, variance)) for variance in variances) / max(1, images)
+
+    def of_chance(self) -> str:
+        """Words on what chance alone makes of the ECE, where that is much of it; empty where it is not."""
+        if self.ece_by_chance <= _MUCH * self.ece:
+            return ""
+        images = sum(one.images for one in self.reliability)
+        return f"chance alone makes about {100 * self.ece_by_chance:.1f} with {images:,} images"
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+        """What ``dataclasses.asdict`` made of one."""
+        return cls(**{**entry, "reliability": tuple(ConfidenceBin(**one) for one in entry["reliability"])})
 
     @classmethod
     def of_counts(

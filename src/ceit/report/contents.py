@@ -157,8 +157,9 @@ def _cards(found: FinishedRun) -> Iterator[dict[str, str]]:
         yield _card("F1, mean of classes", f"{macro['f1']:.3f}", f"recall {macro['recall']:.3f}")
     if (calibration := report.get("calibration")) is not None:
         before = report.get("uncalibrated")
-        note = "" if before is None else f"{100 * before['ece']:.1f} before calibration"
-        yield _card("probabilities off by (ECE)", f"{100 * calibration['ece']:.1f} points", note)
+        notes = [] if before is None else [f"{100 * before['ece']:.1f} before calibration"]
+        notes += filter(None, [Calibration.from_json(calibration).of_chance()])
+        yield _card("probabilities off by (ECE)", f"{100 * calibration['ece']:.1f} points", "; ".join(notes))
     yield _card("parameters", f"{report['parameters']:,}", report["model"])
     machine = report["machine"]
     device = machine["accelerator"] or f"{_counted(machine['threads'], 'thread')} of {machine['processor']}"

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple, Self
 
 from ceit.data.sources.choose import place_of
+from ceit.evaluation.scores import Calibration
 from ceit.json_file import read_json
 from ceit.paths import last_part
 from ceit.train.config import TrainConfig, known_keys
@@ -106,6 +107,8 @@ def calibration_told(report: Mapping[str, Any]) -> Iterator[str]:
             f"Without the temperature of {now['temperature']:.2f}, which validation images gave, they would be off by "
             f"{100 * before['ece']:.1f}."
         )
+        if of_chance := Calibration.from_json(now).of_chance():
+            yield f"Of this, {of_chance}."
 
 
 def outstanding(per_class: Sequence[dict[str, Any]]) -> Iterator[str]:
