@@ -67,8 +67,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u
 # Compiled here, as there may be no memory left to compile it when a failure is told.
 _LINE_BREAKS = re.compile(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
-# In a RuntimeError; the last is Python's own, of memory or of a limit (ulimit -u).
-_NO_MEMORY = "DefaultCPUAllocator", "CUDA out of memory", "MPS backend out of memory", "can't start new thread"
+# In a RuntimeError, as ceit.messages has them; the last is Python's own, of memory or of a limit (ulimit -u).
+_NO_MEMORY = "DefaultCPUAllocator", "out of memory", "Invalid buffer size", "can't start new thread"
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -103,9 +103,6 @@ def _run(arguments: Sequence[str] | None) -> int:
                     at_end.callback(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, _terminate))
             at_end.callback(sys.stdout.flush)  # here and not at exit, where a failure could no longer be answered
             return _dispatch(arguments)
-    except BrokenPipeError:
-        _settle(sys.stdout)  # the reader has gone, as in `ceit info MODEL | head -1`: nobody is left to tell
-        return FAILED
     except KeyboardInterrupt as stop:
         _explain(str(stop) or "interrupted", debug)
         return TERMINATED if getattr(stop, "terminated", False) else INTERRUPTED  # training saves first, then stops so
@@ -118,9 +115,16 @@ def _run(arguments: Sequence[str] | None) -> int:
             return FAILED
         return ending.code or DONE
     except Exception as error:
-        _explain(f"error: {_sentence(error)}", debug)
+        if not _reader_has_gone(error):  # as in `ceit info MODEL | head -1`: nobody is left to tell
+            _explain(f"error: {_sentence(error)}", debug)
         _settle(sys.stdout)
         return FAILED
+
+
+def _reader_has_gone(error: Exception) -> bool:
+    """A pipe that nobody reads any more: on Windows an invalid argument, where that of a file has its name."""
+    on_windows = os.name == "nt" and isinstance(error, OSError) and error.errno == errno.EINVAL and not error.filename
+    return on_windows or isinstance(error, BrokenPipeError)
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
@@ -215,7 +219,7 @@ def _words_of(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         root = error.name.split(".")[0]
         for extra in (extra for extra, packages in EXTRAS.items() if root in packages):
-            return f"this needs {root}, which is not installed; install it with: pip install 'ceit-vision[{extra}]'"
+            return f'this needs {root}, which is not installed; install it with: pip install "ceit-vision[{extra}]"'
     if isinstance(error, ValueError | OSError):
         return str(error)
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):

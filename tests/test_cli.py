@@ -146,7 +146,7 @@ def test_examples_of_a_verb_take_the_options_that_it_explains(verb: str, capsys:
         (
             ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib.pyplot"),
             1,
-            "error: this needs matplotlib, which is not installed; install it with: pip install 'ceit-vision[viz]'",
+            'error: this needs matplotlib, which is not installed; install it with: pip install "ceit-vision[viz]"',
         ),
         (RuntimeError("shapes differ"), 1, "error: RuntimeError: shapes differ (unexpected: --debug shows where)"),
         (

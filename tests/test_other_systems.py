@@ -7,19 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from ceit import atomic, lock, messages, paths
-from ceit.atomic import move, replace_files, write_text
+from ceit.atomic import append, move, remove, replace_files, write_text
+from ceit.cli import predict
+from ceit.cli.predict import images_of
 from ceit.data.batches.batch import Varied
 from ceit.inference import folding
 from ceit.inference.backend import in_turns
 from ceit.lock import InUseError, locked
 from ceit.model import CeiT, config_of
 from ceit.paths import expanded, last_part
+from ceit.train import distributed
 from ceit.train.checkpoint import checkpoints_in, load_state
 from ceit.train.distributed import make_accelerator
 from ceit.train.learner import Learner
@@ -188,6 +192,55 @@ def test_a_new_file_that_a_virus_scanner_looks_at_gets_its_name_a_moment_later(
         with pytest.raises(PermissionError):
             move(new, target)
         assert (len(tries), target.read_text(encoding="utf-8")) == (1, "old")
+
+
+def test_a_file_that_is_open_elsewhere_is_written_and_removed_a_moment_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, refusals = tmp_path / "metrics.jsonl", [1, 2, 3]
+    write, unlink = Path.open, Path.unlink
+
+    def busy(act: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if refusals:
+            raise PermissionError(13, "Access is denied", str(refusals.pop()))
+        return act(*arguments, **options)
+
+    monkeypatch.setattr(atomic, "_BETWEEN_SECONDS", 0.001)
+    monkeypatch.setattr(Path, "open", lambda *arguments, **options: busy(write, *arguments, **options))
+    monkeypatch.setattr(Path, "unlink", lambda *arguments, **options: busy(unlink, *arguments, **options))
+    with pytest.raises(PermissionError):
+        append(file, "one\n")
+    monkeypatch.setattr(atomic, "os", SimpleNamespace(name="nt"))
+    append(file, "two\n")
+    assert (file.read_bytes(), refusals) == (b"two\n", [])
+    refusals += [1, 2, 3]
+    remove(file)
+    assert (file.exists(), refusals) == (False, [])
+
+
+def test_wildcards_are_those_of_the_command_where_no_shell_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.jpg", "a.jpg", "c.png", "[x].jpg"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"\*.jpg does not exist"):
+        images_of(["*.jpg"])
+    monkeypatch.setattr(predict, "os", SimpleNamespace(name="nt", path=os.path))
+    assert images_of(["?.jpg", "c.png", "[x].jpg"]) == ["a.jpg", "b.jpg", "c.png", "[x].jpg"]
+    with pytest.raises(ValueError, match=r"\*.gif does not exist"):
+        images_of(["*.gif"])
+
+
+def test_a_run_takes_the_cpu_beside_a_gpu_if_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Mock(return_value=SimpleNamespace(num_processes=1, device=APPLE))
+    monkeypatch.setattr(distributed, "Accelerator", made)
+    monkeypatch.setattr(distributed, "default_device", lambda: APPLE)
+    for device in ("cpu", "auto"):
+        make_accelerator(replace(SMALL, device=device))
+    assert [call.kwargs["cpu"] for call in made.call_args_list] == [True, False]
+    with pytest.raises(ValueError, match="have no float64: set precision to float32, or device to cpu"):
+        make_accelerator(replace(SMALL, precision="float64"))
 
 
 def test_a_target_that_stays_taken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

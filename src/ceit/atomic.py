@@ -6,17 +6,18 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from ceit.lock import take
 
 if TYPE_CHECKING:
     import numpy as np
 
-_MOVING_SECONDS, _BETWEEN_SECONDS = 5.0, 0.1
+Result = TypeVar("Result")
+_PATIENCE_SECONDS, _BETWEEN_SECONDS = 60.0, 0.1  # a program may look at a file for as long; then between two tries
 
 
 def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
@@ -62,16 +63,28 @@ def _not_saved(target: Path, error: OSError) -> OSError:
 
 
 def move(path: Path, target: Path) -> None:
-    """Give a file or a folder another name on the same disk, where a file may stand.
+    """Give a file or a folder another name on the same disk, where a file may stand. Raises: OSError."""
+    patiently(lambda: os.replace(path, target))
 
-    On Windows a virus scanner, an indexer or the client of a cloud opens for a moment what is new, which then cannot be
-    renamed: it is tried for some seconds. Raises: OSError.
-    """
-    last_try = time.monotonic() + (_MOVING_SECONDS if os.name == "nt" else 0)
+
+def remove(file: Path) -> None:
+    """Raises: OSError, but not for a file that is not there."""
+    patiently(lambda: file.unlink(missing_ok=True))
+
+
+def append(file: Path, text: str) -> None:
+    """Write at the end of a file, in UTF-8. Raises: OSError with its name."""
+    with naming(file), patiently(lambda: file.open("a", encoding="utf-8")) as stream:
+        stream.write(text)
+
+
+def patiently(act: Callable[[], Result]) -> Result:
+    """On Windows a virus scanner, an indexer or the client of a cloud opens files for a moment, which then cannot be
+    renamed, removed or written: it is tried again, for a minute. Raises: what the last try raised."""
+    last_try = time.monotonic() + (_PATIENCE_SECONDS if os.name == "nt" else 0)
     while True:
         try:
-            os.replace(path, target)
-            return
+            return act()
         except PermissionError:
             if time.monotonic() >= last_try:
                 raise

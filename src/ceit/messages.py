@@ -15,7 +15,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u20
 """What moves, colours or renames a terminal, ends a line, or turns the direction of what follows."""
 
 _NAMED = 4  # in one sentence
-_NO_MEMORY = "DefaultCPUAllocator", "out of memory"  # in torch's errors
+NO_MEMORY = "DefaultCPUAllocator", "out of memory", "Invalid buffer size"  # in torch's errors; the last on Apple's GPUs
 
 
 def plain(text: str) -> str:
@@ -39,7 +39,7 @@ def as_typed(words: Iterable[str]) -> str:
 
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether an error says that memory is full, the machine's or a device's: torch has its own words for it."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def in_words(seconds: float) -> str:

@@ -235,7 +235,7 @@ def test_p3_without_pillow_heif_a_heic_says_what_is_needed(monkeypatch: pytest.M
     image = encoded("HEIF")
     assert read_image(image, 3).size == (9, 6)
     monkeypatch.setattr(pillow, "formats", lambda: ("JPEG", "PNG", "AVIF"))
-    with pytest.raises(MissingDecoderError, match=r"needs the package pillow-heif: pip install 'ceit-vision\[heif\]'"):
+    with pytest.raises(MissingDecoderError, match=r'needs the package pillow-heif: pip install "ceit-vision\[heif\]"'):
         read_image(image, 3, name="a.heic")
 
 

@@ -301,7 +301,7 @@ def test_a_backend_that_is_not_installed_is_named(
     make: Callable[..., CeiT], work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "is_installed", lambda backend: False)
-    with pytest.raises(ValueError, match=r"onnxruntime is not installed: pip install 'ceit-vision\[export\]'"):
+    with pytest.raises(ValueError, match=r'onnxruntime is not installed: pip install "ceit-vision\[export\]"'):
         computing(make(), "onnxruntime", "float32", CPU, work)
 
 

@@ -203,10 +203,17 @@ def test_m10_a_lack_of_the_machines_own_memory_is_told_alike(
 ) -> None:
     trainer = make_trainer()
     batch = next(trainer.train_loader.epoch(0))
-    words = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+    words = (
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory",
+        "[enforce fail at alloc_cpu.cpp:75] data. DefaultCPUAllocator: not enough memory: you tried",  # on Windows
+        "Invalid buffer size: 19.38 GiB",  # on Apple's GPUs
+    )
     lack = ValueError
-    for raised, told in ((RuntimeError(words), lack), (MemoryError(), lack), (RuntimeError("other"), RuntimeError)):
+    cases = [(error, lack) for error in (*map(RuntimeError, words), MemoryError())]
+    for raised, told in (*cases, (RuntimeError("other"), RuntimeError)):
         monkeypatch.setattr(CeiT, "forward", Mock(side_effect=raised))
+        with pytest.raises(ValueError, match="not even one image fits") if told is lack else pytest.raises(told):
+            device_batch_that_fits(trainer)
         with pytest.raises(told) as found:
             train_step(trainer.learner, *batch, 0)
         assert ("out of memory: 32 images at once do not fit" in str(found.value)) == (told is lack)

@@ -285,7 +285,7 @@ def test_a_tracker_that_is_not_installed_says_how_to_install_it(
         train(replace(CONFIG, tracker=("wandb",)), "digits", tmp_path / "run")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(ceit.train.trackers, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'ceit-vision\[tensorboard\]'"):
+    with pytest.raises(ValueError, match=r'pip install "ceit-vision\[tensorboard\]"'):
         chosen_trackers(("tensorboard",), print)
 
 

@@ -31,7 +31,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_without_gradio_the_extra_is_named(capsys: pytest.CaptureFixture[str], temporary: Path) -> None:
     assert ceit_cli.main(["web", "--port", "0"]) == 1
-    sentence = "error: this needs gradio, which is not installed; install it with: pip install 'ceit-vision[web]'\n"
+    sentence = 'error: this needs gradio, which is not installed; install it with: pip install "ceit-vision[web]"\n'
     assert capsys.readouterr() == ("", sentence)
     assert os.listdir(temporary) == []
 

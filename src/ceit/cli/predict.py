@@ -8,6 +8,7 @@ examples:
 """
 
 import argparse
+import glob
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -188,7 +190,7 @@ def images_of(names: Sequence[str]) -> list[str]:
     are no others.
     """
     images, lost, empty = list[str](), list[str](), list[str]()
-    for name in names:
+    for name in names if os.name != "nt" else chain.from_iterable(map(_matching, names)):
         path = expanded(name)
         if name == STDIN or not os.path.isdir(path):
             if name != STDIN and not os.path.exists(path):
@@ -208,6 +210,11 @@ def images_of(names: Sequence[str]) -> list[str]:
         raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
     tell(*empty)
     return images
+
+
+def _matching(name: str) -> list[str]:
+    """What a name with ``*`` or ``?`` stands for, which the shells of Windows leave to the command; else the name."""
+    return (sorted(glob.glob(name)) if {*name} & {*"*?"} else []) or [name]
 
 
 def _as_before(options: argparse.Namespace, before: str | None) -> tuple[str | None, str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ceit.data.random_bits import random_bits, shuffled
 
+VALIDATION_PERCENT = 5.0  # of the training images, where nobody says otherwise
 PARTS_STREAM, VALIDATION_STREAM, SHARE_STREAM = 0, 1, 2  # independent draws of one image, for cuts after one another
 _EPOCH = -1  # no epoch of training has this number
 TRAINING_SHARE = 0.8  # about, of a set that comes unsplit

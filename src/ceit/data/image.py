@@ -19,7 +19,7 @@ from ceit.data.pixels import to_eight_bits
 from ceit.limits import IMAGE, TooMuchError
 
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
-_EXTRAS = {"AVIF": "Pillow 11.3 or newer", "HEIF": "the package pillow-heif: pip install 'ceit-vision[heif]'"}
+_EXTRAS = {"AVIF": "Pillow 11.3 or newer", "HEIF": 'the package pillow-heif: pip install "ceit-vision[heif]"'}
 _HEADER_BYTES = 1 << 16  # enough of most files to know an image's size
 
 _Item = TypeVar("_Item")

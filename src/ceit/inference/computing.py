@@ -142,7 +142,7 @@ def refuse_combination(backend: str | None, precision: str, device: torch.device
     if backend != "auto":
         require(backend or "eager", chosen(precision, device, backend or "eager"), device)
     if backend in RUNTIMES and not is_installed(backend):
-        raise ValueError(f"{backend} is not installed: pip install 'ceit-vision[export]'")
+        raise ValueError(f'{backend} is not installed: pip install "ceit-vision[export]"')
 
 
 def chosen(precision: str, device: torch.device, backend: str = "eager") -> str:

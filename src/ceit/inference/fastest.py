@@ -202,7 +202,7 @@ def _named(backend: str, precision: str, device: torch.device) -> list[tuple[str
         raise ValueError(f"nothing computes in {precision} on {device}: choose another precision, or auto")
     installed = [pair for pair in named if pair[0] == backend or is_installed(pair[0])]
     if not installed:
-        raise ValueError(f"no backend that is installed has precision {precision!r}: pip install 'ceit-vision[export]'")
+        raise ValueError(f'no backend that is installed has precision {precision!r}: pip install "ceit-vision[export]"')
     return installed
 
 

@@ -125,7 +125,7 @@ def contents_of(run: Path, data: str | None = None, say: Say = lambda message: N
     if model.lca is not None:
         contents.layers = _layers(model, test.split)
     if importlib.util.find_spec("matplotlib") is None:
-        contents.remarks.append("matplotlib is not installed, so there are no sheets: pip install 'ceit-vision[viz]'")
+        contents.remarks.append('matplotlib is not installed, so there are no sheets: pip install "ceit-vision[viz]"')
     else:
         say("drawing why it answered so")
         contents.sheets = list(_sheets(model, names, test, mistakes))

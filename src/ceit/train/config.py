@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from ceit.data.batches.augment import Augmentation
+from ceit.data.cut import VALIDATION_PERCENT
 from ceit.messages import unknown
 from ceit.model.config import CeiTConfig
 from ceit.options import (
@@ -116,7 +117,7 @@ class TrainConfig:
     """Colour channels: 3 (RGB) or 1 (grey). null: as in the data."""
     classes: tuple[str | int, ...] | None = None
     """Names of the classes to keep, in this order. Other classes of a folder or table are not even read. null: all."""
-    validation_percent: Annotated[float, Limit("must be in [0, 50]", minimum=0, maximum=50)] = 5.0
+    validation_percent: Annotated[float, Limit("must be in [0, 50]", minimum=0, maximum=50)] = VALIDATION_PERCENT
     """Percent of the training images to set aside for choosing the best model, at least one image. Used only if the
     data has a test part but no validation part; data without parts is always cut 80/10/10. 0 works only with select
     last."""
@@ -204,9 +205,11 @@ class TrainConfig:
     select: Literal["best", "last"] = "best"
     """best: keep the weights with the best validation accuracy. last: keep those of the last epoch."""
     early_stopping_epochs: Count | None = None
-    """Stop after this many epochs without a higher validation accuracy, before the learning rate has fallen. null:
+    """Stop after this many epochs without a higher validation accuracy; the learning rate is still high then. null:
     never stop early."""
 
+    device: Literal["auto", "cpu"] = "auto"
+    """Where the run computes. auto: on the GPU, if there is one. cpu: on the CPU, also beside a GPU."""
     precision: Literal["auto", "bf16", "fp16", "float32", "float64"] = "auto"
     """Number format: float32, float64, or mixed with bf16 or fp16. auto: bf16 if the machine has it, else float32."""
     device_batch_size: Count | Literal["auto"] | None = None

@@ -48,7 +48,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     # without being told, accelerate takes several processes on a machine without a GPU for single ones
     accelerator = Accelerator(
-        cpu=default_device().type == "cpu",
+        cpu=config.device == "cpu" or default_device().type == "cpu",
         kwargs_handlers=[ddp],
         # what is not said here would be read from the launcher's environment
         mixed_precision="no",
@@ -58,6 +58,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     require_even_shares(config, accelerator.num_processes)
     if config.batch_norm == "sync" and accelerator.device.type == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
+    if config.precision == "float64" and accelerator.device.type == "mps":
+        raise ValueError("Apple's GPUs have no float64: set precision to float32, or device to cpu")
     if config.small_images.scale < 1 and config.deterministic and accelerator.device.type == "cuda":
         what = f"small_images.scale {config.small_images.scale} is not deterministic on a GPU"
         raise ValueError(f"{what}, torch has no such kernel: set it to 1, or leave out deterministic")

@@ -15,10 +15,10 @@ from ceit.json_file import read_json
 from ceit.paths import last_part
 from ceit.train.config import TrainConfig, known_keys
 from ceit.train.recipe import flat_keys, recipe_config, recipe_names
-from ceit.train.run_directory import saved_config
+from ceit.train.run_directory import MAY_CHANGE, saved_config
 
 FILE = "README.md"
-_ON_ANY_MACHINE = ("workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps", "tracker", "compile")
+_CHANGES_THE_MODEL = {"data", "device_batch_size"}  # of what may change when a run goes on
 _MANY_CLASSES = 20
 _FEW_IMAGES = 500
 
@@ -176,7 +176,7 @@ def training_command(options: Mapping[str, Any]) -> str:
     for file in ("initial_checkpoint", "distillation.checkpoint"):
         if wanted[file] is not None:
             wanted[file] = last_part(wanted[file])
-    without_effect = {*_ON_ANY_MACHINE}
+    without_effect = {*MAY_CHANGE} - _CHANGES_THE_MODEL
     without_effect |= {"samples", "max_epochs"} if wanted["epochs"] is not None else set()
     without_effect |= {"validation_percent"} if options.get("unsplit") else set()
     if wanted["lr_base_size"] is None:  # what auto comes to where the batch is told

@@ -13,6 +13,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from torch.amp import GradScaler
 
+from ceit.messages import is_lack_of_memory
 from ceit.train.distributed import from_all, from_main
 from ceit.train.step import step_alone, train_step
 from ceit.train.time_budget import TimeBudget
@@ -72,12 +73,12 @@ def _fits(trainer: Trainer, images: Tensor, labels: Tensor, size: int) -> bool:
             for step in range(2):  # the first one leaves the optimizer's state behind, which is there from then on
                 step_alone(trainer.learner, images, labels, step, size)
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+        if not (is_lack_of_memory(error) or should_reduce_batch_size(error)):
             raise
         return False
     finally:
-        if trainer.accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if trainer.accelerator.device.type != "cpu":
+            torch.get_device_module(trainer.accelerator.device).empty_cache()
     return True
 
 

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import save
 from torch import nn
 
-from ceit.atomic import naming, replace_files, write_text
+from ceit.atomic import append, remove, replace_files, write_text
 from ceit.data.preprocessing import Preprocessing
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.record import ImageRecord
@@ -40,9 +40,8 @@ FORMAT_VERSION = 1
 """Of the directory as a whole, in ``config.yaml``; one that does not tell it is of the first."""
 LOCK = ".lock"
 MAY_CHANGE = (
-    *("data", "device_batch_size", "workers", "keep_checkpoints", "checkpoint_every_steps", "log_every_steps"),
-    "tracker",
-    "compile",
+    *("data", "device_batch_size", "device", "workers", "keep_checkpoints", "checkpoint_every_steps"),
+    *("log_every_steps", "tracker", "compile"),
 )
 """Options of the machine and of the log, and where the data lie; the images of each step are the same all the same."""
 _PLACES = ("data", "initial_checkpoint", "distillation")
@@ -196,15 +195,13 @@ class RunDirectory:
             names = ", ".join(path.name for path in later)
             say(f"later checkpoints are dropped, the run writes them again: {len(later)} ({names})")
         for path in later:
-            path.unlink()
+            remove(path)
         self._cut_log(progress)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """One line of ``metrics.jsonl``."""
         if self.writes:
-            path = self.path / "metrics.jsonl"
-            with naming(path), path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append(self.path / "metrics.jsonl", json.dumps(line) + "\n")
 
     def save_model(self, model: nn.Module, dataset: ImageDataset, training: dict[str, Any]) -> None:
         """The best model so far; of a network that is no CeiT the bare tensors, which no ``load_checkpoint`` reads.
@@ -214,7 +211,7 @@ class RunDirectory:
         if not self.writes:
             return
         for name in ("test.json", "README.md"):
-            (self.path / name).unlink(missing_ok=True)
+            remove(self.path / name)
         path = self.path / "model.safetensors"
         if isinstance(model, CeiT):
             names, preprocessing = dataset.class_names, dataset.preprocessing

@@ -55,7 +55,7 @@ def chosen_trackers(names: tuple[str, ...] | None, say: Say) -> tuple[str, ...]:
         return BY_ITSELF
     for name in names:
         if not _is_installed(name):
-            package = "'ceit-vision[tensorboard]'" if name == "tensorboard" else name
+            package = '"ceit-vision[tensorboard]"' if name == "tensorboard" else name
             fix = f"pip install {package}, or leave it out of --tracker"
             raise ValueError(f"the tracker {name} is not installed: {fix}")
     return names

@@ -11,7 +11,7 @@ import torch
 
 from ceit.data.audit.duplicates import BLANK_CONTRAST, Prints, find_copies, pixel_digest, prints_of, small_picture
 from ceit.data.audit.report import Copies, ImageName, Report
-from ceit.data.cut import digest_of
+from ceit.data.cut import VALIDATION_PERCENT, digest_of
 from ceit.data.encoded import EncodedSplit
 from ceit.data.image import read_header
 from ceit.data.labelled import UNSPLIT, LabelledSet, as_dataset, with_classes, without_empty_classes
@@ -25,7 +25,6 @@ from ceit.data.splits import ArraySplit, FileSplit, Split, cut_validation
 from ceit.data.threads import BLOCK_IMAGES, read_all
 from ceit.paths import expanded
 
-_VALIDATION_PERCENT = 5.0  # what training takes where it is not told otherwise
 _as_it_lies = partial(LabelledSet, img_size=LARGE_SIZE, statistics=usual_statistics(3))
 
 
@@ -175,7 +174,7 @@ class _Reading:
             return str(error)
         if dataset.validation is None:
             try:
-                cut_validation(dataset.train, _VALIDATION_PERCENT, seed=0)
+                cut_validation(dataset.train, VALIDATION_PERCENT, seed=0)
             except ValueError as error:
                 fix = "add images or a validation part, or train with --validation-percent 0 --select last"
                 return f"training chooses its model by some of the training images: {error}; {fix}"

@@ -126,8 +126,7 @@ class Workers:
                 raise HangingError(f"no images have come for {in_words(HANGING_SECONDS)}: {reason}; {fix}") from None
             if not str(error).startswith("DataLoader worker"):
                 raise
-            fix = "most often memory or /dev/shm was full: lower the workers or the batch size"
-            raise ValueError(f"a process that reads images died ({str(error).strip(' .')}); {fix}") from None
+            raise ValueError(f"a process that reads images died ({str(error).strip(' .')}); {_advice()}") from None
         except (KeyboardInterrupt, SystemExit):
             if hasattr(signal, "sigwaitinfo"):  # elsewhere DataLoader would take their end for a failure
                 for process in self._processes:  # it would wait five seconds for each that is stuck in a file
@@ -171,6 +170,15 @@ def _end_all(processes: set[BaseProcess], told: threading.Event) -> None:
     told.set()
     for process in processes:
         process.kill()
+
+
+def _advice() -> str:
+    """What most often kills a process; one that is spawned reads the script again, which must not start it anew."""
+    full = "memory or /dev/shm" if os.path.isdir(_SHARED_MEMORY) else "memory"
+    advice = f"most often {full} was full: lower the workers or the batch size"
+    if START_METHOD == "spawn" and "ceit_cli" not in sys.modules:
+        advice += '; or your script lacks if __name__ == "__main__": before what it does'
+    return advice
 
 
 @dataclass(frozen=True)
