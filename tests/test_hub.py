@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from timm.data import resolve_model_data_config
@@ -26,6 +27,24 @@ def test_timm_saves_and_loads_a_network_of_ours(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(again(images), model(images))
     assert (again.config, again.class_names, again.preprocessing) == (model.config, ["cat", "dog"], preprocessing)
+
+
+def test_the_folder_that_timm_writes_is_a_checkpoint(tmp_path: Path) -> None:
+    model = timm.create_model("ceit_nano_patch4_32.cifar10", pretrained=True)
+    assert isinstance(model, ceit.CeiT)
+    save_for_hf(model, str(tmp_path / "hub"), safe_serialization=True)
+    again = ceit.load_checkpoint(tmp_path / "hub")
+    assert (again.config, again.class_names, again.preprocessing) == (
+        model.config,
+        model.class_names,
+        model.preprocessing,
+    )
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again(images), model.eval()(images))
+    for strange in ("[]", '{"architecture": "resnet18"}', "not JSON"):
+        (tmp_path / "hub" / "config.json").write_text(strange, encoding="utf-8")
+        with pytest.raises(ValueError, match="do not tell what is classified"):
+            ceit.load_checkpoint(tmp_path / "hub")
 
 
 def test_what_a_network_has_learnt_since_goes_along_instead_of_what_it_was_made_of(tmp_path: Path) -> None:

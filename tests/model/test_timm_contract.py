@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -16,6 +16,8 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 import ceit
 from ceit.model import MODELS, CeiT, config_of, list_models, resize_pos_embed
@@ -228,6 +230,37 @@ def test_parts_of_the_last_block_are_seen_by_their_hooks_in_evaluation(tiny: Cal
     hook.remove()
     model(images)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("part", ["blocks.2", "blocks.2.attn", "lca.attn.qkv"])
+def test_gradients_are_seen_by_their_hooks_in_evaluation(tiny: Callable[..., CeiT], part: str) -> None:
+    model, seen = tiny().eval(), list[Any]()
+    model.get_submodule(part).register_full_backward_hook(lambda _, __, gradients: seen.append(gradients))
+    model(torch.randn(IMAGES)).sum().backward()
+    assert seen
+
+
+def test_a_weight_that_is_no_plain_tensor_is_left_whole(tiny: Callable[..., CeiT]) -> None:
+    """As torchao's quantised weights, which know ``linear`` and few other operations."""
+    model, images = tiny().eval(), torch.randn(IMAGES)
+    expected = model(images)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(TwoTensor(module.weight.detach(), module.weight.detach()))
+    with Whole():
+        torch.testing.assert_close(unwrapped(model(images)), expected)
+
+
+class Whole(TorchFunctionMode):
+    """Refuses to cut a weight that is no plain tensor."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not Tensor.chunk or not isinstance(args[0], nn.Parameter)
+        return func(*args, **(kwargs or {}))
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    return cast("Any", tensor).a if isinstance(tensor, TwoTensor) else tensor
 
 
 def test_the_size_that_it_has_leaves_the_parameters_to_their_optimizer(tiny: Callable[..., CeiT]) -> None:

@@ -1,6 +1,7 @@
 """Distillation: teachers of timm's and of this project, and what they are shown."""
 
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 
 import ceit
 from ceit.data.preprocessing import Preprocessing
@@ -92,6 +94,31 @@ def test_a_run_of_this_project_teaches_another(make_trainer: MakeTrainer, tmp_pa
     assert trainer.learner.objective.teacher is not None
     assert trainer.learner.objective.teacher.size == (32, 32)
     assert train_step(trainer.learner, *batch, 0).loss != train_step(alone.learner, *batch, 0).loss
+
+
+def test_a_run_says_what_its_teacher_sees_and_how_much_it_knows(tmp_path: Path) -> None:
+    model = ceit.create_model("ceit_pico_patch4_32", num_classes=10, in_chans=1, img_size=32)
+    names, own = [str(digit) for digit in range(10)], Preprocessing((0.3,), (0.35,))
+    ceit.save_checkpoint(tmp_path / "teacher.safetensors", model, class_names=names, preprocessing=own)
+    taught = Distillation("ceit_pico_patch4_32", str(tmp_path / "teacher.safetensors"))
+    said = list[str]()
+    train(replace(SMALL, epochs=1, limit_batches=2, distillation=taught), "digits", tmp_path / "run", say=said.append)
+    (sentence,) = (line for line in said if line.startswith("the teacher"))
+    known = re.fullmatch(
+        r"the teacher sees 32 x 32 px, of mean 0\.3 and deviation 0\.35; it names (.+) % of the validation .* rightly",
+        sentence,
+    )
+    assert known is not None
+    assert 0 < float(known[1]) < 40, "it was never trained"
+
+
+def test_a_teacher_of_timm_that_names_its_classes_is_read_in_the_datas_order(tmp_path: Path) -> None:
+    network = timm.create_model("resnet10t", num_classes=7)
+    named = {"label_names": list("gfedcba")}
+    save_for_hf(network, str(tmp_path / "hub"), named, safe_serialization=True)
+    teacher = make_teacher(Distillation(f"local-dir:{tmp_path / 'hub'}"), SEVEN, RGB, CPU, torch.float32)
+    assert teacher is not None
+    assert teacher.order == [6, 5, 4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(

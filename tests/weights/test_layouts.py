@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 import ceit
 import ceit_cli
@@ -66,6 +68,38 @@ def test_another_entry_of_a_trainers_file_on_request(
     assert torch.equal(logits(ceit.load_checkpoint(tmp_path / "released.pth", entry="model_ema")), logits(averaged))
     with pytest.raises(ValueError, match="has no entry 'ema'; it has 'model', 'model_ema'"):
         ceit.load_checkpoint(tmp_path / "released.pth", entry="ema")
+
+
+@pytest.mark.parametrize("wrapper", ["lightning", "average", "compiled block", "number of numpy"])
+def test_what_training_loops_add_to_the_names_is_taken_off(
+    wrapper: str, tmp_path: Path, make: Callable[..., CeiT], logits: Callable[[CeiT], Tensor]
+) -> None:
+    network = make(config_of("ceit_pico_patch4_32"))
+    content: dict[str, Any] = dict(network.state_dict())
+    if wrapper == "lightning":
+        content = {"epoch": 3, "state_dict": {f"model.{key}": value for key, value in content.items()}}
+    elif wrapper == "average":
+        content = AveragedModel(network).state_dict()
+    elif wrapper == "compiled block":
+        content = {key.replace("blocks.0.", "blocks.0._orig_mod."): value for key, value in content.items()}
+    else:
+        content = {"net": content, "best_acc": np.float64(93.5), "epoch": np.int64(3)}
+    torch.save(content, tmp_path / "trained.pth")
+    assert torch.equal(logits(ceit.load_checkpoint(tmp_path / "trained.pth")), logits(network))
+
+
+def test_of_several_entries_with_weights_the_one_that_is_taken_is_named(
+    tmp_path: Path, make: Callable[..., CeiT], caplog: pytest.LogCaptureFixture
+) -> None:
+    raw, averaged = (dict(make(config_of("ceit_pico_patch4_32")).state_dict()) for _ in range(2))
+    torch.save({"model": raw, "model_ema": averaged}, tmp_path / "both.pth")
+    ceit.load_checkpoint(tmp_path / "both.pth")
+    assert "took its entry 'model'; it also holds 'model_ema' (ceit convert PATH OUT.safetensors --entry" in caplog.text
+    torch.save({"net": raw, "net_ema": averaged}, tmp_path / "both.pth")
+    with pytest.raises(
+        ValueError, match=r"entries 'net', 'net_ema': name one \(ceit convert .* --entry NAME, in Python"
+    ):
+        ceit.load_checkpoint(tmp_path / "both.pth")
 
 
 def test_conversion_is_complete_idempotent_and_makes_nothing_up(

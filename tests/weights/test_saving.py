@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import ceit
 from ceit.model import CeiT
@@ -59,6 +61,29 @@ def test_layers_may_share_their_weights(tmp_path: Path, make: Callable[..., CeiT
 def test_the_file_beside_the_weights_is_not_them(saved: tuple[CeiT, Path]) -> None:
     with pytest.raises(ValueError, match=r"\.json describes weights and holds none: name the file of the weights"):
         ceit.load_checkpoint(saved[1].with_suffix(".json"))
+
+
+def test_what_was_measured_on_other_classes_is_not_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = ceit.create_model("ceit_pico_patch4_32.cifar10", pretrained=True)
+    path, names = tmp_path / "model.safetensors", list("abcdefghij")
+    assert model.temperature
+    assert model.familiarity
+    ceit.save_checkpoint(path, model)
+    assert ceit.load_checkpoint(path).temperature == model.temperature
+    ceit.save_checkpoint(path, model, class_names=names)
+    again = ceit.load_checkpoint(path)
+    assert (again.class_names, again.temperature, again.familiarity) == (names, None, None)
+    assert "measured on other classes, and are left out" in caplog.text
+
+
+def test_the_network_in_a_wrapper_is_saved(
+    tmp_path: Path, make: Callable[..., CeiT], logits: Callable[[CeiT], Tensor]
+) -> None:
+    network = make()
+    ceit.save_checkpoint(tmp_path / "model.safetensors", AveragedModel(network))
+    assert torch.equal(logits(ceit.load_checkpoint(tmp_path / "model.safetensors")), logits(network))
+    with pytest.raises(ValueError, match="a Linear is no CeiT, and no wrapper of one"):
+        ceit.save_checkpoint(tmp_path / "other.safetensors", nn.Linear(2, 2))
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, make: Callable[..., CeiT]) -> None:

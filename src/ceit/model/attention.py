@@ -6,6 +6,7 @@ Shapes: ``B`` batch, ``T`` tokens, ``Q`` queries, ``K`` heads, ``D`` embed dim, 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class MultiHeadSelfAttention(nn.Module):
@@ -54,6 +55,12 @@ class MultiHeadSelfAttention(nn.Module):
 
 
 def is_affine(layer: nn.Module) -> bool:
-    """Whether a layer is what its weight and bias say: an adapter, a hook or a quantised layer does more."""
+    """Whether a layer is what its weight and bias say: an adapter, a hook or a quantised layer or weight does more."""
     of_its_class = type(layer).forward is nn.Linear.forward or getattr(type(layer), "is_affine", False)
-    return of_its_class and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return of_its_class and not is_traceable_wrapper_subclass(layer.weight) and not has_hooks(layer)
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether somebody looks at what goes through a module, forwards or backwards."""
+    before = part._forward_pre_hooks or part._backward_pre_hooks
+    return bool(before or part._forward_hooks or part._backward_hooks)

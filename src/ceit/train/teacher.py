@@ -24,6 +24,7 @@ from ceit.train.config import Distillation
 from ceit.weights import load_checkpoint, read_description
 from ceit.weights.geometry import require_same
 
+_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm loads from there
 _DAMAGED = (
     *(RuntimeError, OSError, KeyError, UnpicklingError),
     *(SafetensorError, EOFError, AttributeError, TypeError, NotImplementedError),
@@ -31,7 +32,7 @@ _DAMAGED = (
 """What timm's reader raises for a file that it cannot use."""
 
 
-class Teacher:
+class Teacher(nn.Module):
     """A frozen classifier that takes the student's images, each brought to its own normalisation and size."""
 
     def __init__(
@@ -42,15 +43,17 @@ class Teacher:
         student: Preprocessing,
         order: list[int] | None = None,
     ) -> None:
+        super().__init__()
         self.order = order  # the teacher's number of each of the student's classes; None where they are the same
-        self.network = network.eval().requires_grad_(False)
-        self.size = size
+        self.network = network.requires_grad_(False)
+        self.own, self.size = own, size
         mean, std, own_mean, own_std = (
             torch.tensor(values).view(1, -1, 1, 1) for values in (student.mean, student.std, own.mean, own.std)
         )
         self.factor, self.offset = std / own_std, (mean - own_mean) / own_std
+        self.eval()
 
-    def __call__(self, images_bchw: Tensor) -> Tensor:
+    def forward(self, images_bchw: Tensor) -> Tensor:
         """Logits ``(B, K)`` of the student's normalised images ``(B, C, H, W)``."""
         images_bchw = images_bchw * self.factor.to(images_bchw) + self.offset.to(images_bchw)
         if images_bchw.shape[2:] != self.size:
@@ -58,6 +61,13 @@ class Teacher:
         with torch.no_grad():
             logits_bk = self.network(images_bchw)
         return logits_bk if self.order is None else logits_bk[:, self.order]
+
+    def told(self, top1_percent: float) -> str:
+        """What it sees, and how much of that it knows: a size, a normalisation or an order that is not its own shows
+        in its accuracy alone."""
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.own.mean, self.own.std))
+        sees = f"the teacher sees {self.size[0]} x {self.size[1]} px, of mean {mean} and deviation {std}"
+        return f"{sees}; it names {top1_percent:.2f} % of the validation images rightly"
 
 
 def make_teacher(
@@ -81,7 +91,8 @@ def make_teacher(
     known, wanted = network.num_classes, len(class_names)
     if known != wanted:
         raise ValueError(f"teacher {config.teacher} tells {known} classes apart, the data has {wanted}: name another")
-    names = network.class_names if isinstance(network, CeiT) else None
+    is_ours = isinstance(network, CeiT)
+    names = network.class_names if is_ours else list(getattr(network, "pretrained_cfg", {}).get("label_names") or ())
     if isinstance(network, CeiT) and network.preprocessing is not None:
         own, size = Preprocessing.from_dict(network.preprocessing), network.config.image_hw
     else:
@@ -89,16 +100,16 @@ def make_teacher(
         own, size = Preprocessing(expected["mean"], expected["std"]), tuple(expected["input_size"][1:])
     if len(own.mean) != len(student.mean):
         raise ValueError(f"teacher {config.teacher} takes {len(own.mean)} channels, the data has {len(student.mean)}")
-    if names and set(names) != set(class_names):
+    if names and set(names) != set(class_names) and is_ours:
         strange = min(set(names) ^ set(class_names))
         raise ValueError(f"teacher {config.teacher} was not trained on the data's classes: only one knows {strange!r}")
-    order = [names.index(name) for name in class_names] if names else None
+    order = [names.index(name) for name in class_names] if names and set(names) == set(class_names) else None
     return Teacher(network.to(device, dtype), own, size, student, order)
 
 
 def require_teacher(name: str) -> None:
-    """Raises: ValueError for a name that timm does not have."""
-    if not timm.is_model(name):
+    """Raises: ValueError for a name that timm does not have; what a hub or a folder has shows when it is loaded."""
+    if not name.startswith(_ELSEWHERE) and not timm.is_model(name):
         raise ValueError(unknown("teacher", name, timm.list_models()))
 
 

@@ -88,6 +88,7 @@ class Trainer:
         loss, or no epoch's validation has one.
         """
         with stop_signals() as received:
+            self._introduce_the_teacher()
             if self.budget is not None:
                 self.budget.begin(self.progress.steps)
             while self.progress.epoch < self.epochs and not self._has_stopped_improving():
@@ -102,6 +103,11 @@ class Trainer:
         if not self.progress.best:
             fix = f"lower peak_lr {self.run.config.peak_lr} or set clip_norm in a new run"
             raise ValueError(f"no epoch ended with weights whose validation loss is finite, so none are kept: {fix}")
+
+    def _introduce_the_teacher(self) -> None:
+        teacher = self.learner.objective.teacher
+        if teacher is not None and self.validation_loader is not None and self.progress.step == 0:
+            self.say(teacher.told(self.validate(teacher).top1_percent))
 
     def _train_epoch(self, received: list[int]) -> None:
         """The rest of the current epoch. The state that an interruption saves is that after the last whole step."""

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import clean_state_dict
 from torch import Tensor
+from torch.nn import Module
 
 from ceit.atomic import replace_files
 from ceit.model import CeiT, CeiTConfig, config_of
@@ -62,7 +63,7 @@ def create_model(
     in_chans: int | None = None,
     **geometry: Any,
 ) -> CeiT:
-    """A registered network in training mode: the same as ``timm.create_model(name, ...)``.
+    """A registered network in training mode: as ``timm.create_model(name, ...)``, which has more keywords.
 
     It is freshly initialised; with ``pretrained`` it has weights that come with the package. ``MODEL.TAG`` names them,
     and the geometry, classes and channels that they were trained with; ``MODEL`` alone stands for the first of its
@@ -123,7 +124,7 @@ def load_checkpoint(
 
 def save_checkpoint(
     path: str | Path,
-    model: CeiT,
+    model: Module,
     *,
     class_names: Sequence[str] | None = None,
     preprocessing: SupportsAsDict | dict[str, Any] | None = None,
@@ -134,14 +135,16 @@ def save_checkpoint(
 
     The JSON file is for readers of any kind; the safetensors file holds a copy, so that it stands alone and the two
     cannot be mixed up. Class names and preprocessing are by default those that the network carries; its
-    temperature and familiarity are kept with them. ``model_name`` is the registered one of its geometry. ``training``
-    is free: anything that JSON can hold.
+    temperature and familiarity are kept with them, but not with other class names, as they were measured on those.
+    ``model_name`` is the registered one of its geometry. ``training`` is free: anything that JSON can hold.
+
+    ``model`` may stand in a wrapper that has it as ``module``, as torch's ``DistributedDataParallel`` does.
 
     Raises: ValueError if ``path`` does not end in ``.safetensors``, the class names do not match the head, the
     preprocessing or ``training`` cannot be written, or the network no longer matches its configuration; OSError if the
     disk is full, with the files that stood there before untouched.
     """
-    path = expanded(path)
+    path, model = expanded(path), _network_in(model)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors")
     whole = torch.contiguous_format
@@ -150,14 +153,18 @@ def save_checkpoint(
         for key, value in clean_state_dict(model.state_dict()).items()
     }
     require_fit(state, model.config)
+    names = model.class_names if class_names is None else list(class_names)
+    measured = model.temperature, model.familiarity
+    if names != model.class_names and any(measured):
+        logger.warning("%s: temperature and familiarity were measured on other classes, and are left out", path)
+        measured = None, None
     description = Description(
         model.config,
         model_name or name_of(model.config),
-        model.class_names if class_names is None else list(class_names),
+        names,
         _in_lists(model.preprocessing if preprocessing is None else preprocessing),
         training,
-        model.temperature,
-        model.familiarity,
+        *measured,
     )
     description.require_channels()
     try:
@@ -165,6 +172,16 @@ def save_checkpoint(
     except TypeError as error:
         raise ValueError(f"training must hold what JSON can: {error}") from error
     replace_files({path: save(state, {METADATA_KEY: text}), side_file(path): text.encode()})
+
+
+def _network_in(model: Module) -> CeiT:
+    """The network itself, in what averages its weights, or its gradients in several processes."""
+    inner = model
+    while not isinstance(inner, CeiT):
+        inner = getattr(inner, "module", None)
+        if inner is None:
+            raise ValueError(f"a {type(model).__name__} is no CeiT, and no wrapper of one")
+    return inner
 
 
 def _in_lists(preprocessing: SupportsAsDict | Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -37,12 +37,13 @@ def convert_released_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
     """The release's state dict under our keys.
 
     LeFF's 1x1 convolutions become linear layers, ``(E, D, 1, 1)`` to ``(E, D)``; every other tensor keeps its shape.
-    Prefixes ``module.`` and ``_orig_mod.`` are taken off. Keys that are ours already pass unchanged, so converting
-    twice is converting once. Nothing is left out, and nothing that is missing is made up.
+    What wrappers add is taken off: ``module.`` and ``_orig_mod.``, one name before all keys, such as Lightning's
+    ``model.``, and the counter of averaged weights. Keys that are ours already pass unchanged, so converting twice is
+    converting once. Nothing else is left out, and nothing that is missing is made up.
 
     Raises: ValueError for weights of the rishikksh20 port, which compute another network, and of any other model.
     """
-    state_dict = clean_state_dict(dict(state_dict))
+    state_dict = _unwrapped(state_dict)
     _refuse_port(state_dict)
     converted: dict[str, Tensor] = {}
     foreign: list[str] = []
@@ -61,7 +62,16 @@ def convert_released_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
 
 def is_released(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the keys, with or without a wrapper's prefix, are the release's."""
-    return any(key != _rename(key) for key in clean_state_dict(dict(state_dict)))
+    return any(key != _rename(key) for key in _unwrapped(state_dict))
+
+
+def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    plain = {key.replace("._orig_mod.", "."): value for key, value in clean_state_dict(dict(state_dict)).items()}
+    if len(plain) == len(state_dict):  # else two keys have become one, which is told as two tensors of a name
+        plain.pop("n_averaged", None)
+    inner = {key.partition(".")[2]: value for key, value in plain.items()}
+    has_one_name = len({key.partition(".")[0] for key in plain}) == 1
+    return inner if has_one_name and all(_OUR_KEY.match(_rename(key)) for key in inner) else plain
 
 
 def first_of(keys: Iterable[str], most: int = 3) -> str:

@@ -1,6 +1,7 @@
 """Tensors out of a file, executing nothing in it: safetensors, and what ``torch.save`` writes, zip or legacy."""
 
 import io
+import logging
 import mmap
 import pickle
 import pickletools
@@ -19,11 +20,21 @@ from torch import Tensor, nn
 from ceit.limits import PICKLE, PICKLE_VALUES, require_stored
 from ceit.paths import require_utf8
 
+logger = logging.getLogger("ceit")
+
+_NAMING = "ceit convert PATH OUT.safetensors --entry NAME, in Python entry=NAME"
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, content, keys of the storages
 _REFUSED = "is refused because"
-_NOTHING_RUNS = ", and nothing in a file is executed; ask its author for the plain state dict or for safetensors"
+_NOTHING_RUNS = (
+    ", and nothing in a file is executed; save model.state_dict() alone, or ask its author for that or for safetensors"
+)
 _SHARED, _SMALL = 4, 200 << 20  # times the bytes of a file: tensors may share what is stored once; less is no harm
 USUAL_ENTRIES = ("model", "state_dict")
+_OF_NUMPY = (
+    *("dtype", "core.multiarray.scalar", "_core.multiarray.scalar"),
+    *(f"dtypes.{kind}DType" for kind in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")),
+)
+"""What a number of numpy consists of in a file."""
 
 
 def read_tensors(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -62,10 +73,20 @@ class _Namespace:
         """Forget it."""
 
 
+class _Number(_Namespace):
+    """As ``_Namespace``, for a number of numpy and its type, such as the best accuracy so far."""
+
+    __slots__ = ()
+
+    def __init__(self, *values: object) -> None:
+        """Forget them."""
+
+
 def _unpickle(path: Path) -> Any:
     _require_modest(path)
     try:
-        with torch.serialization.safe_globals([(_Namespace, "argparse.Namespace")]), warnings.catch_warnings():
+        stand_ins = [(_Namespace, "argparse.Namespace"), *((_Number, f"numpy.{name}") for name in _OF_NUMPY)]
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may fail in any way
@@ -175,14 +196,14 @@ def _state_dict(content: Any, path: Path, entry: str | None) -> dict[str, Tensor
     inner = {key: value for key, value in dict.items(content) if isinstance(value, dict)}
     if entry is not None and entry not in inner:
         raise ValueError(f"{path} has no entry {entry!r}; it has {_list(inner) or 'none'}")
-    entry = entry or next((name for name in USUAL_ENTRIES if name in inner), None)
+    entry = entry or _usual_entry(inner, path)
     state_dict = content if entry is None else inner[entry]
     for key, value in dict.items(state_dict):
         if not _is_plain(value):
             what = "tensor of another kind" if isinstance(value, Tensor) else type(value).__name__.lstrip("_")
             raise ValueError(
                 f"{path} holds no plain state dict: {key!r} is a {what}"
-                + (f"; it has the entries {_list(inner)}, name one" if inner and entry is None else "")
+                + (f"; it has the entries {_list(inner)}: name one ({_NAMING})" if inner and entry is None else "")
             )
     tensors = {str(key): Tensor.detach(value) for key, value in dict.items(state_dict)}
     if (needed := sum(tensor.nbytes for tensor in tensors.values())) > max(
@@ -191,6 +212,17 @@ def _state_dict(content: Any, path: Path, entry: str | None) -> dict[str, Tensor
         fix = "save it as safetensors, which stores each tensor, if that is meant"
         raise ValueError(f"{path} {_REFUSED} its tensors would take {needed:,} bytes, the file has {there:,}: {fix}")
     return tensors
+
+
+def _usual_entry(inner: Mapping[str, dict[Any, Any]], path: Path) -> str | None:
+    """The entry to take unasked: a usual one, else the only one that holds tensors; others like it are named."""
+    of_tensors = [name for name, value in inner.items() if value and all(map(_is_plain, dict.values(value)))]
+    chosen = next((name for name in USUAL_ENTRIES if name in inner), None)
+    if chosen is None:
+        return of_tensors[0] if len(of_tensors) == 1 else None
+    if others := {name: None for name in of_tensors if name != chosen and inner[name].keys() == inner[chosen].keys()}:
+        logger.warning("%s: took its entry %r; it also holds %s (%s)", path, chosen, _list(others), _NAMING)
+    return chosen
 
 
 def _is_plain(value: object) -> bool:

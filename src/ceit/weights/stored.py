@@ -1,5 +1,6 @@
 """A checkpoint as it lies on the disk, in any of the layouts that are understood, before a network is made of it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,10 @@ def read_stored(path: Path, entry: str | None = None) -> StoredNetwork:
     """
     path = _file_of(expanded(path))
     state, metadata = read_tensors(path, entry)
+    if "state" in metadata and METADATA_KEY not in metadata:
+        raise ValueError(
+            f"{path} is what a run continues from (--resume {path}): for its weights, name the run directory"
+        )
     try:
         released = is_released(state)
         state = convert_released_state_dict(state)
@@ -73,6 +78,7 @@ def is_here(path: str | Path) -> bool:
 
 A_CHECKPOINT = "a run directory, a file, or weights that ship (ceit list weights)"
 """What a checkpoint may be."""
+_CONFIG_OF_TIMM = "config.json"
 _EXPORTED = (".onnx", ".pt2", ".xml")  # as ceit.inference.exported has them
 
 
@@ -109,11 +115,31 @@ def _description(path: Path, embedded: str | None) -> Description | None:
     stale = inside and beside and inside.get("fingerprint") != beside.get("fingerprint")
     body, source = (inside, path) if stale or not beside else (beside, side_file(path))
     if body is None:
-        return None
+        source = path.with_name(_CONFIG_OF_TIMM)
+        body = _parse_timm(source) if path.suffix.lower() == ".safetensors" and source.is_file() else None
     try:
-        return Description.from_json(body)
+        return None if body is None else Description.from_json(body)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _parse_timm(path: Path) -> dict[str, Any] | None:
+    """What timm's ``save_for_hf`` has written beside a network of ours, in the words of a description."""
+    with suppress(ValueError):  # it is somebody else's
+        body = parse_json("it", read_file(path, JSON))
+        if isinstance(body, dict) and body.get("architecture") in MODELS and "model_args" in body:
+            cfg = body.get("pretrained_cfg") or {}
+            known = all(key in cfg for key in ("mean", "std", "crop_pct", "interpolation"))
+            preprocessing = {key: cfg[key] for key in ("mean", "std", "interpolation")} if known else None
+            return {
+                "format_version": 1,
+                "model": body["architecture"],
+                "config": body["model_args"],
+                "class_names": body.get("label_names") or cfg.get("label_names"),
+                "preprocessing": preprocessing and preprocessing | {"crop": cfg["crop_pct"]},
+                "training": None,
+            }
+    return None
 
 
 def _parse(path: Path, text: str | bytes) -> dict[str, Any] | None:
