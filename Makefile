@@ -16,7 +16,7 @@ CPU_BUILD := $(BIN)/pip install torch torchvision --index-url https://download.p
 .PHONY: help demo test test-web soak fuzz check check-deps check-floors check-release results ship map format clean
 
 help:
-	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (ten minutes on two cores with fast bf16)"
+	@echo "make demo    train, evaluate and picture a small CeiT in runs/demo (about eight minutes on two cores with fast bf16)"
 	@echo "make test    run the tests"
 	@echo "make test-web  the tests in a browser: needs Chromium; makes an environment of its own, fetches onnxruntime-web once"
 	@echo "make soak    commands killed, disks filled, files damaged, by the hundred (half an hour; Linux)"

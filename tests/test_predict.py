@@ -423,6 +423,29 @@ def test_labels_that_begin_alike_stay_apart_in_the_table(
     assert names[NAMES.index(label)][:27] in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("between", ["\n", "\r\n", "\0"])
+def test_paths_may_come_from_a_file(
+    between: str,
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [str(photos / "d.png"), str(tmp_path / "süß 1.png")]
+    shutil.copy(names[0], names[1])
+    listed = "".join(name + between for name in names).encode()
+    (tmp_path / "list.txt").write_bytes(listed)
+    words = ["predict", "--checkpoint", str(run), "--json", "--files-from"]
+    for source in (str(tmp_path / "list.txt"), "-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
+        assert ceit_cli.main([*words, source, names[0]]) == 0
+        assert [answer["path"] for answer in json.loads(capsys.readouterr().out)] == [names[0], *names]
+    (tmp_path / "list.txt").write_bytes(b"\n")
+    assert ceit_cli.main([*words, str(tmp_path / "list.txt")]) == 1
+    assert capsys.readouterr().err == f"error: --files-from {tmp_path / 'list.txt'} lists no paths\n"
+
+
 def test_dash_is_standard_input(
     run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -443,6 +466,10 @@ def test_dash_is_standard_input(
         assert first["path"] == "-"
         assert expected in first
         assert (first.get("predictions") == second["predictions"]) == (expected == "predictions")
+    two = 2 * (photos / "d.png").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(two)))  # as `ffmpeg -f image2pipe` writes them
+    assert ceit_cli.main(["predict", "--checkpoint", str(run), "-"]) == 0
+    assert "standard input holds several images, and only the first is taken" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", None)  # as `<&-` leaves it
     assert ceit_cli.main(["predict", "--checkpoint", str(run), "-"]) == 1
     assert capsys.readouterr().err == "error: standard input is closed: name a file in place of -\n"
@@ -458,7 +485,7 @@ def test_dash_is_standard_input(
             1,
             "error: 2 paths, and nothing to predict: gone.png does not exist or cannot be reached, folder {empty}",
         ),
-        ([], 2, "the following arguments are required: PATH"),
+        ([], 2, "name an image, a folder of images, or a list of them with --files-from"),
         (["{photos}", "--json", "--csv"], 2, "argument --csv: not allowed with argument --json"),
         (["{photos}", "--resume"], 2, "--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl"),
         (["{photos}", "--output", "a.txt"], 2, "--output a.txt must end in .csv or .jsonl"),

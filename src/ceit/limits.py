@@ -57,9 +57,9 @@ IMAGE = Limit(
     "image file", 1_100, "MB", "16-bit RGB of the most megapixels takes 1,074 MB uncompressed", "CEIT_MAX_IMAGE_MB"
 )
 CLASSES = Limit(
-    "classes",
+    "a data set",
     100_000,
-    "numbers",
+    "classes",
     "ImageNet-21k has 21,841; a number alone would make names up to it",
     "CEIT_MAX_CLASSES",
 )
@@ -86,7 +86,7 @@ DOWNLOAD = Limit("download", 2_000, "MB", "the largest that is fetched here take
 EXPORTED_SIDE = Limit(
     "image size of an exported file", 8_192, "pixels a side", "images are made as large before it runs"
 )
-REQUEST = Limit("request to ceit web", 20 << 20, "bytes", "a photograph of a good camera")
+REQUEST = Limit("request to ceit web", 20_000_000, "bytes", "a photograph of a good camera")
 QUESTION = Limit("question of the page of ceit web", 65_536, "bytes", "it names one uploaded picture")
 REQUESTS_AT_ONCE = Limit("ceit web", 8, "requests at once", "each may take the memory of an image and a network")
 REQUESTS_A_MINUTE = Limit("a client of ceit web", 120, "requests a minute", "more than anyone drops by hand")

@@ -283,7 +283,7 @@ def test_shards_of_more_classes_than_there_can_be(tmp_path: Path) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    with pytest.raises(ValueError, match="has 1,000,000,000 numbers of classes, above the limit of 100,000"):
+    with pytest.raises(ValueError, match="has 1,000,000,000 classes of a data set, above the limit of 100,000"):
         load_images(str(tmp_path))
 
 

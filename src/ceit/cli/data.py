@@ -149,9 +149,9 @@ def _shard(arguments: list[str]) -> None:
         raise ValueError(f"--shard-megabytes {options.shard_megabytes} must be at least 1")
     dataset = _as_it_lies(options.data, options.seed, options.skip_broken)
     tell(*dataset.remarks, *(f"skipped {line}" for line in dataset.skipped))
-    index = write_shards(dataset, options.out, shard_bytes=options.shard_megabytes * 2**20, say=print)
+    index = write_shards(dataset, options.out, shard_bytes=options.shard_megabytes * 10**6, say=print)
     counts = ", ".join(f"{count:,} {split}" for split, count in index.splits.items())
-    size = sum(shard.bytes for shard in index.shards) / 2**20
+    size = sum(shard.bytes for shard in index.shards) / 1e6
     print(f"\n{options.out}: {counts} images of {len(index.class_names):,} classes")
     print(f"{len(index.shards):,} shards, {size:,.1f} MB; use them with --data {options.out}")
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from ceit.atomic import replace_files
 from ceit.cli._parser import JSON, WEIGHTS, Parser, adding_to, positive, require_output
 from ceit.cli._terminal import facts, tell
-from ceit.cli.predict import images_of
+from ceit.cli.predict import FILES_FROM, images_of, paths_in
 from ceit.data.held_out import to_probe
 from ceit.data.image import or_reason
 from ceit.data.record import ImageRecord
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     if options.probe is not None:
         _print(_probed(predictor, options.checkpoint, options.probe, options.skip_broken), options.json)
         return
-    paths = images_of(options.paths)
+    paths = images_of([*options.paths, *paths_in(options.files_from)])
     near = [] if options.near is None else [options.near]
     reason = None if options.near is None else or_reason(predictor.pixels, options.near)
     if isinstance(reason, str):  # told before all others are computed
@@ -182,6 +182,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
     add("paths", "image, or folder of images", metavar="PATH", nargs="*")
+    add("--files-from", FILES_FROM, metavar="FILE")
     add("--checkpoint", f"the model: {WEIGHTS} (default: {DEFAULT})", metavar="RUN|FILE")
     add("--output", "write paths and features to FILE.npz or FILE.parquet", type=expanded, metavar="FILE")
     add("--near", "print the images most like this one", metavar="IMAGE")
@@ -202,9 +203,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     wanted = [options.output, options.near, options.duplicates, options.probe]
     if not any(one is not None for one in wanted):
         parser.error("say what is to be done: --output, --near, --duplicates or --probe")
-    if options.probe is None and not options.paths:
+    asked = options.paths or options.files_from
+    if options.probe is None and not asked:
         parser.error("name images, or folders of them")
-    if options.probe is not None and (options.paths or any(one is not None for one in wanted[:3])):
+    if options.probe is not None and (asked or any(one is not None for one in wanted[:3])):
         parser.error("--probe takes a data set of its own: leave out paths, --output, --near and --duplicates")
     if options.top_k is not None and options.near is None:
         parser.error("--top-k says how many images --near prints: name one with --near, or leave it out")

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -56,6 +57,7 @@ from ceit.inference.predictor import (
     refuse_for_exported,
 )
 from ceit.inference.quantize import CALIBRATION_IMAGES
+from ceit.limits import IMAGE
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT, shipped_names
@@ -65,6 +67,9 @@ from ceit.train.interruption import stop_signals
 from ceit.weights import load_checkpoint
 
 STDIN = "-"
+FILES_FROM = "take the paths in FILE, too: one a line, or with NUL between them; - for standard input"
+_SEAMS = {b"\x89PNG": b"IEND\xaeB`\x82\x89PNG", b"\xff\xd8\xff": b"\xff\xd9\xff\xd8\xff"}
+"""How a PNG and a JPEG begin, and what stands between two of them."""
 _BAR_CELLS = 10
 _GAP = "  "
 _IMAGE, _LABEL, _UNKNOWN, _LIKE = "image", "label", "unknown", "most like "
@@ -79,7 +84,7 @@ def main(arguments: list[str]) -> None:
     """
     options = _parsed(arguments)
     keep_freed_memory()
-    paths = images_of(options.paths)
+    paths = images_of([*options.paths, *paths_in(options.files_from)])
     before = prediction_file.computed_by(options.output) if options.resume else None
     backend, precision = _as_before(options, before)
     model = _model(options, precision)
@@ -140,7 +145,8 @@ def main(arguments: list[str]) -> None:
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
-    add("paths", "image, folder of images, or - for standard input", metavar="PATH", nargs="+")
+    add("paths", "image, folder of images, or - for standard input", metavar="PATH", nargs="*")
+    add("--files-from", FILES_FROM, metavar="FILE")
     add("--checkpoint", f"{MODEL} (default: {DEFAULT})", metavar="RUN|FILE")
     add("--top-k", "print the K most probable classes", type=int, default=5, metavar="K")
     add("--raw", RAW, action="store_true")
@@ -165,6 +171,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     text = "threads, each of which reads and computes images of its own (default: one per core)"
     add("--workers", text, type=positive, metavar="N")
     options = parser.parse_args(arguments)
+    if not options.paths and not options.files_from:
+        parser.error("name an image, a folder of images, or a list of them with --files-from")
     if options.resume and not options.output:
         parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
     if options.output and options.output.suffix not in prediction_file.FORMS:
@@ -181,6 +189,18 @@ def share_of(text: str) -> float:
         if 0 < share < 1:
             return share
     raise argparse.ArgumentTypeError(f"{text} must be auto or a number between 0 and 1")
+
+
+def paths_in(file: str | None) -> list[str]:
+    """The paths that a text file lists, seen from the folder that this is called in. Raises: ValueError for none."""
+    if file is None:
+        return []
+    content = sys.stdin.buffer.read() if file == STDIN else expanded(file).read_bytes()
+    between = b"\0" if b"\0" in content else b"\n"
+    lines = [line.removesuffix(b"\r") for line in content.removeprefix(BOM_UTF8).split(between)]
+    if not any(lines):
+        raise ValueError(f"--files-from {file} lists no paths")
+    return [os.fsdecode(line) for line in lines if line]
 
 
 def images_of(names: Sequence[str]) -> list[str]:
@@ -291,7 +311,14 @@ def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:
         if sys.stdin is None:
             raise ValueError(f"standard input is closed: name a file in place of {STDIN}")
         file = Path(stack.enter_context(TemporaryDirectory(prefix="ceit-")), "stdin")
-        file.write_bytes(sys.stdin.buffer.read())
+        with file.open("wb") as kept:
+            while piece := sys.stdin.buffer.read(1 << 20):
+                kept.write(piece)
+                IMAGE.require(kept.tell(), "standard input")
+        content = file.read_bytes()
+        seam = next((seam for begin, seam in _SEAMS.items() if content.startswith(begin)), None)
+        if seam is not None and seam in content and b"MPF\0" not in content:  # the several views of one photo
+            tell("standard input holds several images, and only the first is taken: write them to a folder")
     return [str(file if path == STDIN else Path(path).absolute()) for path in paths]
 
 

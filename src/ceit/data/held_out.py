@@ -134,15 +134,38 @@ def _of_dataset(dataset: ImageDataset, training: Mapping[str, Any], asked: str |
     return Measured(validation, VALIDATION)
 
 
+def cut_to_train(
+    dataset: ImageDataset, validation_percent: float, train_percent: float, seed: int
+) -> tuple[ImageDataset, Split | None]:
+    """The set with training and validation images as a run takes them, and those that it leaves unused.
+
+    Without a validation split of its own one is cut from the training images; of those that are left as many train as
+    asked for, of each class at least one. Raises: ValueError, naming the option, for a share that cannot be cut.
+    """
+    train, validation, unused = dataset.train, dataset.validation, None
+    if validation is None and validation_percent > 0:
+        try:
+            train, validation = cut_validation(train, float(validation_percent), seed)
+        except ValueError as error:
+            fix = "add images or a validation part, or set validation_percent 0 and select last"
+            raise ValueError(f"validation_percent {validation_percent:g}: {error}; {fix}") from error
+    if train_percent < 100:
+        try:
+            unused, train = cut_share(train, train_percent, seed)
+        except ValueError as error:
+            rule = "it must leave at least one, and leave out one of each class; 100 takes all"
+            left = round(len(train) * train_percent / 100)
+            raise ValueError(f"train_percent {train_percent} leaves {left} of {len(train)} images: {rule}") from error
+    return replace(dataset, train=train, validation=validation), unused
+
+
 def _as_trained(dataset: ImageDataset, training: Mapping[str, Any]) -> tuple[Split, Split | None]:
     """Training and validation images as a run had them that keeps no record."""
-    train, validation = dataset.train, dataset.validation
-    if "seed" in training:
-        if validation is None and (percent := training.get("validation_percent")):
-            train, validation = cut_validation(train, float(percent), _cut_seed(training))
-        if (percent := training.get("train_percent", 100)) < 100:
-            _, train = cut_share(train, percent, _cut_seed(training))
-    return train, validation
+    if "seed" not in training:
+        return dataset.train, dataset.validation
+    shares = training.get("validation_percent") or 0, training.get("train_percent", 100)
+    dataset, _ = cut_to_train(dataset, *shares, _cut_seed(training))
+    return dataset.train, dataset.validation
 
 
 def _cut_seed(training: Mapping[str, Any]) -> int:

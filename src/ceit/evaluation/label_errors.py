@@ -126,7 +126,6 @@ def second_look(
     found: LabelledSet,
     record: ImageRecord | None = None,
     *,
-    device: torch.device | None = None,
     training: Mapping[str, Any] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> SecondLook:
@@ -135,7 +134,7 @@ def second_look(
     ``record`` is that of the model's run. ``training`` is what its file tells, if it was trained on this very set,
     known by name. Raises: ValueError if the set has classes that the model does not know.
     """
-    parts, device = found.parts, device or default_device()
+    parts, device = found.parts, default_device()
     names = list(map(class_name, model.class_names or found.class_names))
     split = with_labels_of(names, found, JoinedSplit.of(list(parts.values())))
     familiarity = None if model.familiarity is None else Familiarity.from_dict(model.familiarity)

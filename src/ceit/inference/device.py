@@ -9,7 +9,6 @@ import torch
 from ceit.version import __version__
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bf16", "fp16")
 
 _BF16_INSTRUCTIONS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """Those of a CPU that multiply bf16, as torch and Linux call them: two of x86, one of ARM."""

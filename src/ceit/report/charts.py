@@ -86,16 +86,14 @@ class Frame:
         return head + Markup("").join(self.parts) + Markup("</svg>")
 
 
-def line_chart(
-    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, whole: bool = False, most: float = math.inf
-) -> Markup:
-    """Lines over one axis, and what each is below them. Points that are not finite are left out.
+def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, most: float = math.inf) -> Markup:
+    """Lines over an axis that counts, and what each is below them. Points that are not finite are left out.
 
-    ``whole`` and ``most`` are as of ``Frame``.
+    ``most`` is as of ``Frame``.
     """
     lines = [line for line in map(_finite, lines) if line.xs]
     xs, ys = [x for line in lines for x in line.xs], [y for line in lines for y in line.ys]
-    frame = Frame(xs, ys, x_label, y_label, whole, most)
+    frame = Frame(xs, ys, x_label, y_label, whole=True, most=most)
     for line in lines:
         frame.line(line)
     keys = Markup("").join(map(_key, lines))

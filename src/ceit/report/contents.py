@@ -190,15 +190,15 @@ def _curves(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
             losses.append(Line(name, where, [_value(one["loss"]) for _, one in told], style, dashed=True))
             accuracy.append(Line(name, where, [one["top1_percent"] for _, one in told], style, dashed=True))
     if epochs:
-        yield {"svg": line_chart("loss by epoch", "epoch", "loss", losses, whole=True), "caption": "Loss"}
+        yield {"svg": line_chart("loss by epoch", "epoch", "loss", losses), "caption": "Loss"}
         yield {
-            "svg": line_chart("accuracy by epoch", "epoch", "top-1 in %", accuracy, whole=True, most=100),
+            "svg": line_chart("accuracy by epoch", "epoch", "top-1 in %", accuracy, most=100),
             "caption": "Accuracy",
         }
     if steps:
         rate = Line("learning rate", [s["step"] for s in steps], [_value(s.get("learning_rate")) for s in steps])
         yield {
-            "svg": line_chart("learning rate by step", "step", "learning rate", [rate], whole=True),
+            "svg": line_chart("learning rate by step", "step", "learning rate", [rate]),
             "caption": "Learning rate",
         }
 

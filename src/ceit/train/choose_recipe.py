@@ -61,7 +61,7 @@ def choose_recipe(facts: Facts) -> Choice:
     cores = f"{facts.cores} CPU core{'' if facts.cores == 1 else 's'}"
     where = "a GPU" if facts.has_gpu else cores
     limit = "" if facts.budget_seconds is None else f", the run {in_words(facts.budget_seconds)}"
-    found = f"about {facts.images:,} images of {facts.classes:,} classes to train on, with {facts.side} pixels on the"
+    found = f"about {facts.images:,} images of {facts.classes:,} classes to train on, with {facts.side:,} pixels on the"
     sentences = [f"Found {found} shorter side; the machine has {where}{limit}.", f"The recipe is {recipe}: {because}."]
     if not facts.starts_trained and facts.images < FEW_A_CLASS * facts.classes:
         few = f"{facts.images // facts.classes} images a class are few to learn from nothing"

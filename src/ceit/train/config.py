@@ -84,9 +84,9 @@ class Distillation:
     """Knowledge distillation: a trained model of the same classes teaches. It sees the same augmented images."""
 
     teacher: str | None = None
-    """Name of the model that teaches: any model of timm or of this project. null: no teacher."""
+    """Name of the model that teaches: any model of timm or of this project, hf-hub:NAME. null: none."""
     checkpoint: str | None = None
-    """Weights of the teacher: a file or a run directory. null: timm's pre-trained weights."""
+    """Weights of the teacher: a file, a run directory or weights that ship. null: timm's pre-trained weights."""
     kind: Literal["soft", "hard"] = "hard"
     """hard: the teacher's decision is a second label. soft: learn the teacher's probabilities, at a temperature."""
     weight: Share = 0.5

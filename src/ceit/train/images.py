@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ceit.data.held_out import cut_to_train
 from ceit.data.labelled import LabelledSet, as_dataset, copies_in_test, cut_by_place, without_copies
 from ceit.data.record import COPY, FIXED, TEST, TRAIN, UNUSED, VALIDATION, ImageRecord
 from ceit.data.record import FILE as IMAGES_FILE
 from ceit.data.sources.choose import load_images
 from ceit.data.sources.class_names import class_name
-from ceit.data.splits import ImageDataset, Split, cut_share, cut_validation
+from ceit.data.splits import ImageDataset, Split
 from ceit.messages import Say
 from ceit.model import config_of
 from ceit.train.config import TrainConfig
@@ -83,7 +84,7 @@ def _shared_out(
         return RunImages(without_copies(dataset), record)
     if found.is_fixed or resumed is not None:
         parts = found if found.is_fixed else cut_by_place(found)  # as an earlier version did
-        return RunImages(_split(config, as_dataset(parts, config.cut_seed))[0], None, found.is_fixed)
+        return RunImages(_cut(config, as_dataset(parts, config.cut_seed))[0], None, found.is_fixed)
     if found.unsplit is not None:
         shares = f"{found.name} comes unsplit: about 80 % of its images train, 10 % choose the best model, 10 % test it"
         if "validation_percent" in typed:
@@ -92,34 +93,14 @@ def _shared_out(
         say(shares)
     whole = as_dataset(found, config.cut_seed)
     copies = copies_in_test(whole)  # of any training image, also of one that stays unused: all runs test the same
-    dataset, unused = _split(config, without_copies(whole))
+    dataset, unused = _cut(config, without_copies(whole))
     parts = {TRAIN: dataset.train, VALIDATION: dataset.validation, TEST: dataset.test, UNUSED: unused, COPY: copies}
     present = {part: images for part, images in parts.items() if images is not None}
     return RunImages(dataset, ImageRecord.of(present, found))
 
 
-def _split(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Split | None]:
-    """The set with training and validation images as this run takes them, and those that it leaves unused.
-
-    Without a validation split of its own one is cut from the training images; of those that are left as many train as
-    asked for, of each class at least one.
-    """
-    train, validation, unused = dataset.train, dataset.validation, None
-    if validation is None and config.validation_percent > 0:
-        try:
-            train, validation = cut_validation(train, float(config.validation_percent), config.cut_seed)
-        except ValueError as error:
-            fix = "add images or a validation part, or set validation_percent 0 and select last"
-            raise ValueError(f"validation_percent {config.validation_percent:g}: {error}; {fix}") from error
-    if config.train_percent < 100:
-        try:
-            unused, train = cut_share(train, config.train_percent, config.cut_seed)
-        except ValueError as error:
-            rule = "it must leave at least one, and leave out one of each class; 100 takes all"
-            left = round(len(train) * config.train_percent / 100)
-            what = f"train_percent {config.train_percent} leaves {left} of {len(train)} images"
-            raise ValueError(f"{what}: {rule}") from error
-    return replace(dataset, train=train, validation=validation), unused
+def _cut(config: TrainConfig, dataset: ImageDataset) -> tuple[ImageDataset, Split | None]:
+    return cut_to_train(dataset, config.validation_percent, config.train_percent, config.cut_seed)
 
 
 def _suitable_size(config: TrainConfig, native: tuple[int, int]) -> tuple[int, int]:

@@ -44,7 +44,7 @@ class ResolvedRun:
 
     ``data`` is a name or a whole path. ``train`` and ``validation`` are splits of ``images``, or the same few of them
     if the run is to overfit. ``autocast_dtype`` is the number format of forward passes, None for that of the weights.
-    ``batch_is_chosen`` tells whether the options left the batch size open, so that a time budget may lower it.
+    ``batch_is_open`` tells whether the options left the batch size open, so that a time budget may lower it.
     """
 
     config: TrainConfig
@@ -54,7 +54,7 @@ class ResolvedRun:
     validation: Split | None
     autocast_dtype: torch.dtype | None
     steps: int
-    batch_is_chosen: bool
+    batch_is_open: bool
 
     @property
     def dataset(self) -> ImageDataset:
@@ -115,7 +115,7 @@ def resolve(
 
     Raises: ValueError for an unknown model or data set, data that cannot be read, or options that do not suit the data.
     """
-    config, batch_is_chosen = _with_rate_base(_with_whole_paths(config)), config.global_batch_size is None
+    config, batch_is_open = _with_rate_base(_with_whole_paths(config)), config.global_batch_size is None
     resumed = saved if saved is not None and saved.checkpoints else None
     if resumed is not None:  # a busy machine, and more images, may give another choice than the run's start
         was = resumed.config | {"img_size": tuple(resumed.config["img_size"])}
@@ -145,7 +145,7 @@ def resolve(
         train = validation = train.subset(torch.from_numpy(few.astype("int64")))
     asked_epochs, epochs = config.epochs, config.epochs_for(len(train))
     config = replace(config, epochs=epochs, img_size=dataset.img_size, in_chans=dataset.in_chans)
-    run = ResolvedRun(config, absolute(data), images, train, validation, dtype, 0, batch_is_chosen)
+    run = ResolvedRun(config, absolute(data), images, train, validation, dtype, 0, batch_is_open)
     run = replace(run, steps=epochs * run.steps_per_epoch)
     run = _with_kept_steps(run, saved, asked_epochs)
     if config.compile == "auto":

@@ -281,7 +281,7 @@ def _in_more_steps(trainer: Trainer) -> ResolvedRun | None:
     """The run with smaller steps, where its time allows but few and its options leave the batch open; else None."""
     run, processes = trainer.run, trainer.accelerator.num_processes
     batch_size = batch_for_run(run.steps * run.config.batch_size, processes)
-    if not run.batch_is_chosen or batch_size >= run.config.batch_size:
+    if not run.batch_is_open or batch_size >= run.config.batch_size:
         return None
     smaller = run.with_batch(batch_size)
     few = f"{run.steps} steps of {run.config.batch_size} images are few to learn by"

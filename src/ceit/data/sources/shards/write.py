@@ -24,7 +24,7 @@ from ceit.data.sources.split_names import SPLITS
 from ceit.data.splits import FileSplit, ImageDataset, Split
 from ceit.lock import InUseError, locked
 
-SHARD_BYTES = 256 * 2**20
+SHARD_BYTES = 256_000_000
 _ORDER_EPOCH = -2  # no epoch of training has this number, nor has the cut of a split
 _SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of Pillow's formats whose suffix is not their name
 
@@ -91,7 +91,7 @@ def _write_all(dataset: ImageDataset, folder: Path, shard_bytes: int, say: Calla
             for number, place in samples.items():
                 places[first + number] = len(shards), *place
             shards.append(Shard(path.name, name, path.stat().st_size, len(samples), sha256_of(path)))
-            say(f"{path.name}  {len(samples):>9,} images  {shards[-1].bytes / 2**20:>8,.1f} MB")
+            say(f"{path.name}  {len(samples):>9,} images  {shards[-1].bytes / 1e6:>8,.1f} MB")
     labels = [label for split in present.values() for label in split.labels.tolist()]
     keys = [split.key(number) for split in present.values() for number in range(len(split))]
     index = ShardIndex(
