@@ -264,7 +264,7 @@ def test_a_run_that_kept_none_of_the_classes_says_so(
     run = save(tmp_path / "run", class_names=["ant", "bee"], training={"classes": ["ant", "bee"], "seed": 0})
     for asked in ([], ["--split", "all"], ["--split", "new"]):
         assert ceit_cli.main(["evaluate", "--checkpoint", run, "--data", str(photos), *asked]) == 1
-        assert "is of a class that the run kept (ant, bee); it has cat, dog" in capsys.readouterr().err
+        assert "is of a class that the run kept (ant and bee); it has cat and dog" in capsys.readouterr().err
 
 
 def test_a_narrow_terminal_cuts_no_figure(
@@ -304,7 +304,11 @@ def test_exported_file_has_the_figures_of_its_checkpoint(
 
     refused = ["evaluate", "--checkpoint", str(file), "--data"]
     for data, precision, sentence in (
-        ("digits", "auto", "class '0' and 9 more of digits is not among the 2 of the checkpoint: cat, dog"),
+        (
+            "digits",
+            "auto",
+            "the checkpoint does not know '0', '1', '2', '3' and 6 more of digits: it has 2 classes, cat and dog",
+        ),
         (str(photos), "bf16", f"{file} cannot be run in bf16: only OpenVINO's .xml can, others run in float32"),
     ):
         assert ceit_cli.main([*refused, data, "--precision", precision]) == 1
@@ -425,15 +429,21 @@ def test_below_five_classes_there_is_no_top5(tmp_path: Path, photos: Path, capsy
 @pytest.mark.parametrize(
     ("class_names", "sentence"),
     [
-        ((*"012345678", "nine"), "class '9' of digits is not among the 10 of the checkpoint"),
-        (("ten", *"123456789"), "class '0' of digits is not among the 10 of the checkpoint"),
+        (
+            (*"012345678", "nine"),
+            "the checkpoint does not know '9' of digits: it has 10 classes, 0, 1, 2, 3 and 6 more",
+        ),
+        (
+            ("ten", *"123456789"),
+            "the checkpoint does not know '0' of digits: it has 10 classes, ten, 1, 2, 3 and 6 more",
+        ),
     ],
 )
 def test_other_classes_are_an_error_that_names_the_first(
     tmp_path: Path, class_names: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ceit_cli.main(["evaluate", "--checkpoint", save(tmp_path, class_names=class_names), "--data", "digits"]) == 1
-    assert capsys.readouterr().err == f"error: {sentence}: {', '.join(class_names)}\n"
+    assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_p15_names_whose_accents_are_stored_differently_are_one_class(

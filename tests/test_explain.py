@@ -98,7 +98,7 @@ def test_what_lies_there_is_not_written_over(tmp_path: Path, photos: Path, capsy
     assert explained(*arguments) == 0
     assert (photos / "$weird$ näme.png").read_bytes() == before
     assert explained(*arguments) == 1
-    sentence = f"{photos / '$weird$ näme.explained.png'} and 1 more exists: name another --output, or remove it"
+    sentence = f"already there: {photos / '$weird$ näme.explained.png'} and "
     assert sentence in capsys.readouterr().err
 
 

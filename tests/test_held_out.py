@@ -132,7 +132,7 @@ def test_p6_labelled_images_of_elsewhere_are_all_measured(
     assert [row["images"] for row in document["per_class"]] == [20, 0]
     add(tmp_path / "new/owl", range(1200, 1202))
     assert ceit_cli.main(["evaluate", "--checkpoint", str(run), "--data", str(tmp_path / "new")]) == 1
-    assert "class 'owl' of new is not among the 2 of the checkpoint: a, b" in capsys.readouterr().err
+    assert "the checkpoint does not know 'owl' of new: it has 2 classes, a and b" in capsys.readouterr().err
     asked = ["evaluate", "--checkpoint", "ceit_nano_patch4_32.cifar10", "--data", str(tmp_path / "new"), "--split"]
     assert ceit_cli.main([*asked, "test"]) == 1
     assert "new has no test part, only all: choose --split all" in capsys.readouterr().err

@@ -167,7 +167,7 @@ def test_images_that_have_changed_cost_the_pictures_and_not_the_page(
 ) -> None:
     run, photos = copied
     if change == "a new class":
-        reason = "class 'new' of photos is not among the 4 of the checkpoint"
+        reason = "the checkpoint does not know 'new' of photos: it has 4 classes, "
         (photos / "new").mkdir()
         Image.new("L", (8, 8), 77).save(photos / "new" / "1.png")
     else:

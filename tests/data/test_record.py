@@ -390,7 +390,7 @@ def test_p1_two_images_of_one_name_are_two(tmp_path: Path) -> None:
 def test_new_classes_are_told_with_counts() -> None:
     changes = Changes(came=60, changed=1, new_classes={"emu": 3, "jay": 4, "kea": 5, "owl": 48})
     assert str(changes) == (
-        "images since this run was started: 60 came, 1 changed, 60 of new classes (emu, jay, kea, ...)"
+        "images since this run was started: 60 came, 1 changed, 60 of new classes (emu, jay, kea and owl)"
     )
 
 

@@ -168,7 +168,7 @@ def test_a_model_of_other_classes_cannot_be_asked_and_the_files_are_checked_all_
     assert ceit_cli.main(["data", "check", str(tmp_path), "--checkpoint", str(run.output)]) == 1
     told = capsys.readouterr()
     assert "24 images that can be read, 2 classes" in told.out
-    assert "error: the model could not be asked: class 'cat' and 1 more of" in told.err
+    assert "error: the model could not be asked: the checkpoint does not know 'cat' and 'dog' of" in told.err
     nameless = copy.deepcopy(run.model)
     nameless.class_names = None
     ceit.save_checkpoint(tmp_path / "nameless.safetensors", nameless)

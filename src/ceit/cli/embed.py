@@ -41,6 +41,7 @@ from ceit.evaluation.neighbours import alike, knn_answers, nearest, probe_answer
 from ceit.inference.memory import keep_freed_memory
 from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import Embedding, Predictor
+from ceit.messages import listed
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT
 from ceit.terminal import stderr_console
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> None:
         )
     sentence = ""
     if broken:
-        some = ", ".join([*(printable(str(one.path)) for one in broken[:3]), *(["..."] if len(broken) > 3 else [])])
+        some = listed(printable(str(one.path)) for one in broken)
         sentence = f"{len(broken)} of {len(paths)} images cannot be read: {some}"
         if options.skip_broken:
             tell(sentence)

@@ -27,6 +27,7 @@ from ceit.explain.explanation import Explanation, explain, require_explainable
 from ceit.explain.sheet import draw_sheet
 from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import Predictor
+from ceit.messages import listed
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT
 from ceit.terminal import stderr_console
@@ -46,8 +47,7 @@ def main(arguments: list[str]) -> None:
     sheets = dict(zip(_names(paths), paths, strict=True))
     files = {name: [options.output / f"{name}.explained{form}" for form in FORMS] for name in sheets}
     if there := [file for own in files.values() for file in own if os.path.lexists(file)]:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise ValueError(f"{there[0]}{more} exists: name another --output, or remove it")
+        raise ValueError(f"already there: {listed(map(str, there))}; name another --output, or remove them")
     predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device, calibrated=not options.raw)
     require_explainable(predictor, options.about)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,7 @@ def main(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps(found))
     if broken:
-        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise ValueError(f"{len(broken)} of {len(paths)} images cannot be read: {printable(broken[0])}{more}")
+        raise ValueError(f"{len(broken)} of {len(paths)} images cannot be read: {listed(map(printable, broken))}")
 
 
 def _names(paths: Sequence[str]) -> Iterator[str]:

@@ -58,6 +58,7 @@ from ceit.inference.predictor import (
 )
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.limits import IMAGE
+from ceit.messages import listed
 from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT, shipped_names
@@ -135,7 +136,7 @@ def main(arguments: list[str]) -> None:
         else:
             _print_table(predictions, paths, class_names, options.top_k)
     if broken:
-        names = _first(list(map(prediction_file.printable, broken)))
+        names = listed(map(prediction_file.printable, broken))
         sentence = f"{len(broken)} of {len(paths)} images cannot be read: {names}"
         if not options.skip_broken:
             raise ValueError(f"{sentence}; --skip-broken accepts that")
@@ -226,7 +227,7 @@ def images_of(names: Sequence[str]) -> list[str]:
             tell(f"{name}: {passed_over}")
         images += map(str, files)
     if len(lost) == len(images):
-        reasons = _first(lost + empty)
+        reasons = listed(lost + empty)
         raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
     tell(*empty)
     return images
@@ -443,8 +444,3 @@ def _end_of(path: str, cells: int) -> str:
             path = path[1:]
         path = f"…{path}"
     return set_cell_size(path, cells)
-
-
-def _first(words: Sequence[str]) -> str:
-    """Three of them, for a sentence."""
-    return ", ".join([*words[:3], *(["..."] if len(words) > 3 else [])])

@@ -18,7 +18,6 @@ ALL = "all"
 ASKABLE = (TEST, VALIDATION, TRAIN, NEW, ALL)
 """What ``--split`` takes; ``new`` are images that came after the run was started."""
 _LEFT_OUT = (TRAIN, VALIDATION, COPY, UNUSED)
-_NAMED = 12  # classes, in one sentence
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ def without_other_classes(found: LabelledSet, kept: Collection[str]) -> Labelled
     is_kept = torch.tensor([name in kept for name in found.class_names])
     parts = {name: split.subset(torch.nonzero(is_kept[split.labels]).flatten()) for name, split in found.parts.items()}
     if not any(map(len, parts.values())):
-        there, wanted = (", ".join(sorted(names)[:_NAMED]) for names in (found.class_names, kept))
+        there, wanted = (listed(sorted(names)) for names in (found.class_names, kept))
         raise ValueError(f"no image of {found.place} is of a class that the run kept ({wanted}); it has {there}")
     if left_out := sum(len(found.parts[name]) - len(split) for name, split in parts.items()):
         others = listed(name for name in found.class_names if name not in kept)
@@ -240,10 +239,10 @@ def with_labels_of(class_names: Sequence[str], found: LabelledSet, split: Split)
     number = {name: i for i, name in enumerate(class_names)}
     given = [found.class_names[label] for label in split.labels.unique().tolist()]
     if strange := [name for name in given if name not in number]:
-        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        what = f"class {strange[0]!r}{more} of {found.name}"
-        known = ", ".join(class_names[:_NAMED]) + (", ..." if len(class_names) > _NAMED else "")
-        raise ValueError(f"{what} is not among the {len(class_names)} of the checkpoint: {known}")
+        what = f"{listed(map(repr, strange))} of {found.name}"
+        raise ValueError(
+            f"the checkpoint does not know {what}: it has {len(class_names):,} classes, {listed(class_names)}"
+        )
     names = list(class_names)
     if names == list(found.class_names):
         return split

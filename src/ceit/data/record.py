@@ -22,6 +22,7 @@ from ceit.atomic import replace_files
 from ceit.data.cut import digest_of
 from ceit.data.labelled import LabelledSet, with_classes, with_parts
 from ceit.data.splits import ImageDataset, Split
+from ceit.messages import listed
 from ceit.paths import expanded
 
 FILE = "images.csv"
@@ -30,7 +31,6 @@ FIXED = "a fixed set"
 NEW, TRAIN, VALIDATION, TEST, UNUSED, COPY = "new", "train", "validation", "test", "unused", "copy"
 _WEIGHT = {TRAIN: 0, VALIDATION: 1, COPY: 2, TEST: 3, UNUSED: 4}  # of copies, the first says what they are
 _HEAD = ("part", "source", "class", "name", "content")
-_NAMED_CLASSES = 3  # of the new ones, in a sentence
 
 
 class Row(NamedTuple):
@@ -61,9 +61,7 @@ class Changes:
         kinds = {"came": self.came, "went": self.went, "changed": self.changed, "got another name": self.renamed}
         said = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
         if self.new_classes:
-            names = [*self.new_classes][:_NAMED_CLASSES]
-            more = ", ..." if len(self.new_classes) > _NAMED_CLASSES else ""
-            said.append(f"{sum(self.new_classes.values()):,} of new classes ({', '.join(names)}{more})")
+            said.append(f"{sum(self.new_classes.values()):,} of new classes ({listed(self.new_classes)})")
         return f"images since this run was started: {', '.join(said)}" if said else ""
 
 

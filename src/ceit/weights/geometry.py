@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ceit.messages import unknown
+from ceit.messages import listed, unknown
 from ceit.model import MODELS, CeiT, CeiTConfig, config_of
-from ceit.weights.layouts import first_of
 
 # What loading may change or training may choose, the architecture being the same.
 _OUTSIDE_ARCHITECTURE = {"img_size", "num_classes", "in_chans", "drop_path_rate", "skip_dead"}
@@ -111,8 +110,8 @@ def require_fit(state: Mapping[str, Tensor], config: CeiTConfig) -> CeiT:
     ]
     faults = {"missing": missing, "unexpected": extra, "of another shape": other}
     if any(faults.values()):
-        listed = "; ".join(f"{fault}: {first_of(keys)}" for fault, keys in faults.items() if keys)
-        raise ValueError(f"the weights do not fit their network: {listed}")
+        told = "; ".join(f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys)
+        raise ValueError(f"the weights do not fit their network: {told}")
     return network
 
 

@@ -4,10 +4,12 @@ Shapes: ``D`` embed dim, ``E`` expanded dim.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from timm.models import clean_state_dict
 from torch import Tensor
+
+from ceit.messages import listed
 
 _RELEASED_PREFIXES = {
     "i2t.backbone.conv.": "patch_embed.conv.",
@@ -56,7 +58,7 @@ def convert_released_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
         else:
             converted[renamed] = _squeezed(key, value)
     if foreign:
-        raise ValueError(f"these are not the weights of a CeiT: unexpected {first_of(foreign)}")
+        raise ValueError(f"these are not the weights of a CeiT: unexpected {listed(foreign)}")
     return converted
 
 
@@ -72,13 +74,6 @@ def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     inner = {key.partition(".")[2]: value for key, value in plain.items()}
     has_one_name = len({key.partition(".")[0] for key in plain}) == 1
     return inner if has_one_name and all(_OUR_KEY.match(_rename(key)) for key in inner) else plain
-
-
-def first_of(keys: Iterable[str], most: int = 3) -> str:
-    """The first few keys, and how many more there are."""
-    keys = list(keys)
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
 
 
 def _rename(key: str) -> str:
