@@ -15,7 +15,7 @@ from ceit.inference.exported import is_exported
 from ceit.inference.prediction_file import printable
 from ceit.inference.predictor import preprocessing_of
 from ceit.terminal import stderr_console
-from ceit.weights import load_checkpoint, read_description
+from ceit.weights import load_checkpoint, training_of
 
 _LISTED = 12
 _LISTED_CLASSES = 24
@@ -28,8 +28,7 @@ def look(checkpoint: str | Path, data: str) -> SecondLook:
     """
     if is_exported(checkpoint):
         raise ValueError(f"{checkpoint} is an exported file, which tells too little: name the run")
-    model, description = load_checkpoint(checkpoint), read_description(checkpoint)
-    training = (description and description.training) or {}
+    model, training = load_checkpoint(checkpoint), training_of(checkpoint)
     found, training = images_for(model.config, preprocessing_of(model), training, data, skip_broken=True)
     same_set = found.is_fixed and training.get("data") == found.name
     columns = TextColumn("asking the model"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

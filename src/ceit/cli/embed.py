@@ -45,7 +45,7 @@ from ceit.messages import listed
 from ceit.paths import expanded
 from ceit.shipped import DEFAULT
 from ceit.terminal import stderr_console
-from ceit.weights import read_description
+from ceit.weights import training_of
 
 FORMS = (".npz", ".parquet")
 _NEAR = 5
@@ -137,8 +137,7 @@ def _probed(predictor: Predictor, checkpoint: str, data: str, skip_broken: bool)
     size = size_to_read(predictor.image_hw, predictor.preprocessing)
     found = load_images(data, img_size=size, in_chans=predictor.in_chans, skip_broken=skip_broken)
     tell(*(f"skipped {file}" for file in found.skipped), *found.remarks)
-    description = read_description(checkpoint)
-    training = (description and description.training) or {}
+    training = training_of(checkpoint)
     train, test = to_probe(found, ImageRecord.of_run(checkpoint, training), training)
     train_nd, test_md = (_of_split(predictor, split) for split in (train, test))
     classes = len(found.class_names)

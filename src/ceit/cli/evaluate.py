@@ -47,7 +47,7 @@ from ceit.model import CeiT
 from ceit.paths import expanded
 from ceit.terminal import stderr_console
 from ceit.train.example_sets import to_choose_by
-from ceit.weights import load_checkpoint, read_description
+from ceit.weights import load_checkpoint, training_of
 
 _BATCH = 250
 
@@ -133,8 +133,7 @@ def _load(options: argparse.Namespace, device: torch.device) -> tuple[CeiT | Exp
         exported = load_exported(checkpoint, precision=exported_precision(Path(checkpoint), options.precision))
         return exported, exported.description.network.training or {}
     refuse_combination(options.backend, options.precision, device)
-    model, description = load_checkpoint(checkpoint), read_description(checkpoint)
-    return model, (description and description.training) or {}
+    return load_checkpoint(checkpoint), training_of(checkpoint)
 
 
 def _network(

@@ -19,7 +19,7 @@ from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded, last_part
 from ceit.train.run_directory import saved_config
-from ceit.weights import read_description
+from ceit.weights import training_of
 
 
 def calibrating_and_checking(
@@ -50,8 +50,7 @@ def to_choose_by(checkpoint: str, data: str | None, model: CeiT, say: Say) -> Ex
     None if the data of the training are not at hand, nor any named by ``data``, or if they are too few; ``say`` is
     told why. Test images are never among them.
     """
-    description = read_description(checkpoint)
-    training = (description and description.training) or {}
+    training = training_of(checkpoint)
     try:
         found, rest, held_out, name = calibrating_and_checking(checkpoint, data, model, training, say)
     except (ValueError, OSError) as error:

@@ -3,7 +3,7 @@
 from ceit.weights.checkpoint import create_model, load_checkpoint, save_checkpoint
 from ceit.weights.description import Description
 from ceit.weights.layouts import convert_released_state_dict
-from ceit.weights.stored import read_description
+from ceit.weights.stored import read_description, training_of
 
 __all__ = [
     "Description",
@@ -12,4 +12,5 @@ __all__ = [
     "load_checkpoint",
     "read_description",
     "save_checkpoint",
+    "training_of",
 ]

@@ -8,8 +8,8 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,34 @@ def read_tensors(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor
     Raises: ValueError for a file that is damaged, foreign, or that asks to execute something; OSError for one that
     cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(9)
-    if path.suffix != ".safetensors" and head[8:] != b"{":
+    if not _is_safetensors(path):
         return _state_dict(_unpickle(path), path, entry), {}
     if entry is not None:
         raise ValueError(f"{path} is a safetensors file, which has no entries: leave out the entry {entry!r}")
+    with _opened(path) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, none of any other. Raises: as ``read_tensors``, but for damaged tensors."""
+    if not _is_safetensors(path):
+        return {}
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     require_utf8(path)
     try:
         with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}); copy or download it again") from error
 

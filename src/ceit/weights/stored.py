@@ -14,7 +14,7 @@ from ceit.paths import expanded
 from ceit.shipped import shipped_weights
 from ceit.weights.description import FORMAT, Description
 from ceit.weights.layouts import convert_released_state_dict, is_released
-from ceit.weights.reading import read_tensors
+from ceit.weights.reading import read_metadata, read_tensors
 
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")  # of files, and of no tag
 METADATA_KEY = "ceit"
@@ -55,8 +55,18 @@ def read_stored(path: Path, entry: str | None = None) -> StoredNetwork:
 
 
 def read_description(path: str | Path) -> Description | None:
-    """What a checkpoint file or run directory of ours says about itself; None for any other."""
-    return read_stored(Path(path)).description
+    """What a checkpoint file or run directory of ours says about itself, None for any other; no tensor is read.
+
+    Raises: ValueError and OSError as ``read_stored``.
+    """
+    path = _file_of(expanded(path))
+    return _description(path, read_metadata(path).get(METADATA_KEY))
+
+
+def training_of(path: str | Path) -> dict[str, Any]:
+    """What such a file says of its training; nothing, where it says nothing. Raises: as ``read_stored``."""
+    description = read_description(path)
+    return (description and description.training) or {}
 
 
 def side_file(path: Path) -> Path:
