@@ -230,18 +230,28 @@ def test_no_sentence_is_long() -> None:
 
 
 def test_figures_of_the_text_are_measured_ones() -> None:
-    """A percentage with decimals in README's own words stands in a computed part of some page, or beside its source."""
+    """An accuracy in README's own words stands in a computed part of it, of a page that the line links, or in files
+    that the line links; what others reached names them as its source."""
     text = ENGLISH.read_text(encoding="utf-8")
-    computed = "".join(
-        part
-        for page in (ENGLISH, *(ROOT / "docs").rglob("*.md"))
-        for part in re.findall(r"<!-- .*? -->\n(.*?)<!-- end of", page.read_text(encoding="utf-8"), re.DOTALL)
-    )
     own = re.sub(r"<!-- (?:results|computed).*?<!-- end of.*?-->", "", text, flags=re.DOTALL)
     named = [line for line in own.splitlines() if not re.search(r"\| (Compact-Transformers|airbench)", line)]
-    figures = re.findall(r"\d+\.\d+ %", "\n".join(named))
-    assert len(figures) > 3
-    assert [figure for figure in figures if figure not in computed] == []
+    found = {line: re.findall(r"\d+\.\d+(?= %)|\d+\.\d\d(?=, \d| and \d)", line) for line in named}
+    assert sum(map(len, found.values())) > 10
+    for line, figures in found.items():
+        if not figures:
+            continue
+        links = [ROOT / target for target in re.findall(r"\]\(([^)#:]+)", line)]
+        known = "".join(map(measured_in, [ENGLISH, *links]))
+        assert [figure for figure in figures if figure not in known] == []
+
+
+def measured_in(place: Path) -> str:
+    """The computed parts of a page, or the test accuracies that a folder's files hold."""
+    if place.is_dir():
+        reports = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("*.json")))
+        return " ".join(f"{report['test']['plain']['top1_percent']:.2f}" for report in reports if "test" in report)
+    parts = re.findall(r"<!-- .*? -->\n(.*?)<!-- end of", place.read_text(encoding="utf-8"), re.DOTALL)
+    return "".join(parts) if place.suffix == ".md" else ""
 
 
 def without_comments(text: str) -> list[str]:
