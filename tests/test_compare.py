@@ -99,6 +99,24 @@ def test_a_run_that_is_not_finished_and_one_that_is_none(
     assert "a.png cannot be written: there is no folder" in capsys.readouterr().err
 
 
+def test_what_lies_beside_runs_is_left_out_and_told(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, notes = tmp_path / "sweep", tmp_path / "notes.txt"
+    shutil.copytree(runs[0], sweep / "trials" / "ab.seed0")
+    (sweep / "table.md").touch()
+    notes.touch()
+    assert ceit_cli.main(["compare", runs[0], str(sweep), str(notes), "--json"]) == 0
+    told = capsys.readouterr()
+    assert [run["run"] for run in json.loads(told.out)["runs"]] == [runs[0]]
+    assert told.err == f"left out, as they are no run directories: {sweep}, {notes}\n"
+    assert ceit_cli.main(["compare", str(sweep), str(notes)]) == 1
+    assert f"it holds no config.yaml; runs lie in {sweep}/trials/*/" in capsys.readouterr().err
+    assert ceit_cli.main(["compare", str(sweep / "trials" / "ab.seed0")]) == 0
+    assert ceit_cli.main(["compare", runs[0], str(tmp_path / "misspelt")]) == 1
+    assert f"{tmp_path / 'misspelt'} is no run directory" in capsys.readouterr().err
+
+
 def test_a_log_that_a_crash_has_cut_and_one_that_is_damaged(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,10 @@ _WORDS: dict[Any, str] = {
 }
 
 
+class ConflictError(ValueError):
+    """Options that do not go together, each of which may be right by itself."""
+
+
 class Limit:
     """What a number must be: in words, and as JSON Schema says it."""
 

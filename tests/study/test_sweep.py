@@ -18,7 +18,8 @@ import yaml
 from PIL import Image
 
 import ceit_cli
-from ceit.cli.sweep import EXAMPLE
+from ceit.cli import _cells
+from ceit.cli.sweep import EXAMPLE, print_plan
 from ceit.cli.train import parse
 from ceit.data.batches.workers import HangingError
 from ceit.data.record import ImageRecord
@@ -27,11 +28,11 @@ from ceit.model.variants import config_of
 from ceit.shipped import shipped_description
 from ceit.study import sweep as sweeps
 from ceit.study import sweep_report
-from ceit.study.cells import read_cell, read_record, write_cell
+from ceit.study.cells import Cell, path_of, read_cell, read_record, write_cell
 from ceit.study.report import markdown
-from ceit.study.run import seconds_needed
+from ceit.study.run import seconds_needed, write_failure
 from ceit.study.sweep import Sweep, run_sweep
-from ceit.study.sweep_report import draw_sweep, ranked, table_rows, write_sweep_report
+from ceit.study.sweep_report import draw_sweep, notes, ranked, table_rows, write_sweep_report
 from ceit.train.recipe import recipe_config
 from ceit.train.run_directory import lines_of
 from ceit.train.trackers import CannotBeginError
@@ -59,6 +60,14 @@ def run(file: str, said: list[str] | None = None) -> Sweep:
     sweep = Sweep.read(file)
     run_sweep(sweep, (lambda message: None) if said is None else said.append, lambda state: None)
     return sweep
+
+
+def pretend(sweep: Sweep, *accuracies: float | None, **found: Any) -> None:
+    """The runs in turn have found this; those with None are not finished."""
+    for cell, accuracy in zip(sweep.cells, accuracies, strict=False):
+        if accuracy is not None:
+            best = {"validation_top1_percent": accuracy}
+            write_cell(sweep.places.results, cell, {"best": best, "train_seconds": 60.0, **found})
 
 
 def tried(sweep: Sweep) -> list[dict[str, Any]]:
@@ -204,6 +213,21 @@ def test_the_examples_of_the_page_and_of_the_help_are_sweeps(repository: Path, t
         ({"split_seed": [1, 2]}, {}, "split_seed chooses the images of the validation: give it one value"),
         ({"validation_percent": [5.0, 10.0]}, {}, "validation_percent chooses the images of the validation"),
         ({"peak_lr": [0.1, 0.2], "validation_percent": 0.0, "select": "last"}, {}, "no images to rank the trials by"),
+        (
+            {"img_size": 32, "augmentation.translate": [1, 200]},
+            {},
+            "the trial with augmentation.translate 200: translate 200 must be below the image's shorter side of 32",
+        ),
+        (
+            {"grad_checkpointing": True, "compile": True, "peak_lr": [0.1, 0.2]},
+            {},
+            "no combination of the options goes together; the first has peak_lr 0.1: compile true does not go with",
+        ),
+        (
+            {"grad_checkpointing": [True, False], "compile": [True, False]},
+            {"search": "random", "trials": 4},
+            "draws gave 3 different trials, not 4, 1 combinations left out, such as .*: compile true does not go",
+        ),
     ],
 )
 def test_a_wrong_file_is_answered_with_what_is_wrong(
@@ -212,6 +236,170 @@ def test_a_wrong_file_is_answered_with_what_is_wrong(
     with pytest.raises(ValueError, match=sentence):
         Sweep.read(write(tmp_path, options, **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_combinations_that_do_not_go_together_are_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {"sampling": ["shuffle", "balanced"], "class_weights": ["balanced", "none"]}
+    sweep = Sweep.read(write(tmp_path, both))
+    words = ("sampling shuffle, class_weights balanced", "sampling shuffle, class_weights none")
+    assert [trial.words for trial in sweep.all_trials] == [*words, "sampling balanced, class_weights none"]
+    assert [line.partition(": sampling balanced would")[0] for line in sweep.remarks] == [
+        "1 of 4 combinations left out: sampling balanced, class_weights balanced"
+    ]
+    monkeypatch.setattr(_cells, "seconds_needed", lambda cell: 60.0)
+    print_plan(sweep)
+    assert sweep.remarks[0] in capsys.readouterr().out
+    alone = Sweep.read(write(tmp_path, both | {"class_weights": ["none"]}))
+    assert {trial.name for trial in alone.all_trials} < {trial.name for trial in sweep.all_trials}
+    policies = {"augmentation.rand_augment": [None, "rand-m9"], "augmentation.trivial_augment": [False, True]}
+    drawn = Sweep.read(write(tmp_path, policies, search="random", trials=3))
+    assert len({trial.name for trial in drawn.all_trials}) == 3
+
+
+def test_options_of_the_machine_name_no_trial(tmp_path: Path) -> None:
+    machine = {"workers": 1, "log_every_steps": 7, "compile": False, "tracker": [[]], "device": "cpu"}
+    before = Sweep.read(write(tmp_path, {"peak_lr": [0.1, 0.2]}))
+    pretend(before, 90.0, 80.0)
+    after = Sweep.read(write(tmp_path, machine | {"peak_lr": [0.1, 0.2]}))
+    assert [entry.accuracies for entry in ranked(after)] == [[90.0], [80.0]]
+    assert after.remarks == []
+    assert len({trial.name for trial in Sweep.read(write(tmp_path, {"workers": [0, 1]})).all_trials}) == 2
+    other = Sweep.read(write(tmp_path, {"device_batch_size": 8, "peak_lr": [0.1, 0.2]}))
+    assert not {cell.name for cell in other.cells} & {cell.name for cell in before.cells}
+
+
+def test_trials_that_an_earlier_version_named_after_the_machine_too_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, {"peak_lr": [0.1, 0.2]}, seeds=[0, 1])
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sweeps, "OF_THE_MACHINE", frozenset())
+        before = Sweep.read(file)
+        pretend(before, 90.0)
+    after = Sweep.read(file)
+    assert [first.name == second.name for first, second in zip(before.cells, after.cells, strict=True)] == [
+        *(True, True),
+        *(False, False),
+    ]
+    assert [entry.accuracies for entry in ranked(after)] == [[90.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "why"),
+    [
+        ({"peak_lr": [0.1, 0.2], "global_batch_size": 32}, {}, "has global_batch_size 64, not 32"),
+        ({"peak_lr": [0.3, 0.4]}, {}, "has peak_lr 0."),
+        ({"peak_lr": [0.1, 0.2]}, {"budget": {"time_budget": "5s"}}, "has epochs 1, not None"),
+        ({"peak_lr": [0.1, 0.2]}, {"seeds": [1]}, "has seed 0"),
+    ],
+)
+def test_finished_runs_of_other_options_are_counted(
+    options: dict[str, Any], changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    pretend(Sweep.read(write(tmp_path, {"peak_lr": [0.1, 0.2]})), 90.0, 80.0)
+    sweep = Sweep.read(write(tmp_path, options, **changes))
+    (line,) = sweep.remarks
+    folder = sweep.places.results / "trials"
+    assert line.startswith(f"2 finished runs in {folder} are of other options or data, and count for nothing: ")
+    assert why in line
+    damaged = min(folder.glob("*.json"))
+    damaged.write_text("{}")
+    assert sweep.remarks[0].endswith(f"{damaged.stem} is damaged")
+
+
+def test_a_further_seed_makes_no_trial_the_best(tmp_path: Path) -> None:
+    """Only seeds that all trials have are a measure of their options."""
+    three = {"peak_lr": [0.1, 0.2, 0.3]}
+    first = Sweep.read(write(tmp_path, three))
+    pretend(first, 70.0, 92.0, 91.0)
+    write_sweep_report(first, ranked(first))
+    more = Sweep.read(write(tmp_path, three, seeds=[0, 1]))
+    pretend(more, 70.0, 70.0)
+    found = ranked(more)
+    assert [(entry.trial.options["peak_lr"], entry.accuracies) for entry in found] == [
+        (0.2, [92.0]),
+        (0.3, [91.0]),
+        (0.1, [70.0]),
+    ]
+    said = notes(more, found)
+    assert said[1:] == ["2 of 6 runs are not finished.", "Ranked by seeds 0 alone, which every trial here has."]
+    rows = table_rows(more, found)[1]
+    assert [(row[0], row[4], row[-1]) for row in rows] == [
+        ("1", "1 of 2", "unfinished"),
+        ("2", "1 of 2", "unfinished"),
+        ("3", "2 of 2", ""),
+    ]
+    write_sweep_report(more, found)
+    best = more.places.results / "best.yaml"
+    assert recipe_config(str(best)).peak_lr == 0.2
+    assert "92.00 % over seeds 0\n" in best.read_text(encoding="utf-8")
+    only = Sweep.read(write(tmp_path, {"peak_lr": [0.1, 0.4]}, seeds=[0, 1]))
+    pretend(only, None, None, None, 95.0)
+    path_of(only.places.results, only.cells[1]).unlink()
+    found, before = ranked(only), best.read_bytes()
+    assert [path.name for path in write_sweep_report(only, found)] == ["table.md"]
+    assert best.read_bytes() == before
+    assert "No seed is finished for every trial here: there is no rank yet, and no new best.yaml." in notes(only, found)
+    assert [row[0] for row in table_rows(only, found)[1]] == ["-", "-"]
+
+
+def test_trials_that_have_not_begun_keep_none_from_its_rank(tmp_path: Path) -> None:
+    sweep = Sweep.read(write(tmp_path, {"peak_lr": [0.1, 0.2, 0.3]}, seeds=[0, 1]))
+    pretend(sweep, 80.0, 82.0, 90.0, 91.0)
+    found = ranked(sweep)
+    assert [(row[0], row[1]) for row in table_rows(sweep, found)[1]] == [
+        ("1", sweep.all_trials[1].name),
+        ("2", sweep.all_trials[0].name),
+    ]
+    assert notes(sweep, found)[1:] == ["2 of 6 runs are not finished."]
+
+
+def test_of_equal_trials_the_lower_validation_loss_is_the_better_and_chance_is_told(tmp_path: Path) -> None:
+    sweep = Sweep.read(write(tmp_path, {"peak_lr": [0.1, 0.2, 0.3, 0.4]}))
+    for cell, accuracy, loss in zip(sweep.cells, (90.0, 90.0, 89.5, 88.0), (0.5, 0.4, 0.1, 0.1), strict=True):
+        best = {"validation_top1_percent": accuracy, "validation_loss": loss}
+        write_cell(sweep.places.results, cell, {"best": best, "train_seconds": 1.0, "validation_images": 200})
+    found = ranked(sweep)
+    assert [entry.trial.options["peak_lr"] for entry in found] == [0.2, 0.1, 0.3, 0.4]
+    near = "2 more trials are within one validation image of the best: the validation has 200 images."
+    assert near in notes(sweep, found)
+    pretend(sweep, 90.0)  # by an earlier version, which kept neither
+    assert not any("within one" in line for line in notes(sweep, ranked(sweep)))
+
+
+def test_trials_of_equal_time_show_their_steps(tmp_path: Path) -> None:
+    sweep = Sweep.read(write(tmp_path, {"peak_lr": [0.1, 0.2]}, budget={"time_budget": "5s"}))
+    for cell, steps in zip(sweep.cells, (40, 100), strict=True):
+        best = {"validation_top1_percent": 90.0, "validation_loss": steps / 1000}
+        found = {"best": best, "curve": [{"epoch": 1, "step": steps}], "train_seconds": 5.0}
+        write_cell(sweep.places.results, cell, found)
+    found = ranked(sweep)
+    heads, rows = table_rows(sweep, found)
+    assert [row[heads.index("steps")] for row in rows] == ["40", "100"]
+    assert "Trials took from 40 to 100 steps: with more time their ranks may be others." in notes(sweep, found)
+    assert "steps" not in table_rows(Sweep.read(write(tmp_path, {"peak_lr": [0.1, 0.2]})), found)[0]
+
+
+def test_a_plan_measures_no_step_twice_and_says_what_it_measures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+    monkeypatch.setattr(_cells, "seconds_needed", lambda cell: timed.append(cell.name) or 60.0)
+    free = {"clip_norm": [0.0, 1.0], "early_stopping_epochs": [None, 3], "mixing.mixup_alpha": [0.0, 0.2, 0.8]}
+    sweep = Sweep.read(write(tmp_path, free))
+    print_plan(sweep)
+    assert timed == [sweep.cells[0].name, sweep.cells[1].name]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"measuring run {number} of 12: {name}" for number, name in enumerate(timed, start=1)]
+    here = {"machine": _cells.machine(_cells.default_device()), "epochs": 1}
+    pretend(sweep, 90.0, curve=[], **here)  # it stopped early, and tells nothing of a whole run
+    print_plan(sweep)
+    assert len(timed) == 4
+    pretend(sweep, 90.0, curve=[{"epoch": 1}], **here)
+    print_plan(sweep)
+    assert len(timed) == 5
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +547,8 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
     found = ranked(sweep)
     assert [entry.failure is None for entry in found] == [True, False]
     assert sum(" failed: " in line for line in said) == 1
+    assert not list(sweep.places.results.rglob("checkpoints"))
+    assert not any("checkpoint is intact" in line for line in said)
     paths = write_sweep_report(sweep, found)
     assert [path.name for path in paths] == ["table.md", "figure.png", "figure.svg", "best.yaml"]
     row = next(line for line in paths[0].read_text(encoding="utf-8").splitlines() if "1e+30" in line)
@@ -384,6 +574,75 @@ def test_a_run_that_memory_does_not_hold_is_recorded_and_the_others_go_on(
     first, second = ranked(run(write(tmp_path, {"peak_lr": [0.02, 0.01]})))
     assert first.failure is None
     assert second.failure in ("DefaultCPUAllocator: can't allocate", "memory is full")
+
+
+def test_a_trial_that_cannot_begin_is_recorded_once_another_has_begun(tmp_path: Path) -> None:
+    """The images' size is known when they are read."""
+    said: list[str] = []
+    sweep = run(write(tmp_path, {"augmentation.translate": [200, 1]}), said)
+    cannot, good = sweep.cells
+    assert any(line.startswith(f"{cannot.name} cannot begin, so the others are tried first: ") for line in said)
+    first, second = ranked(sweep)
+    assert (first.trial.name, second.trial.name) == (good.arm, cannot.arm)
+    assert (second.failure or "").startswith("it cannot begin: translate 200 must be below the image's shorter side")
+    said.clear()
+    more = run(write(tmp_path, {"augmentation.translate": [200, 1, 300]}), said)
+    assert not any("tried first" in line for line in said)
+    assert [entry.failure is None for entry in ranked(more)] == [True, False, False]
+
+
+def test_where_no_trial_can_begin_none_is_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="translate 200 must be below"):
+        run(write(tmp_path, {"augmentation.translate": [200, 300]}))
+    assert not list(tmp_path.glob("out/trials/*.json"))
+    with pytest.raises(ValueError, match="the trial with batch_norm sync: batch_norm sync needs GPUs"):
+        run(write(tmp_path, {"batch_norm": ["local", "sync"], "device": "cpu"}))
+    assert not list(tmp_path.glob("out/trials/*"))
+
+
+def test_images_that_are_gone_are_no_fault_of_a_trial(tmp_path: Path, photos: Path) -> None:
+    file = write(tmp_path, {"img_size": 32, "peak_lr": [0.01, 0.02]}, data=str(photos))
+    pretend(Sweep.read(file), 90.0)
+    photos.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="photos"):
+        run(file)
+    assert len(list(tmp_path.glob("out/trials/*.json"))) == 1
+
+
+def test_seeds_of_a_trial_that_has_failed_are_left_untrained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def fail_first(cell: Cell, places: sweeps.Places, *rest: object) -> None:
+        ran.append(cell.name)
+        if cell.arm == first.arm:
+            (places.run_of(cell) / "checkpoints").mkdir(parents=True)
+            words = "out of memory: 64 images at once do not fit; go on with --resume auto --device-batch-size 32"
+            write_failure(cell, places, lambda message: None, f"{words}; the last checkpoint is intact", 500.0)
+        else:
+            best = {"validation_top1_percent": 50.0}
+            write_cell(places.results, cell, {"best": best, "train_seconds": 60.0})
+
+    monkeypatch.setattr(sweeps, "run_trial", fail_first)
+    said: list[str] = []
+    file = write(tmp_path, {"peak_lr": [0.1, 0.2]}, seeds=[0, 1], total_time="700s")  # a usual run has 60 s
+    first, untrained, *others = Sweep.read(file).cells
+    sweep = run(file, said)
+    assert ran == [first.name, *(cell.name for cell in others)]
+    left = f"{untrained.name} is left untrained: another run that it would count with has failed"
+    assert [line for line in said if not line.startswith("run ")] == [left]
+    record, output = read_cell(sweep.places.results, first), sweep.places.run_of(first)
+    assert record is not None
+    assert record["failed"].endswith(
+        "--device-batch-size 32; in a sweep, set device_batch_size in options, or remove "
+        f"{path_of(sweep.places.results, first)} and {output} to try again"
+    )
+    assert not list(output.iterdir())
+    said = notes(sweep, ranked(sweep))
+    assert said[1] == "1 of 4 runs are left untrained: another seed of their trial has failed."
+    print_plan(sweep)
+    assert capsys.readouterr().out.count("left out") == 1
 
 
 def test_classes_of_a_sweep_are_names_as_they_are_written(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_the_range_test_suggests_a_rate_for_the_run_as_its_options_are(tmp_path:
         find_learning_rate(config, "digits", tmp_path / str(number))
         for number, config in enumerate([OPEN, replace(OPEN, lr_base_size=None)])
     ]
+    assert found[1].suggested is not None
     assert found[0].suggested == pytest.approx(found[1].suggested * (256 / batch_for_set(1437, 1)) ** 0.5)
 
 

@@ -147,7 +147,7 @@ def test_the_last_weights_or_their_average_are_kept_without_a_validation_split(
 ) -> None:
     options = config(select="last", validation_percent=0.0, ema=WeightAverage(decay=decay))
     result = train(options, "digits", tmp_path / "run")
-    assert result.best == {"epoch": 2, "weights": kind, "validation_top1_percent": None}
+    assert result.best == {"epoch": 2, "weights": kind, "validation_top1_percent": None, "validation_loss": None}
     assert [line["validation"] for line in lines(tmp_path / "run", "epoch")] == [{"raw": None, "ema": None}] * 2
     last = load_file(tmp_path / "run" / "checkpoints" / "step_00000008.safetensors")
     kept = load_file(tmp_path / "run" / "model.safetensors")

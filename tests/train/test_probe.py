@@ -1,5 +1,6 @@
 """What is measured before a run, and that measuring leaves the run as it was."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import yaml
 from torch import Tensor, nn
 
 import ceit
+from ceit.cli.train import print_range_test
 from ceit.data.preprocessing import Preprocessing
 from ceit.model import CeiT
 from ceit.train.config import Distillation, Mixing, TrainConfig, WeightAverage
 from ceit.train.objective import Targets
-from ceit.train.probe import HIGHEST_RATE, LOWEST_RATE, device_batch_that_fits, learning_rate_range_test
+from ceit.train.probe import HIGHEST_RATE, LOWEST_RATE, RangeTest, device_batch_that_fits, learning_rate_range_test
 from ceit.train.run import find_learning_rate, train
 from ceit.train.step import train_step
 from ceit.train.trainer import Trainer
@@ -146,6 +148,7 @@ def test_the_range_test_rises_until_the_loss_does_and_puts_everything_back(make_
     assert not trainer.learner.optimizer.state_dict()["state"]
     ratios = {round(after / rate, 6) for rate, after in zip(found.rates, found.rates[1:], strict=False)}
     assert len(ratios) == 1
+    assert found.suggested is not None
     assert LOWEST_RATE == found.rates[0] < found.suggested < HIGHEST_RATE / 10
     assert min(found.losses) < 0.98 * found.losses[0]
     assert found.suggested * 10 in found.rates
@@ -155,14 +158,46 @@ def test_the_suggested_rate_is_the_option_that_gives_the_rate_found(make_trainer
     as_it_is = learning_rate_range_test(make_trainer(), steps=60)
     scaled = learning_rate_range_test(make_trainer(lr_base_size=128, lr_scaling="sqrt"), steps=60)
     assert scaled.rates == as_it_is.rates
+    assert as_it_is.suggested is not None
     assert scaled.suggested == pytest.approx(2 * as_it_is.suggested)  # batches of 32: half the rate in training
 
 
-def test_the_range_test_leaves_one_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("losses", "why"),
+    [
+        ([2.0] * 30, "the loss does not fall at any of these rates"),
+        ([2.0, 1.5, *[1.6] * 28], "the loss does not fall at any of these rates"),
+        ([2.0] * 20 + [1.97] + [2.0] * 9, "the loss does not fall at any of these rates"),
+        ([2.0 - 0.01 * step for step in range(30)], "the loss still falls at 1.0e-01, behind which it breaks"),
+    ],
+)
+def test_losses_that_show_no_rate_suggest_none(losses: list[float], why: str) -> None:
+    assert (RangeTest([1e-1] * 30, losses, None).why_none or "").startswith(why)
+    assert RangeTest([1e-1] * 30, [2.0] * 15 + [1.5] + [1.9] * 14, None).why_none is None
+
+
+def test_a_range_test_at_whose_rates_nothing_is_learnt_suggests_nothing(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ceit.train.probe.HIGHEST_RATE", 1e-6)
+    found = learning_rate_range_test(make_trainer(), steps=20)
+    assert (len(found.rates), found.suggested) == (20, None)
+    print_range_test(found, Path("rates"))
+    assert f"no peak_lr is suggested: {found.why_none}" in capsys.readouterr().out
+
+
+def test_the_range_test_leaves_one_file_and_the_run_may_follow(tmp_path: Path) -> None:
     config = TrainConfig(model="ceit_pico_patch4_32", geometry=TINY, global_batch_size=64, precision="float32")
     found = find_learning_rate(config, "digits", tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lr_range_test.json"]
+    assert found.suggested is not None
     assert 0 < found.suggested < 1
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not empty; name another"):
+        train(replace(config, epochs=1, limit_batches=2), "digits", tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").unlink()
+    train(replace(config, epochs=1, limit_batches=2), "digits", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "lr_range_test.json").read_text())["suggested"] == found.suggested
 
 
 @pytest.fixture

@@ -82,6 +82,9 @@ def test_the_best_model_was_chosen_on_images_cut_from_the_training_split(finishe
     best = max(found["top1_percent"] for line in epochs for found in line["validation"].values())
     side = json.loads((finished.output / "model.json").read_text(encoding="utf-8"))
     assert side["training"]["validation_top1_percent"] == best
+    losses = [found["loss"] for line in epochs for found in line["validation"].values()]
+    assert finished.best["validation_loss"] in losses
+    assert finished.validation_images == len(finished.dataset.validation or ()) > 0
     assert side["training"]["weights"] in ("raw", "ema")
     assert len(finished.dataset.test) == 360  # no test image was cut off
 
@@ -204,7 +207,10 @@ def test_resuming_a_finished_run_only_reports_again(finished: Result) -> None:
 
 
 def test_resuming_with_other_options_is_refused(finished: Result) -> None:
-    with pytest.raises(ValueError, match=r"started with peak_lr 0.01, not 0.5: a resumed run keeps its options"):
+    refused = (
+        r"started with peak_lr 0.01, not 0.5: a resumed run keeps its options; name another --output for a new run$"
+    )
+    with pytest.raises(ValueError, match=refused):
         train(replace(SMALL, peak_lr=0.5), "digits", finished.output, resume="auto")
 
 
@@ -268,7 +274,8 @@ def test_results_without_checkpoints_are_never_trained_over(finished: Result, tm
 
 
 def test_more_epochs_are_refused_on_resume(finished: Result) -> None:
-    with pytest.raises(ValueError, match="started with epochs 2, not 5"):
+    way_on = "name another --output for a new run, which begins with the weights of this one with --initial-checkpoint"
+    with pytest.raises(ValueError, match=f"started with epochs 2, not 5: .*; {way_on} {finished.output}$"):
         train(replace(SMALL, epochs=5), "digits", finished.output, resume="auto")
 
 

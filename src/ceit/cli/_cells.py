@@ -18,10 +18,15 @@ from ceit.messages import as_typed
 from ceit.study.cells import Cell, Record
 from ceit.study.run import seconds_needed
 from ceit.train.interruption import Interrupted
+from ceit.train.trackers import flat
 
 _FREE = {"peak_lr", "warmup_lr", "warmup_epochs", "final_lr", "weight_decay", "label_smoothing", "layer_decay"}
-_FREE |= {"seed", "split_seed"}
+_FREE |= {"head_lr_factor", "batch_norm_bias_lr_factor", "schedule", "clip_norm", "class_weights", "max_skipped_steps"}
+_FREE |= {"early_stopping_epochs", "seed", "split_seed"}
 """Options that cost no time: a run's estimate holds for all that differ in these alone."""
+_FREE_IF_ON = {"mixing.mixup_alpha", "mixing.cutmix_alpha", "ema.decay", "augmentation.translate"}
+_FREE_IF_ON |= {"augmentation.cutout", "augmentation.brightness", "augmentation.color_jitter"}
+"""Numbers that cost the same time, whatever they are, above 0; at 0 they are off."""
 
 
 @contextmanager
@@ -43,30 +48,40 @@ def training(command: Sequence[str], *, several: str, needs: Sequence[str]) -> I
         raise Interrupted(said, getattr(stop, "terminated", False)) from None
 
 
-def print_cells(heads: Sequence[str], cells: Iterable[tuple[Cell, list[str], Record | None, bool]]) -> float:
+def print_cells(
+    heads: Sequence[str], cells: Sequence[tuple[Cell, list[str], Record | None, str]], progress: Console
+) -> float:
     """A row for every cell: its words under ``heads``, minutes, status. Returns the seconds that are left.
 
-    ``cells``: each with its words, what it has found if it is finished, and whether another cell is the same run.
-    The minutes of one that is to run are those of one that is as long and was finished on such a machine, else
-    estimated from steps now.
+    ``cells``: each with its words, what it has found if it is finished, and the status of one that is not to run, else
+    nothing. The minutes of one that is to run are those of one that is as long and was finished on such a machine, else
+    estimated from steps now, which ``progress`` gets to know.
     """
     left, rows, seconds_of, here = 0.0, [], dict[str, float](), _kind(machine(default_device()))
-    for cell, words, record, is_shared in cells:
-        costly = sorted((name, value) for name, value in cell.options.items() if name not in _FREE)
-        length = repr((cell.data, costly))
-        minutes, status = "", "shared"
+    for number, (cell, words, record, instead) in enumerate(cells, start=1):
+        length = _length(cell)
+        minutes, status = "", instead
         if record is not None:
             minutes, status = f"{record['train_seconds'] / 60:.1f}", "failed" if "failed" in record else "done"
-            if status == "done" and _kind(record["machine"]) == here:
+            ended = len(record.get("curve", ())) == record.get("epochs")  # it did not stop early
+            if status == "done" and ended and _kind(record["machine"]) == here:
                 seconds_of[length] = record["train_seconds"]
-        elif not is_shared:
+        elif not instead:
             if length not in seconds_of:
+                progress.print(f"measuring {heads[0]} {number} of {len(cells)}: {cell.name}", highlight=False)
                 seconds_of[length] = seconds_needed(cell)
             minutes, status = f"{seconds_of[length] / 60:.1f}", "to run"
             left += seconds_of[length]
         rows.append([*words, minutes, Text(status, "green" if record else "dim")])
     print_table([*heads, "minutes", ""], rows)
     return left
+
+
+def _length(cell: Cell) -> str:
+    """What a cell's time depends on, of its plan."""
+    costly = {name: value for name, value in flat(cell.options, ".") if name not in _FREE}
+    costly |= {name: costly[name] > 0 for name in _FREE_IF_ON & costly.keys()}
+    return repr((cell.data, sorted(costly.items())))
 
 
 def _kind(of: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,5 +1,7 @@
 """Show training runs side by side: their accuracy, and the options in which they differ.
 
+What else lies beside them is left out, and named.
+
 usage: ceit compare RUN ... [options]
 
 examples:
@@ -9,6 +11,9 @@ examples:
 
 import argparse
 import json
+import os
+import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +35,10 @@ _NO_OPTIONS = ("found", "mean", "std", "steps")
 def main(arguments: list[str]) -> None:
     """Print what the runs found and the options in which they differ; draw their curves if asked.
 
-    Raises: ValueError for a directory that is no run, or with --plot for runs of which none has finished an epoch.
+    Raises: ValueError if no directory is a run, or with --plot for runs of which none has finished an epoch.
     """
     options = _parsed(arguments)
-    runs = [read_run(run) for run in options.runs]
+    runs = [read_run(run) for run in _runs_among(options.runs)]
     try:
         if options.json:
             print(json.dumps({"runs": runs, "different": differing_options(runs)}))
@@ -59,13 +64,26 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def _runs_among(paths: Sequence[Path]) -> list[Path]:
+    """The run directories; what else lies beside them, as where a wildcard named all, is told on stderr and left out.
+
+    Raises: ValueError for a path that is not there, or if none is a run.
+    """
+    others = [path for path in paths if not (path / "config.yaml").is_file()]
+    for path in others:
+        if len(others) == len(paths) or not path.exists():
+            _require_run(path)
+    if others:
+        print(f"left out, as they are no run directories: {', '.join(map(str, others))}", file=sys.stderr)
+    return [path for path in paths if path not in others]
+
+
 def read_run(run: Path) -> dict[str, Any]:
     """What a run directory tells: options, curve, and the test report if it is finished.
 
     Raises: ValueError if it is no run.
     """
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is no run directory: it holds no config.yaml")
+    _require_run(run)
     test, report = run / "test.json", None
     if test.is_file():
         report = read_json(test)
@@ -74,6 +92,14 @@ def read_run(run: Path) -> dict[str, Any]:
             raise ValueError(f"{test} is not the report of a run")
     with as_written(run, "put back the metrics.jsonl and test.json that it wrote"):
         return _told(run, _whole_lines(run / "metrics.jsonl"), report)
+
+
+def _require_run(run: Path) -> None:
+    """Raises: ValueError if it is no run, naming where runs lie below it, as those of a sweep or a study do."""
+    if not (run / "config.yaml").is_file():
+        below = next((path for depth in ("*", "*/*") for path in run.glob(f"{depth}/config.yaml")), None)
+        fix = "" if below is None else f"; runs lie in {below.parent.parent / '*'}{os.sep}"
+        raise ValueError(f"{run} is no run directory: it holds no config.yaml{fix}")
 
 
 def _told(run: Path, lines: list[dict[str, Any]], report: dict[str, Any] | None) -> dict[str, Any]:

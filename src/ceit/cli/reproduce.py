@@ -23,7 +23,7 @@ from ceit.data.sources.known_sets import SETS
 from ceit.data.sources.published import PUBLISHED
 from ceit.messages import as_typed, unknown
 from ceit.paths import expanded
-from ceit.study.cells import Places, path_of, read_cell, read_record, same_elsewhere
+from ceit.study.cells import Cell, Places, Record, path_of, read_cell, read_record, same_elsewhere
 from ceit.study.cluster import plan_text
 from ceit.study.plan import FAMILIES, TUNING, Scale, Study, load_study, scale_of, scales, study_names
 from ceit.study.report import failures_of, records_of, write_report
@@ -142,7 +142,7 @@ def print_plan(study: Study, scale: Scale, places: Places, command: str, counted
         first = [cell for cell in load_study(TUNING).cells(scale, {}) if cell.digest not in counted]
         cells = [*first, *cells]
     needed = {arm for cell in cells for arm in cell.needs}  # whose models are asked for: trained here in any case
-    rows = []
+    rows = list[tuple[Cell, list[str], Record | None, str]]()
     for cell in cells:
         if before:  # the rates are guessed, so those of finished cells need not agree
             record = read_record(path) if (path := path_of(places.results, cell)).is_file() else None
@@ -152,10 +152,10 @@ def print_plan(study: Study, scale: Scale, places: Places, command: str, counted
         is_shared = record is None and is_twin and cell.arm not in needed
         counted.add(cell.digest)
         words = [f"{cell.study}/{cell.name}", str(cell.config().epochs), f"{cell.config().peak_lr:g}"]
-        rows.append((cell, words, record, is_shared))
-    left = print_cells(["cell", "epochs", "peak lr"], rows)
+        rows.append((cell, words, record, "shared" if is_shared else ""))
+    left = print_cells(["cell", "epochs", "peak lr"], rows, stderr_console())
     print(f"{len(cells)} cells, {left / 3600:.1f} hours left on this machine")
-    if any(is_shared for *_, is_shared in rows):
+    if any(instead for *_, instead in rows):
         print("shared: the same run as a cell of another study, trained once")
     if before:
         print(f"the study {TUNING} comes first: it chooses the learning rates")

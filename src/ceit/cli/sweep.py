@@ -8,8 +8,8 @@ usage: ceit sweep FILE.yaml [options]
 from ceit.cli._cells import print_cells, print_table, training
 from ceit.cli._parser import Parser, adding_to
 from ceit.cli.train import LiveProgress
-from ceit.study.cells import read_cell
-from ceit.study.sweep import Sweep, run_sweep
+from ceit.study.cells import Cell, Record, read_cell
+from ceit.study.sweep import Sweep, has_failed, run_sweep
 from ceit.study.sweep_report import notes, ranked, table_rows, write_sweep_report
 from ceit.terminal import stderr_console
 
@@ -67,15 +67,18 @@ def parser() -> Parser:
 
 def print_plan(sweep: Sweep) -> None:
     """A row for every run, then the time that is left."""
-    rows = [
-        (cell, [cell.name, *map(str, trial.options.values())], read_cell(sweep.places.results, cell), False)
-        for trial in sweep.all_trials
-        for cell in trial.cells
-    ]
-    left = print_cells(["run", *sweep.choices], rows)
+    places, rows = sweep.places, list[tuple[Cell, list[str], Record | None, str]]()
+    for trial in sweep.all_trials:
+        instead = "left out" if has_failed(trial, places) else ""
+        for cell in trial.cells:
+            words = [cell.name, *map(str, trial.options.values())]
+            rows.append((cell, words, read_cell(places.results, cell), instead))
+    left = print_cells(["run", *sweep.choices], rows, stderr_console())
     earlier = f"; total_time {sweep.total_time} may end it earlier" if sweep.total_time else ""
     minutes = f"about {left / 60:.0f} minutes to go on this machine"
     print(f"{len(sweep.all_trials)} trials, {len(rows)} runs, {minutes}{earlier}")
+    for line in sweep.remarks:
+        print(line)
 
 
 def print_report(sweep: Sweep) -> None:

@@ -44,7 +44,7 @@ from ceit.train.images import kept_classes
 from ceit.train.probe import RangeTest
 from ceit.train.recipe import flat_keys, nested, read_recipe, recipe_names, seconds_of
 from ceit.train.run import Result, find_learning_rate, train
-from ceit.train.run_directory import saved_config
+from ceit.train.run_directory import RANGE_TEST, saved_config
 from ceit.train.schema import descriptions, recipe_schema
 from ceit.weights.stored import A_CHECKPOINT, is_here
 from ceit.yaml_file import parse_yaml
@@ -314,12 +314,15 @@ def print_config(config: TrainConfig) -> None:
 
 
 def print_range_test(found: RangeTest, output: Path) -> None:
-    """Every tenth rate with its loss, and the suggestion."""
+    """Every tenth rate with its loss, and the suggestion, or why there is none."""
     print("learning rate        loss")
     for rate, loss in list(zip(found.rates, found.losses, strict=True))[::10]:
         print(f"{rate:13.2e}  {loss:10.4f}")
-    print(f"suggested peak_lr: {found.suggested:.1e}, which trains at a tenth of the rate of the lowest loss")
-    print(f"every step: {output / 'lr_range_test.json'}")
+    if found.suggested is None:
+        print(f"no peak_lr is suggested: {found.why_none}")
+    else:
+        print(f"suggested peak_lr: {found.suggested:.1e}, which trains at a tenth of the rate of the lowest loss")
+    print(f"every step: {output / RANGE_TEST}")
 
 
 class LiveProgress(Progress):

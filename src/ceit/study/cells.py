@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from ceit.limits import JSON, read_file
 from ceit.options import fits
 from ceit.train.config import TrainConfig, config_from
 from ceit.train.recipe import nested, read_recipe
+from ceit.train.run_directory import MAY_CHANGE
 from ceit.version import NewerFormatError, __version__, refuse_newer
 
 FORMAT = 1
@@ -28,6 +29,8 @@ _CODE = ("model", "data", "train", "evaluation", "inference")
 
 CHOOSE_IMAGES = ("classes", "validation_percent", "overfit_batches", "limit_batches")
 """Options that choose the images which a run trains, validates and tests by."""
+OF_THE_MACHINE = frozenset(MAY_CHANGE) - {"data", "device_batch_size"}
+"""Options of the machine and of the log, which change nothing in what a trial of a sweep tries."""
 
 Record = dict[str, Any]
 Options = dict[str, Any]
@@ -113,13 +116,14 @@ def write_cell(root: Path, cell: Cell, found: Record) -> None:
 def read_cell(root: Path, cell: Cell) -> Record | None:
     """What a cell has found, None if it is not finished.
 
-    Raises: ValueError if the file was changed since it was written, or the study asks for something else by now.
+    A trial of a sweep may have been trained with other options of the machine. Raises: ValueError if the file was
+    changed since it was written, or the study asks for something else by now.
     """
     path = path_of(root, cell)
     if not path.is_file():
         return None
     record = read_record(path)
-    if difference := first_difference(record, cell.asked):
+    if difference := first_difference(record, cell.asked, but=() if cell.scale else OF_THE_MACHINE):
         key, found, wanted = difference
         raise ValueError(
             f"{path} was measured with {key} {found}, the study has {wanted} now: remove it and its run directory to "
@@ -128,13 +132,14 @@ def read_cell(root: Path, cell: Cell) -> Record | None:
     return record
 
 
-def first_difference(record: Record, other: Record) -> tuple[str, Any, Any] | None:
-    """The name of an option in which two runs differ, or ``data``, and both its values; None if there is none."""
+def first_difference(record: Record, other: Record, but: Collection[str] = ()) -> tuple[str, Any, Any] | None:
+    """The name of an option in which two runs differ, or ``data``, and both its values; None if there is none ``but``
+    those named."""
     one, two = (
         {"data": run["data"], "split_seed": run["options"].get("seed")} | run["options"]  # the seed split before that
         for run in (record, other)
     )
-    different = (key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key))
+    different = (key for key in sorted((one.keys() | two.keys()) - set(but)) if one.get(key) != two.get(key))
     return next(((key, one.get(key), two.get(key)) for key in different), None)
 
 

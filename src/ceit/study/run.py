@@ -22,16 +22,21 @@ from ceit.study.cells import Cell, Places, Record, path_of, read_cell, require_s
 from ceit.train.checkpoint import checkpoints_in
 from ceit.train.config import Distillation
 from ceit.train.distributed import make_accelerator
+from ceit.train.images import ImagesError
 from ceit.train.log import Show
 from ceit.train.probe import seconds_of_an_epoch
 from ceit.train.recipe import seconds_of
 from ceit.train.resolve import resolve
 from ceit.train.run import Result, train
-from ceit.train.run_directory import RunDirectory, lines_of, planned_epochs, saved_config
+from ceit.train.run_directory import LOCK, RunDirectory, lines_of, planned_epochs, saved_config
 from ceit.train.trackers import CannotBeginError
-from ceit.train.trainer import Trainer
+from ceit.train.trainer import INTACT, Trainer
 
 _LOOK_AGAIN_SECONDS = 2.0
+
+
+class RefusedError(ValueError):
+    """A run cannot begin, though its images can be read and nothing lies in its directory."""
 
 
 def run_cells(
@@ -43,9 +48,12 @@ def run_cells(
     word: str = "cell",
     wait: bool = True,
     is_ready: Callable[[Cell], bool] = lambda cell: True,
+    is_moot: Callable[[Cell], bool] = lambda cell: False,
     is_enough: Callable[[], bool] = lambda: False,
 ) -> None:
     """``run`` every cell that is not finished and ``is_ready``, until ``is_enough``. A ``word`` says what cells are.
+
+    One that ``is_moot`` is left untrained, as its result would count for nothing.
 
     Several processes with the same places share the cells out among them: each takes one that no other is running. At
     the end it waits until all are finished, to take over what another has left; unless ``wait``, it does not.
@@ -58,11 +66,14 @@ def run_cells(
         with TemporaryFile(dir=folder):  # or it would be found out when the first cell is trained
             pass
     say = cache(say)  # the same thing once only
-    while waiting := _waiting(cells, places):
+    while waiting := [cell for cell in _waiting(cells, places) if not is_moot(cell)]:
         others = 0
         for cell in waiting:
             if is_enough():
                 return
+            if is_moot(cell):  # since a moment ago
+                say(f"{cell.name} is left untrained: another {word} that it would count with has failed")
+                continue
             if not is_ready(cell):
                 others += 1
                 continue
@@ -125,10 +136,11 @@ def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Sh
     """What ``run`` has found of a cell that it trains; None if the training failed, which is written as its result.
 
     A lack of memory is such a failure wherever it shows. Raises: ValueError if the run cannot begin; it is none that
-    has failed.
+    has failed. It is a RefusedError if its options may be the cause.
     """
-    began, steps, config_file = time.monotonic(), itertools.count(), places.run_of(cell) / "config.yaml"
-    was_there = config_file.is_file()
+    began, steps, output = time.monotonic(), itertools.count(), places.run_of(cell)
+    config_file = output / "config.yaml"
+    was_there, was_empty = config_file.is_file(), all(path.name == LOCK for path in output.glob("*"))
 
     def show_and_count(state: Record) -> None:
         next(steps)
@@ -136,12 +148,14 @@ def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Sh
 
     try:
         return run(show_and_count)
-    except (InUseError, HangingError, CannotBeginError):
+    except (InUseError, HangingError, CannotBeginError, ImagesError):
         raise
     except (ValueError, RuntimeError, MemoryError) as error:
         is_new = config_file.is_file() and not was_there
         has_begun = isinstance(error, ValueError) and (is_new or next(steps) > 0)
         if not has_begun and not is_lack_of_memory(error):
+            if isinstance(error, ValueError) and was_empty:
+                raise RefusedError(str(error)) from error
             raise
         why = " ".join(str(error).split()) or "memory is full"
         write_failure(cell, places, say, why, time.monotonic() - began)
@@ -150,8 +164,12 @@ def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Sh
 
 def write_failure(cell: Cell, places: Places, say: Say, why: str, seconds: float = 0.0) -> None:
     """The cell is finished without a model: it is not tried again, and tables say why."""
+    why = why.removesuffix(INTACT)
+    if "--device-batch-size" in why and not cell.scale:  # a command's option
+        file, output = path_of(places.results, cell), places.run_of(cell)
+        why += f"; in a sweep, set device_batch_size in options, or remove {file} and {output} to try again"
     say(f"{cell.name} failed: {why}")
-    write_cell(places.results, cell, {"failed": why, "train_seconds": round(seconds, 1)})
+    finish(cell, places, {"failed": why, "train_seconds": round(seconds, 1)})
 
 
 def finish(cell: Cell, places: Places, found: Record) -> None:
@@ -186,6 +204,7 @@ def found_by(result: Result) -> Record:
         "macs": cost.live_macs,
         "curve": curve,
         "best": result.best,
+        "validation_images": result.validation_images,
         "train_seconds": round(result.train_seconds, 1),
     }
 

@@ -1,7 +1,8 @@
 """What a sweep has found: its trials ranked by validation accuracy, as a table, a figure and a recipe of the best."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -21,19 +22,38 @@ if TYPE_CHECKING:
 
 BEST = "best.yaml"
 _PANELS_IN_A_ROW = 3
+_ROUNDED = 2e-4  # percent by which two accuracies of four digits may be off
+_EVEN = 0.8  # of the steps of the longest trial, below which a time budget was not the same to all
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A trial with what its finished cells have found."""
+    """A trial with what its finished cells have found, and the seeds by which the trials are ranked."""
 
     trial: Trial
     records: list[Record]
+    seeds: frozenset[int] = frozenset()
+
+    @property
+    def whole(self) -> list[Record]:
+        """Of every seed that was trained to its end."""
+        return [record for record in self.records if "failed" not in record]
+
+    @property
+    def counted(self) -> list[Record]:
+        """Of the seeds by which the trials are ranked; of all that were trained to their end where these are none."""
+        return [record for record in self.whole if record["seed"] in (self.seeds or (record["seed"],))]
 
     @property
     def accuracies(self) -> list[float]:
-        """Validation top-1 in percent, of every seed that was trained to its end."""
-        return [record["best"]["validation_top1_percent"] for record in self.records if "failed" not in record]
+        """Validation top-1 in percent, of every seed that counts."""
+        return [record["best"]["validation_top1_percent"] for record in self.counted]
+
+    @property
+    def steps(self) -> float | None:
+        """That a run took, the mean over the seeds that count; None where no record tells."""
+        known = [record["curve"][-1]["step"] for record in self.counted if record.get("curve")]
+        return mean(known) if known else None
 
     @property
     def failure(self) -> str | None:
@@ -41,49 +61,93 @@ class Ranked:
         return next((record["failed"] for record in self.records if "failed" in record), None)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether every seed was trained to its end."""
-        return len(self.accuracies) == len(self.trial.cells)
+    def has_rank(self) -> bool:
+        """Whether it has every seed by which the trials are ranked."""
+        return self.failure is None and bool(self.seeds)
 
     @property
-    def order(self) -> tuple[bool, bool, float]:
-        """Whole trials by their mean, then those that lack a seed, then those that have failed."""
-        return self.is_whole, self.failure is None, mean(self.accuracies) if self.accuracies else 0.0
+    def is_whole(self) -> bool:
+        """Whether every seed was trained to its end."""
+        return len(self.whole) == len(self.trial.cells)
+
+    @property
+    def order(self) -> tuple[bool, float, float]:
+        """By the mean of the accuracy, of equal ones by the loss; then those that have failed."""
+        losses = [record["best"].get("validation_loss", math.inf) for record in self.counted]
+        accuracy, loss = (mean(self.accuracies), mean(losses)) if losses else (0.0, math.inf)
+        return self.failure is None, accuracy, -loss
 
 
 def ranked(sweep: Sweep) -> list[Ranked]:
     """The trials of which a cell is finished, the best first, by the validation split alone.
 
-    Raises: ValueError for a cell's file that was changed, or cells that saw other images than others.
+    They are ranked by the seeds that all of them have, but for those that have failed: a mean over more seeds, or over
+    others, is no measure of the options. Raises: ValueError for a cell's file that was changed, or cells that saw other
+    images than others.
     """
     found = []
     for trial in sweep.all_trials:
         records = [read_cell(sweep.places.results, cell) for cell in trial.cells]
         found.append(Ranked(trial, [record for record in records if record is not None]))
     require_same_images(record for entry in found for record in entry.records)
-    return sorted((entry for entry in found if entry.records), key=lambda entry: entry.order, reverse=True)
+    begun = [entry for entry in found if entry.records]
+    counting = [{record["seed"] for record in entry.records} for entry in begun if entry.failure is None]
+    seeds = frozenset(sweep.seeds).intersection(*counting) if counting else frozenset[int]()
+    return sorted((replace(entry, seeds=seeds) for entry in begun), key=lambda entry: entry.order, reverse=True)
 
 
 def write_sweep_report(sweep: Sweep, found: Sequence[Ranked]) -> list[Path]:
-    """Write ``table.md`` and, of what was trained to its end, ``figure.png``, ``figure.svg`` and ``best.yaml``."""
+    """Write ``table.md`` and, of the trials that have a rank, ``figure.png``, ``figure.svg`` and ``best.yaml``."""
     table, *figures, best = (sweep.places.results / name for name in (TABLE, *FIGURES, BEST))
     write_text(table, "\n".join([markdown(*table_rows(sweep, found)), "", *notes(sweep, found)]) + "\n")
-    whole = [entry for entry in found if entry.is_whole]
-    if not whole:
+    with_rank = [entry for entry in found if entry.has_rank]
+    if not with_rank:
         return [table]
-    write_text(best, best_recipe(sweep, whole[0]))
-    draw_sweep(sweep, whole, figures)
+    write_text(best, best_recipe(sweep, with_rank[0]))
+    draw_sweep(sweep, with_rank, figures)
     return [table, *figures, best]
 
 
 def notes(sweep: Sweep, found: Sequence[Ranked]) -> list[str]:
     """What stands below the table. The test split is looked at when the choice is made, and at that of the best."""
     lines = ["Ranked by validation accuracy, the mean over the seeds; ±: their standard deviation. Minutes: of a run."]
-    if left := len(sweep.cells) - sum(len(entry.records) for entry in found):
+    first, missing = found[0], len(sweep.cells) - sum(len(entry.records) for entry in found)
+    untrained = sum(len(entry.trial.cells) - len(entry.records) for entry in found if entry.failure is not None)
+    if untrained:
+        lines.append(
+            f"{untrained} of {len(sweep.cells)} runs are left untrained: another seed of their trial has failed."
+        )
+    if left := missing - untrained:
         lines.append(f"{left} of {len(sweep.cells)} runs are not finished.")
-    elif found[0].is_whole:
-        lines.append(_tested([sweep.places.run_of(cell) for cell in found[0].trial.cells]))
-    return lines
+        if first.failure is None and not first.seeds:
+            lines.append(f"No seed is finished for every trial here: there is no rank yet, and no new {BEST}.")
+        elif first.failure is None and len(first.seeds) < len(sweep.seeds):
+            seeds = ", ".join(str(seed) for seed in sweep.seeds if seed in first.seeds)
+            lines.append(f"Ranked by seeds {seeds} alone, which every trial here has.")
+    elif first.is_whole:
+        lines.append(_tested([sweep.places.run_of(cell) for cell in first.trial.cells]))
+    with_rank = [entry for entry in found if entry.has_rank]
+    return lines + _alike(with_rank) + (_uneven(with_rank) if "time_budget" in sweep.budget else []) + sweep.remarks
+
+
+def _alike(found: Sequence[Ranked]) -> list[str]:
+    """How many trials chance alone may have put behind the best."""
+    images = {record.get("validation_images") for entry in found for record in entry.counted}
+    number = images.pop() if len(images) == 1 else None
+    if not number:
+        return []
+    best, *others = (mean(entry.accuracies) for entry in found)
+    near = sum(best - accuracy <= 100 / number + _ROUNDED for accuracy in others)
+    rest = f"within one validation image of the best: the validation has {number:,} images"
+    return [f"{near} more {'trial is' if near == 1 else 'trials are'} {rest}."] if near else []
+
+
+def _uneven(found: Sequence[Ranked]) -> list[str]:
+    """Whether the trials had steps of very different number in the same time."""
+    steps = [entry.steps for entry in found if entry.steps is not None]
+    if not steps or min(steps) >= _EVEN * max(steps):
+        return []
+    return [f"Trials took from {min(steps):.0f} to {max(steps):.0f} steps: with more time their ranks may be others."]
 
 
 def _tested(runs: Sequence[Path]) -> str:
@@ -99,18 +163,20 @@ def _tested(runs: Sequence[Path]) -> str:
 
 def table_rows(sweep: Sweep, found: Sequence[Ranked]) -> tuple[list[str], list[list[str]]]:
     """The heads and the rows of the table, the best trial first."""
-    heads = ["rank", "trial", *sweep.choices, "validation top-1", "seeds", "minutes", ""]
+    timed = ["steps"] if "time_budget" in sweep.budget else []
+    heads = ["rank", "trial", *sweep.choices, "validation top-1", "seeds", *timed, "minutes", ""]
     rows = []
     for rank, entry in enumerate(found, start=1):
         options = [str(value) for value in entry.trial.options.values()]
         minutes = mean(record["train_seconds"] for record in entry.records) / 60
         accuracy = with_spread(entry.accuracies) if entry.accuracies else "-"
-        seeds = f"{len(entry.accuracies)} of {len(entry.trial.cells)}"
+        seeds = f"{len(entry.whole)} of {len(entry.trial.cells)}"
+        steps = ["-" if entry.steps is None else f"{entry.steps:.0f}"] if timed else []
         status = (
             f"failed: {entry.failure.partition(':')[0]}" if entry.failure else "" if entry.is_whole else "unfinished"
         )
-        place = str(rank) if entry.is_whole else "-"
-        rows.append([place, entry.trial.name, *options, accuracy, seeds, f"{minutes:.1f}", status])
+        place = str(rank) if entry.has_rank else "-"
+        rows.append([place, entry.trial.name, *options, accuracy, seeds, *steps, f"{minutes:.1f}", status])
     return heads, rows
 
 
@@ -124,7 +190,7 @@ def best_recipe(sweep: Sweep, best: Ranked) -> str:
     longer = "another --time-budget" if cell.time_budget else "--epochs N"
     return (
         f"# The best of a sweep by validation accuracy: trial {best.trial.name}, {with_spread(best.accuracies)} over "
-        f"seeds {', '.join(str(cell.seed) for cell in best.trial.cells)}\n"
+        f"seeds {', '.join(str(record['seed']) for record in best.counted)}\n"
         f"# Run:  {as_typed(words)}\n"
         f"# A run is as long as a trial was; {longer} trains longer.\n"
         f"# {best.trial.words}\n" + yaml.safe_dump(options, sort_keys=False)

@@ -37,9 +37,9 @@ class Progress:
     """Where a run stands: ``step`` of ``steps`` done, ``batch`` batches into ``epoch`` (from 0), and what it has found.
 
     ``loss_sum``, ``right`` and ``images`` are this epoch's so far; ``best_score`` is the validation top-1 in percent,
-    then minus the validation loss; ``best`` tells the epoch and the kind (raw or ema) of the model that is kept;
-    ``highest_percent`` is the highest validation top-1, also of a model that is no longer kept, and ``last_rise`` the
-    epoch that reached it.
+    then minus the validation loss; ``best`` tells the epoch and the kind (raw or ema) of the model that is kept, its
+    accuracy and, but for earlier versions, its loss; ``highest_percent`` is the highest validation top-1, also of a
+    model that is no longer kept, and ``last_rise`` the epoch that reached it.
     """
 
     step: int = 0

@@ -13,6 +13,7 @@ from ceit.data.cut import VALIDATION_PERCENT
 from ceit.messages import unknown
 from ceit.model.config import CeiTConfig
 from ceit.options import (
+    ConflictError,
     Count,
     Limit,
     NaturalNumber,
@@ -99,7 +100,8 @@ class Distillation:
 class TrainConfig:
     """Every option of a training run. A recipe replaces these defaults, and the command line replaces the recipe.
 
-    Raises: ValueError for a value of another type, out of its limits, or that does not go with another option.
+    Raises: ValueError for a value of another type, out of its limits, or unknown; ConflictError for one that does not
+    go with another option.
     """
 
     model: str = "ceit_nano_patch4_32"
@@ -250,8 +252,23 @@ class TrainConfig:
             object.__setattr__(self, "classes", tuple(map(str, self.classes)))  # YAML gives a list, perhaps of numbers
         if self.tracker is not None:
             object.__setattr__(self, "tracker", tuple(self.tracker))
-        if sentence := self._conflict():
+        if sentence := self._unknown_name():
             raise ValueError(sentence)
+        if sentence := self._conflict():
+            raise ConflictError(sentence)
+
+    def _unknown_name(self) -> str | None:
+        """What is wrong with the first name of a tracker or of a part of the geometry."""
+        for name in self.tracker or ():
+            if name not in TRACKERS:
+                return unknown("tracker", name, TRACKERS)
+        known = [f"geometry.{f.name}" for f in fields(CeiTConfig)]
+        for key, value in self.geometry.items():
+            if key in FROM_THE_DATA:
+                return f"geometry.{key} {value} follows from the data; set img_size or in_chans instead"
+            if f"geometry.{key}" not in known:
+                return unknown("recipe key", f"geometry.{key}", known)
+        return None
 
     def _conflict(self) -> str | None:
         """What is wrong with the first options that do not go together."""
@@ -271,15 +288,6 @@ class TrainConfig:
             return f"early_stopping_epochs {self.early_stopping_epochs} needs select best"
         if self.compile is True and self.grad_checkpointing:
             return "compile true does not go with grad_checkpointing true: choose speed or memory"
-        for name in self.tracker or ():
-            if name not in TRACKERS:
-                return unknown("tracker", name, TRACKERS)
-        known = [f"geometry.{f.name}" for f in fields(CeiTConfig)]
-        for key, value in self.geometry.items():
-            if key in FROM_THE_DATA:
-                return f"geometry.{key} {value} follows from the data; set img_size or in_chans instead"
-            if f"geometry.{key}" not in known:
-                return unknown("recipe key", f"geometry.{key}", known)
         return None
 
     @property

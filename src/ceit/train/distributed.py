@@ -56,14 +56,19 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     require_even_shares(config, accelerator.num_processes)
-    if config.batch_norm == "sync" and accelerator.device.type == "cpu":
+    require_device_for(config, accelerator.device.type)
+    return accelerator
+
+
+def require_device_for(config: TrainConfig, device: str) -> None:
+    """Raises: ValueError for what a kind of device, as torch calls it, cannot do."""
+    if config.batch_norm == "sync" and device == "cpu":
         raise ValueError("batch_norm sync needs GPUs, torch has no synchronised BatchNorm on the CPU: set it to local")
-    if config.precision == "float64" and accelerator.device.type == "mps":
+    if config.precision == "float64" and device == "mps":
         raise ValueError("Apple's GPUs have no float64: set precision to float32, or device to cpu")
-    if config.small_images.scale < 1 and config.deterministic and accelerator.device.type == "cuda":
+    if config.small_images.scale < 1 and config.deterministic and device == "cuda":
         what = f"small_images.scale {config.small_images.scale} is not deterministic on a GPU"
         raise ValueError(f"{what}, torch has no such kernel: set it to 1, or leave out deterministic")
-    return accelerator
 
 
 def require_even_shares(config: TrainConfig, processes: int) -> None:

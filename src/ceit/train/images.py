@@ -20,6 +20,10 @@ from ceit.train.config import TrainConfig
 SMALLEST_SIDE = 16  # pixels; smaller images are enlarged, so that there are tokens to attend to
 
 
+class ImagesError(ValueError):
+    """The images of a run cannot be read, which is no fault of its options."""
+
+
 @dataclass(frozen=True)
 class RunImages:
     """The images of a run: ``dataset`` with the final train, validation and test splits, and the record of them all.
@@ -45,20 +49,23 @@ def load_run_images(
     """The images at the size that the model takes them, shared out.
 
     ``resumed`` is the directory of the run that goes on, and gets the images that its record names, whatever has come
-    since. An option that was ``typed`` must have an effect. Raises: ValueError for a wrong model, data that cannot be
-    read, or options that do not suit them.
+    since. An option that was ``typed`` must have an effect. Raises: ImagesError for data that cannot be read;
+    ValueError for a wrong model, or options that do not suit the data.
     """
     asked = (config.img_size, config.img_size) if isinstance(config.img_size, int) else config.img_size
     size = {} if asked is None else {"img_size": asked}
     config_of(config.model, **config.geometry, **size)  # a wrong model is told before the data is read
-    found = load_images(
-        data,
-        img_size=asked or partial(_suitable_size, config),
-        in_chans=config.in_chans,
-        skip_broken=config.skip_broken,
-        classes=kept_classes(config),
-        crops=config.augmentation.crop_scale is not None,
-    )
+    try:
+        found = load_images(
+            data,
+            img_size=asked or partial(_suitable_size, config),
+            in_chans=config.in_chans,
+            skip_broken=config.skip_broken,
+            classes=kept_classes(config),
+            crops=config.augmentation.crop_scale is not None,
+        )
+    except ValueError as error:
+        raise ImagesError(str(error)) from error
     for line in found.skipped:
         say(f"skipped {line}")
     images = _shared_out(config, found, say, resumed, typed)

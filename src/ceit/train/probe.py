@@ -23,6 +23,8 @@ TIMED_STEPS = 8
 PROBED_SHARE = 0.02  # of a time budget, for steps and again for validation
 RANGE_STEPS = 100
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 1.0
+_FIRST_STEPS, _LAST_STEPS = 10, 3  # of a range test, in which the lowest loss shows no rate to train at
+_LEAST_FALL = 0.02  # of the loss, that is no chance
 
 
 @contextmanager
@@ -155,18 +157,28 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class RangeTest(NamedTuple):
-    """Losses at rising learning rates, smoothed, and the option ``peak_lr`` to begin with."""
+    """Losses at rising learning rates, smoothed, and the option ``peak_lr`` to begin with, None if they show none."""
 
     rates: list[float]
     losses: list[float]
-    suggested: float
+    suggested: float | None
+
+    @property
+    def why_none(self) -> str | None:
+        """Why the losses show no rate to begin with, None if they do."""
+        lowest = self.losses.index(min(self.losses))
+        if lowest < _FIRST_STEPS or self.losses[lowest] > (1 - _LEAST_FALL) * self.losses[0]:
+            return "the loss does not fall at any of these rates"
+        if lowest >= len(self.losses) - _LAST_STEPS:
+            return f"the loss still falls at {self.rates[-1]:.1e}, behind which it breaks or the test ends"
+        return None
 
 
 def learning_rate_range_test(trainer: Trainer, steps: int = RANGE_STEPS) -> RangeTest:
     """Training steps at rates that rise from 1e-7 to 1 in equal ratios, until the loss is four times the lowest.
 
-    The suggestion is the ``peak_lr`` that gives a tenth of the rate of the lowest smoothed loss. Source: Smith,
-    Cyclical Learning Rates for Training Neural Networks (WACV 2017).
+    The suggestion is the ``peak_lr`` that gives a tenth of the rate of the lowest smoothed loss, if the loss falls to
+    it and rises again. Source: Smith, Cyclical Learning Rates for Training Neural Networks (WACV 2017).
     """
     rates: list[float] = []
     losses: list[float] = []
@@ -186,4 +198,5 @@ def learning_rate_range_test(trainer: Trainer, steps: int = RANGE_STEPS) -> Rang
     if not losses:
         raise ValueError("the very first step of the learning rate range test had no finite loss: check the data")
     config, best = trainer.run.config, rates[losses.index(min(losses))]
-    return RangeTest(rates, losses, best / 10 * config.peak_lr / config.scaled_lr)
+    found = RangeTest(rates, losses, best / 10 * config.peak_lr / config.scaled_lr)
+    return found if found.why_none is None else found._replace(suggested=None)

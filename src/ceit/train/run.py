@@ -32,7 +32,7 @@ from ceit.train.model_card import FinishedRun, model_card
 from ceit.train.probe import RangeTest, device_batch_that_fits, learning_rate_range_test, measured_budget
 from ceit.train.profiling import StepProfile
 from ceit.train.resolve import COMPILED_SECONDS, ResolvedRun, resolve
-from ceit.train.run_directory import RunDirectory, SavedRun
+from ceit.train.run_directory import RANGE_TEST, RunDirectory, SavedRun
 from ceit.train.trackers import start_trackers
 from ceit.train.trainer import Trainer
 from ceit.weights.stored import is_here
@@ -44,7 +44,7 @@ def _in_silence(message: object) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run found: the best model on the test split, and where it lies."""
+    """What a finished run found: the best model on the test split, where it lies, and how many images chose it."""
 
     output: Path
     model: CeiT
@@ -52,6 +52,7 @@ class Result:
     test: Evaluation
     best: dict[str, Any]
     train_seconds: float
+    validation_images: int
 
 
 def train(
@@ -93,8 +94,16 @@ def train(
         if trainer.directory.writes:
             card = model_card(FinishedRun.read(trainer.directory.path, trainer.description()))
             write_text(trainer.directory.path / MODEL_CARD, card)
-        progress = trainer.progress
-        return Result(trainer.directory.path, model, trainer.dataset, test, progress.best, progress.elapsed_seconds)
+        progress, chosen_by = trainer.progress, trainer.validation_loader
+        return Result(
+            trainer.directory.path,
+            model,
+            trainer.dataset,
+            test,
+            progress.best,
+            progress.elapsed_seconds,
+            0 if chosen_by is None else chosen_by.images,
+        )
 
 
 @contextmanager
@@ -210,7 +219,7 @@ def find_learning_rate(
         result = learning_rate_range_test(trainer)
         trainer.learner.stop_sharing()
         if directory.writes:
-            write_text(output / "lr_range_test.json", json.dumps(result._asdict(), indent=1) + "\n")
+            write_text(output / RANGE_TEST, json.dumps(result._asdict(), indent=1) + "\n")
     return result
 
 

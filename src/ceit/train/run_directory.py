@@ -39,6 +39,8 @@ from ceit.yaml_file import NOT_YAML, require_modest, text_of
 FORMAT_VERSION = 1
 """Of the directory as a whole, in ``config.yaml``; one that does not tell it is of the first."""
 LOCK = ".lock"
+RANGE_TEST = "lr_range_test.json"
+"""What a learning rate range test leaves; the run itself may follow in the same directory."""
 MAY_CHANGE = (
     *("data", "device_batch_size", "device", "workers", "keep_checkpoints", "checkpoint_every_steps"),
     *("log_every_steps", "tracker", "compile"),
@@ -122,8 +124,8 @@ class RunDirectory:
 
     def _require_room(self, resuming: bool) -> None:
         """Raises ValueError if files lie here that no run of ours may be added to; a file manager's own are none."""
-        output = self.path
-        held = {path.name for path in output.glob("*") if path.name != LOCK and not is_of_the_system(path.name)}
+        output, kept = self.path, (LOCK, RANGE_TEST)
+        held = {path.name for path in output.glob("*") if path.name not in kept and not is_of_the_system(path.name)}
         if held and not resuming:
             raise ValueError(f"output directory {output} is not empty; name another, or go on with --resume auto")
         held -= {path.name for path in output.glob(_HALF_WRITTEN)}
@@ -178,6 +180,8 @@ class RunDirectory:
             now = description.get(key)
             if now != value and key not in MAY_CHANGE and _without_places(key, now) != _without_places(key, value):
                 fix = "a resumed run keeps its options; name another --output for a new run"
+                if key in ("epochs", "steps"):
+                    fix += f", which begins with the weights of this one with --initial-checkpoint {self.path}"
                 raise ValueError(f"this run was started with {key} {value}, not {now}: {fix}")
             if now != value:
                 changes.append(f"{key} was {value}, now {now}{_CONSEQUENCE.get(key, '')}")

@@ -36,6 +36,7 @@ from ceit.train.trackers import Telling
 from ceit.weights import load_checkpoint
 
 EVALUATION_BATCH = 250
+INTACT = "; the last checkpoint is intact"
 UNREAD_STEPS = 20  # on a GPU at most: several processes answer a signal when they read
 
 
@@ -331,7 +332,7 @@ class Trainer:
         self.say(f"step {step} was skipped: {result.skipped} is not finite")
         progress.skipped_in_row += 1
         if progress.skipped_in_row >= limit:
-            kept = "; the last checkpoint is intact" if checkpoints_in(self.learner.checkpoints) else ""
+            kept = INTACT if checkpoints_in(self.learner.checkpoints) else ""
             start = ", which may start from this one's weights with initial_checkpoint" if progress.best else ""
             raise ValueError(
                 f"{limit} steps in a row up to step {step} had no finite loss or gradient, in the last "
@@ -369,6 +370,7 @@ class Trainer:
                 "epoch": progress.epoch,
                 "weights": kind,
                 "validation_top1_percent": round(found[kind].top1_percent, 4) if found else None,
+                "validation_loss": round(found[kind].loss, 6) if found else None,
             }
             config, dataset = self.run.config, self.dataset
             training: dict[str, Any] = {"data": dataset.name, "seed": config.seed}

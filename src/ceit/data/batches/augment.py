@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ceit.data.random_bits import random_bits, random_integers
+from ceit.options import ConflictError
 
 # Streams: the independent draws of one image. SINGLE_IMAGE_STREAM seeds the transforms that work on single images.
 _FLIP, _SHIFT_Y, _SHIFT_X, _CUT_Y, _CUT_X, SINGLE_IMAGE_STREAM, _FACTOR, _OFFSET = range(1, 9)
@@ -26,7 +27,7 @@ class Augmentation:
 
     Flip, translation, brightness and cut-out are computed for a whole batch at once; all others image by image, colour
     jitter and TrivialAugment by torchvision, the rest by timm.
-    Raises: ValueError for a value out of range, or two policies.
+    Raises: ValueError for a value out of range; ConflictError for two policies.
     """
 
     flip: bool | Literal["alternate"] = True
@@ -62,7 +63,7 @@ class Augmentation:
             form = "of the form 'rand-m9-n2-mstd0.5-inc1', n at most 14"
             raise ValueError(f"rand_augment {self.rand_augment!r} must be {form}")
         if self.trivial_augment and self.rand_augment is not None:
-            raise ValueError(
+            raise ConflictError(
                 f"rand_augment {self.rand_augment} and trivial_augment exclude each other: set one of them"
             )
         if not 0 <= self.color_jitter <= 1:
