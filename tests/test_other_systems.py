@@ -232,6 +232,24 @@ def test_wildcards_are_those_of_the_command_where_no_shell_knows_them(
         images_of(["*.gif"])
 
 
+def test_a_path_that_windows_does_not_take_is_refused_before_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch, output = Path.touch, tmp_path / ("n" * 100)
+
+    def short(path: Path) -> None:
+        if len(str(path)) >= len(str(output)) + 80:
+            raise FileNotFoundError(2, "No such file or directory", str(path))  # as Windows says it
+        touch(path)
+
+    monkeypatch.setattr(Path, "touch", short)
+    with pytest.raises(ValueError, match=rf"{output} has \d+ letters, and a run's files need up to 80 more"):
+        train(SMALL, "digits", output)
+    assert not output.exists()
+    with RunDirectory(output.with_name("short")).reserved(resuming=False, say=lambda message: None):
+        assert [path.name for path in output.with_name("short").iterdir()] == [".lock"]
+
+
 def test_a_run_takes_the_cpu_beside_a_gpu_if_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Mock(return_value=SimpleNamespace(num_processes=1, device=APPLE))
     monkeypatch.setattr(distributed, "Accelerator", made)

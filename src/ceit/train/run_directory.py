@@ -6,6 +6,7 @@ report), ``README.md`` (the model card) and ``checkpoints/`` (full state, for re
 theirs, as ``tensorboard/``; by which names they know the run is in ``trackers.json``.
 """
 
+import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +57,7 @@ _LENGTH_AND_IMAGES = ("epochs", "steps", "found", "images", "mean", "std")  # of
 _CHOSEN = ("img_size", "in_chans", "global_batch_size", "lr_base_size", "lr_scaling", "precision")
 """Options that the run itself chooses where they are left open."""
 _HALF_WRITTEN = ".*.tmp"
+_LONGEST_PATH = 80  # letters of a file in the directory: a checkpoint that is half written, or a file of TensorBoard
 _PUT_BACK = "put back what it wrote, or name another --output for a new run"
 
 
@@ -114,6 +116,7 @@ class RunDirectory:
             with locked(output / LOCK, say):
                 for left_over in (*output.glob(_HALF_WRITTEN), *output.glob(f"checkpoints/{_HALF_WRITTEN}")):
                     left_over.unlink(missing_ok=True)  # of a run that was killed while it was writing
+                self._require_short_path()
                 yield
         except InUseError as error:
             raise InUseError(f"output directory {output} is in use by another run; name another") from error
@@ -121,6 +124,19 @@ class RunDirectory:
             if is_new:
                 with suppress(OSError):  # it is not empty
                     output.rmdir()
+
+    def _require_short_path(self) -> None:
+        """Raises: ValueError if a run's longest path would be too long here, as one of 260 letters is on Windows."""
+        longest = self.path / f".{'x' * (_LONGEST_PATH - len('..tmp'))}.tmp"
+        try:
+            longest.touch()
+            longest.unlink()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL):
+                return  # another matter, which is told when a file that counts cannot be written
+            what = f"{self.path.absolute()} has {len(str(self.path.absolute()))} letters, and a run's files"
+            more = f"{what} need up to {_LONGEST_PATH} more, which are too many for a path here"
+            raise ValueError(f"{more}: name a shorter --output") from error
 
     def _require_room(self, resuming: bool) -> None:
         """Raises ValueError if files lie here that no run of ours may be added to; a file manager's own are none."""
