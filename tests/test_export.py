@@ -1,20 +1,23 @@
 """``ceit export``: what it writes, what it says, and what it refuses before any work is done."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 import ceit
 import ceit_cli
+from ceit import paths
 from ceit.browser import runtime
 from ceit.cli import export as verb
 from ceit.data import held_out
@@ -24,7 +27,7 @@ from ceit.data.sources.download import SourceError
 from ceit.inference.example_images import ExampleImages, of_files
 from ceit.inference.exported import load_exported
 from ceit.inference.exporter import Report
-from ceit.inference.predictor import Predictor
+from ceit.inference.predictor import Predictor, preprocessing_of
 
 DIGITS = tuple("0123456789")
 
@@ -190,6 +193,15 @@ def test_pictures_are_drawn_from_all_classes_and_no_more_than_needed(
     assert 15 <= int((taken[0].images[:, 0, 0, 0] > 0).sum()) <= 45
 
 
+def test_wildcards_are_those_of_the_command_on_windows(
+    run: Path, tmp_path: Path, taken: list[ExampleImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures(tmp_path / "pictures", {"dark": 20})
+    monkeypatch.setattr(paths, "os", SimpleNamespace(name="nt", path=os.path, fspath=os.fspath))
+    assert ceit_cli.main(onnx_of(run, "--images", str(folder / "dark/00*.png"), str(folder / "dark/015.png"))) == 1
+    assert (len(taken[0]), taken[0].origin) == (11, "pictures given")
+
+
 def test_pictures_that_cannot_be_read_are_left_out_and_named(
     run: Path, tmp_path: Path, taken: list[ExampleImages], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +232,44 @@ def test_pictures_are_read_as_prediction_reads_them(tmp_path: Path) -> None:
     Predictor(model, preprocessing=preprocessing, device="cpu", network=network).predict(tmp_path / "photo.jpg")
     read = of_files([tmp_path / "photo.jpg"], 1, image_hw=model.config.image_hw, preprocessing=preprocessing)
     assert torch.equal(read.images, seen[0])
+
+
+def photo(path: Path, size: tuple[int, int]) -> None:
+    """Coarse and fine detail, half-transparent, and to be turned."""
+    random, (width, height) = np.random.default_rng(2), size
+    coarse = Image.fromarray(random.integers(0, 256, (6, 9, 4), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)).astype(int)
+    pixels += random.integers(-40, 41, (height, width, 1))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, "PNG", exif=turned)
+
+
+def test_the_snippet_of_the_page_prepares_pixels_as_predict_does(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (repository / "docs/export.md").read_text(encoding="utf-8").split("## Pixels in your own program")[1]
+    snippet = page.split("```python\n")[1].split("```")[0]
+    model = ceit.load_checkpoint("ceit_pico_patch4_32.cifar10")
+    model.preprocessing = {**preprocessing_of(model).as_dict(), "crop": 0.875}
+    ceit.save_checkpoint("cropping.safetensors", model)
+    photo(tmp_path / "photo.jpg", (90, 60))
+    images = ["--images", "photo.jpg", "--output", "cifar10.onnx"]
+    assert ceit_cli.main(["export", "--checkpoint", "cropping.safetensors", "--format", "onnx", *images]) == 0
+    for size, most in (((90, 60), 1e-5), ((640, 480), 0.05)):  # the larger one predict first makes smaller
+        photo(tmp_path / "photo.jpg", size)
+        capsys.readouterr()
+        options = ["--checkpoint", "cifar10.onnx", "--top-k", "10", "--json"]
+        assert ceit_cli.main(["predict", "photo.jpg", *options]) == 0
+        wanted = {
+            score["label"]: score["probability"] for score in json.loads(capsys.readouterr().out)[0]["predictions"]
+        }
+        found: dict[str, Any] = {}
+        exec(snippet, found)
+        assert capsys.readouterr().out.startswith(max(wanted, key=wanted.__getitem__))
+        for label, probability in zip(found["about"]["class_names"], found["probabilities"], strict=True):
+            assert abs(probability - wanted[label]) <= most, label
 
 
 def test_what_is_left_out_of_the_data_is_said(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ceit import atomic, lock, messages, paths
 from ceit.atomic import append, move, remove, replace_files, write_text
-from ceit.cli import predict
 from ceit.cli.predict import images_of
 from ceit.data.batches.batch import Varied
 from ceit.inference import folding
@@ -226,7 +225,7 @@ def test_wildcards_are_those_of_the_command_where_no_shell_knows_them(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"\*.jpg does not exist"):
         images_of(["*.jpg"])
-    monkeypatch.setattr(predict, "os", SimpleNamespace(name="nt", path=os.path))
+    monkeypatch.setattr(paths, "os", SimpleNamespace(name="nt", path=os.path, fspath=os.fspath))
     assert images_of(["?.jpg", "c.png", "[x].jpg"]) == ["a.jpg", "b.jpg", "c.png", "[x].jpg"]
     with pytest.raises(ValueError, match=r"\*.gif does not exist"):
         images_of(["*.gif"])

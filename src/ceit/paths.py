@@ -1,5 +1,6 @@
 """Paths as people write them."""
 
+import glob
 import os
 from argparse import ArgumentTypeError
 from pathlib import Path, PurePath, PureWindowsPath
@@ -38,6 +39,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
             if not os.path.lexists(plain):
                 raise PathError(f"{plain}: there is no user {user!r}; a file of this name is ./{plain}") from error
     return plain.absolute()
+
+
+def matching(path: str) -> list[str]:
+    """What a path with ``*`` or ``?`` stands for, which the shells of Windows leave to the command; else the path."""
+    is_pattern = os.name == "nt" and bool({*path} & {*"*?"})
+    return (sorted(glob.glob(path)) if is_pattern else []) or [path]
 
 
 def last_part(path: str) -> str:

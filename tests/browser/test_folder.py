@@ -101,6 +101,14 @@ def test_names_are_text_and_nothing_names_an_address(folder: Path) -> None:
     assert "trained on</dt><dd>pets" in page
 
 
+def test_the_program_of_the_page_is_whole(folder: Path, repository: Path) -> None:
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    scripts = sorted((repository / "src/ceit/browser").glob("*.js"))
+    assert [script.name for script in scripts] == ["files.js", "page.js", "pixels.js"]
+    for script in scripts:
+        assert script.read_text(encoding="utf-8") in page
+
+
 def test_what_is_there_is_never_replaced(examples: ExampleImages, tmp_path: Path) -> None:
     (tmp_path / "page").mkdir()
     with pytest.raises(ValueError, match=r"page exists: name another folder, or remove it"):

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -198,6 +199,10 @@ def int8_is_small_and_agrees(format: Format, folder: Path, model: CeiT, examples
     weights = path.with_suffix(".bin") if format == "openvino" else path
     assert weights.stat().st_size < 2.5 * sum(value.numel() for value in model.parameters())
     assert load_exported(path).description.precision == "int8"
+    if format == "onnx":
+        written = onnx.load_model(path)
+        assert written.ir_version == 9
+        assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     if format == "openvino":
         load_exported(path, precision="bf16")(examples.images)
         floats = [int(size) for size in re.findall(r'element_type="f32"[^>]* size="(\d+)"', path.read_text())]

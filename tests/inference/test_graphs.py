@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,6 +90,23 @@ def test_onnx_is_one_valid_model_with_whole_operators_and_nothing_of_this_machin
     assert ceit.__path__[0].encode() not in content
     assert b"stack_trace" not in content
     agree(OnnxRuntime(content, threads=1), make(), torch.randn(3, 1, 24, 16))
+
+
+def test_axes_of_onnx_have_names_and_its_version_is_that_of_its_operators(make: Callable[..., CeiT]) -> None:
+    graph = onnx_model(fuse(make()), (1, 24, 16), any_size=True)
+    onnx.checker.check_model(graph, full_check=True)
+    assert (graph.opset_import[0].version, graph.ir_version) == (20, 9)
+    values = graph.graph.input[0], graph.graph.output[0]
+    dims = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values]
+    assert dims == [["batch", 1, "height", "width"], ["batch", 4]]
+    options = onnxruntime.SessionOptions()
+    for name, length in {"batch": 2, "height": 40, "width": 16}.items():
+        options.add_free_dimension_override_by_name(name, length)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [2, 1, 40, 16]
+    logits = session.run(None, {"images": torch.randn(2, 1, 40, 16).numpy()})[0]
+    assert isinstance(logits, np.ndarray)
+    assert logits.shape == (2, 4)
 
 
 @pytest.mark.parametrize("runtime", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])

@@ -128,7 +128,7 @@ def _page(model: CeiT, report: Report, training: dict[str, Any]) -> str:
     }
     strict = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = strict.from_string(room.joinpath("index.html.j2").read_text(encoding="utf-8"))
-    scripts = [room.joinpath(name).read_text(encoding="utf-8") for name in ("pixels.js", "page.js")]
+    scripts = [room.joinpath(name).read_text(encoding="utf-8") for name in ("files.js", "pixels.js", "page.js")]
     text = template.render(
         classes=_listed(class_names),
         facts=_facts(model, report, training),

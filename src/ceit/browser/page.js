@@ -1,16 +1,11 @@
 // The page: takes pictures, asks the network, shows what it says. `ceitModel` and `ceitRuntime` come from the files
-// beside the page; `seen`, `normalised` and `probabilities` from pixels.js.
+// beside the page; `KINDS`, `IS_WHOLE` and `bare` from files.js; `takeRows`, `turned`, `seen`, `normalised` and
+// `probabilities` from pixels.js.
 "use strict";
 
 const about = JSON.parse(document.getElementById("about").textContent);
 const MAX_BYTES = 40e6, MAX_PIXELS = 64e6, MAX_SIDE = 16384, STRIP_PIXELS = 4e6, SHOWN = 5, SHOWN_PICTURES = 100;
-
-// The first bytes of what browsers decode, as text of one character a byte.
-const KINDS = {
-  PNG: /^\x89PNG\r\n\x1a\n/, JPEG: /^\xff\xd8\xff/, GIF: /^GIF8[79]a/, WebP: /^RIFF[^]{4}WEBP/,
-  BMP: /^BM[^]{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0/,
-  AVIF: /^[^]{4}ftyp(avif|avis)/, HEIC: /^[^]{4}ftyp(heic|heix|mif1)/, TIFF: /^(II\*\0|MM\0\*)/,
-};
+const NO_MEMORY = "this browser has too little memory left: close other pages and load this one again";
 
 const list = document.getElementById("answers"), state = document.getElementById("state");
 const warning = document.getElementById("warning");
@@ -26,7 +21,9 @@ async function unpacked(base64) {
 
 async function start() {
   for (const [name, file] of [["ceitModel", "model.js"], ["ceitRuntime", "runtime.js"]]) {
-    if (!(name in globalThis)) throw new Error(`${file} is missing: it must lie in the folder of this page`);
+    if (!(name in globalThis)) {
+      throw new Error(`${file} is missing: unpack the whole folder first, on a phone open it from a web server`);
+    }
   }
   const address = URL.createObjectURL(new Blob([await unpacked(ceitRuntime.module)], { type: "text/javascript" }));
   ort = await import(address);
@@ -48,61 +45,29 @@ function readsTruly() {
   for (let i = 0; i < pixels.data.length; i++) pixels.data[i] = i % 4 === 3 ? 255 : (i * 37) % 256;
   pen.putImageData(pixels, 0, 0);
   const back = pen.getImageData(0, 0, side, side).data;
+  release(pen);
   return pixels.data.every((value, i) => value === back[i]);
 }
 
 function canvas(width, height) {
   const element = Object.assign(document.createElement("canvas"), { width, height });
-  return element.getContext("2d", { willReadFrequently: true, alpha: false });
+  const pen = element.getContext("2d", { willReadFrequently: true, alpha: false });
+  if (!pen) throw new Error(NO_MEMORY);
+  return pen;
 }
 
-// Whether a file goes on to the end of its picture: some browsers fill up with grey what a download has lost. What
-// comes after it, such as the film of a motion photo, does not matter.
-const IS_WHOLE = {
-  JPEG(bytes) {
-    let at = 2;
-    while (at + 1 < bytes.length) {
-      const marker = bytes[at + 1];
-      if (bytes[at] !== 0xff) at++; // of a scan
-      else if (marker === 0xd9) return true;
-      else if (marker === 0xff) at++; // filling
-      else if (marker === 0 || (0xd0 <= marker && marker <= 0xd7)) at += 2; // of a scan, too
-      else at += 2 + ((bytes[at + 2] << 8) | bytes[at + 3]);
-    }
-    return false;
-  },
-  PNG: (bytes) => chunks(bytes, 8, 0).some(({ kind }) => kind === "IEND"),
-  WebP: (bytes) => bytes.length >= new DataView(bytes.buffer).getUint32(4, true) + 8,
-};
-
-// The chunks of a PNG, or of a WebP with its other order of fields, that are whole: each its kind, begin and end.
-function chunks(bytes, first, sizeAt) {
-  const view = new DataView(bytes.buffer), found = [], isPng = sizeAt === 0;
-  for (let begin = first, end; begin + 8 <= bytes.length; begin = end) {
-    const size = view.getUint32(begin + sizeAt, !isPng), kindAt = begin + 4 - sizeAt;
-    end = begin + 8 + size + (isPng ? 4 : size % 2);
-    if (end <= bytes.length) {
-      found.push({ kind: String.fromCharCode(...bytes.subarray(kindAt, kindAt + 4)), begin, end });
-    }
-  }
-  return found;
+// Gives the memory of a canvas back, which phones have for a few, and free late by themselves.
+function release(pen) {
+  pen.canvas.width = pen.canvas.height = 0;
 }
 
-// The bytes as Pillow takes them: of an animated PNG the picture that programs without animation show.
-function still(bytes, kind) {
-  const animation = kind === "PNG" && chunks(bytes, 8, 0).find((chunk) => chunk.kind === "acTL");
-  return animation ? [bytes.subarray(0, animation.begin), bytes.subarray(animation.end)] : [bytes];
+// What went wrong, in the middle of a sentence; browsers and the runtime have several names for a lack of memory.
+function reason(error) {
+  return /RangeError|out of memory/i.test(String(error)) ? NO_MEMORY : error.message;
 }
 
-// Whether a WebP says that it is to be turned, which not all browsers heed.
-function isTurnedWebp(bytes) {
-  const exif = chunks(bytes, 12, 4).find(({ kind }) => kind === "EXIF");
-  if (!exif) return false;
-  const text = String.fromCharCode(...bytes.subarray(exif.begin + 8, Math.min(exif.end, exif.begin + 4096)));
-  return /\x12\x01\x03\0\x01\0\0\0[\x02-\x08]\0|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]/.test(text);
-}
-
-// A file as a picture that can be decoded, and its kind. Throws a sentence for what is none, not whole, or too large.
+// A file as a picture that can be decoded, its kind, and how it lies then. Throws a sentence for what is none, not
+// whole, or too large.
 async function opened(file) {
   if (file.size > MAX_BYTES) {
     throw new Error(`it is ${mega(file.size)} MB, this page takes up to ${mega(MAX_BYTES)} MB`);
@@ -111,10 +76,8 @@ async function opened(file) {
   const kind = Object.keys(KINDS).find((name) => KINDS[name].test(start));
   if (!kind) throw new Error("it is no picture that this page knows: give a PNG, JPEG, WebP, GIF, BMP or AVIF");
   if (IS_WHOLE[kind] && !IS_WHOLE[kind](bytes)) throw new Error(`this ${kind} breaks off: copy or download it again`);
-  if (kind === "WebP" && isTurnedWebp(bytes)) {
-    throw new Error("this WebP is to be turned, which not all browsers do: save it as a PNG or JPEG");
-  }
-  return { kind, blob: new Blob(still(bytes, kind)) };
+  const { pieces, orientation } = bare(bytes, kind);
+  return { kind, orientation, blob: new Blob(pieces) };
 }
 
 function mega(count) {
@@ -138,7 +101,7 @@ async function sizeOf(blob, kind) {
 
 // The file as a picture of the network's channels, upright, transparency on white, colours as they are stored.
 async function read(file) {
-  const { kind, blob } = await opened(file), [width, height] = await sizeOf(blob, kind);
+  const { kind, orientation, blob } = await opened(file), [width, height] = await sizeOf(blob, kind);
   if (width * height > MAX_PIXELS) {
     throw new Error(`it has ${mega(width * height)} megapixels, this page takes up to ${mega(MAX_PIXELS)}`);
   }
@@ -146,28 +109,38 @@ async function read(file) {
   if (side > MAX_SIDE) { // a wider canvas loses pixels, in some browsers without an error
     throw new Error(`its longer side has ${side} pixels, this page takes up to ${MAX_SIDE}`);
   }
-  const asStored = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image" };
   let bitmap;
   try {
-    bitmap = await createImageBitmap(blob, asStored);
-  } catch {
+    bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  } catch (error) {
+    if (error instanceof TypeError) throw error; // of the call, whatever the picture
     throw new Error(`this ${kind} is damaged, or this browser does not read it`);
   }
+  let picture;
   try {
-    const channels = about.in_chans, rows = Math.max(1, Math.floor(STRIP_PIXELS / bitmap.width));
-    const data = new Uint8Array(bitmap.width * bitmap.height * channels);
-    const picture = { width: bitmap.width, height: bitmap.height, channels, data };
-    const pen = canvas(bitmap.width, Math.min(rows, bitmap.height)); // in strips: phones allow no large canvas
-    for (let top = 0; top < bitmap.height; top += rows) {
-      const count = Math.min(rows, bitmap.height - top);
-      pen.fillStyle = "#ffffff";
-      pen.fillRect(0, 0, bitmap.width, count);
-      pen.drawImage(bitmap, 0, -top);
-      takeRows(picture, pen.getImageData(0, 0, bitmap.width, count).data, top);
-    }
-    return { picture, isJpeg: kind === "JPEG" };
+    picture = drawn(bitmap);
   } finally {
     bitmap.close();
+  }
+  return { picture: turned(picture, orientation), isJpeg: kind === "JPEG" };
+}
+
+// The pixels of a bitmap on white.
+function drawn(bitmap) {
+  const { width, height } = bitmap, channels = about.in_chans, rows = Math.max(1, Math.floor(STRIP_PIXELS / width));
+  const picture = { width, height, channels, data: new Uint8Array(width * height * channels) };
+  const pen = canvas(width, Math.min(rows, height)); // in strips: phones allow no large canvas
+  try {
+    for (let top = 0; top < height; top += rows) {
+      const count = Math.min(rows, height - top);
+      pen.fillStyle = "#ffffff";
+      pen.fillRect(0, 0, width, count);
+      pen.drawImage(bitmap, 0, -top);
+      takeRows(picture, pen.getImageData(0, 0, width, count).data, top);
+    }
+    return picture;
+  } finally {
+    release(pen);
   }
 }
 
@@ -220,9 +193,15 @@ function bars(answers) {
   return table;
 }
 
-// A card that waits for its answer; pictures are asked about one after another.
+// A card that waits for its answer; pictures are asked about one after another. A folder gets its answer at once.
 function card(file) {
   const made = element("li", ""), name = file.name || "the pasted picture";
+  if (file.isDirectory) {
+    const advice = `${name} is a folder: open it and choose the pictures in it.`;
+    made.append(element("h2", name), element("p", advice, "fault"));
+    made.dataset.done = "";
+    return made;
+  }
   made.append(element("h2", name), element("p", "waiting", "soft"));
   asked = asked.then(async () => {
     try {
@@ -230,7 +209,7 @@ function card(file) {
       const { input, answers } = await classified(file);
       made.lastChild.replaceWith(view(input), bars(answers));
     } catch (error) {
-      made.lastChild.replaceWith(element("p", `${name} cannot be classified: ${error.message}.`, "fault"));
+      made.lastChild.replaceWith(element("p", `${name} cannot be classified: ${reason(error)}.`, "fault"));
     }
     made.dataset.done = "";
   });
@@ -249,6 +228,14 @@ function take(files) {
   }
 }
 
+// What was dropped: files, and in the place of a folder, which no browser reads as a file, its entry.
+function dropped(transfer) {
+  return [...transfer.items].filter((item) => item.kind === "file").map((item) => {
+    const entry = item.webkitGetAsEntry?.();
+    return entry?.isDirectory ? entry : item.getAsFile();
+  });
+}
+
 chooser.addEventListener("change", () => {
   take(chooser.files);
   chooser.value = ""; // the same file may be chosen again
@@ -260,7 +247,7 @@ for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();
     place.classList.toggle("over", name === "dragenter" || name === "dragover");
-    if (name === "drop") take(event.dataTransfer.files);
+    if (name === "drop") take(dropped(event.dataTransfer));
   });
 }
 
@@ -273,6 +260,8 @@ asked = started.then(
   },
   (error) => {
     state.textContent = "";
-    warning.textContent = `The model cannot be started: ${error.message}. This page needs a browser of 2023 or newer.`;
+    const isOld = !("DecompressionStream" in globalThis && "WebAssembly" in globalThis);
+    warning.textContent = `The model cannot be started: ${reason(error)}.`
+      + (isOld ? " This page needs a browser of 2023 or newer." : "");
   },
 );

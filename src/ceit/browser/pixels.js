@@ -45,6 +45,25 @@ function takeRows(picture, rgba, first) {
   }
 }
 
+// The picture upright, by its EXIF orientation.
+function turned(picture, orientation) {
+  if (orientation === 1) return picture;
+  const { channels } = picture, isLying = orientation >= 5; // width and height change places
+  const width = isLying ? picture.height : picture.width, height = isLying ? picture.width : picture.height;
+  const data = new Uint8Array(picture.data.length);
+  const isFromRight = [2, 3, 7, 8].includes(orientation), isFromBelow = [3, 4, 6, 7].includes(orientation);
+  let at = 0;
+  for (let row = 0; row < height; row++) {
+    for (let column = 0; column < width; column++) {
+      const x = isLying ? row : column, y = isLying ? column : row;
+      const line = isFromBelow ? picture.height - 1 - y : y, along = isFromRight ? picture.width - 1 - x : x;
+      const from = (line * picture.width + along) * channels;
+      for (let channel = 0; channel < channels; channel++) data[at++] = picture.data[from + channel];
+    }
+  }
+  return { width, height, channels, data };
+}
+
 // Which input pixels make each output pixel, and with what whole-number weights.
 function coefficients(inSize, from, to, outSize, filter) {
   const scale = Math.fround(to - from) / outSize, stretch = Math.max(scale, 1), reach = filter.reach * stretch;

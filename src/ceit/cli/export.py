@@ -40,7 +40,7 @@ from ceit.inference.exporter import (
 from ceit.inference.predictor import preprocessing_of
 from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.model import CeiT
-from ceit.paths import expanded
+from ceit.paths import expanded, matching
 from ceit.train.example_sets import calibrating_and_checking
 from ceit.weights import load_checkpoint, read_description
 
@@ -134,7 +134,8 @@ def _images(
     int8, small = options.precision == "int8", max(model.config.image_hw) <= IN_MEMORY_SIDE
     count = (2000 if small else 500) if int8 else (256 if small else 64)
     if options.images:
-        files = pictures_in(options.images, tell)
+        paths = [Path(name) for path in options.images for name in matching(str(path))]
+        files = pictures_in(paths, tell)
         pictures = of_files(files, count + (CALIBRATION_IMAGES if int8 else 0), **seen_as)
         tell(*(f"skipped {line}" for line in pictures.skipped))
         if skipped := len(pictures.skipped):

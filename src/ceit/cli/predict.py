@@ -8,7 +8,6 @@ examples:
 """
 
 import argparse
-import glob
 import json
 import os
 import signal
@@ -60,7 +59,7 @@ from ceit.inference.quantize import CALIBRATION_IMAGES
 from ceit.limits import IMAGE
 from ceit.messages import listed
 from ceit.model import CeiT
-from ceit.paths import expanded
+from ceit.paths import expanded, matching
 from ceit.shipped import DEFAULT, shipped_names
 from ceit.terminal import stderr_console
 from ceit.train.example_sets import to_choose_by
@@ -211,7 +210,7 @@ def images_of(names: Sequence[str]) -> list[str]:
     are no others.
     """
     images, lost, empty = list[str](), list[str](), list[str]()
-    for name in names if os.name != "nt" else chain.from_iterable(map(_matching, names)):
+    for name in chain.from_iterable(map(matching, names)):
         path = expanded(name)
         if name == STDIN or not os.path.isdir(path):
             if name != STDIN and not os.path.exists(path):
@@ -231,11 +230,6 @@ def images_of(names: Sequence[str]) -> list[str]:
         raise ValueError(reasons if len(names) == 1 else f"{len(names)} paths, and nothing to predict: {reasons}")
     tell(*empty)
     return images
-
-
-def _matching(name: str) -> list[str]:
-    """What a name with ``*`` or ``?`` stands for, which the shells of Windows leave to the command; else the name."""
-    return (sorted(glob.glob(name)) if {*name} & {*"*?"} else []) or [name]
 
 
 def _as_before(options: argparse.Namespace, before: str | None) -> tuple[str | None, str]:

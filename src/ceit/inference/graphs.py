@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "images", "logits"
 ONNX_OPSET = 20  # the first with GELU as one operator
+_ONNX_IR = 9  # what belongs to that opset; the exporter writes 10 for notes of its own, and older runtimes refuse it
+_AXES = ("batch", "channels", "height", "width")
 _EXAMPLE_BATCH = 2  # torch.export specialises sizes 0 and 1
 _CUBIC = -0.75  # the cubic kernel's parameter in torch's bicubic interpolation
 
@@ -136,7 +138,8 @@ def silence_telemetry() -> None:
 def _compact(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """The model without the exporter's notes, paths of this machine among them, and with its weights in their shape.
 
-    What splits and transposes weights is done here once: a weight that is computed could not be quantised.
+    What splits and transposes weights is done here once: a weight that is computed could not be quantised. Axes of any
+    length get names, by which programs set them.
     """
     from onnx import numpy_helper
     from onnx.reference import ReferenceEvaluator
@@ -159,7 +162,16 @@ def _compact(model: "onnx.ModelProto") -> "onnx.ModelProto":
     graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
     for value in [*graph.input, *graph.output, *graph.initializer]:
         del value.metadata_props[:]
+    name_of = dict(zip([dim.dim_param for dim in _dims(graph.input[0])], _AXES, strict=True))
+    for dim in [dim for value in [*graph.input, *graph.output] for dim in _dims(value) if dim.dim_param]:
+        dim.dim_param = name_of[dim.dim_param]
+    model.ir_version = _ONNX_IR
     return model
+
+
+def _dims(value: "onnx.ValueInfoProto") -> Any:
+    """The lengths of its axes, which may be changed."""
+    return value.type.tensor_type.shape.dim
 
 
 class _AnySize(nn.Module):
