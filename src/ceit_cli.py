@@ -122,9 +122,15 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _reader_has_gone(error: Exception) -> bool:
-    """A pipe that nobody reads any more: on Windows an invalid argument, where that of a file has its name."""
-    on_windows = os.name == "nt" and isinstance(error, OSError) and error.errno == errno.EINVAL and not error.filename
-    return on_windows or isinstance(error, BrokenPipeError)
+    """Whether nobody reads stdout any more: Windows calls that an invalid argument, and what is left cannot go out."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    if os.name == "nt" and isinstance(error, OSError) and error.errno == errno.EINVAL:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            return True
+    return False
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

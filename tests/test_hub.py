@@ -41,7 +41,7 @@ def test_the_folder_that_timm_writes_is_a_checkpoint(tmp_path: Path) -> None:
     )
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(again(images), model.eval()(images))
-    for strange in ("[]", '{"architecture": "resnet18"}', "not JSON"):
+    for strange in ("[]", '{"architecture": "resnet18"}', '{"architecture": [], "model_args": {}}', "not JSON"):
         (tmp_path / "hub" / "config.json").write_text(strange, encoding="utf-8")
         with pytest.raises(ValueError, match="do not tell what is classified"):
             ceit.load_checkpoint(tmp_path / "hub")

@@ -227,6 +227,7 @@ def test_wildcards_are_those_of_the_command_where_no_shell_knows_them(
         images_of(["*.jpg"])
     monkeypatch.setattr(paths, "os", SimpleNamespace(name="nt", path=os.path, fspath=os.fspath))
     assert images_of(["?.jpg", "c.png", "[x].jpg"]) == ["a.jpg", "b.jpg", "c.png", "[x].jpg"]
+    assert images_of(["[x]*.jpg"]) == ["[x].jpg"]
     with pytest.raises(ValueError, match=r"\*.gif does not exist"):
         images_of(["*.gif"])
 

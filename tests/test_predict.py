@@ -377,7 +377,7 @@ def test_broken_file_is_named_in_place_and_fails_at_the_end(
     form = [*form, "--precision", "float32"]
     assert ceit_cli.main(["predict", "--checkpoint", str(run), *broken, *form]) == 1
     captured = capsys.readouterr()
-    sentence = f"2 of 3 images cannot be read: {broken[0]}, {broken[2]}"
+    sentence = f"2 of 3 images cannot be read: {broken[0]} and {broken[2]}"
     assert captured.err == f"error: {sentence}; --skip-broken accepts that\n"
     assert captured.out.count("image file is truncated") == 1
 
@@ -441,6 +441,14 @@ def test_paths_may_come_from_a_file(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
         assert ceit_cli.main([*words, source, names[0]]) == 0
         assert [answer["path"] for answer in json.loads(capsys.readouterr().out)] == [names[0], *names]
+    (tmp_path / "list.txt").write_bytes(listed.decode().encode("utf-16"))  # as a PowerShell does
+    assert ceit_cli.main([*words, str(tmp_path / "list.txt")]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert ceit_cli.main([*words, "-", "-"]) == 2
+    assert "standard input cannot be an image and a list" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert ceit_cli.main([*words, "-"]) == 1
+    assert capsys.readouterr().err == "error: standard input is closed: name a file in place of -\n"
     (tmp_path / "list.txt").write_bytes(b"\n")
     assert ceit_cli.main([*words, str(tmp_path / "list.txt")]) == 1
     assert capsys.readouterr().err == f"error: --files-from {tmp_path / 'list.txt'} lists no paths\n"
@@ -483,7 +491,7 @@ def test_dash_is_standard_input(
         (
             ["gone.png", "{empty}"],
             1,
-            "error: 2 paths, and nothing to predict: gone.png does not exist or cannot be reached, folder {empty}",
+            "error: 2 paths, and nothing to predict: gone.png does not exist or cannot be reached and folder {empty}",
         ),
         ([], 2, "name an image, a folder of images, or a list of them with --files-from"),
         (["{photos}", "--json", "--csv"], 2, "argument --csv: not allowed with argument --json"),
@@ -729,7 +737,7 @@ def test_what_is_not_there_is_an_image_that_cannot_be_read(
     captured = capsys.readouterr()
     missing = "No such file or directory"
     assert [answer.get("error") for answer in json.loads(captured.out)] == [missing, None, missing]
-    sentence = f"2 of 3 images cannot be read: {gone}, {link}"
+    sentence = f"2 of 3 images cannot be read: {gone} and {link}"
     assert captured.err == f"folder {empty} holds no images\nerror: {sentence}; --skip-broken accepts that\n"
     assert ceit_cli.main([*command, "--skip-broken"]) == 0
 
@@ -876,7 +884,7 @@ def test_each_backend_answers_as_eager_also_with_a_broken_image_among_300(
     monkeypatch.setenv("CEIT_DATA", str(tmp_path))
     expected, told = answers(run, snapshots, capsys, "--backend", "eager", "--precision", "float32")
     found, also_told = answers(run, snapshots, capsys, *options, "--precision", "float32")
-    names = f"{snapshots}/IMG_123 (1).jpg, {snapshots}/IMG_299 (1).jpg"
+    names = f"{snapshots}/IMG_123 (1).jpg and {snapshots}/IMG_299 (1).jpg"
     assert told == f"2 of 300 images cannot be read: {names}\n"
     assert also_told.endswith(told)  # while torch compiles it may have remarks
     assert len(found) == 300

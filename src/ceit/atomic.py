@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import logging
 import os
 import re
 import threading
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Result = TypeVar("Result")
-_PATIENCE_SECONDS, _BETWEEN_SECONDS = 60.0, 0.1  # a program may look at a file for as long; then between two tries
+logger = logging.getLogger("ceit")
+_PATIENCE_SECONDS, _TOLD_SECONDS, _BETWEEN_SECONDS = 60.0, 3.0, 0.1
+"""A program may look at a file for as long; after which it is told; between two tries."""
 
 
 def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
@@ -81,13 +84,17 @@ def append(file: Path, text: str) -> None:
 def patiently(act: Callable[[], Result]) -> Result:
     """On Windows a virus scanner, an indexer or the client of a cloud opens files for a moment, which then cannot be
     renamed, removed or written: it is tried again, for a minute. Raises: what the last try raised."""
-    last_try = time.monotonic() + (_PATIENCE_SECONDS if os.name == "nt" else 0)
+    began, is_told = time.monotonic(), False
     while True:
         try:
             return act()
-        except PermissionError:
-            if time.monotonic() >= last_try:
+        except PermissionError as error:
+            waited = time.monotonic() - began
+            if waited >= (_PATIENCE_SECONDS if os.name == "nt" else 0):
                 raise
+            if waited > _TOLD_SECONDS and not is_told:
+                logger.warning("another program holds %s: trying again for a minute", error.filename)
+                is_told = True
         time.sleep(_BETWEEN_SECONDS)
 
 

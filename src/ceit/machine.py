@@ -7,6 +7,11 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+
+class MachineError(ValueError):
+    """What lies with a machine, a launcher or the moment, not with the options of a run: elsewhere it would begin."""
+
+
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 

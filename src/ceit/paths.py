@@ -44,7 +44,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def matching(path: str) -> list[str]:
     """What a path with ``*`` or ``?`` stands for, which the shells of Windows leave to the command; else the path."""
     is_pattern = os.name == "nt" and bool({*path} & {*"*?"})
-    return (sorted(glob.glob(path)) if is_pattern else []) or [path]
+    pattern = os.path.expanduser(path).replace("[", "[[]")  # of a name there, not of a pattern
+    return (sorted(glob.glob(pattern)) if is_pattern else []) or [path]
 
 
 def last_part(path: str) -> str:

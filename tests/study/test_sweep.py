@@ -309,6 +309,25 @@ def test_finished_runs_of_other_options_are_counted(
     assert sweep.remarks[0].endswith(f"{damaged.stem} is damaged")
 
 
+def test_a_trial_that_lacks_seeds_waits_unless_it_is_better_than_the_best(tmp_path: Path) -> None:
+    sweep = Sweep.read(write(tmp_path, {"peak_lr": [0.1, 0.2, 0.3]}, seeds=[0, 1, 2]))
+    pretend(sweep, 90.0, 90.0, 90.0, 93.0, 80.0, 80.0, 85.0)
+    found = ranked(sweep)
+    assert [row[0] for row in table_rows(sweep, found)[1]] == ["1", "2", "-"]
+    assert [entry.trial.options["peak_lr"] for entry in found] == [0.1, 0.2, 0.3]
+    write_sweep_report(sweep, found)
+    assert recipe_config(str(sweep.places.results / "best.yaml")).peak_lr == 0.1
+    assert notes(sweep, found)[1:] == ["2 of 9 runs are not finished."]
+    path_of(sweep.places.results, sweep.cells[6]).unlink()
+    pretend(sweep, *[None] * 6, 91.0)  # better than the best by the seed that it has
+    found = ranked(sweep)
+    assert [(entry.trial.options["peak_lr"], entry.accuracies) for entry in found] == [
+        (0.2, [93.0]),
+        (0.3, [91.0]),
+        (0.1, [90.0]),
+    ]
+
+
 def test_a_further_seed_makes_no_trial_the_best(tmp_path: Path) -> None:
     """Only seeds that all trials have are a measure of their options."""
     three = {"peak_lr": [0.1, 0.2, 0.3]}
@@ -324,7 +343,7 @@ def test_a_further_seed_makes_no_trial_the_best(tmp_path: Path) -> None:
         (0.1, [70.0]),
     ]
     said = notes(more, found)
-    assert said[1:] == ["2 of 6 runs are not finished.", "Ranked by seeds 0 alone, which every trial here has."]
+    assert said[1:] == ["2 of 6 runs are not finished.", "Ranked by seed 0 alone, which every trial here has."]
     rows = table_rows(more, found)[1]
     assert [(row[0], row[4], row[-1]) for row in rows] == [
         ("1", "1 of 2", "unfinished"),

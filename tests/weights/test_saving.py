@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -80,8 +81,10 @@ def test_the_network_in_a_wrapper_is_saved(
     tmp_path: Path, make: Callable[..., CeiT], logits: Callable[[CeiT], Tensor]
 ) -> None:
     network = make()
-    ceit.save_checkpoint(tmp_path / "model.safetensors", AveragedModel(network))
-    assert torch.equal(logits(ceit.load_checkpoint(tmp_path / "model.safetensors")), logits(network))
+    compiled = cast("nn.Module", torch.compile(network))
+    for wrapper in (AveragedModel(network), compiled, AveragedModel(compiled)):
+        ceit.save_checkpoint(tmp_path / "model.safetensors", wrapper)
+        assert torch.equal(logits(ceit.load_checkpoint(tmp_path / "model.safetensors")), logits(network))
     with pytest.raises(ValueError, match="a Linear is no CeiT, and no wrapper of one"):
         ceit.save_checkpoint(tmp_path / "other.safetensors", nn.Linear(2, 2))
 

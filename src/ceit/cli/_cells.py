@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -57,14 +58,14 @@ def print_cells(
     nothing. The minutes of one that is to run are those of one that is as long and was finished on such a machine, else
     estimated from steps now, which ``progress`` gets to know.
     """
-    left, rows, seconds_of, here = 0.0, [], dict[str, float](), _kind(machine(default_device()))
+    left, rows, seconds_of = 0.0, [], dict[str, float]()
     for number, (cell, words, record, instead) in enumerate(cells, start=1):
-        length = _length(cell)
+        length, device = _length(cell), "cpu" if cell.options.get("device") == "cpu" else default_device()
         minutes, status = "", instead
         if record is not None:
             minutes, status = f"{record['train_seconds'] / 60:.1f}", "failed" if "failed" in record else "done"
             ended = len(record.get("curve", ())) == record.get("epochs")  # it did not stop early
-            if status == "done" and ended and _kind(record["machine"]) == here:
+            if status == "done" and ended and _kind(record["machine"]) == _kind(machine(torch.device(device))):
                 seconds_of[length] = record["train_seconds"]
         elif not instead:
             if length not in seconds_of:

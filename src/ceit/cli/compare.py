@@ -24,7 +24,7 @@ from rich.text import Text
 from ceit.cli._parser import JSON, Parser, adding_to, require_output
 from ceit.cli._terminal import figures, print_whole
 from ceit.json_file import as_written, is_number, parse_json, read_json
-from ceit.paths import expanded
+from ceit.paths import expanded, matching
 from ceit.train.config import TrainConfig
 from ceit.train.run_directory import MAY_CHANGE, lines_of, planned_epochs, saved_config
 
@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> None:
     Raises: ValueError if no directory is a run, or with --plot for runs of which none has finished an epoch.
     """
     options = _parsed(arguments)
-    runs = [read_run(run) for run in _runs_among(options.runs)]
+    paths = [expanded(path) for name in options.runs for path in matching(name)]
+    runs = [read_run(run) for run in _runs_among(paths)]
     try:
         if options.json:
             print(json.dumps({"runs": runs, "different": differing_options(runs)}))
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = adding_to(parser)
-    add("runs", "run directory of ceit train", nargs="+", type=expanded, metavar="RUN")
+    add("runs", "run directory of ceit train", nargs="+", metavar="RUN")
     add("--plot", "draw validation accuracy over epochs, as .png or .svg", type=expanded, metavar="FILE.png")
     add("--json", JSON, action="store_true")
     options = parser.parse_args(arguments)

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -173,6 +173,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.paths and not options.files_from:
         parser.error("name an image, a folder of images, or a list of them with --files-from")
+    if options.files_from == STDIN in options.paths:
+        parser.error("standard input cannot be an image and a list: name a file for one of them")
     if options.resume and not options.output:
         parser.error("--resume goes on with a file: name it with --output FILE.csv or FILE.jsonl")
     if options.output and options.output.suffix not in prediction_file.FORMS:
@@ -195,12 +197,21 @@ def paths_in(file: str | None) -> list[str]:
     """The paths that a text file lists, seen from the folder that this is called in. Raises: ValueError for none."""
     if file is None:
         return []
+    if file == STDIN:
+        _require_stdin()
     content = sys.stdin.buffer.read() if file == STDIN else expanded(file).read_bytes()
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # as a PowerShell writes it
+        content = content.decode("utf-16", "replace").encode()
     between = b"\0" if b"\0" in content else b"\n"
     lines = [line.removesuffix(b"\r") for line in content.removeprefix(BOM_UTF8).split(between)]
     if not any(lines):
         raise ValueError(f"--files-from {file} lists no paths")
     return [os.fsdecode(line) for line in lines if line]
+
+
+def _require_stdin() -> None:
+    if sys.stdin is None:
+        raise ValueError(f"standard input is closed: name a file in place of {STDIN}")
 
 
 def images_of(names: Sequence[str]) -> list[str]:
@@ -303,8 +314,7 @@ def _without_stdin(paths: list[str], stack: ExitStack) -> list[str]:
     """The paths in full, with a file in the place of standard input: an image is read more than once over."""
     file = Path()
     if STDIN in paths:
-        if sys.stdin is None:
-            raise ValueError(f"standard input is closed: name a file in place of {STDIN}")
+        _require_stdin()
         file = Path(stack.enter_context(TemporaryDirectory(prefix="ceit-")), "stdin")
         with file.open("wb") as kept:
             while piece := sys.stdin.buffer.read(1 << 20):

@@ -91,8 +91,8 @@ class Places:
         return self.runs / cell.study / cell.scale / cell.name
 
     def lock_of(self, cell: Cell) -> Path:
-        """The file that the process holds that trains a cell, or the same run for another study."""
-        return self.runs / f"{cell.digest}.lock"
+        """The file that the process holds that trains a cell, or the same run for another study; or a trial."""
+        return self.runs / f"{cell.digest if cell.scale else cell.name}.lock"
 
     def models_for(self, cell: Cell) -> dict[str, Path]:
         """Where the models lie that a cell needs, by arm: those of the same seed."""

@@ -16,6 +16,7 @@ from ceit.data.batches.workers import HangingError
 from ceit.data.record import ImageRecord
 from ceit.inference.device import machine
 from ceit.lock import InUseError, locked
+from ceit.machine import MachineError
 from ceit.messages import Say, is_lack_of_memory
 from ceit.model.complexity import complexity
 from ceit.study.cells import Cell, Places, Record, path_of, read_cell, require_same_images, write_cell
@@ -148,7 +149,7 @@ def recorded(cell: Cell, places: Places, say: Say, show: Show, run: Callable[[Sh
 
     try:
         return run(show_and_count)
-    except (InUseError, HangingError, CannotBeginError, ImagesError):
+    except (InUseError, HangingError, CannotBeginError, ImagesError, MachineError):
         raise
     except (ValueError, RuntimeError, MemoryError) as error:
         is_new = config_file.is_file() and not was_there

@@ -63,7 +63,12 @@ class Ranked:
     @property
     def has_rank(self) -> bool:
         """Whether it has every seed by which the trials are ranked."""
-        return self.failure is None and bool(self.seeds)
+        trained = {record["seed"] for record in self.whole}
+        return self.failure is None and bool(self.seeds) and self.seeds <= trained
+
+    def by(self, seeds: frozenset[int]) -> float:
+        """Its mean accuracy over these seeds."""
+        return mean(replace(self, seeds=seeds).accuracies)
 
     @property
     def is_whole(self) -> bool:
@@ -71,19 +76,20 @@ class Ranked:
         return len(self.whole) == len(self.trial.cells)
 
     @property
-    def order(self) -> tuple[bool, float, float]:
-        """By the mean of the accuracy, of equal ones by the loss; then those that have failed."""
+    def order(self) -> tuple[bool, bool, float, float]:
+        """By the mean of the accuracy, of equal ones by the loss; then those without a rank, then failed ones."""
         losses = [record["best"].get("validation_loss", math.inf) for record in self.counted]
         accuracy, loss = (mean(self.accuracies), mean(losses)) if losses else (0.0, math.inf)
-        return self.failure is None, accuracy, -loss
+        return self.failure is None, self.has_rank, accuracy, -loss
 
 
 def ranked(sweep: Sweep) -> list[Ranked]:
     """The trials of which a cell is finished, the best first, by the validation split alone.
 
-    They are ranked by the seeds that all of them have, but for those that have failed: a mean over more seeds, or over
-    others, is no measure of the options. Raises: ValueError for a cell's file that was changed, or cells that saw other
-    images than others.
+    Means over other seeds, or over more, are no measure of the options. So the trials that have every seed are ranked,
+    and those without wait. But if one of these is better than the best by the seeds that it has, all are ranked by the
+    seeds that they share. Raises: ValueError for a cell's file that was changed, or cells that saw other images than
+    others.
     """
     found = []
     for trial in sweep.all_trials:
@@ -91,9 +97,19 @@ def ranked(sweep: Sweep) -> list[Ranked]:
         found.append(Ranked(trial, [record for record in records if record is not None]))
     require_same_images(record for entry in found for record in entry.records)
     begun = [entry for entry in found if entry.records]
-    counting = [{record["seed"] for record in entry.records} for entry in begun if entry.failure is None]
-    seeds = frozenset(sweep.seeds).intersection(*counting) if counting else frozenset[int]()
+    seeds = _counting([entry for entry in begun if entry.failure is None], frozenset(sweep.seeds))
     return sorted((replace(entry, seeds=seeds) for entry in begun), key=lambda entry: entry.order, reverse=True)
+
+
+def _counting(found: Sequence[Ranked], every: frozenset[int]) -> frozenset[int]:
+    """The seeds by which trials are ranked, none of which has failed; none if they share none."""
+    if whole := [entry for entry in found if entry.is_whole]:
+        best = max(whole, key=lambda entry: entry.by(every))
+        others = [(entry, frozenset(record["seed"] for record in entry.records)) for entry in found]
+        if all(entry.by(seeds) <= best.by(seeds) for entry, seeds in others if not entry.is_whole):
+            return every
+    shared = [{record["seed"] for record in entry.records} for entry in found]
+    return every.intersection(*shared) if shared else frozenset()
 
 
 def write_sweep_report(sweep: Sweep, found: Sequence[Ranked]) -> list[Path]:
@@ -123,7 +139,8 @@ def notes(sweep: Sweep, found: Sequence[Ranked]) -> list[str]:
             lines.append(f"No seed is finished for every trial here: there is no rank yet, and no new {BEST}.")
         elif first.failure is None and len(first.seeds) < len(sweep.seeds):
             seeds = ", ".join(str(seed) for seed in sweep.seeds if seed in first.seeds)
-            lines.append(f"Ranked by seeds {seeds} alone, which every trial here has.")
+            word = "seed" if len(first.seeds) == 1 else "seeds"
+            lines.append(f"Ranked by {word} {seeds} alone, which every trial here has.")
     elif first.is_whole:
         lines.append(_tested([sweep.places.run_of(cell) for cell in first.trial.cells]))
     with_rank = [entry for entry in found if entry.has_rank]

@@ -80,6 +80,10 @@ class WeightAverage:
     """BatchNorm statistics for the averaged weights. average: averaged as the weights are. copy: the raw model's."""
 
 
+LOCAL_TEACHER = "local-dir:"
+"""With a folder of timm's behind it, a teacher."""
+
+
 @dataclass(frozen=True)
 class Distillation:
     """Knowledge distillation: a trained model of the same classes teaches. It sees the same augmented images."""

@@ -13,6 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, 
 from torch import Tensor, nn
 
 from ceit.inference.device import default_device
+from ceit.machine import MachineError
 from ceit.train.config import TrainConfig
 
 HEARTBEAT_SECONDS = 1.0
@@ -35,7 +36,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     _refuse_another_computation(config)
     if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "LOCAL_RANK" not in os.environ:
         fix = "start with torchrun or accelerate launch, or unset WORLD_SIZE for one process"
-        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and LOCAL_RANK is not set: {fix}")
+        raise MachineError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and LOCAL_RANK is not set: {fix}")
     learns_all_along = config.freeze_epochs == 0
     # the first step of a static graph shows which parameters are unused; torch's breaks where steps come in pieces
     is_static = learns_all_along and config.device_batch_size is None
@@ -94,22 +95,22 @@ def _refuse_another_computation(config: TrainConfig) -> None:
         return os.environ.get(f"ACCELERATE_{name}", "no").lower()
 
     if (precision := setting("MIXED_PRECISION")) not in ("no", config.precision):
-        raise ValueError(
+        raise MachineError(
             f"the launcher asks for mixed precision {precision}, the options for precision {config.precision}: "
             "--precision alone decides, so set the launcher's mixed precision to no"
         )
     if (backend := setting("DYNAMO_BACKEND")) not in ("no", "inductor" if config.compile is True else "no"):
-        raise ValueError(
+        raise MachineError(
             f"the launcher asks for the dynamo backend {backend}, the options for compile "
             f"{str(config.compile).lower()}: set the launcher's dynamo backend to no, and --compile true to compile"
         )
     if (steps := setting("GRADIENT_ACCUMULATION_STEPS")) not in ("no", "1"):
         fix = "global_batch_size and device_batch_size decide: set the launcher's to 1"
-        raise ValueError(f"the launcher asks for {steps} gradient accumulation steps, which {fix}")
+        raise MachineError(f"the launcher asks for {steps} gradient accumulation steps, which {fix}")
     for name, wrapper in _WRAPPERS.items():
         if setting(name) in ("1", "true", "yes", "on"):
             fix = "this run shares out its work by itself: start it with --multi_gpu or torchrun"
-            raise ValueError(f"the launcher asks for {wrapper}, but {fix}")
+            raise MachineError(f"the launcher asks for {wrapper}, but {fix}")
 
 
 def shared_gradients(model: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -13,7 +13,7 @@ from ceit.data.sources.choose import place_of
 from ceit.evaluation.scores import Calibration
 from ceit.json_file import read_json
 from ceit.paths import last_part
-from ceit.train.config import TrainConfig, known_keys
+from ceit.train.config import LOCAL_TEACHER, TrainConfig, known_keys
 from ceit.train.recipe import flat_keys, recipe_config, recipe_names
 from ceit.train.run_directory import MAY_CHANGE, saved_config
 
@@ -102,13 +102,13 @@ def calibration_told(report: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on how far its probabilities are off, with and without a temperature, if there is one."""
     if (before := report.get("uncalibrated")) is not None:  # not in the report of an earlier version
         now = report["calibration"]
+        of_chance = Calibration.from_json(now).of_chance()
         yield (
-            f"Its probabilities are off by {100 * now['ece']:.1f} points on average over the test images (ECE). "
+            f"Its probabilities are off by {100 * now['ece']:.1f} points on average over the test images (ECE)"
+            f"{f'; {of_chance}' if of_chance else ''}. "
             f"Without the temperature of {now['temperature']:.2f}, which validation images gave, they would be off by "
             f"{100 * before['ece']:.1f}."
         )
-        if of_chance := Calibration.from_json(now).of_chance():
-            yield f"Of this, {of_chance}."
 
 
 def outstanding(per_class: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -176,6 +176,8 @@ def training_command(options: Mapping[str, Any]) -> str:
     for file in ("initial_checkpoint", "distillation.checkpoint"):
         if wanted[file] is not None:
             wanted[file] = last_part(wanted[file])
+    if (teacher := wanted["distillation.teacher"]) is not None and teacher.startswith(LOCAL_TEACHER):
+        wanted["distillation.teacher"] = LOCAL_TEACHER + last_part(teacher.removeprefix(LOCAL_TEACHER))
     without_effect = {*MAY_CHANGE} - _CHANGES_THE_MODEL
     without_effect |= {"samples", "max_epochs"} if wanted["epochs"] is not None else set()
     without_effect |= {"validation_percent"} if options.get("unsplit") else set()

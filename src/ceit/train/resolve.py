@@ -26,7 +26,7 @@ from ceit.messages import Say
 from ceit.model import config_of
 from ceit.paths import expanded
 from ceit.train.batch_size import batch_for_set
-from ceit.train.config import USUAL_BATCH, Mixing, SmallImages, TrainConfig
+from ceit.train.config import LOCAL_TEACHER, USUAL_BATCH, Mixing, SmallImages, TrainConfig
 from ceit.train.distributed import from_all, from_main, require_even_shares, with_heartbeat
 from ceit.train.images import RunImages, load_run_images
 from ceit.train.run_directory import SavedRun, has_options_of
@@ -204,7 +204,11 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
         name if name is None or is_shipped_name(name) else str(expanded(name).resolve())
         for name in (config.initial_checkpoint, config.distillation.checkpoint)
     )
-    return replace(config, initial_checkpoint=start, distillation=replace(config.distillation, checkpoint=teacher))
+    taught = replace(config.distillation, checkpoint=teacher)
+    if taught.teacher is not None and taught.teacher.startswith(LOCAL_TEACHER):
+        folder = expanded(taught.teacher.removeprefix(LOCAL_TEACHER)).resolve()
+        taught = replace(taught, teacher=f"{LOCAL_TEACHER}{folder}")
+    return replace(config, initial_checkpoint=start, distillation=taught)
 
 
 def _suited(config: TrainConfig, dataset: ImageDataset, accelerator: Accelerator, say: Say) -> TrainConfig:

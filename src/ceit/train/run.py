@@ -204,6 +204,8 @@ def find_learning_rate(
     Raises: ValueError as ``train``.
     """
     output = expanded(output)
+    if (output / RANGE_TEST).exists():
+        raise ValueError(f"{output / RANGE_TEST} is there already: remove it, or name another --output")
     accelerator = make_accelerator(config)
     directory = RunDirectory(output, writes=accelerator.is_main_process)
     say = say if directory.writes else _in_silence

@@ -26,6 +26,7 @@ from ceit.data.sources.walk import is_of_the_system
 from ceit.data.splits import ImageDataset
 from ceit.json_file import as_written, read_json
 from ceit.lock import InUseError, locked
+from ceit.machine import MachineError
 from ceit.messages import Say
 from ceit.model import CeiT
 from ceit.paths import expanded, last_part, require_utf8
@@ -116,7 +117,8 @@ class RunDirectory:
             with locked(output / LOCK, say):
                 for left_over in (*output.glob(_HALF_WRITTEN), *output.glob(f"checkpoints/{_HALF_WRITTEN}")):
                     left_over.unlink(missing_ok=True)  # of a run that was killed while it was writing
-                self._require_short_path()
+                if not resuming:
+                    self._require_short_path()
                 yield
         except InUseError as error:
             raise InUseError(f"output directory {output} is in use by another run; name another") from error
@@ -130,13 +132,13 @@ class RunDirectory:
         longest = self.path / f".{'x' * (_LONGEST_PATH - len('..tmp'))}.tmp"
         try:
             longest.touch()
-            longest.unlink()
+            remove(longest)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL):
                 return  # another matter, which is told when a file that counts cannot be written
             what = f"{self.path.absolute()} has {len(str(self.path.absolute()))} letters, and a run's files"
             more = f"{what} need up to {_LONGEST_PATH} more, which are too many for a path here"
-            raise ValueError(f"{more}: name a shorter --output") from error
+            raise MachineError(f"{more}: name a shorter --output") from error
 
     def _require_room(self, resuming: bool) -> None:
         """Raises ValueError if files lie here that no run of ours may be added to; a file manager's own are none."""

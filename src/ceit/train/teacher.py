@@ -7,6 +7,7 @@ DeiT (ICML 2021), for ``hard``, where the teacher's decision is one more label.
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import timm
 import torch
@@ -17,14 +18,15 @@ from timm.models import load_checkpoint as load_checkpoint_of_timm
 from torch import Tensor, nn
 
 from ceit.data.preprocessing import Preprocessing
+from ceit.machine import MachineError
 from ceit.messages import unknown
 from ceit.model import CeiT
 from ceit.model.variants import MODELS, config_of
-from ceit.train.config import Distillation
+from ceit.train.config import LOCAL_TEACHER, Distillation
 from ceit.weights import load_checkpoint, read_description
 from ceit.weights.geometry import require_same
 
-_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm loads from there
+_ELSEWHERE = ("hf-hub:", "hf_hub:", LOCAL_TEACHER)  # what timm loads from there
 _DAMAGED = (
     *(RuntimeError, OSError, KeyError, UnpicklingError),
     *(SafetensorError, EOFError, AttributeError, TypeError, NotImplementedError),
@@ -92,7 +94,7 @@ def make_teacher(
     if known != wanted:
         raise ValueError(f"teacher {config.teacher} tells {known} classes apart, the data has {wanted}: name another")
     is_ours = isinstance(network, CeiT)
-    names = network.class_names if is_ours else list(getattr(network, "pretrained_cfg", {}).get("label_names") or ())
+    names: list[str] = list((network.class_names if is_ours else _names_of_timm(network)) or ())
     if isinstance(network, CeiT) and network.preprocessing is not None:
         own, size = Preprocessing.from_dict(network.preprocessing), network.config.image_hw
     else:
@@ -105,6 +107,11 @@ def make_teacher(
         raise ValueError(f"teacher {config.teacher} was not trained on the data's classes: only one knows {strange!r}")
     order = [names.index(name) for name in class_names] if names and set(names) == set(class_names) else None
     return Teacher(network.to(device, dtype), own, size, student, order)
+
+
+def _names_of_timm(network: nn.Module) -> Any:
+    """The classes of a network of timm in their order, where its makers have told them."""
+    return getattr(network, "pretrained_cfg", {}).get("label_names")
 
 
 def require_teacher(name: str) -> None:
@@ -127,7 +134,8 @@ def _network_of_timm(config: Distillation, classes: int) -> nn.Module:
     except _DAMAGED as error:
         source = config.checkpoint or "timm's pre-trained weights"
         reason = f"{error}" or type(error).__name__
-        raise ValueError(f"teacher {config.teacher} cannot be loaded from {source}: {reason}") from error
+        kind = ValueError if config.checkpoint else MachineError  # which could not fetch them just now
+        raise kind(f"teacher {config.teacher} cannot be loaded from {source}: {reason}") from error
 
 
 def divergence(logits_bk: Tensor, teacher_bk: Tensor, temperature: float) -> Tensor:

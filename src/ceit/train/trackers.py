@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from ceit.atomic import write_text
+from ceit.machine import MachineError
 from ceit.messages import Say, in_words
 
 FILE = "trackers.json"
@@ -57,7 +58,7 @@ def chosen_trackers(names: tuple[str, ...] | None, say: Say) -> tuple[str, ...]:
         if not _is_installed(name):
             package = '"ceit-vision[tensorboard]"' if name == "tensorboard" else name
             fix = f"pip install {package}, or leave it out of --tracker"
-            raise ValueError(f"the tracker {name} is not installed: {fix}")
+            raise MachineError(f"the tracker {name} is not installed: {fix}")
     return names
 
 

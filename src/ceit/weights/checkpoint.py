@@ -175,10 +175,10 @@ def save_checkpoint(
 
 
 def _network_in(model: Module) -> CeiT:
-    """The network itself, in what averages its weights, or its gradients in several processes."""
+    """The network itself, in what compiles it, or averages its weights, or its gradients in several processes."""
     inner = model
     while not isinstance(inner, CeiT):
-        inner = getattr(inner, "module", None)
+        inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
         if inner is None:
             raise ValueError(f"a {type(model).__name__} is no CeiT, and no wrapper of one")
     return inner

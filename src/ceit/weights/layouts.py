@@ -69,8 +69,9 @@ def is_released(state_dict: Mapping[str, Tensor]) -> bool:
 
 def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain = {key.replace("._orig_mod.", "."): value for key, value in clean_state_dict(dict(state_dict)).items()}
-    if len(plain) == len(state_dict):  # else two keys have become one, which is told as two tensors of a name
-        plain.pop("n_averaged", None)
+    if len(plain) < len(state_dict):
+        raise ValueError("two tensors have one name without what wrappers add to it, such as _orig_mod.")
+    plain.pop("n_averaged", None)
     inner = {key.partition(".")[2]: value for key, value in plain.items()}
     has_one_name = len({key.partition(".")[0] for key in plain}) == 1
     return inner if has_one_name and all(_OUR_KEY.match(_rename(key)) for key in inner) else plain

@@ -237,7 +237,8 @@ def _usual_entry(inner: Mapping[str, dict[Any, Any]], path: Path) -> str | None:
     chosen = next((name for name in USUAL_ENTRIES if name in inner), None)
     if chosen is None:
         return of_tensors[0] if len(of_tensors) == 1 else None
-    if others := {name: None for name in of_tensors if name != chosen and inner[name].keys() == inner[chosen].keys()}:
+    alike = [name for name in of_tensors if dict.keys(inner[name]) == dict.keys(inner[chosen])]
+    if others := {name: None for name in alike if name != chosen}:
         logger.warning("%s: took its entry %r; it also holds %s (%s)", path, chosen, _list(others), _NAMING)
     return chosen
 

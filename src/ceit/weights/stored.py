@@ -137,8 +137,9 @@ def _parse_timm(path: Path) -> dict[str, Any] | None:
     """What timm's ``save_for_hf`` has written beside a network of ours, in the words of a description."""
     with suppress(ValueError):  # it is somebody else's
         body = parse_json("it", read_file(path, JSON))
-        if isinstance(body, dict) and body.get("architecture") in MODELS and "model_args" in body:
-            cfg = body.get("pretrained_cfg") or {}
+        if isinstance(body, dict) and str(body.get("architecture")) in MODELS and "model_args" in body:
+            cfg = body.get("pretrained_cfg")
+            cfg = cfg if isinstance(cfg, dict) else {}
             known = all(key in cfg for key in ("mean", "std", "crop_pct", "interpolation"))
             preprocessing = {key: cfg[key] for key in ("mean", "std", "interpolation")} if known else None
             return {
