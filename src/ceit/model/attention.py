@@ -57,10 +57,10 @@ class MultiHeadSelfAttention(nn.Module):
 def is_affine(layer: nn.Module) -> bool:
     """Whether a layer is what its weight and bias say: an adapter, a hook or a quantised layer or weight does more."""
     of_its_class = type(layer).forward is nn.Linear.forward or getattr(type(layer), "is_affine", False)
-    return of_its_class and not is_traceable_wrapper_subclass(layer.weight) and not has_hooks(layer)
+    is_plain = of_its_class and not is_traceable_wrapper_subclass(layer.weight)
+    return is_plain and not layer._forward_pre_hooks and not is_watched(layer)
 
 
-def has_hooks(part: nn.Module) -> bool:
-    """Whether somebody looks at what goes through a module, forwards or backwards."""
-    before = part._forward_pre_hooks or part._backward_pre_hooks
-    return bool(before or part._forward_hooks or part._backward_hooks)
+def is_watched(part: nn.Module) -> bool:
+    """Whether somebody looks at what comes out of a module, or at the gradients that go back through it."""
+    return bool(part._forward_hooks or part._backward_hooks or part._backward_pre_hooks)

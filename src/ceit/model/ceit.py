@@ -17,7 +17,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ceit.model.attention import MultiHeadSelfAttention, has_hooks
+from ceit.model.attention import MultiHeadSelfAttention, is_watched
 from ceit.model.config import CeiTConfig
 from ceit.model.i2t import ImageToTokens, PatchEmbedding
 from ceit.model.lca import LayerwiseClassTokenAttention
@@ -346,7 +346,8 @@ class CeiT(nn.Module):
 
 def _is_hooked(block: nn.Module) -> bool:
     """Whether somebody looks at what goes through a block, or in evaluation at what comes out of a part of it."""
-    return any(map(has_hooks, [block] if block.training else block.modules()))
+    looked_at = [block] if block.training else block.modules()
+    return bool(block._forward_pre_hooks) or any(map(is_watched, looked_at))
 
 
 def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

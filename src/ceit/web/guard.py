@@ -257,7 +257,7 @@ def _password(headers: dict[bytes, str]) -> bytes:
 
 def _require_size(length: str) -> None:
     if not (length.isascii() and length.isdecimal()) or int(length[:20]) > MOST_BYTES:
-        raise RefusedError(413, f"more than {MOST_BYTES >> 20} MB: make the picture smaller")
+        raise RefusedError(413, f"more than {MOST_BYTES // 1_000_000} MB: make the picture smaller")
 
 
 def _require_one_picture(content_type: str, body: bytes) -> None:

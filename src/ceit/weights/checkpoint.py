@@ -155,7 +155,7 @@ def save_checkpoint(
     require_fit(state, model.config)
     names = model.class_names if class_names is None else list(class_names)
     measured = model.temperature, model.familiarity
-    if names != model.class_names and any(measured):
+    if model.class_names not in (None, names) and any(measured):
         logger.warning("%s: temperature and familiarity were measured on other classes, and are left out", path)
         measured = None, None
     description = Description(
